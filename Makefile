@@ -1,0 +1,39 @@
+# `make demo` and `make test` need Python >= 3.11 and make, nothing else. Everything lands in .venv.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test slow check format ci clean
+SHELL := /bin/sh
+BIN := .venv/bin
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+setup: .venv/.ready ## make .venv and install the locked dependencies (about 5.5 GB on Linux)
+
+# uv of the machine if there is one, else one inside .venv. Again only when the dependencies change.
+.venv/.ready: pyproject.toml uv.lock
+	@sh tools/setup.sh && touch $@
+
+demo: setup ## pre-train and evaluate a small network on drawn shapes, and write a report (4 minutes, no GPU)
+	$(BIN)/swav demo
+
+test: setup ## the fast tests (at most 5 minutes on 2 cores)
+	$(BIN)/pytest
+
+slow: setup ## the second tier of tests (at most 25 minutes on 2 cores)
+	$(BIN)/pytest -m slow
+
+check: setup ## style, types, import floors
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## put the code into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+ci: ## everything that CI runs
+	.ci/run
+
+clean: ## remove what make made (not your runs)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache swav-demo

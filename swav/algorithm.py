@@ -1,0 +1,176 @@
+"""SwAV in one file: codes, swapped loss, queue, prototypes. Tensors in, tensors out.
+
+Source: Caron et al. 2020, arXiv 2006.09882, section 3 and appendix A.
+
+    letter   word          shape      meaning
+    B        batch         -          samples of this process
+    K        prototypes    -          cluster centres, unit rows [K, D]
+    V        views         -          crops of one image
+    A        code views    -          the crops that give codes (the largest ones)
+    D        -             -          dimension of an embedding
+    z        embedding     [V, B, D]  projected feature, unit norm
+    s        scores        [V, B, K]  z times prototypes: cosines
+    q        codes         [A, B, K]  soft assignments, rows sum to 1
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from swav import dist
+
+
+@torch.no_grad()
+def sinkhorn_codes(scores: Float[Tensor, "B K"], epsilon: float = 0.05, iterations: int = 3) -> Float[Tensor, "B K"]:
+    """Soft assignments of samples to prototypes, balanced over prototypes, by Sinkhorn-Knopp.
+
+        Q = exp(scores / epsilon)
+        repeat `iterations` times:
+            divide every prototype (column) by its sum over the samples of all processes
+            divide every sample (row) by its sum over prototypes
+
+    The samples come last, so rows sum to 1 exactly and prototypes are balanced only approximately
+    (exactly for many iterations). When a process group runs, samples of all processes are balanced together.
+
+    The first iteration is done in the log domain: a log-sum-exp over samples, stabilised by each prototype's
+    maximum over all processes, then a softmax over prototypes. After it every prototype holds at least 1/(BK) of
+    some sample, so nothing can underflow to 0/0: the result is finite for finite scores at any epsilon. (A constant
+    per prototype leaves the codes unchanged; one per sample would not, which is why none is subtracted before the
+    prototypes' first normalisation.)
+
+    Args:
+        scores: [B, K] of this process; cosines in the paper. Half types are computed in float32.
+        epsilon: weight of the entropy; smaller is sharper. Not a guard against division by zero.
+        iterations: at least 1; 3 in the paper.
+
+    Returns:
+        [B, K] codes in float32 (float64 for float64 scores), without gradient; rows sum to 1.
+
+    Raises:
+        ValueError: epsilon is not positive, or iterations is below 1.
+
+    Source: section 3.1, equations (3) to (5); the order of operations is the released code's.
+    """
+    if epsilon <= 0 or iterations < 1:
+        raise ValueError(f"expected epsilon > 0 and iterations >= 1, found {epsilon} and {iterations}")
+    logits = scores.to(torch.promote_types(scores.dtype, torch.float32)) / epsilon
+    logits -= dist.all_reduce_max(logits.amax(dim=0))
+    logits -= dist.all_reduce_sum(logits.exp().sum(dim=0)).log()
+    codes = logits.softmax(dim=1)
+    for _ in range(iterations - 1):
+        codes /= dist.all_reduce_sum(codes.sum(dim=0))
+        codes /= codes.sum(dim=1, keepdim=True)
+    return codes
+
+
+def swapped_loss(
+    scores: Float[Tensor, "V B K"],
+    codes: Float[Tensor, "A B K"],
+    code_views: Sequence[int],
+    temperature: float = 0.1,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of every crop's prediction with the codes of every *other* code-giving crop.
+
+        for a in code_views, for v in views, v != a:
+            loss += mean over samples of  -sum_k codes[a] * log_softmax(scores[v] / temperature)
+        loss /= len(code_views) * (V - 1)
+
+    Written as log-sum-exp minus inner product, which never forms the log-softmax of all crops.
+
+    Args:
+        scores: [V, B, K] of all crops of this process.
+        codes: [A, B, K], the codes of the crops named by `code_views`, in that order.
+        code_views: A different indices of crops.
+        temperature: of the softmax; 0.1 in the paper.
+
+    Returns:
+        The mean over this process's samples (gradients are averaged over processes afterwards).
+
+    Raises:
+        ValueError: fewer than two crops, or code_views that do not fit codes and scores.
+
+    Source: section 3.1, equations (1) and (2); multi-crop: section 3.2, equation (6).
+    """
+    num_views, batch = scores.shape[:2]
+    if num_views < 2:
+        raise ValueError(f"expected at least 2 crops to swap codes between, found {num_views}")
+    if (
+        len(code_views) != len(codes)
+        or len(set(code_views)) != len(codes)
+        or not all(0 <= a < num_views for a in code_views)
+    ):
+        raise ValueError(f"expected {len(codes)} different crop indices below {num_views}, found {list(code_views)}")
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) / temperature
+    codes = codes.to(scores.dtype).detach()
+    normaliser = torch.einsum("abk,vb->av", codes, scores.logsumexp(dim=2))
+    agreement = torch.einsum("abk,vbk->av", codes, scores)
+    is_other = torch.ones(len(codes), num_views, dtype=scores.dtype, device=scores.device)
+    is_other[range(len(codes)), list(code_views)] = 0
+    return ((normaliser - agreement) * is_other).sum() / (batch * len(codes) * (num_views - 1))
+
+
+@torch.no_grad()
+def normalize_prototypes_(prototypes: Float[Tensor, "K D"]) -> None:
+    """Makes every prototype a unit vector, in place; done at the start of each step.
+
+    Source: the released code. The paper's pseudo-code normalises after the update instead, so that a checkpoint's
+    prototypes are a step away from unit norm here: normalise them after loading.
+    """
+    nn.functional.normalize(prototypes, dim=1, out=prototypes)
+
+
+class Queue:
+    """The last embeddings of each code-giving crop, which join the batch when codes are computed.
+
+    Newest first. Used only once full, and pushed to after the codes of a batch are computed, so it never holds the
+    batch that it balances. Its embeddings are scored with the current prototypes at every use. Fullness is counted on
+    the host: asking costs no synchronisation.
+
+    Source: section 3.1 ("Working with small batches"); the order of push and use is the released code's.
+
+    Args:
+        length: embeddings that this process keeps per code-giving crop.
+        dim: dimension of an embedding.
+        code_views: how many crops give codes.
+
+    Raises:
+        ValueError: from `push`, if a batch is longer than the queue.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        dim: int,
+        code_views: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        self.embeddings = torch.zeros(code_views, length, dim, dtype=dtype, device=device)
+        self.count = 0
+
+    @property
+    def full(self) -> bool:
+        return self.count >= self.embeddings.shape[1]
+
+    @torch.no_grad()
+    def push(self, embeddings: Float[Tensor, "A B D"], keep: Tensor | None = None) -> None:
+        """Puts a batch in front and drops the oldest. Where the flag `keep` is true on the device, nothing changes."""
+        length, batch = self.embeddings.shape[1], embeddings.shape[1]
+        if batch > length:
+            raise ValueError(f"expected at most {length} embeddings per push (the queue's length), found {batch}")
+        shifted = torch.cat(
+            [embeddings.detach().to(self.embeddings.dtype), self.embeddings[:, : length - batch]], dim=1
+        )
+        self.embeddings = shifted if keep is None else torch.where(keep, self.embeddings, shifted)
+        self.count = min(self.count + batch, length)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"embeddings": self.embeddings, "count": torch.tensor(self.count)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.embeddings.copy_(state["embeddings"])
+        self.count = int(state["count"])

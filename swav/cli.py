@@ -1,0 +1,176 @@
+"""The command line: what a user types, in the words of the settings.
+
+torch is imported inside the verbs, so that `--help` and a typo answer at once.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from swav.errors import EXIT_INTERRUPTED, ConfigError, DataError, SwavError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+data_app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data", help="Look at a data set, or make one.")
+
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything that is written.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+Settings = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings; `swav recipes NAME` lists them.")
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the demo is written.")] = Path("swav-demo"),
+) -> None:
+    """Pre-train and evaluate a small network on drawn shapes: no download, no GPU, a few minutes."""
+    from swav import demo as demo_module
+
+    demo_module.demo(out)
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.")],
+    out: Out,
+    settings: Settings = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Pre-train a network on images without labels. The same command again goes on where it stopped."""
+    from swav.config import load_recipe, parse_overrides
+
+    wanted = load_recipe(recipe, parse_overrides(settings or []))
+    if wanted.data is None:
+        raise ConfigError("data: expected data=PATH (a folder of images, a list file, or CIFAR), found nothing")
+    if not Path(wanted.data).exists():
+        raise DataError(
+            f"{wanted.data}: expected a folder of images, a list file or CIFAR, found nothing there; check the path"
+        )
+    from swav import train
+
+    print(train.pretrain(wanted, out, dry_run))
+
+
+@app.command()
+def bench(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME... [KEY=VALUE]...", help="Benchmarks (knn, linear, all), then settings."),
+    ],
+    weights: Annotated[
+        list[str],
+        typer.Option("--weights", metavar="W", help="A run folder, a checkpoint, or random:NAME; may be repeated."),
+    ],
+    data: Annotated[
+        str, typer.Option("--data", metavar="ROOT", help="The labelled data set, or a folder of data sets.")
+    ],
+    out: Out,
+    dry_run: DryRun = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
+) -> None:
+    """Measure what weights have learned. Results go to DIR/results.json."""
+    from swav.config import parse_overrides
+
+    benches = [name for name in names if "=" not in name]
+    if not benches:
+        raise ConfigError("expected the name of a benchmark (knn, linear, all), found only settings")
+    overrides = parse_overrides([name for name in names if "=" in name])
+    from swav.evaluation import suite
+
+    results = suite.bench(benches, weights, data, out, overrides, dry_run)
+    if as_json:
+        print(json.dumps(results, indent=1))
+    elif not dry_run:
+        from swav.reporting.results import table
+
+        print(table(results))
+        print(out / "results.json")
+
+
+@app.command()
+def report(
+    folder: Path, other: Annotated[Path | None, typer.Argument(help="A second run, to compare.")] = None
+) -> None:
+    """Write (again) the report of a run or of results, or compare two."""
+    from swav.reporting.page import write_report
+
+    print(write_report(folder, other))
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, with every default.")] = None) -> None:
+    """List the recipes, or print one resolved."""
+    from swav.config import Recipe, load_recipe, recipe_names, recipe_text
+
+    if name is None:
+        for known in recipe_names():
+            print(f"{known:<60}{recipe_text(known).splitlines()[0].removeprefix('# ')}")
+        return
+    recipe = load_recipe(name)
+    print("".join(line + "\n" for line in recipe_text(name).splitlines() if line.startswith("#")), end="")
+    for key, value in recipe.model_dump(mode="json").items():
+        print(f"{key}: {json.dumps(value):<40} # {Recipe.model_fields[key].description}")
+
+
+@data_app.command()
+def scan(path: str, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Count a data set's images, formats, sizes, duplicates and unreadable files, and say what would be trained on."""
+    from swav.data import images
+
+    found = images.scan(path)
+    print(json.dumps(found, indent=1) if as_json else images.render_scan(found))
+
+
+@data_app.command()
+def shapes(
+    folder: Path,
+    layout: Annotated[str, typer.Option(help="imagenet")] = "imagenet",
+    train: Annotated[int, typer.Option(min=1, help="Training images.")] = 2000,
+    val: Annotated[int, typer.Option(min=1, help="Validation images.")] = 500,
+    size: Annotated[int, typer.Option(min=16, help="Side of an image [pixels].")] = 64,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write the drawn data set `shapes`: ten classes that neither colour nor raw pixels tell apart."""
+    from swav.data.shapes import write_shapes
+
+    write_shapes(folder, layout, train=train, val=val, size=size, seed=seed)
+    print(folder)
+
+
+def main() -> None:
+    """Runs the command; every expected failure becomes one message and an exit code."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    sys.exit(_run(lambda: app(arguments, prog_name="swav", standalone_mode=False), debug))
+
+
+def _run(command: Callable[[], Any], debug: bool) -> int:
+    try:
+        result = command()
+        return result if isinstance(result, int) else 0
+    except (SwavError, TyperException) as error:
+        if debug:
+            raise
+        if isinstance(error, SwavError):
+            message = str(error)
+        elif " COMMAND " in str(error):  # nothing was asked: the help is the answer
+            print(error)
+            return error.exit_code
+        else:
+            message = f"{error.format_message().rstrip('.')}; `swav --help` lists the commands"
+        if int(os.environ.get("RANK", "0") or 0) == 0:
+            print(f"swav: {message}", file=sys.stderr)
+        return int(error.exit_code)
+    except typer.Exit as leave:
+        return leave.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("swav: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED

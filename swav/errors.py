@@ -1,0 +1,60 @@
+"""What can go wrong, as users meet it: one clear message and one exit code per kind.
+
+A message says what was expected, what was found and what to do, in at most three lines.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_PREEMPTED = 75  # a signal asked us to stop; a checkpoint was saved (EX_TEMPFAIL: please requeue)
+EXIT_INTERRUPTED = 130  # Ctrl-C; a checkpoint was saved
+
+
+class SwavError(Exception):
+    """Base of every error that a user can mend. `exit_code` is what the command returns."""
+
+    exit_code = 1
+
+
+class ConfigError(SwavError, ValueError):
+    """A setting, a recipe or the command line is wrong."""
+
+    exit_code = 2
+
+
+class DataError(SwavError):
+    """A path is missing, empty, unreadable, or holds too few images."""
+
+    exit_code = 3
+
+
+class EnvironmentError_(SwavError):
+    """Disk, memory or device do not allow the work."""
+
+    exit_code = 4
+
+
+class NumericsError(SwavError):
+    """A loss or a gradient is not finite."""
+
+    exit_code = 5
+
+
+class CheckpointError(SwavError):
+    """A checkpoint or a weight file is damaged, foreign or does not fit."""
+
+    exit_code = 6
+
+
+class Stopped(SwavError):
+    """The run was asked to stop and has saved a checkpoint."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns ` (did you mean 'epochs'?)`, or an empty string where nothing known is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{near[0]}'?)" if near else ""

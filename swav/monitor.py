@@ -1,0 +1,100 @@
+"""Health of a run: what is logged every step, and a verdict in plain words.
+
+All values are computed on the device and read by the host a step later, so that watching costs no synchronisation.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from swav.metrics import rankme
+
+STEP_VALUES = ("loss", "code_entropy", "code_confidence", "gradient_norm")
+
+
+@torch.no_grad()
+def code_statistics(codes: Float[Tensor, "A B K"]) -> tuple[Tensor, Tensor]:
+    """Mean entropy of a sample's code [nats], and mean of its largest entry."""
+    entropy = -torch.xlogy(codes, codes).sum(dim=-1).mean()
+    return entropy, codes.amax(dim=-1).mean()
+
+
+class Monitor:
+    """Counts which prototypes are used and keeps recent embeddings, on the device, between two lines of the log.
+
+    Args:
+        prototypes: K.
+        dim: D.
+        device: where codes and embeddings are.
+        recent: embeddings kept for the effective rank and the spread.
+    """
+
+    def __init__(self, prototypes: int, dim: int, device: torch.device, recent: int = 1024):
+        self.usage = torch.zeros(prototypes, device=device)
+        self.recent = torch.zeros(0, dim, device=device)
+        self.capacity = max(recent, 4 * dim)
+        self.window = 0
+
+    @torch.no_grad()
+    def watch(self, embeddings: Float[Tensor, "V B D"], codes: Float[Tensor, "A B K"]) -> None:
+        """Takes note of one step. The usage covers at least 10 samples per prototype before it is started afresh."""
+        if self.window > 10 * len(self.usage):
+            self.usage, self.window = torch.zeros_like(self.usage), 0
+        chosen = codes[0].argmax(dim=-1)
+        self.usage += torch.zeros_like(self.usage).index_add_(
+            0, chosen, torch.ones_like(chosen, dtype=self.usage.dtype)
+        )
+        self.window += len(chosen)
+        self.recent = torch.cat([embeddings[0].detach().float(), self.recent])[: self.capacity]
+
+    def summary(self) -> dict[str, float]:
+        """Share of prototypes in use, effective rank and spread of recent embeddings. Synchronises with the device."""
+        spread = (
+            self.recent.std(dim=0).mean() * math.sqrt(self.recent.shape[1]) if len(self.recent) > 1 else torch.zeros(())
+        )
+        return {
+            "prototypes_used": float((self.usage > 0).float().mean()),
+            "rankme": rankme(self.recent) if len(self.recent) > 1 else 0.0,
+            "embedding_std": float(spread),
+        }
+
+
+def verdict(history: Sequence[Mapping[str, float]], num_prototypes: int) -> tuple[str, str]:
+    """Judges a run by its last lines of metrics.
+
+    Returns:
+        One of healthy, collapsing, prototypes dying, data-bound, too early; and the advice that the literature gives.
+
+    Source of the advice: README "Common issues" and tracker of the original (reference: collapse at loss = ln K).
+    """
+    lines = [line for line in history if "loss" in line]
+    if len(lines) < 5:
+        return "too early", "fewer than five lines of metrics"
+    recent = lines[-max(5, len(lines) // 10) :]
+    mean = {
+        key: sum(line.get(key, 0.0) for line in recent) / len(recent)
+        for key in ("loss_gap", "embedding_std", "prototypes_used", "data_wait", "rankme")
+    }
+    at_start = len(lines) < 50
+    if not at_start and (mean["loss_gap"] < 0.02 * math.log(num_prototypes) or mean["embedding_std"] < 0.05):
+        return "collapsing", (
+            f"the loss stays at ln K = {math.log(num_prototypes):.2f} or embeddings are all alike: lower epsilon (0.03), "
+            "freeze prototypes longer, lower the learning rate, or start the queue later"
+        )
+    if not at_start and mean["prototypes_used"] < 0.2:
+        return (
+            "prototypes dying",
+            "few prototypes are ever chosen: fewer prototypes, a longer queue, or a smaller epsilon",
+        )
+    if mean["data_wait"] > 0.3:
+        return (
+            "data-bound",
+            f"{mean['data_wait']:.0%} of the time goes into waiting for images: more workers, or smaller files",
+        )
+    return (
+        "healthy",
+        f"the loss is {mean['loss_gap']:.2f} below ln K, {mean['prototypes_used']:.0%} of prototypes are in use",
+    )

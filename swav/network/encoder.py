@@ -1,0 +1,135 @@
+"""The one seam between a model and a benchmark: images in, features out, and what is needed to feed it.
+
+A weight source W is `random:NAME` (a backbone, a recipe or a run folder: that network with fresh weights), a run
+folder (its newest verified checkpoint; `RUN@best` for the best), or one checkpoint's folder.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from swav import checkpoint
+from swav.config import Recipe, load_recipe, read_yaml, recipe_names, validated
+from swav.data.views import evaluation_view, to_input
+from swav.errors import CheckpointError, ConfigError, did_you_mean
+from swav.network.heads import SwavNetwork, build_network
+from swav.network.trunk import BACKBONES
+
+
+class Encoder(nn.Module):
+    """A trunk in eval mode. `forward` takes normalised images [N, 3, H, W] and returns features [N, F].
+
+    Attributes:
+        trunk, head, prototypes: the parts; head and prototypes are as pre-trained.
+        name: the weight source, as the user gave it.
+        sha256: of the trunk's tensors, names and bytes.
+        mean, std: of the normalisation, for RGB in 0..1.
+        size: side of images that the network was made for [pixels].
+        settings: what built the network, for results.
+        num_features: F.
+        stage_channels: channels of feature1..feature5.
+    """
+
+    def __init__(self, network: SwavNetwork, recipe: Recipe, name: str):
+        super().__init__()
+        self.trunk, self.head, self.prototypes = network.trunk, network.projection_head, network.prototypes
+        self.name, self.sha256 = name, weights_sha256(network.trunk)
+        self.mean, self.std, self.size = recipe.mean, recipe.std, recipe.resolution
+        self.settings: dict[str, Any] = {
+            key: getattr(recipe, key) for key in ("backbone", "width", "stem", "mean", "std", "seed")
+        }
+        self.num_features: int = int(network.trunk.num_features)  # type: ignore[arg-type]
+        self.stage_channels: list[int] = list(network.trunk.stage_channels)  # type: ignore[arg-type]
+        self.eval()
+
+    def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N F"]:
+        return self.trunk(images)  # type: ignore[no-any-return]
+
+    def stages(self, images: Float[Tensor, "N 3 H W"]) -> list[Tensor]:
+        """Feature maps feature1 (after the stem, before max-pool) and feature2..5 (layer1..4)."""
+        return self.trunk.stages(images)  # type: ignore[operator, no-any-return]
+
+    def preprocess(self, image: UInt8[np.ndarray, "H W 3"], size: int | None = None) -> Float[Tensor, "3 S S"]:
+        """Short side to 256/224 of `size`, centre crop, normalise. `size` defaults to the network's own."""
+        view = torch.from_numpy(evaluation_view(image, size or self.size))
+        return to_input(view[None], self.mean, self.std)[0]
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over a module's tensors: sorted names, shapes, and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load(weights: str | Path) -> Encoder:
+    """Builds the encoder that a weight source names.
+
+    Raises:
+        ConfigError: the source is none of the known kinds.
+        CheckpointError: no checkpoint in it verifies, or its tensors do not fit the network.
+    """
+    source = str(weights)
+    if source.startswith("random:"):
+        recipe = _recipe_of(source.removeprefix("random:"))
+        return _frozen(Encoder(build_network(recipe), recipe, source))
+    folder, _, which = source.partition("@")
+    path = _checkpoint_folder(Path(folder), which)
+    saved = checkpoint.read(path, rank=None)
+    recipe = validated(Recipe, saved.state["recipe"], f"{path.name}/state.json")
+    network = build_network(recipe)
+    try:
+        network.load_state_dict(saved.model)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise CheckpointError(
+            f"{path}: its tensors do not fit the {recipe.backbone} of its settings ({detail})"
+        ) from None
+    with torch.no_grad():  # saved a step away from unit norm, see algorithm.normalize_prototypes_
+        network.prototypes.weight.copy_(nn.functional.normalize(network.prototypes.weight, dim=1))
+    return _frozen(Encoder(network, recipe, source))
+
+
+def _frozen(encoder: Encoder) -> Encoder:
+    return encoder.requires_grad_(False)
+
+
+def _recipe_of(name: str) -> Recipe:
+    """The settings behind random weights: of a backbone, a recipe, or a run folder."""
+    if name in BACKBONES:
+        return load_recipe("default").model_copy(update={"backbone": name})
+    if (Path(name) / "config.yaml").is_file():
+        text = (Path(name) / "config.yaml").read_text(encoding="utf-8")
+        return validated(Recipe, read_yaml(text, f"{name}/config.yaml"), f"{name}/config.yaml")
+    if name in recipe_names():
+        return load_recipe(name)
+    raise ConfigError(
+        f"random:{name}: expected a backbone ({', '.join(BACKBONES)}), a recipe or a run folder"
+        f"{did_you_mean(name, [*BACKBONES, *recipe_names()])}"
+    )
+
+
+def _checkpoint_folder(folder: Path, which: str) -> Path:
+    if (folder / "manifest.json").is_file():
+        return folder
+    if not (folder / "checkpoints").is_dir():
+        raise ConfigError(
+            f"weights '{folder}': expected a run folder, a checkpoint's folder or random:NAME; found none of these"
+        )
+    newest = checkpoint.newest(folder / "checkpoints")
+    if newest is None:
+        raise CheckpointError(f"{folder}: the run has saved no checkpoint yet; let it run, or use random:{folder}")
+    if which == "":
+        return newest
+    best = json.loads((newest / "state.json").read_text()).get("best_step")
+    if which != "best" or best is None:
+        raise ConfigError(f"{folder}@{which}: expected @best in a run that was scored by kNN while training")
+    return newest.with_name(f"step_{best:08d}")

@@ -1,0 +1,143 @@
+"""How parameters move: LARC, LARS or Adam, and the learning rate over a run.
+
+All three are torch's own fused optimisers; LARC and LARS rescale the gradients before them. The fused kernels skip an
+update on the device when `found_inf` is set, so a non-finite step is undone by never being made: no parameter and no
+momentum is touched, and the host need not look.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swav.config import Recipe
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Learning rate of a step: linear warm-up, then half a cosine from `lr` to `final_lr`.
+
+    The peak appears twice (last step of the warm-up, first of the cosine) and `final_lr` is approached, not reached,
+    as in the released code. With `lr_schedule: epoch` the rate is that of the epoch's first step.
+
+    Args:
+        recipe: without `auto`.
+        step: 0-based.
+        steps_per_epoch: of this run.
+
+    Source: section A.1; linspace and cosine as in the released code (golden: lr_schedule.json).
+    """
+    assert not isinstance(recipe.lr, str) and not isinstance(recipe.final_lr, str)
+    assert not isinstance(recipe.epochs, str) and not isinstance(recipe.warmup_epochs, str)
+    if recipe.lr_schedule == "epoch":
+        step -= step % steps_per_epoch
+    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return recipe.warmup_start_lr + (recipe.lr - recipe.warmup_start_lr) * step / max(1, warmup - 1)
+    progress = (step - warmup) / (recipe.epochs * steps_per_epoch - warmup)
+    return recipe.final_lr + 0.5 * (recipe.lr - recipe.final_lr) * (1 + math.cos(math.pi * progress))
+
+
+class LayerwiseSGD(torch.optim.SGD):
+    """SGD with momentum on gradients that are rescaled per parameter: LARC, or LARS.
+
+        g <- (g + wd p) * trust * |p| / (|g| + wd |p| + eps)
+
+    where |p| and |g| are not 0, else plain g without weight decay (apex's LARC without clipping, as the paper's runs
+    used it: on all parameters, biases and BatchNorm too). With LARC the learning rate multiplies the momentum buffer;
+    with LARS it is inside the buffer, and where a norm is 0 the weight decay stays: the two differ when the rate
+    changes. No host synchronisation.
+
+    Args:
+        groups: parameter groups as for SGD; all parameters must be of one device.
+        momentum: of SGD.
+        weight_decay: wd.
+        trust: trust coefficient.
+        lr_inside: False for LARC, True for LARS.
+        eps: guards the division.
+
+    Source: You et al. 2017 (arXiv 1708.03888); LARC: apex, trust 0.001, clip off (section A.1). LARS: as in the
+    target page's code base.
+    """
+
+    def __init__(
+        self, groups: Any, momentum: float, weight_decay: float, trust: float, lr_inside: bool, eps: float = 1e-8
+    ):
+        super().__init__(groups, lr=0.0, momentum=momentum, fused=True)
+        self.adaptation = {"weight_decay": weight_decay, "trust": trust, "lr_inside": lr_inside, "eps": eps}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        rates = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._adapt(parameters, group["lr"])
+            if self.adaptation["lr_inside"]:
+                group["lr"] = 1.0
+        result = super().step(closure)  # type: ignore[arg-type]
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
+        return result
+
+    def _adapt(self, parameters: list[nn.Parameter], lr: float) -> None:
+        decay, trust, eps = self.adaptation["weight_decay"], self.adaptation["trust"], self.adaptation["eps"]
+        inside = self.adaptation["lr_inside"]
+        gradients = [p.grad for p in parameters]
+        size = torch.stack(torch._foreach_norm(parameters))
+        slope = torch.stack(torch._foreach_norm(gradients))
+        adaptive = (size > 0) & (slope > 0)
+        scale = torch.where(adaptive, trust * size / (slope + decay * size + eps), 1.0)
+        decays = scale * decay if inside else torch.where(adaptive, scale * decay, 0.0)
+        if inside:
+            scale, decays = scale * lr, decays * lr
+        torch._foreach_mul_(gradients, list(scale.unbind()))
+        torch._foreach_add_(gradients, torch._foreach_mul(parameters, list(decays.unbind())))
+
+
+def build_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
+    """The recipe's optimiser over all parameters, in two groups: all others, then the prototypes (which can be frozen).
+
+    Momentum buffers are made here, so that a first step that is skipped leaves nothing undefined.
+    """
+    named = list(network.named_parameters())
+    groups = [
+        {"params": [p for name, p in named if not name.startswith("prototypes.")]},
+        {"params": [p for name, p in named if name.startswith("prototypes.")]},
+    ]
+    if recipe.optimizer in ("larc", "lars"):
+        optimizer: torch.optim.Optimizer = LayerwiseSGD(
+            groups, recipe.momentum, recipe.weight_decay, recipe.trust_coefficient, lr_inside=recipe.optimizer == "lars"
+        )
+        for _, parameter in named:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    optimizer = kind(groups, lr=0.0, weight_decay=recipe.weight_decay, fused=True)
+    for _, parameter in named:
+        optimizer.state[parameter] |= {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state by parameter name, as `layer1.0.conv1.weight/momentum_buffer`."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in network.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Puts a state back in place.
+
+    Raises:
+        KeyError: a value of this optimiser is not among the tensors.
+    """
+    for name, tensor in optimizer_tensors(optimizer, network).items():
+        tensor.copy_(tensors[name])

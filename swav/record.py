@@ -1,0 +1,117 @@
+"""What a run writes down while it trains: metrics, bad files, and the views as the network saw them."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from swav import dist
+from swav.data.loader import Batch
+from swav.data.photometric import apply_batched
+from swav.monitor import STEP_VALUES, Monitor
+from swav.optim import learning_rate
+from swav.reporting.pictures import write_views
+from swav.run import Run
+from swav.runtime import memory_gb
+
+
+class Log:
+    """metrics.jsonl (a flushed line each), bad_files.jsonl, and TensorBoard if it is installed."""
+
+    def __init__(self, out: Path):
+        self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
+        self.bad_path = out / "bad_files.jsonl"
+        self.bad = self._known_bad()
+        self.recent = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # an extra: here only if it is installed
+        except ImportError:
+            self.board: Any = None
+        else:
+            self.board = SummaryWriter(str(out / "tensorboard")) if dist.rank() == 0 else None  # type: ignore[no-untyped-call]
+
+    def write(self, values: Mapping[str, float]) -> None:
+        clean = {
+            key: value if isinstance(value, int) or math.isfinite(value) else None for key, value in values.items()
+        }
+        self.metrics.write(json.dumps(clean) + "\n")
+        self.metrics.flush()
+        self.recent.append(clean)
+        for key, value in clean.items():
+            if self.board is not None and value is not None and key not in ("step", "epoch"):
+                self.board.add_scalar(key, value, values["step"])
+
+    def _known_bad(self) -> set[str]:
+        lines = self.bad_path.read_text(encoding="utf-8").splitlines() if self.bad_path.exists() else []
+        return {json.loads(line)["file"] for line in lines if line.endswith("}")}
+
+    def add_bad(self, found: Sequence[tuple[str, str]]) -> int:
+        """Lists files not listed yet (other processes write here too); returns how many are listed."""
+        new = [(name, reason) for name, reason in found if name not in self.bad]
+        if new:
+            self.bad |= self._known_bad()
+            with self.bad_path.open("a", encoding="utf-8") as file:
+                for name, reason in new:
+                    if name not in self.bad:
+                        file.write(json.dumps({"file": name, "reason": reason}) + "\n")
+                        self.bad.add(name)
+        return len(self.bad)
+
+    def close(self) -> None:
+        self.metrics.close()
+        if self.board is not None:
+            self.board.close()
+
+
+class Clock:
+    """Time of steps and of waiting for images since the last line of the log."""
+
+    def __init__(self) -> None:
+        self.began = self.since = time.monotonic()
+        self.steps, self.waited = 0, 0.0
+
+    def tick(self, waited: float) -> None:
+        self.steps += 1
+        self.waited += waited
+
+    def read(self) -> tuple[float, float]:
+        """Steps per second and share of time spent waiting, since the last reading."""
+        elapsed = max(1e-9, time.monotonic() - self.since)
+        rates = self.steps / elapsed, min(1.0, self.waited / elapsed)
+        self.since, self.steps, self.waited = time.monotonic(), 0, 0.0
+        return rates
+
+
+def metrics_line(run: Run, done: int, values: list[float], monitor: Monitor, clock: Clock) -> dict[str, float]:
+    """One line of metrics.jsonl."""
+    assert isinstance(run.recipe.prototypes, int)
+    steps_per_second, waiting = clock.read()
+    named = dict(zip(STEP_VALUES, values, strict=False))
+    return {
+        "step": done,
+        "epoch": done / run.steps_per_epoch,
+        **named,
+        "loss_gap": math.log(run.recipe.prototypes) - named["loss"],
+        **monitor.summary(),
+        "lr": learning_rate(run.recipe, done - 1, run.steps_per_epoch),
+        "images_per_second": steps_per_second * run.recipe.batch,
+        "data_wait": waiting,
+        "memory_gb": memory_gb(run.device),
+        "seconds": time.monotonic() - clock.began,
+    }
+
+
+def draw_views(batch: Batch, run: Run) -> None:
+    """The first images' crops as the network sees them, for the report."""
+    per_process = run.recipe.batch // dist.world_size()
+    shown = min(8, per_process)
+    rows: list[list[Any]] = [[] for _ in range(shown)]
+    for kind, views in enumerate(batch.views):
+        if batch.params is not None:
+            views = apply_batched(views, batch.params[kind], run.recipe)
+        for crop in views.unflatten(0, (-1, per_process)):
+            for row in range(shown):
+                rows[row].append(crop[row].numpy())
+    write_views(run.out / "report" / "views.png", rows)

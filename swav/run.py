@@ -1,0 +1,161 @@
+"""A run before its first step: its folder, images and settings; and what it goes on from."""
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+from swav import checkpoint, dist
+from swav.config import Recipe, derive, read_yaml, settings_diff, to_yaml, validated
+from swav.data.images import Images, labelled_halves, open_images
+from swav.errors import CheckpointError, ConfigError, DataError, SwavError
+from swav.runtime import available_cpus, computes_in_bf16, write_text_durably
+
+
+@dataclasses.dataclass
+class Run:
+    """What a run knows before its first step."""
+
+    out: Path
+    recipe: Recipe
+    reasons: dict[str, str]
+    images: Images
+    labelled: tuple[Images, Images] | None
+    device: torch.device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.images) // self.recipe.batch
+
+    @property
+    def total_steps(self) -> int:
+        assert isinstance(self.recipe.epochs, int)
+        return self.steps_per_epoch * self.recipe.epochs
+
+
+def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> Run:
+    """Opens the images (first process first, as it writes the index) and settles every setting."""
+    assert wanted.data is not None
+    cache = None if dry_run else out
+    images: Images | None = None
+    problem: SwavError | None = None
+    for turn in (True, False):
+        if turn == (dist.rank() == 0) and problem is None:
+            try:
+                images = open_images(wanted.data, half="train", cache=cache)
+            except SwavError as error:
+                problem = error
+        problem = next((error for error in dist.gather_objects(problem) if error), None)
+    if problem is not None or images is None:
+        raise problem or DataError(f"{wanted.data}: could not be opened")
+    if len(images) < wanted.batch:
+        raise DataError(
+            f"{wanted.data}: expected at least one batch of {wanted.batch} images, found {len(images)}; use batch={_power_of_two(len(images))} or more images"
+        )
+    recipe, reasons = derive(
+        wanted, len(images), dist.world_size(), device.type, available_cpus(), computes_in_bf16(device)
+    )
+    _check_bad(images, recipe)
+    try:
+        labelled = labelled_halves(wanted.data, cache=cache) if recipe.knn_epochs and dist.rank() == 0 else None
+    except DataError:
+        labelled = None  # no labels: nothing to score by, which is the usual case
+    return Run(out, recipe, reasons, images, labelled, device)
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << max(1, count).bit_length() - 1
+
+
+def _check_bad(images: Images, recipe: Recipe) -> None:
+    allowed = max(10, math.floor(recipe.max_bad * (len(images) + len(images.bad))))
+    if len(images.bad) > allowed:
+        name, reason = images.bad[0]
+        raise DataError(
+            f"{images.root}: expected at most {allowed} unreadable images (max_bad={recipe.max_bad}), found {len(images.bad)}, "
+            f"first {name} ({reason}); remove them or raise max_bad"
+        )
+
+
+def describe(run: Run) -> str:
+    """Plain lines: what is trained on, how long, and the reason for every derived setting."""
+    recipe = run.recipe
+    lines = [
+        f"images     {len(run.images)} from {run.images.note or run.images.root}"
+        + (f"; {len(run.images.bad)} unreadable left out" if run.images.bad else ""),
+        f"steps      {run.total_steps} = {recipe.epochs} epochs x {run.steps_per_epoch}, batch {recipe.batch} over {dist.world_size()} process(es)",
+        f"views      {' + '.join(f'{crop.count}x{crop.size}' for crop in recipe.crops)}, codes from {list(recipe.code_views)}",
+        f"network    {recipe.backbone}, width {recipe.width:g}, stem {recipe.stem}, {recipe.prototypes} prototypes",
+        f"optimiser  {recipe.optimizer}, learning rate {recipe.lr:g} to {recipe.final_lr:g}, {recipe.warmup_epochs:g} epochs of warm-up",
+        f"labels     {'kNN every ' + format(recipe.knn_epochs, 'g') + ' epochs' if run.labelled else 'none used'}",
+    ]
+    lines += [f"auto       {key} = {getattr(recipe, key)}: {reason}" for key, reason in run.reasons.items()]
+    assert (
+        isinstance(recipe.queue_length, int)
+        and isinstance(recipe.queue_start_epoch, int)
+        and isinstance(recipe.epochs, int)
+    )
+    if (
+        recipe.queue_length
+        and recipe.queue_length // recipe.batch > (recipe.epochs - recipe.queue_start_epoch) * run.steps_per_epoch
+    ):
+        lines.append(
+            f"warning    the queue of {recipe.queue_length} will not fill in this run; use a shorter one or start it earlier"
+        )
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    if dist.rank() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def resume(run: Run) -> checkpoint.Checkpoint | None:
+    """Returns the newest verified checkpoint of the run's folder, or None in a fresh one, which is made ready.
+
+    Raises:
+        ConfigError: settings that shape the weights differ from those of the run in `out`, or its images do.
+        CheckpointError: there are checkpoints, and none verifies.
+    """
+    config = run.out / "config.yaml"
+    path = dist.broadcast_object(checkpoint.newest(run.out / "checkpoints") if dist.rank() == 0 else None)
+    if config.exists():
+        before = validated(Recipe, read_yaml(config.read_text(encoding="utf-8"), str(config)), str(config))
+        changed = settings_diff(before, run.recipe)
+        if changed:
+            rows = "\n".join(f"  {key}: {old} -> {new}" for key, (old, new) in changed.items())
+            raise ConfigError(
+                f"{run.out}: holds a run with other settings; use another --out, or the settings it has:\n{rows}"
+            )
+    elif path is not None:
+        raise CheckpointError(f"{run.out}: holds checkpoints but no config.yaml; put it back, or use another --out")
+    if path is None:
+        if dist.rank() == 0:
+            run.out.mkdir(parents=True, exist_ok=True)
+            write_text_durably(config, to_yaml(run.recipe))
+            write_text_durably(run.out / "metrics.jsonl", "")
+        return None
+    saved = checkpoint.read(path, dist.rank())
+    if saved.state["data_fingerprint"] != run.images.fingerprint:
+        raise ConfigError(
+            f"{run.recipe.data}: expected the {saved.state['num_images']} images that the run in {run.out} began with, "
+            f"found {len(run.images)} or others; put them back, or use another --out"
+        )
+    if dist.rank() == 0:
+        forget_after(run.out / "metrics.jsonl", saved.step)
+    return saved
+
+
+def forget_after(metrics: Path, step: int) -> None:
+    """Drops the lines of steps that will be made again (and a half-written last one)."""
+    kept = []
+    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    write_text_durably(metrics, "".join(kept))

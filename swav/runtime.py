@@ -1,0 +1,202 @@
+"""What a run needs from the machine: device, precision, seeds, progress, durable files, and points where tests kill it."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.progress
+import torch
+
+from swav.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EnvironmentError_
+
+_passed: dict[str, int] = {}
+
+
+def fault_point(name: str) -> None:
+    """Kills this process with SIGKILL at a named point, where SWAV_FAULT=name:count says so (the count-th passing).
+
+    Free of cost otherwise. The tests of resuming need a death that no handler can soften, at a known place.
+    """
+    fault = os.environ.get("SWAV_FAULT")
+    if fault is None:
+        return
+    wanted, _, count = fault.partition(":")
+    if wanted != name:
+        return
+    _passed[name] = _passed.get(name, 0) + 1
+    if _passed[name] == int(count or 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_text_durably(path: Path, text: str) -> None:
+    """Replaces a file in one step: the old content or the new is there, never a part, even after a power cut."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with beside.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def pick_device(wanted: str = "auto") -> torch.device:
+    """The device to compute on; on CUDA the one of this process (LOCAL_RANK).
+
+    Raises:
+        EnvironmentError_: a GPU is asked for and there is none.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise EnvironmentError_(
+            "device=cuda: no GPU is visible to PyTorch; check the driver and CUDA_VISIBLE_DEVICES, or use device=cpu"
+        )
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """True where bfloat16 is fast: units for it in the GPU or CPU. (Elsewhere PyTorch emulates it, slower than float32.)"""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = torch.cpu.get_capabilities()
+    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))
+
+
+def available_cpus() -> int:
+    """Cores that this process may use (not those of the whole machine)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak memory so far: of the GPU's allocator, or resident in this process [GB]."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak / 1e6
+
+
+def versions() -> dict[str, str]:
+    """What a number depends on beside its settings."""
+    return {
+        "swav": importlib.metadata.version("swav"),
+        "torch": torch.__version__,
+        "torchvision": importlib.metadata.version("torchvision"),
+        "numpy": importlib.metadata.version("numpy"),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+class Progress:
+    """Progress of long work: a bar with ETA on a terminal, a plain line every few seconds elsewhere.
+
+    Args:
+        label: what is being done.
+        total: units of work.
+        done: units already done (by an earlier sitting).
+        quiet: show nothing (all processes but the first).
+        every_seconds: between plain lines.
+    """
+
+    def __init__(self, label: str, total: int, done: int = 0, *, quiet: bool = False, every_seconds: float = 10.0):
+        self.label, self.total, self.start, self.done = label, total, done, done
+        self.every_seconds = every_seconds
+        self.began = self.printed = time.monotonic()
+        self._bar: rich.progress.Progress | None = None
+        self.quiet = quiet
+        if not quiet and sys.stderr.isatty():
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(),
+                rich.progress.TaskProgressColumn(),
+                rich.progress.TextColumn("ETA {task.fields[eta]}"),
+                rich.progress.TextColumn("{task.fields[text]}"),
+                console=rich.console.Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(label, total=total, completed=done, eta="-", text="")
+
+    def update(self, done: int, text: str = "") -> None:
+        """Says how far the work is."""
+        self.done = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, eta=self.eta(), text=text)
+        elif not self.quiet and (time.monotonic() - self.printed >= self.every_seconds or done == self.total):
+            self.printed = time.monotonic()
+            print(f"{self.label} {done}/{self.total}  ETA {self.eta()}  {text}".rstrip(), file=sys.stderr, flush=True)
+
+    def eta(self) -> str:
+        """Time left, by the monotonic clock and the pace of this sitting."""
+        if self.done <= self.start:
+            return "-"
+        seconds = (time.monotonic() - self.began) / (self.done - self.start) * (self.total - self.done)
+        hours, rest = divmod(round(seconds), 3600)
+        return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+    def say(self, line: str) -> None:
+        """Prints a line without disturbing the bar."""
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class StopRequest:
+    """Remembers that a signal asked for an end, so that the loop can save and leave between two steps.
+
+    SIGTERM and SIGUSR1: preempted (exit 75). Ctrl-C: interrupted (exit 130). A second signal ends at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: object) -> None:
+        if self.signal is not None:
+            os._exit(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED)
+        self.signal = number
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_PREEMPTED
