@@ -7,7 +7,7 @@ BIN := .venv/bin
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
-setup: .venv/.ready ## make .venv and install the locked dependencies (about 5.5 GB on Linux)
+setup: .venv/.ready ## make .venv and install the locked dependencies (6.2 GB on Linux)
 
 # uv of the machine if there is one, else one inside .venv. Again only when the dependencies change.
 .venv/.ready: pyproject.toml uv.lock

@@ -119,13 +119,13 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, wit
         print(f"{key}: {json.dumps(value):<40} # {Recipe.model_fields[key].description}")
 
 
-@data_app.command()
-def scan(path: str, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+@data_app.command("scan")
+def scan_data(path: str, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Count a data set's images, formats, sizes, duplicates and unreadable files, and say what would be trained on."""
-    from swav.data import images
+    from swav.data.scan import render_scan, scan
 
-    found = images.scan(path)
-    print(json.dumps(found, indent=1) if as_json else images.render_scan(found))
+    found = scan(path)
+    print(json.dumps(found, indent=1) if as_json else render_scan(found))
 
 
 @data_app.command()

@@ -3,6 +3,7 @@
 `pretrain` sets the scene, `_loop` walks through the steps, `Learner.step` is one step of the algorithm.
 """
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from swav.optim import build_optimizer, learning_rate, load_optimizer_tensors, o
 from swav.record import Clock, Log, draw_views, metrics_line
 from swav.reporting.page import write_report
 from swav.run import Run, describe, prepare, resume, say
-from swav.runtime import Progress, StopRequest, available_cpus, fault_point, pick_device, versions
+from swav.runtime import Progress, StopRequest, available_cpus, fault_point, pick_device, versions, write_text_durably
 
 
 class Learner:
@@ -308,6 +309,7 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
         log.close()
     if first:
         state, advice = verdict(log.recent, recipe.prototypes)
+        write_text_durably(run.out / "report" / "verdict.json", json.dumps({"state": state, "advice": advice}))
         say(f"{state}: {advice}")
         say(f"report: {write_report(run.out)}")
 

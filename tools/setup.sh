@@ -30,5 +30,5 @@ else
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall "uv>=0.13"
     uv=.venv/bin/uv
 fi
-echo "setup: installing the locked dependencies (torch from PyPI: about 5.5 GB on Linux the first time)"
+echo "setup: installing the locked dependencies (torch from PyPI: 3.2 GB to download, 6.2 GB on disk on Linux, once)"
 "$uv" sync --frozen

@@ -1,0 +1,400 @@
+"""A data set as a sequence of images: what is read, what is scored, and the labels, if any.
+
+Folders, list files and CIFAR are opened by `open_images`; everything else here serves it. Which half is which:
+
+- a folder with train/ beside val/, valid/, validation/ or test/ (the first of these that is there) is one data set:
+  pre-training reads train/, the other is scored; so are CIFAR's two halves, and a CSV with a column `split`;
+- any other folder tree or list is trained on whole. Where labels are needed, they are the class folders (every image
+  as CLASS/FILE) or the CSV's column `label`, and a fifth of each class, drawn by a fixed seed, is scored.
+
+Nothing is ever written among the data.
+"""
+
+import functools
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, SupportsIndex
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from numpy.typing import NDArray
+
+from swav.data import cifar
+from swav.data.decode import Unreadable, decode, printable, read_file
+from swav.data.find import (
+    IMAGE_EXTENSIONS,
+    NOT_READ,
+    SCORE_SPLITS,
+    TRAIN_SPLITS,
+    Found,
+    Listing,
+    Names,
+    look_up,
+    path_of,
+    read_list,
+    walk,
+)
+from swav.data.index import Told, check_headers
+from swav.errors import DataError
+
+__all__ = ["Images", "Unreadable", "labelled_halves", "open_images"]
+
+Half = Literal["train", "score", "all"]
+SCORE_FOLDERS = ("val", "valid", "validation", "test")
+SCORE_SHARE = 0.2  # of each class, where the data set has no half of its own for scoring
+SPLIT_SEED = 0
+
+
+class Images:
+    """A sequence of images, in a fixed order (of a tree: by the bytes of the path; of a list: its own).
+
+    Attributes:
+        root: what names are relative to.
+        rows: per image what is known without decoding it (find.ROW).
+        labels: indices into `classes`, or None.
+        classes: names of the classes, or None.
+        bad: (name, reason) of what was found unreadable when opened; it is not in the sequence.
+        others: how many files were passed over, by extension.
+        note: what was chosen, in words.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        names: Iterable[bytes],
+        rows: np.ndarray,
+        *,
+        labels: Int64[np.ndarray, " N"] | None = None,
+        classes: list[str] | None = None,
+        bad: Sequence[tuple[str, str]] = (),
+        others: Mapping[str, int] | None = None,
+        note: str = "",
+        pixels: UInt8[np.ndarray, "N S S 3"] | None = None,
+    ):
+        self.root, self.rows, self.labels, self.classes = root, rows, labels, classes
+        self.bad, self.others, self.note = list(bad), dict(others or {}), note
+        self._names, self._pixels = Names(names), pixels
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, i: SupportsIndex) -> str:
+        """The path relative to `root`, or FILE#NUMBER. Bytes that are no UTF-8 are kept as surrogates."""
+        return os.fsdecode(self._names[i])
+
+    def read(self, i: SupportsIndex) -> UInt8[np.ndarray, "H W 3"]:
+        """Returns the pixels of image i, RGB, upright, contiguous.
+
+        Raises:
+            Unreadable: the file is damaged, or it changed or went away since it was found.
+        """
+        if self._pixels is not None:
+            return np.array(self._pixels[i])
+        return decode(self.content(i), self.name(i))
+
+    def content(self, i: SupportsIndex) -> bytes:
+        """Returns the bytes of image i as stored (of a packed one: its pixels)."""
+        if self._pixels is not None:
+            return bytes(self._pixels[i])
+        return read_file(path_of(self.root, self._names[i]), self.name(i))
+
+    @property
+    def packed(self) -> bool:
+        """True where the images lie in memory, decoded (CIFAR)."""
+        return self._pixels is not None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over names and sizes, in order: it tells whether this is the data that a run began with."""
+        digest = hashlib.sha256()
+        for name, size in zip(self._names, self.rows["size"].tolist(), strict=True):
+            digest.update(name + b"\0%d\0" % size)
+        return digest.hexdigest()
+
+    def select(self, indices: Sequence[int] | NDArray[np.integer], note: str | None = None) -> "Images":
+        """Returns the images at these indices, in this order; `bad` and `others` stay with the whole."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Images(
+            self.root,
+            (self._names[i] for i in chosen),
+            self.rows[chosen],
+            labels=None if self.labels is None else self.labels[chosen],
+            classes=self.classes,
+            note=self.note if note is None else note,
+            pixels=None if self._pixels is None else self._pixels[chosen],
+        )
+
+
+class Layout(NamedTuple):
+    """What a path turned out to be. `score` names its half for scoring; empty: it has none of its own."""
+
+    kind: Literal["cifar-binary", "cifar-strips", "halves", "list", "tree"]
+    root: Path
+    score: str = ""
+    version: str = ""
+    listing: Listing | None = None
+
+
+def open_images(
+    path: str | Path, half: Half = "train", cache: Path | None = None, progress: Told | None = None
+) -> Images:
+    """Finds the images under a path and reads their headers.
+
+    Args:
+        half: "train": what pre-training reads. "score": what is scored. "all": both.
+        cache: folder for the index of headers; None: the user's cache folder.
+        progress: is called as progress(done, total) while headers are read.
+
+    Raises:
+        DataError: there is no path, no image, no readable image, or (of "score") no label to split by.
+    """
+    layout = find_layout(path)
+    if half == "score" and not layout.score:
+        return labelled_halves(path, cache, progress)[1]
+    images = _open(layout, half, cache, progress)
+    if not len(images):
+        raise DataError(_nothing_readable(_home(layout, half), images))
+    return images
+
+
+def labelled_halves(path: str | Path, cache: Path | None = None, progress: Told | None = None) -> tuple[Images, Images]:
+    """Returns (bank to learn labels from, images to score), with the same classes.
+
+    Raises:
+        DataError: as open_images; there are no labels, or the halves hold different classes.
+    """
+    layout = find_layout(path)
+    if not layout.score:
+        return _drawn_halves(_labelled(open_images(path, "all", cache, progress), layout))
+    train, score = (_labelled(open_images(path, half, cache, progress), layout) for half in ("train", "score"))
+    only_train, only_score = _present(train) - _present(score), _present(score) - _present(train)
+    if (only_train or only_score) and not train.packed:  # CIFAR's classes are given, whichever occur
+        sides = [
+            f"only in {side}: {_some(names)}"
+            for side, names in (("train", only_train), (layout.score, only_score))
+            if names
+        ]
+        raise DataError(
+            f"{printable(str(path))}: expected the same classes in both halves, found {'; '.join(sides)}; mend the folders or the list"
+        )
+    return train, score
+
+
+def find_layout(path: str | Path) -> Layout:
+    """Tells what a path is.
+
+    Raises:
+        DataError: nothing is there, or it is a file that is not a list.
+    """
+    where = printable(str(path))
+    try:
+        root = Path(path).expanduser()
+        if root.is_file():
+            if root.suffix.lower() not in (".txt", ".csv"):
+                raise DataError(
+                    f"{where}: expected a folder or a list (.txt, .csv), found another file; give its folder"
+                )
+            listing = read_list(root)
+            return Layout("list", root, "val" if listing.splits else "", listing=listing)
+        if not root.is_dir():
+            found = "no such path" if not os.path.lexists(root) else "neither"
+            raise DataError(f"{where}: expected a folder of images or a list (.txt, .csv), found {found}; check data=")
+        if binary := cifar.find_binary(root):
+            return Layout("cifar-binary", binary[0], "test", version=binary[1])
+        if cifar.has_strips(root):
+            return Layout("cifar-strips", root, "test")
+        score = next((name for name in SCORE_FOLDERS if (root / name).is_dir()), "")
+        if score and (root / "train").is_dir():
+            return Layout("halves", root, score)
+        return Layout("tree", root)
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the path; ~NOBODY
+        raise DataError(f"{where}: expected a folder of images, found: {error}") from error
+
+
+def _open(layout: Layout, half: Half, cache: Path | None, progress: Told | None) -> Images:
+    """Opens a half ("score" only where the layout has one)."""
+    if layout.kind == "list":
+        return _open_list(layout, half, cache, progress)
+    if layout.kind == "tree":
+        note = f"{printable(str(layout.root))} (the whole of it)"
+        found = walk(layout.root)
+        labels = _folder_labels([name.split(b"/") for name in found.names], nested=False)
+        return _checked(layout.root, found, labels, note, cache, "", progress)
+    folders = {"train": ["train"], "score": [layout.score], "all": ["train", layout.score]}[half]
+    return _joined([_open_half(layout, folder, cache, progress) for folder in folders])
+
+
+def _open_half(layout: Layout, folder: str, cache: Path | None, progress: Told | None) -> Images:
+    if folder == "train":
+        note = f"train/ of {printable(str(layout.root))} ({layout.score}/ is left for scoring)"
+    else:
+        note = f"{folder}/ of {printable(str(layout.root))}"
+    if layout.kind == "halves":
+        found = walk(layout.root, folder)
+        labels = _folder_labels([name.split(b"/")[1:] for name in found.names], nested=True)
+        return _checked(layout.root, found, labels, note, cache, folder, progress)
+    half: cifar.Half = "train" if folder == "train" else "test"
+    if layout.kind == "cifar-binary":
+        packed = cifar.load_binary(layout.root, layout.version, half)
+        note = note.replace("/", "'s files", 1)
+    else:
+        packed = cifar.load_strips(layout.root, half)
+    return Images(
+        layout.root,
+        packed.names,
+        packed.rows,
+        labels=packed.labels,
+        classes=packed.classes,
+        bad=packed.bad,
+        note=note,
+        pixels=packed.pixels,
+    )
+
+
+def _open_list(layout: Layout, half: Half, cache: Path | None, progress: Told | None) -> Images:
+    assert layout.listing is not None
+    names, labels, splits = layout.listing
+    note = f"{printable(str(layout.root))} (the whole of it)"
+    if splits is not None and half != "all":
+        wanted = TRAIN_SPLITS if half == "train" else SCORE_SPLITS
+        rows = [i for i, split in enumerate(splits) if split in wanted]
+        names, labels = [names[i] for i in rows], None if labels is None else [labels[i] for i in rows]
+        note = f"{printable(str(layout.root))}, the rows whose split is {'train' if half == 'train' else 'not train'}"
+    found, kept = look_up(layout.root.parent, names)
+    texts = None if labels is None else [labels[i] for i in kept]
+    return _checked(layout.root.parent, found, texts, note, cache, layout.root.name, progress)
+
+
+def _folder_labels(parts: list[list[bytes]], nested: bool) -> list[str] | None:
+    """The first folder of each path; None where some image has none, or where there is one folder only.
+
+    A tree that is not declared a data set by its halves must be strictly CLASS/FILE: deeper ones are more often sorted
+    by something else than class.
+    """
+    if not all(len(part) == 2 or (nested and len(part) > 2) for part in parts) or len({part[0] for part in parts}) < 2:
+        return None
+    return [os.fsdecode(part[0]) for part in parts]
+
+
+def _checked(
+    root: Path,
+    found: Found,
+    label_texts: list[str] | None,
+    note: str,
+    cache: Path | None,
+    part: str,
+    progress: Told | None,
+) -> Images:
+    """Reads the headers and leaves out what is unreadable."""
+    rows, reasons = check_headers(root, found.names, found.rows, cache, part, progress)
+    good = [i for i in range(len(rows)) if i not in reasons]
+    bad = sorted(found.bad + [(os.fsdecode(found.names[i]), reason) for i, reason in reasons.items()])
+    labels, classes = None, None
+    if label_texts is not None:
+        texts = [label_texts[i] for i in good]
+        classes = _sorted_classes(texts)
+        number = {name: k for k, name in enumerate(classes)}
+        labels = np.array([number[text] for text in texts], dtype=np.int64)
+    return Images(
+        root,
+        (found.names[i] for i in good),
+        rows[good],
+        labels=labels,
+        classes=classes,
+        bad=bad,
+        others=found.others,
+        note=note,
+    )
+
+
+def _sorted_classes(texts: Iterable[str]) -> list[str]:
+    """Class names by their bytes, as folders are sorted; numbers (in a CSV) by their value."""
+    names = set(texts)
+    if all(name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names, key=os.fsencode)
+
+
+def _joined(parts: list[Images]) -> Images:
+    """Several halves as one sequence; labels only where all have them, over the union of their classes."""
+    if len(parts) == 1:
+        return parts[0]
+    labels, classes = None, None
+    if all(part.labels is not None for part in parts):
+        classes = _sorted_classes(name for part in parts for name in part.classes or [])
+        if all(part.classes == parts[0].classes for part in parts):
+            classes = parts[0].classes or []  # CIFAR's own order
+        where = [np.array([classes.index(name) for name in part.classes or []], dtype=np.int64) for part in parts]
+        labels = np.concatenate([new[part.labels] for new, part in zip(where, parts, strict=True)])
+    pixels = [part._pixels for part in parts if part._pixels is not None]
+    return Images(
+        parts[0].root,
+        [name for part in parts for name in part._names],
+        np.concatenate([part.rows for part in parts]),
+        labels=labels,
+        classes=classes,
+        bad=[entry for part in parts for entry in part.bad],
+        others=sum((Counter(part.others) for part in parts), Counter()),
+        note=" and ".join(part.note.partition(" (")[0] for part in parts),
+        pixels=np.concatenate(pixels) if pixels else None,
+    )
+
+
+def _drawn_halves(images: Images) -> tuple[Images, Images]:
+    assert images.labels is not None
+    rng = np.random.default_rng(SPLIT_SEED)
+    scored = np.zeros(len(images), dtype=bool)
+    for k in range(len(images.classes or [])):
+        members = rng.permutation(np.flatnonzero(images.labels == k))
+        scored[members[: round(SCORE_SHARE * len(members))]] = True
+    if not scored.any():
+        raise DataError(
+            f"{printable(str(images.root))}: expected at least 3 images in some class, to score a fifth of them, found fewer"
+        )
+    where = printable(str(images.root))
+    return (
+        images.select(np.flatnonzero(~scored), f"80 % of {where} (drawn per class, seed {SPLIT_SEED})"),
+        images.select(np.flatnonzero(scored), f"20 % of {where} (drawn per class, seed {SPLIT_SEED})"),
+    )
+
+
+def _labelled(images: Images, layout: Layout) -> Images:
+    if images.labels is None:
+        missing = (
+            "a column label" if layout.kind == "list" else "every image in a folder of its class, at least two classes"
+        )
+        raise DataError(f"{printable(str(layout.root))}: expected labels ({missing}), found none")
+    return images
+
+
+def _present(images: Images) -> set[str]:
+    assert images.labels is not None and images.classes is not None
+    return {images.classes[k] for k in np.unique(images.labels)}
+
+
+def _some(names: set[str]) -> str:
+    shown = ", ".join(printable(name) for name in sorted(names, key=os.fsencode)[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _home(layout: Layout, half: Half) -> str:
+    """The folder or list that a half is read from, as it may be shown."""
+    if layout.kind != "halves" or half == "all":
+        return printable(str(layout.root))
+    return printable(str(layout.root / ("train" if half == "train" else layout.score)))
+
+
+def _nothing_readable(where: str, images: Images) -> str:
+    if images.bad:
+        name, reason = images.bad[0]
+        return f"{where}: expected images, found {len(images.bad)} files of which none is readable; {printable(name)}: {reason}"
+    others = sorted(images.others.items(), key=lambda item: (-item[1], item[0]))
+    if not others:
+        return f"{where}: expected images, found no file"
+    seen = ", ".join(f"{count} {printable(extension) or 'without extension'}" for extension, count in others[:5])
+    advice = "; ".join(dict.fromkeys(f"{NOT_READ[ext]} {ext}" for ext, _ in others if ext in NOT_READ))
+    known = " ".join(sorted(extension.decode() for extension in IMAGE_EXTENSIONS))
+    return f"{where}: expected images ({known}), found only {seen}" + (f"; {advice}" if advice else "")

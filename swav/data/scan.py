@@ -1,0 +1,185 @@
+"""`swav data scan`: reads every image of a data set to the last pixel, once, and says what it found."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from swav.data.decode import Unreadable, decode, printable
+from swav.data.find import NOT_READ
+from swav.data.images import Images, find_layout, labelled_halves, open_images
+from swav.data.index import Told
+from swav.errors import DataError
+
+EXAMPLES = 5  # of duplicates, and of unreadable files on the terminal
+THREADS = 8  # they overlap the waiting for the disk
+CHUNK = 256  # images between two reports of progress
+
+
+class Reading(NamedTuple):
+    """What reading an image to its end gave: a hash of its content if asked for, and the reason if it is unreadable."""
+
+    digest: bytes | None
+    reason: str | None
+
+
+def scan(path: str | Path, cache: Path | None = None, progress: Told | None = None) -> dict[str, Any]:
+    """Counts images, formats, sizes, duplicates and unreadable files, and says what would be trained on and scored.
+
+    Every image is decoded, as only this finds the truncated ones.
+
+    Args:
+        cache: folder for the index of headers; None: the user's cache folder.
+        progress: is called as progress(done, total).
+
+    Returns:
+        A dict that JSON can hold.
+
+    Raises:
+        DataError: there is no path, no image, no readable image.
+    """
+    layout = find_layout(path)
+    images = open_images(path, "all", cache)
+    trained_on = open_images(path, "train", cache) if layout.score else images
+    readings = _read_all(images, progress)
+    unreadable = [*images.bad, *((images.name(i), r.reason) for i, r in enumerate(readings) if r.reason)]
+    same = _duplicates(images, readings)
+    in_training = {trained_on.name(i) for i in range(len(trained_on))} if layout.score else set[str]()
+    return {
+        "path": str(path),
+        "layout": layout.kind,
+        "images": len(images),
+        "bytes": _total_bytes(images),
+        "trained_on": {"images": len(trained_on), "note": trained_on.note},
+        "scored": _scored(path, cache),
+        "classes": _classes(images),
+        "formats": _counts(images, "format"),
+        "modes": _counts(images, "mode"),
+        **{side: _spread(images.rows[side]) for side in ("width", "height")},
+        "duplicates": {
+            "files": sum(len(group) - 1 for group in same),
+            "in_both_halves": sum(0 < sum(name in in_training for name in group) < len(group) for group in same)
+            if layout.score
+            else 0,
+            "examples": same[:EXAMPLES],
+        },
+        "unreadable": [{"name": name, "reason": reason} for name, reason in unreadable],
+        "passed_over": dict(sorted(images.others.items(), key=lambda item: (-item[1], item[0]))),
+        "advice": {extension: NOT_READ[extension] for extension in sorted(images.others) if extension in NOT_READ},
+    }
+
+
+def render_scan(found: dict[str, Any]) -> str:
+    """What `scan` returned, as lines for a terminal."""
+    scored, classes, same = found["scored"], found["classes"], found["duplicates"]
+    trained_on = f"{found['trained_on']['images']} images: {found['trained_on']['note']}"
+    rows = [
+        ("images", f"{found['images']} in {_megabytes(found['bytes'])}"),
+        ("trained on", trained_on),
+        ("scored", f"{scored['images']} images: {scored['note']}" if scored["images"] else f"none: {scored['note']}"),
+        ("classes", _class_line(classes) if classes else "none"),
+        ("formats", _count_line(found["formats"])),
+        ("modes", _count_line(found["modes"])),
+        *((side, "{min} to {max} pixels, median {median:g}".format(**found[side])) for side in ("width", "height")),
+        ("duplicates", _duplicate_line(same)),
+        *(("", " = ".join(printable(name) for name in group[:EXAMPLES])) for group in same["examples"]),
+        ("unreadable", str(len(found["unreadable"]) or "none")),
+        *(("", f"{printable(bad['name'])}: {bad['reason']}") for bad in found["unreadable"][:EXAMPLES]),
+    ]
+    if len(found["unreadable"]) > EXAMPLES:
+        rows.append(("", f"and {len(found['unreadable']) - EXAMPLES} more (all with --json)"))
+    if found["passed_over"]:
+        rows.append(("other files", _count_line(found["passed_over"])))
+    rows += [("", f"{extension} is not read: {advice}") for extension, advice in found["advice"].items()]
+    return "\n".join([printable(found["path"]), *(f"  {key:<12}{text}" for key, text in rows)])
+
+
+def _read_all(images: Images, progress: Told | None) -> list[Reading]:
+    sizes = images.rows["size"]
+    values, counts = np.unique(sizes, return_counts=True)
+    shared = np.isin(sizes, values[counts > 1])  # only files of the same size can have the same content
+    readings: list[Reading] = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(images), CHUNK):
+            chunk = range(start, min(start + CHUNK, len(images)))
+            readings += pool.map(lambda i: _read(images, i, bool(shared[i])), chunk)
+            if progress is not None:
+                progress(chunk.stop, len(images))
+    return readings
+
+
+def _read(images: Images, i: int, hashed: bool) -> Reading:
+    digest = None
+    try:
+        content = images.content(i)
+        digest = hashlib.sha256(content).digest() if hashed else None
+        if not images.packed:
+            decode(content, images.name(i))
+    except Unreadable as error:
+        return Reading(digest, error.reason)
+    return Reading(digest, None)
+
+
+def _duplicates(images: Images, readings: list[Reading]) -> list[list[str]]:
+    groups = defaultdict(list)
+    for i, reading in enumerate(readings):
+        if reading.digest is not None:
+            groups[reading.digest].append(images.name(i))
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _scored(path: str | Path, cache: Path | None) -> dict[str, Any]:
+    try:
+        score = labelled_halves(path, cache)[1]
+    except DataError as error:
+        return {"images": 0, "note": str(error)}
+    return {"images": len(score), "note": score.note}
+
+
+def _classes(images: Images) -> dict[str, Any] | None:
+    if images.labels is None or images.classes is None:
+        return None
+    sizes = np.bincount(images.labels, minlength=len(images.classes)).tolist()
+    return {"count": len(sizes), "images": dict(zip(images.classes, sizes, strict=True))}
+
+
+def _total_bytes(images: Images) -> int:
+    if not images.packed:
+        return int(images.rows["size"].sum())
+    return sum({images.name(i).partition("#")[0]: int(images.rows["size"][i]) for i in range(len(images))}.values())
+
+
+def _counts(images: Images, field: str) -> dict[str, int]:
+    counts = Counter(images.rows[field].tolist())
+    return {value.decode(): count for value, count in counts.most_common()}
+
+
+def _spread(values: Sequence[int] | np.ndarray) -> dict[str, float]:
+    return {"min": int(np.min(values)), "median": float(np.median(values)), "max": int(np.max(values))}
+
+
+def _count_line(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {printable(name) or 'without extension'}" for name, count in counts.items())
+
+
+def _class_line(classes: dict[str, Any]) -> str:
+    by_size = sorted(classes["images"].items(), key=lambda item: item[1])
+    (least, fewest), (most, largest) = by_size[0], by_size[-1]
+    return f"{classes['count']}, from {fewest} images ({printable(least)}) to {largest} ({printable(most)})"
+
+
+def _duplicate_line(same: dict[str, Any]) -> str:
+    if not same["files"]:
+        return "none"
+    leak = (
+        f"; {same['in_both_halves']} times in both halves, which flatters the score" if same["in_both_halves"] else ""
+    )
+    return f"{same['files']} files repeat the content of another{leak}"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

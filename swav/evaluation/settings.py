@@ -1,0 +1,148 @@
+"""Every knob of a benchmark: its type, unit and published value; and how `knn.k=[5,10]` reaches one benchmark.
+
+The defaults are protocol `page`, to the letter. `SMOKE` holds what protocol `smoke` changes. No torch here: every
+complaint about settings answers at once.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from swav.config import Auto, Count, Fraction, NonNegative, Positive, Settings, Steps, validated
+from swav.errors import ConfigError, did_you_mean
+
+Protocol = Literal["page", "smoke"]
+PROTOCOLS: tuple[Protocol, ...] = ("page", "smoke")
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class BenchSettings(Settings):
+    """What all benchmarks of classification share."""
+
+    size: Annotated[Count, Field(ge=8)] = Field(224, description="side of the view [pixels], from 256/224 of it")
+    train_images: Steps = Field(0, description="images to learn labels from, drawn by the seed; 0: all")
+    score_images: Steps = Field(0, description="images to score, drawn by the seed; 0: all")
+    seed: Steps = Field(0, description="of what is drawn")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the trunk; features are float32 in any case")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
+    workers: Steps | Auto = Field("auto", description="loader processes")
+
+
+class KnnSettings(BenchSettings):
+    """Of the kNN vote."""
+
+    k: Annotated[tuple[Count, ...], BeforeValidator(_as_list)] = Field(
+        (10, 20, 100, 200), description="numbers of neighbours"
+    )
+    temperature: Positive = Field(0.07, description="of the vote's weights")
+
+    @field_validator("k")
+    @classmethod
+    def _some_and_different(cls, k: tuple[int, ...]) -> tuple[int, ...]:
+        if not k or len(set(k)) < len(k):
+            raise ValueError("expected one or more different numbers")
+        return k
+
+
+class LinearSettings(BenchSettings):
+    """Of the linear layer on a frozen trunk."""
+
+    epochs: Count = Field(100, description="passes over the training images")
+    batch: Count = Field(256, description="images per step")
+    lr: Positive = Field(0.3, description="learning rate of the first epoch; cosine to 0, constant within an epoch")
+    momentum: Fraction = Field(0.9, description="of SGD, without Nesterov")
+    weight_decay: NonNegative = Field(1e-6, description="on weights and bias")
+    crop_scale: tuple[Fraction, Fraction] = Field(
+        (0.08, 1.0), description="share of the image's area that a crop covers"
+    )
+    flip: Fraction = Field(0.5, description="probability of a horizontal flip")
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> "LinearSettings":
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1]:
+            raise ValueError(f"crop_scale: expected 0 < min <= max <= 1, found {list(self.crop_scale)}")
+        return self
+
+
+BENCH_SETTINGS: dict[str, type[BenchSettings]] = {"knn": KnnSettings, "linear": LinearSettings}
+
+# Protocol smoke: at most 5 minutes each on two cores, with a ResNet-18.
+SMOKE: dict[str, dict[str, Any]] = {
+    "knn": {"size": 112, "train_images": 5000, "score_images": 1000},
+    "linear": {"size": 64, "train_images": 5000, "score_images": 1000, "epochs": 8},
+}
+
+# What may change without a word: it leaves the number as it is, or is a field of the result.
+_HARMLESS = frozenset({"device", "workers", "seed"})
+
+
+def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[Protocol, dict[str, BenchSettings]]:
+    """Settings of the benchmarks that are asked for.
+
+    Args:
+        names: of benchmarks, or `all`.
+        overrides: `protocol`; a key for all of them (`size`); a key for one of them (`knn.k`), which wins.
+
+    Returns:
+        The protocol, and {name: settings} in the order asked for.
+
+    Raises:
+        ConfigError: an unknown benchmark, protocol or key, or a value out of range.
+    """
+    wanted = list(dict.fromkeys(BENCH_SETTINGS if "all" in names else names))
+    for name in names:
+        if name not in BENCH_SETTINGS and name != "all":
+            known = [*BENCH_SETTINGS, "all"]
+            raise ConfigError(f"unknown benchmark '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}")
+    protocol = overrides.get("protocol", "page")
+    if protocol not in PROTOCOLS:
+        raise ConfigError(
+            f"protocol: expected {' or '.join(PROTOCOLS)}, found '{protocol}'{did_you_mean(str(protocol), PROTOCOLS)}"
+        )
+    values: dict[str, dict[str, Any]] = {name: dict(SMOKE[name]) if protocol == "smoke" else {} for name in wanted}
+    for key in sorted(set(overrides) - {"protocol"}, key=lambda key: "." in key):  # those for one of them last
+        bench, dot, inner = key.rpartition(".")
+        chosen = [bench] if dot else wanted
+        _check_key(key, bench, inner, wanted)
+        for name in chosen:
+            values[name][inner] = overrides[key]
+    return protocol, {name: validated(BENCH_SETTINGS[name], values[name], name) for name in wanted}
+
+
+def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str]) -> None:
+    """Complains of a key that no benchmark asked for has, with the nearest that one has."""
+    if bench and bench not in BENCH_SETTINGS:
+        raise ConfigError(f"{key}: unknown benchmark '{bench}'{did_you_mean(bench, BENCH_SETTINGS)}")
+    if bench and bench not in wanted:
+        raise ConfigError(f"{key}: {bench} is not among the benchmarks asked for ({', '.join(wanted)})")
+    shared = [*BenchSettings.model_fields, "protocol"]
+    if inner in (BENCH_SETTINGS[bench].model_fields if bench else shared):
+        return
+    own = [f"{name}.{field}" for name in wanted for field in BENCH_SETTINGS[name].model_fields if field not in shared]
+    by_last = {word.split(".")[-1]: word for word in [*own, *shared]}
+    near = difflib.get_close_matches(inner, by_last, n=1, cutoff=0.5)
+    hint = f" (did you mean '{by_last[near[0]]}'?)" if near else ""
+    raise ConfigError(
+        f"unknown key '{key}'{hint}\nfor every benchmark: {', '.join(shared)}\nfor one of them: {', '.join(own)}"
+    )
+
+
+def departures(settings: BenchSettings) -> list[str]:
+    """What differs from the published protocol, in words."""
+    page = type(settings)()
+    changed = [key for key in type(settings).model_fields if getattr(settings, key) != getattr(page, key)]
+    quiet = _HARMLESS | {"k", "train_images", "score_images"}  # a k is a row of its own; images are counted elsewhere
+    return [
+        f"{key} {_text(getattr(settings, key))} instead of {_text(getattr(page, key))}"
+        for key in changed
+        if key not in quiet
+    ]
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(list(value) if isinstance(value, tuple) else value)

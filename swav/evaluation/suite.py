@@ -1,0 +1,173 @@
+"""The benchmarks by name: settings, weights and data are checked in this order, then each benchmark runs on each weights.
+
+protocols: knn.py, linear.py       their settings: settings.py       what they are given: task.py
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from swav.data.images import Images, labelled_halves
+from swav.errors import ConfigError, DataError
+from swav.evaluation import knn, linear
+from swav.evaluation.settings import BenchSettings, LinearSettings, Protocol, resolve
+from swav.evaluation.task import Score, Task, drawn
+from swav.features import pooled_features
+from swav.network import encoder
+from swav.network.encoder import Encoder
+from swav.reporting.results import NotRun, Result, read_results, table, write_results
+from swav.runtime import pick_device, versions
+
+BENCHES: dict[str, Callable[[Task[Any]], list[Score]]] = {"knn": knn.run, "linear": linear.run}
+
+# Folders of this name are looked for where ROOT is a folder of data sets.
+DATA_SETS = ("imagenet", "imagenette")
+EXPECTED = "a labelled data set under --data: train/CLASS/ beside val/CLASS/ (or test/), class folders, a CSV path,label[,split], or CIFAR"
+
+
+def bench(
+    names: Sequence[str],
+    weights: Sequence[str],
+    data: str | Path,
+    out: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Runs benchmarks and merges their results into OUT/results.json after each.
+
+    Args:
+        names: of benchmarks, or `all`, where missing data is no error but is listed in `not_run`.
+        weights: sources, as swav.load takes them.
+        data: the labelled data set, or a folder of data sets.
+        out: folder for results, logs and the state of benchmarks that train.
+        overrides: `protocol`, `size`, `knn.k` ...; see swav.evaluation.settings.
+        dry_run: say what would be run, and for how long; write nothing.
+
+    Returns:
+        The content of results.json (of a dry run: what is there, and the rows under `dry_run`).
+
+    Raises:
+        ConfigError: a name, a setting or a weight source is unknown, or a k is larger than the bank.
+        DataError: the data of a benchmark asked for by name is missing.
+        CheckpointError: weights are damaged.
+    """
+    out = Path(out)
+    protocol, settings = resolve(names, overrides or {})
+    if not weights:
+        raise ConfigError("weights: expected at least one source (a run folder, a checkpoint, random:NAME), found none")
+    read_results(out)  # a file that is none is found before the work
+    devices = {name: pick_device(chosen.device) for name, chosen in settings.items()}
+    encoders = [encoder.load(source) for source in dict.fromkeys(weights)]
+    try:
+        halves = labelled_halves(_root(Path(data)), cache=None if dry_run else out)
+    except DataError as error:
+        if "all" not in names:
+            raise
+        absent = [NotRun(name, str(error), EXPECTED) for name in settings]
+        return _told(read_results(out), absent) if dry_run else write_results(out, [], absent)
+    tasks = [
+        (name, _task(network, halves, chosen, protocol, devices[name], out))
+        for network in encoders
+        for name, chosen in settings.items()
+    ]
+    if dry_run:
+        rows = [_forecast(name, task) for name, task in tasks]
+        print(_rendered(rows), file=sys.stderr)
+        return read_results(out) | {"dry_run": rows}
+    for name, task in tasks:
+        task.encoder.to(task.device)
+        scores = BENCHES[name](task)
+        task.encoder.cpu()  # makes room for the next
+        write_results(out, [_result(name, task, score) for score in scores])
+    return read_results(out)
+
+
+def _root(data: Path) -> Path:
+    """The data set itself, or the one to use in a folder of data sets."""
+    if not (data / "train").is_dir():
+        for name in DATA_SETS:
+            if (data / name / "train").is_dir():
+                return data / name
+    return data
+
+
+def _task(
+    network: Encoder, halves: tuple[Images, Images], settings: BenchSettings, protocol: Protocol, device: Any, out: Path
+) -> Task[Any]:
+    train = drawn(halves[0], settings.train_images, settings.seed)
+    score = drawn(halves[1], settings.score_images, settings.seed)
+    return Task(network, train, score, settings, protocol, device, out)
+
+
+def _result(name: str, task: Task[Any], score: Score) -> Result:
+    config = {
+        **task.settings.model_dump(mode="json"),
+        "workers": task.workers,
+        "device": str(task.device),
+        "data": [task.train.note, task.score.note],
+        "data_fingerprints": [task.train.fingerprint, task.score.fingerprint],
+        "network": task.encoder.settings,
+        "mean": task.encoder.mean,
+        "std": task.encoder.std,
+    }
+    return Result(
+        bench=name,
+        metric=score.metric,
+        value=score.value,
+        unit="%",
+        n=score.n,
+        protocol=task.protocol,
+        comparable=not score.difference,
+        difference=score.difference,
+        seed=task.settings.seed,
+        weights=task.encoder.name,
+        weights_sha256=task.encoder.sha256,
+        versions=versions(),
+        config=config,
+        log=score.log,
+    )
+
+
+def _forecast(name: str, task: Task[Any]) -> dict[str, Any]:
+    """What a benchmark would take, from the time of its first images on this machine."""
+    sample = drawn(task.train, 64, seed=0)
+    task.encoder.to(task.device)
+    began = time.monotonic()
+    features = pooled_features(
+        task.encoder,
+        sample,
+        task.settings.size,
+        workers=0,
+        device=task.device,
+        precision=task.settings.precision,
+    ).features
+    seconds = (time.monotonic() - began) / len(sample)
+    task.encoder.cpu()
+    trains = isinstance(task.settings, LinearSettings)
+    passes = task.settings.epochs if isinstance(task.settings, LinearSettings) else 1
+    kept = len(task.score) + (0 if trains else len(task.train))
+    return {
+        "bench": name,
+        "weights": task.encoder.name,
+        "data": f"{task.train.note}: {len(task.train)}; {task.score.note}: {len(task.score)}",
+        "hours": round(seconds * (passes * len(task.train) + len(task.score)) / 3600, 3),
+        "memory_gb": round(kept * features.shape[1] * 4 / 1e9, 3),
+        "disk_gb": round(4 * features.shape[1] * task.num_classes * 4 / 1e9, 3) if trains else 0.0,
+    }
+
+
+def _rendered(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(
+        f"{row['bench']} of {row['weights']}: at most {row['hours']:.2f} h, {row['memory_gb']:.2f} GB of memory beside the network's, "
+        f"{row['disk_gb']:.2f} GB of disk; {row['data']}"
+        for row in rows
+    )
+
+
+def _told(before: dict[str, list[dict[str, Any]]], absent: Sequence[NotRun]) -> dict[str, Any]:
+    missing = [dataclasses.asdict(row) for row in absent]
+    print(table({"results": [], "not_run": missing}), file=sys.stderr)
+    return before | {"dry_run": missing}

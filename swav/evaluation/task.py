@@ -1,0 +1,89 @@
+"""What a benchmark is given and what it returns: the seam between the suite and a protocol."""
+
+import dataclasses
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+
+from swav.data.images import Images
+from swav.evaluation.settings import BenchSettings, departures
+from swav.network.encoder import Encoder
+from swav.runtime import available_cpus
+
+IMAGENET = {"training images": 1_281_167, "scored images": 50_000, "classes": 1000}
+
+AnyBench = TypeVar("AnyBench", bound=BenchSettings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(Generic[AnyBench]):
+    """One benchmark of one set of weights.
+
+    Attributes:
+        encoder: frozen, in eval mode, on `device`.
+        train, score: labelled, with the same classes.
+        settings: of this benchmark.
+        protocol: page or smoke.
+        device: to compute on.
+        out: folder of the results; a benchmark that keeps state does so in a folder of its own below it.
+    """
+
+    encoder: Encoder
+    train: Images
+    score: Images
+    settings: AnyBench
+    protocol: str
+    device: torch.device
+    out: Path
+
+    @property
+    def workers(self) -> int:
+        """One core is left for the trunk; more than eight decode faster than any trunk takes."""
+        workers = self.settings.workers
+        return min(8, max(1, available_cpus() - 1)) if workers == "auto" else workers
+
+    @property
+    def num_classes(self) -> int:
+        assert self.train.classes is not None
+        return len(self.train.classes)
+
+    def difference(self, trained: int, scored: int, *more: str) -> str:
+        """What sets a result apart from the published ones, in words; empty where nothing does.
+
+        Args:
+            trained, scored: images that took part (unreadable ones do not).
+            more: what only the benchmark knows.
+        """
+        found = dict(zip(IMAGENET, (trained, scored, self.num_classes), strict=True))
+        sizes = [f"{found[key]:,} {key} instead of {count:,}" for key, count in IMAGENET.items() if found[key] != count]
+        protocol = [] if self.protocol == "page" else [f"protocol {self.protocol}"]
+        return "; ".join([*protocol, *sizes, *departures(self.settings), *more])
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """One number.
+
+    Attributes:
+        metric: its name, as in `top-1 k=20`.
+        value: in percent.
+        n: images scored.
+        difference: as Task.difference gives it.
+        log: path below `Task.out` of what was written on the way, or None.
+    """
+
+    metric: str
+    value: float
+    n: int
+    difference: str
+    log: str | None = None
+
+
+def drawn(images: Images, count: int, seed: int) -> Images:
+    """`count` images drawn at random, in their order; all of them where count is 0 or not below their number."""
+    if not 0 < count < len(images):
+        return images
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:count])
+    return images.select(chosen, f"{count} drawn (seed {seed}) of {images.note}")

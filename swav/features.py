@@ -1,0 +1,169 @@
+"""Frozen features: every image once through an encoder, with the field's view for evaluation.
+
+Images are decoded and cut by the loader's workers, cross as uint8, and are normalised where the encoder is.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from swav.data.images import Images, Unreadable
+from swav.data.views import evaluation_view, to_input
+from swav.errors import DataError, EnvironmentError_
+from swav.metrics import knn_vote, top_k_accuracy
+from swav.network.encoder import Encoder
+from swav.runtime import Progress
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Features(NamedTuple):
+    """What became of the images of a data set; rows agree.
+
+    Attributes:
+        features: of the readable images.
+        labels: their labels, -1 where there are none.
+        names: their names. What is missing here could not be read.
+    """
+
+    features: Float32[Tensor, "N F"]
+    labels: Int64[Tensor, " N"]
+    names: list[str]
+
+
+def features_of(
+    encoder: Encoder, views: UInt8[Tensor, "B S S 3"], device: torch.device, precision: Precision = "fp32"
+) -> Float32[Tensor, "B F"]:
+    """Features of cut images, without gradient, in float32 whatever they were computed in."""
+    at_a_time = len(views) if device.type == "cuda" else 64  # on a CPU more is no faster, and its maps fill the memory
+    parts = []
+    with torch.no_grad(), _autocast(device, precision):
+        for part in views.split(max(1, at_a_time)):  # type: ignore[no-untyped-call]
+            images = to_input(part.to(device, non_blocking=True), encoder.mean, encoder.std)
+            parts.append(encoder(images).float())
+    return torch.cat(parts)
+
+
+def pooled_features(
+    encoder: Encoder,
+    images: Images,
+    size: int,
+    *,
+    batch: int | None = None,
+    workers: int,
+    device: torch.device,
+    progress: Progress | None = None,
+    precision: Precision = "fp32",
+) -> Features:
+    """Computes the features of all readable images, in their order.
+
+    Args:
+        encoder: on `device`, in eval mode.
+        images: labelled or not.
+        size: side of the view [pixels]; the short side is first resized to 256/224 of it.
+        batch: images at a time; None: 256 on a GPU, 64 on a CPU, where more only costs memory.
+        workers: loader processes; 0: decode here.
+        progress: is told how many images are done.
+        precision: bf16 computes under autocast.
+
+    Returns:
+        Features on the CPU.
+
+    Raises:
+        DataError: no image can be read.
+        EnvironmentError_: a loader process died.
+    """
+    batch = batch or (256 if device.type == "cuda" else 64)
+    features: Tensor | None = None
+    kept: list[int] = []
+    for views, indices in _batches(images, size, batch, workers, device):
+        if len(indices):
+            part = features_of(encoder, views, device, precision)
+            if features is None:  # filled in place: at ImageNet's size a second copy would be 10 GB
+                features = torch.empty(len(images), part.shape[1])
+            features[len(kept) : len(kept) + len(part)] = part.cpu()
+            kept += indices.tolist()
+        if progress is not None:
+            progress.update(min(progress.done + batch, progress.total))
+    if features is None:
+        raise DataError(f"{images.root}: expected readable images, found none among {len(images)}; check the files")
+    labels = torch.full((len(kept),), -1) if images.labels is None else torch.from_numpy(images.labels)[kept]
+    return Features(features[: len(kept)], labels, [images.name(i) for i in kept])
+
+
+def knn_top1(
+    encoder: Encoder, train: Images, val: Images, size: int, k: int, device: torch.device, workers: int
+) -> float:
+    """Top-1 of the weighted kNN vote [%]: the measure of learning during training.
+
+    A bank with fewer than k images is used whole.
+
+    Args:
+        train, val: labelled, with the same classes: the bank, and what is scored.
+        size: side of the view [pixels].
+    """
+    assert train.classes is not None
+    bank = pooled_features(encoder, train, size, workers=workers, device=device)
+    queries = pooled_features(encoder, val, size, workers=workers, device=device)
+    k = min(k, len(bank.labels))
+    on_device = (bank.features.to(device), bank.labels.to(device), queries.features.to(device))
+    ranked = knn_vote(*on_device, [k], len(train.classes), ranks=1)
+    return top_k_accuracy(ranked[k].cpu(), queries.labels, 1)
+
+
+class _Views(Dataset[tuple[Tensor, Tensor]]):
+    """Makes whole batches of evaluation views; unreadable images are left out."""
+
+    def __init__(self, images: Images, size: int):
+        self.images, self.size = images, size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        views = torch.empty(len(indices), self.size, self.size, 3, dtype=torch.uint8)
+        kept: list[int] = []
+        for i in indices:
+            try:
+                image = self.images.read(i)
+            except Unreadable:
+                continue
+            views[len(kept)] = torch.from_numpy(evaluation_view(image, self.size))
+            kept.append(i)
+        return views[: len(kept)], torch.tensor(kept, dtype=torch.int64)
+
+
+def _batches(
+    images: Images, size: int, batch: int, workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    loader: DataLoader[Any] = DataLoader(
+        _Views(images, size),
+        batch_size=batch,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=device.type == "cuda",
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise EnvironmentError_(
+            "a loader process died, most often for want of memory (or of /dev/shm); use fewer workers=N"
+            f" ({str(error).splitlines()[0]})"
+        ) from None
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()

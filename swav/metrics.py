@@ -1,0 +1,119 @@
+"""Numbers by which features are judged, each with its source. Tensors in, numbers out; no file, no model."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from swav.errors import ConfigError
+
+# Similarities held at a time [numbers]: small enough to stay near the processor, large enough for its matrix units.
+_SCORES_AT_A_TIME = {"cpu": 2**24, "cuda": 2**29}
+
+
+@torch.no_grad()
+def nearest(
+    bank: Float[Tensor, "N F"], queries: Float[Tensor, "M F"], k: int
+) -> tuple[Float[Tensor, "M k"], Int64[Tensor, "M k"]]:
+    """The k most similar rows of the bank for every query, exactly, most similar first.
+
+    Args:
+        bank, queries: features of any length; they are scaled to unit length here.
+        k: neighbours; at most N.
+
+    Returns:
+        Cosine similarities, and indices into the bank. Of equal similarities any may come first.
+
+    Raises:
+        ConfigError: k is larger than the bank.
+    """
+    if not 0 < k <= len(bank):
+        raise ConfigError(f"k: expected 1 to {len(bank)} (the images of the bank), found {k}; use a smaller k")
+    columns = torch.nn.functional.normalize(bank, dim=1).T
+    rows = torch.nn.functional.normalize(queries, dim=1)
+    at_a_time = _SCORES_AT_A_TIME.get(bank.device.type, 2**24) // len(bank)
+    parts = rows.split(max(16, min(1024, at_a_time)))  # type: ignore[no-untyped-call]
+    found = [(part @ columns).topk(k, dim=1) for part in parts]
+    if not found:
+        return rows.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=rows.device)
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+
+
+@torch.no_grad()
+def knn_vote(
+    bank: Float[Tensor, "N F"],
+    labels: Int64[Tensor, " N"],
+    queries: Float[Tensor, "M F"],
+    k: Sequence[int],
+    num_classes: int,
+    temperature: float = 0.07,
+    ranks: int = 5,
+) -> dict[int, Int64[Tensor, "M R"]]:
+    """Classifies by the weighted vote of the k nearest neighbours, for several k from one search.
+
+    A neighbour votes for its class with weight exp(cosine / temperature). A class without a vote is no prediction: its
+    place holds -1. (DINO's code fills such places with classes in no particular order, some of which count as right.)
+
+    Args:
+        bank, labels: what votes.
+        queries: what is classified.
+        k: numbers of neighbours.
+        num_classes: labels are 0..num_classes - 1.
+        temperature: T; small: the nearest neighbour decides alone.
+        ranks: how many classes to return, at most num_classes.
+
+    Returns:
+        {k: classes [M, R], most voted first}.
+
+    Raises:
+        ConfigError: a k is larger than the bank.
+
+    Source: Wu et al. 2018 (arXiv 1805.01978), section 3.4, as in DINO's and MMSelfSup's kNN.
+    """
+    similarity, neighbours = nearest(bank, queries, max(k))
+    # Relative to the nearest: one factor per query, which changes no order and cannot overflow. In float64, so that the
+    # order of summation on a GPU changes no rank.
+    weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
+    votes_for = labels[neighbours]
+    ranked = {}
+    for count in k:
+        votes = weights.new_zeros(len(queries), num_classes)
+        votes.scatter_add_(1, votes_for[:, :count], weights[:, :count])
+        top = votes.topk(min(ranks, num_classes), dim=1)
+        ranked[count] = top.indices.masked_fill(top.values == 0, -1)
+    return ranked
+
+
+def top_k_accuracy(ranked: Int64[Tensor, "M R"], labels: Int64[Tensor, " M"], k: int) -> float:
+    """Share of samples whose label is among the first k classes [%].
+
+    Args:
+        ranked: classes, best first; all R are used where k is larger.
+        labels: the truth.
+    """
+    return 100.0 * float((ranked[:, :k] == labels[:, None]).any(dim=1).double().mean())
+
+
+@torch.no_grad()
+def rankme(embeddings: Float[Tensor, "N D"]) -> float:
+    """Effective rank: how many directions the embeddings fill, between 1 and min(N, D).
+
+    The exponential of the entropy of the singular values, scaled to sum 1 (plus 1e-7, as published). Singular values
+    come from the smaller Gram matrix in float64: ten times faster than an SVD, and 1e-8 of the largest is still seen.
+
+    Returns:
+        The effective rank; 0 if all is zero, NaN if something is not finite (a monitor must not stop what it watches).
+
+    Source: Garrido et al. 2023 (RankMe, arXiv 2210.02885), equation 1.
+    """
+    x = embeddings.double()
+    if not torch.isfinite(x).all():
+        return math.nan
+    gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
+    sigma = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    if not sigma.any():
+        return 0.0
+    p = sigma / sigma.sum() + 1e-7
+    return float((-p * p.log()).sum().exp())

@@ -1,0 +1,297 @@
+"""report.html: one page that opens offline and says what a run learned, how it went, and with which settings.
+
+Everything on it comes from the files of a run's folder. No script, no link to another machine; the template escapes
+every value. A name that is not valid text (a lone surrogate) is shown by its code.
+"""
+
+import datetime
+import importlib.metadata
+import math
+import os
+import statistics
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from swav.config import Recipe
+from swav.reporting.curves import Chart, line_chart, number
+from swav.reporting.folder import RunFolder, read_folder, seconds_trained
+
+MAX_BAD_SHOWN = 200
+
+# key of metrics.jsonl, title, unit, factor, a level that the axis reaches down to, what to see in it
+CURVES: tuple[tuple[str, str, str, float, float | None, str], ...] = (
+    ("loss", "Loss", "nats", 1, None, "At ln K nothing is learned yet; staying there is collapse."),
+    ("loss_gap", "Loss below ln K", "nats", 1, 0.0, "Grows as crops of an image agree."),
+    (
+        "knn_top1",
+        "kNN top-1",
+        "%",
+        1,
+        None,
+        "Nearest neighbours of frozen features; labels are used for this number only.",
+    ),
+    ("prototypes_used", "Prototypes in use", "%", 100, 0.0, "Share that was the first choice of some recent image."),
+    ("rankme", "Effective rank", "RankMe", 1, 0.0, "How many directions the embeddings of a batch fill."),
+    ("gradient_norm", "Gradient norm", "", 1, 0.0, "Spikes announce trouble."),
+    ("images_per_second", "Speed", "images/s", 1, 0.0, "Over all processes."),
+    ("data_wait", "Waiting for images", "% of time", 100, 0.0, "Above 30 %: more workers, or smaller files."),
+    ("lr", "Learning rate", "", 1, 0.0, "As scheduled."),
+)
+
+
+def write_report(folder: Path, other: Path | None = None) -> Path:
+    """Writes the report of a run or of benchmark results, or a comparison of two.
+
+    Args:
+        folder: of the run; the page is written there.
+        other: a second run to compare with; the page is then compare.html, and report.html is left alone.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        DataError: a folder is missing, or holds neither a run nor results.
+    """
+    folder = Path(folder)
+    runs = [read_folder(folder)] + ([read_folder(Path(other))] if other is not None else [])
+    page = folder / ("report.html" if other is None else "compare.html")
+    html = _environment().get_template("report.html").render(_content(runs))
+    beside = page.with_name(f".{page.name}.{os.getpid()}.tmp")
+    beside.write_bytes(html.encode("utf-8", errors="backslashreplace"))
+    beside.replace(page)
+    return page
+
+
+report = write_report  # swav.report
+
+
+def _environment() -> jinja2.Environment:
+    folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    return jinja2.Environment(
+        loader=folder, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def _content(runs: Sequence[RunFolder]) -> dict[str, Any]:
+    names = _labels(runs)
+    return {
+        "title": " against ".join(names),
+        "runs": [
+            {"name": name, "facts": facts(run), "verdict": run.verdict} for name, run in zip(names, runs, strict=True)
+        ],
+        "problems": [problem for run in runs for problem in run.problems],
+        "results": results_table(runs),
+        "not_run": [row for run in runs for row in run.not_run],
+        "charts": charts(names, runs),
+        "views": views(runs[0]) if len(runs) == 1 else None,
+        "bad": [line for run in runs for line in run.bad][:MAX_BAD_SHOWN],
+        "bad_total": sum(len(run.bad) for run in runs),
+        "settings": settings_table(runs),
+        "setting_names": names if len(runs) > 1 else ["value"],
+        "version": importlib.metadata.version("swav"),
+        "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    }
+
+
+def _labels(runs: Sequence[RunFolder]) -> list[str]:
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
+
+
+def facts(run: RunFolder) -> list[tuple[str, str]]:
+    """What a run was, in a few words each; what is not known is left out."""
+    settings, state = run.settings, run.state
+    steps = [line for line in run.metrics if "loss" in line]
+    found: list[tuple[str, str]] = []
+    if settings.get("data") is not None:
+        count = f"{state['num_images']:,} from " if isinstance(state.get("num_images"), int) else ""
+        found.append(("Images", f"{count}{settings['data']}"))
+    if "backbone" in settings:
+        width = "" if settings.get("width") in (None, 1, 1.0) else f", width {settings['width']}"
+        found.append(("Network", f"{settings['backbone']}{width}, stem {settings.get('stem')}"))
+    if isinstance(settings.get("crops"), list):
+        found.append(("Views", " + ".join(f"{crop['count']} × {crop['size']} px" for crop in _crops(settings))))
+    if "prototypes" in settings:
+        queue = f", queue of {settings['queue_length']}" if settings.get("queue_length") else ""
+        found.append(("Prototypes", f"{settings['prototypes']}{queue}"))
+    if "optimizer" in settings:
+        found.append(
+            ("Optimiser", f"{settings['optimizer']}, batch {settings.get('batch')}, learning rate {settings.get('lr')}")
+        )
+    if "epochs" in settings:
+        reached = f"step {steps[-1]['step']:,}, epoch {number(steps[-1].get('epoch') or 0)}" if steps else "no step yet"
+        found.append(("Trained", f"{reached} of {settings['epochs']}"))
+    if steps and seconds_trained(steps):
+        found.append(("Time", str(datetime.timedelta(seconds=round(seconds_trained(steps))))))
+    if isinstance(state.get("versions"), dict):
+        found.append(("Versions", ", ".join(f"{name} {version}" for name, version in state["versions"].items())))
+    return found
+
+
+def _crops(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for crop in settings["crops"]:
+        if isinstance(crop, dict) and {"count", "size"} <= crop.keys():
+            yield crop
+
+
+def charts(names: Sequence[str], runs: Sequence[RunFolder]) -> list[Chart]:
+    """The curves for which there are numbers."""
+    drawn = []
+    prototypes = {run.settings.get("prototypes") for run in runs}
+    level = next(iter(prototypes)) if len(prototypes) == 1 else None
+    ln_k = (math.log(level), "ln K") if isinstance(level, int) and level > 1 else None
+    for key, title, unit, factor, floor, help_text in CURVES:
+        series = [(name, _points(run.metrics, key, factor)) for name, run in zip(names, runs, strict=True)]
+        reference = ln_k if key == "loss" else None
+        drawn.append(line_chart(title, unit, series, help=help_text, floor=floor, reference=reference))
+    return [chart for chart in drawn if chart is not None]
+
+
+def _points(metrics: Sequence[Mapping[str, Any]], key: str, factor: float) -> list[tuple[float, float | None]]:
+    points: list[tuple[float, float | None]] = []
+    for line in metrics:
+        if key in line:
+            value = line[key]
+            x = line.get("epoch")
+            points.append(
+                (
+                    x if isinstance(x, int | float) else line["step"],
+                    value * factor if isinstance(value, int | float) else None,
+                )
+            )
+    return points
+
+
+def results_table(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
+    """One row per benchmark, metric and protocol, one column per weights, random weights first; mean and spread over seeds."""
+    results = [row for run in runs for row in run.results]
+    if not results:
+        return None
+    weights = sorted(
+        {_text(row, "weights") for row in results}, key=lambda name: (not name.startswith("random:"), name)
+    )
+    groups: dict[tuple[str, ...], dict[str, list[dict[str, Any]]]] = {}
+    for row in results:
+        key = tuple(_text(row, part) for part in ("bench", "metric", "protocol", "unit"))
+        groups.setdefault(key, {}).setdefault(_text(row, "weights"), []).append(row)
+    gains = len(weights) == 2 and weights[0].startswith("random:") and not weights[1].startswith("random:")
+    remarks = sorted({_remark(row) for row in results if row.get("comparable") is False})
+    hashes = {_text(row, "weights"): _text(row, "weights_sha256")[:12] for row in results}
+    rows = []
+    for (bench, metric, protocol, unit), by_weights in groups.items():
+        cells = [_mean_and_spread(by_weights.get(name, [])) for name in weights]
+        marks = sorted(
+            {
+                remarks.index(_remark(row)) + 1
+                for found in by_weights.values()
+                for row in found
+                if row.get("comparable") is False
+            }
+        )
+        counts = sorted(
+            {f"{row['n']:,}" for found in by_weights.values() for row in found if isinstance(row.get("n"), int)}
+        )
+        gain = f"{cells[1][0] - cells[0][0]:+.2f}" if gains and cells[0] and cells[1] else ""
+        texts = [f"{cell[0]:.2f}" + (f" ± {cell[1]:.2f}" if cell[2] > 1 else "") if cell else "–" for cell in cells]
+        rows.append(
+            {
+                "bench": bench,
+                "metric": metric,
+                "protocol": protocol,
+                "unit": unit,
+                "n": " / ".join(counts),
+                "values": texts,
+                "gain": gain,
+                "marks": marks,
+            }
+        )
+    own = {os.path.realpath(run.path): label for run, label in zip(runs, _labels(runs), strict=True)}
+    short = [_short(name, own, len(runs)) for name in weights]
+    columns = [
+        {"short": label if short.count(label) == 1 else name, "full": name, "sha256": hashes[name]}
+        for name, label in zip(weights, short, strict=True)
+    ]
+    return {"columns": columns, "rows": rows, "gains": gains, "remarks": remarks}
+
+
+def _text(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    return "" if value is None else str(value)
+
+
+def _remark(row: Mapping[str, Any]) -> str:
+    return _text(row, "difference") or "images, classes or protocol differ from the published ones"
+
+
+def _mean_and_spread(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, int] | None:
+    values = [row["value"] for row in rows if isinstance(row.get("value"), int | float) and math.isfinite(row["value"])]
+    if not values:
+        return None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values)
+
+
+def _short(weights: str, own: Mapping[str, str], num_runs: int) -> str:
+    """A column's heading: random, SwAV for the run of this page, else the last part of the name."""
+    if weights.startswith("random:"):
+        return "random"
+    run, _, asked = weights.partition("@")
+    label = own.get(os.path.realpath(run))
+    if label is not None:
+        return (label if num_runs > 1 else "SwAV") + (f" @{asked}" if asked else "")
+    return weights.rstrip("/").rpartition("/")[2]
+
+
+def views(run: RunFolder) -> dict[str, Any] | None:
+    """The picture of the views, where there is one, and what it shows."""
+    if run.views is None:
+        return None
+    kinds = (
+        [f"{crop['count']} of {crop['size']} pixels" for crop in _crops(run.settings)]
+        if isinstance(run.settings.get("crops"), list)
+        else []
+    )
+    width, height = _size(run.views)
+    enlarged = 2 if width <= 400 else 1  # crops of 32 pixels are hard to see
+    return {
+        "source": "report/views.png",
+        "kinds": ", then ".join(kinds),
+        "width": width * enlarged,
+        "height": height * enlarged,
+    }
+
+
+def _size(png: Path) -> tuple[int, int]:
+    """Width and height from a PNG's header; zeros where it has none."""
+    with png.open("rb") as file:
+        header = file.read(24)
+    return struct.unpack(">II", header[16:]) if len(header) == 24 and header.startswith(b"\x89PNG") else (0, 0)
+
+
+def settings_table(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
+    """Every setting with its meaning; of two runs, those that differ first."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.settings))
+    rows = []
+    for key in keys:
+        values = [_setting_text(run.settings.get(key, "–")) for run in runs]
+        field = Recipe.model_fields.get(str(key))
+        rows.append(
+            {
+                "key": str(key),
+                "values": values,
+                "meaning": (field.description if field else "") or "",
+                "differs": len(set(values)) > 1,
+            }
+        )
+    return sorted(rows, key=lambda row: not row["differs"])
+
+
+def _setting_text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_setting_text(item) for item in value)
+    if isinstance(value, dict):
+        return " ".join(f"{key} {_setting_text(item)}" for key, item in value.items())
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,186 @@
+"""results.json: what was measured, what was not, and both as a table.
+
+One file per folder, {"results": [...], "not_run": [...]}. A new result takes the place of an older one with the same
+benchmark, metric, weights, protocol and seed. No torch here: reports answer at once.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from swav.errors import DataError, EnvironmentError_, NumericsError
+
+FILE = "results.json"
+KEY = ("bench", "metric", "weights", "protocol", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One number and all that it depends on.
+
+    Attributes:
+        bench, metric: what was measured.
+        value, unit: the number; always finite.
+        n: images scored.
+        protocol: page or smoke.
+        comparable: whether it may stand beside published numbers.
+        difference: why not.
+        seed: of what was drawn.
+        weights, weights_sha256: the source, as the user gave it, and the tensors.
+        versions: of swav and what it computes with.
+        config: every setting, and the data.
+        log: path of what was written on the way, relative to the folder, or None.
+    """
+
+    bench: str
+    metric: str
+    value: float
+    unit: str
+    n: int
+    protocol: str
+    comparable: bool
+    difference: str
+    seed: int
+    weights: str
+    weights_sha256: str
+    versions: Mapping[str, str]
+    config: Mapping[str, Any]
+    log: str | None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise NumericsError(f"{self.bench} {self.metric}: expected a finite number, found {self.value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class NotRun:
+    """A benchmark that could not be run, why, and what it would take."""
+
+    bench: str
+    reason: str
+    expected: str
+
+
+def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The content of a folder's results.json; empty lists where there is none.
+
+    Raises:
+        DataError: the file is not what this module writes. (It is never overwritten then: it may be dear to someone.)
+    """
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"results": [], "not_run": []}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected JSON, found: {error}; move it away or use another --out") from None
+    if not _looks_right(content):
+        raise DataError(f"{path}: expected lists 'results' and 'not_run', found another JSON; use another --out")
+    return {"results": content["results"], "not_run": content["not_run"]}
+
+
+def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[NotRun] = ()) -> dict[str, Any]:
+    """Merges results into a folder's results.json, in one durable step.
+
+    What could not be run is forgotten once its benchmark has results of the same file.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        DataError: there is a results.json that is none.
+        EnvironmentError_: the folder cannot be written.
+    """
+    before = read_results(folder)
+    rows = {_key(row): row for row in before["results"]}
+    new = [dataclasses.asdict(result) for result in results]
+    rows |= {_key(row): row for row in new}
+    missing = {row["bench"]: row for row in [*before["not_run"], *map(dataclasses.asdict, not_run)]}
+    done = {row["bench"] for row in new}
+    content = {
+        "results": list(rows.values()),
+        "not_run": [row for bench, row in missing.items() if bench not in done],
+    }
+    try:
+        _write_durably(folder / FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise EnvironmentError_(
+            f"{folder / FILE}: cannot be written ({error}); make room, or use another --out"
+        ) from None
+    return content
+
+
+def table(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Results as a Markdown table: a row per benchmark and metric, the weights side by side; then the remarks."""
+    results = content["results"]
+    columns = list(dict.fromkeys(str(row["weights"]) for row in results))
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    remarks: dict[str, list[str]] = {}
+    for row in sorted(results, key=lambda row: int(row["seed"])):
+        seed = f", seed {row['seed']}" if row["seed"] else ""
+        name = (str(row["bench"]), str(row["metric"]) + seed, str(row["protocol"]), f"{row['n']:,}")
+        cells.setdefault(name, {})[str(row["weights"])] = f"{row['value']:.2f}"
+        if not row["comparable"]:
+            remarks.setdefault(f"{row['bench']}: {row['difference']}", []).append(str(row["metric"]))
+    lines = []
+    if results:
+        units = sorted({str(row["unit"]) for row in results})
+        head = ("bench", f"metric [{', '.join(units)}]", "protocol", "n", *columns)
+        body = [(*name, *(values.get(column, "-") for column in columns)) for name, values in cells.items()]
+        lines += _aligned([head, *body], left=3)
+    lines += [f"not comparable with published numbers: {remark}" for remark in remarks]
+    lines += [f"not run: {row['bench']}: {row['reason']}; needs {row['expected']}" for row in content["not_run"]]
+    return "\n".join(lines)
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """A Markdown table that is also a table to the eye; the first `left` columns are texts, the others numbers."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+    rule = ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    padded = [
+        [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+    return [f"| {' | '.join(row)} |" for row in (padded[0], rule, *padded[1:])]
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[part] for part in KEY)
+
+
+def _looks_right(content: Any) -> bool:
+    if not isinstance(content, dict):
+        return False
+    halves = {"results": KEY, "not_run": ("bench",)}
+    return all(
+        isinstance(content.get(half), list)
+        and all(isinstance(row, dict) and set(keys) <= set(row) for row in content[half])
+        for half, keys in halves.items()
+    )
+
+
+def _write_durably(path: Path, text: str) -> None:
+    """As runtime.write_text_durably, which lies on the same floor and needs torch."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,51 @@
+"""What every test stands on: one thread, one seed, no trace of a launcher, real data where there is some.
+
+    SWAV_DATA    small real data sets; tests that need one are skipped, with the reason, where it is absent
+    SWAV_GOLDEN  another folder of golden files, in the place of tests/golden (read by golden_files.py)
+
+Nothing of swav is imported here: pytest reads this file before shapes and types begin to be checked.
+"""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+from tests.processes import LAUNCHER_VARIABLES, TwoProcesses, two_processes
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("SWAV_DATA") or ROOT.parent / "shared" / "data")
+
+# Examples are the same in every run, and no limit on their time: a busy machine is not a failure.
+hypothesis.settings.register_profile("swav", deadline=None, derandomize=True, max_examples=50, database=None)
+hypothesis.settings.load_profile("swav")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of small real data sets."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real data: {DATA} does not exist; name the folder in SWAV_DATA")
+    return DATA
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_one_seed_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  # for code that uses the global generator
+    random.seed(0)
+
+
+@pytest.fixture(scope="session", name="two_processes")
+def _two_processes() -> Iterator[TwoProcesses]:
+    """`two_processes(function, *arguments)` -> [result of rank 0, result of rank 1], in a gloo group."""
+    with two_processes() as pool:
+        yield pool

@@ -1,0 +1,61 @@
+"""Attacked: the counts that `swav data scan` shows must be those of the folder."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from swav.data.scan import render_scan, scan
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def put(path, colour=(10, 20, 30), size=(8, 6), file_format=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, file_format)
+    return path
+
+
+def put_all(root, *names):
+    for i, name in enumerate(names):
+        put(root / name, (i % 256, i // 256, 0))
+    return root
+
+
+def halves(root, train=("cat/1.png", "dog/1.png"), val=("cat/2.png", "dog/2.png"), score="val"):
+    put_all(root, *(f"train/{name}" for name in train))
+    return put_all(root, *(f"{score}/{name}" for name in val))
+
+
+def test_scan_counts_what_is_there(tmp_path):
+    halves(tmp_path, train=("cat/1.png", "cat/2.png", "dog/3.png"))
+    put(tmp_path / "train/dog/big.jpg", size=(100, 50))
+    Image.new("L", (8, 6)).save(tmp_path / "train/dog/grey.png")
+    (tmp_path / "val/cat/copy.png").write_bytes((tmp_path / "train/cat/2.png").read_bytes())
+    whole = put(tmp_path / "train/cat/cut.png", (1, 2, 3), (40, 40))
+    whole.write_bytes(whole.read_bytes()[:60])
+    (tmp_path / "train/zero.jpg").write_bytes(b"")
+    (tmp_path / "train/x.heic").write_bytes(b"x")
+    found = json.loads(json.dumps(scan(tmp_path)))
+    assert found["layout"] == "halves" and found["images"] == 9 and found["trained_on"]["images"] == 6
+    assert found["formats"] == {"PNG": 8, "JPEG": 1} and found["modes"] == {"RGB": 8, "L": 1}
+    assert found["width"] == {"min": 8, "median": 8, "max": 100}
+    assert (
+        found["duplicates"]["in_both_halves"] == 2
+    )  # train/cat/2 was copied; train/cat/1 and val/cat/2 were drawn alike
+    assert {bad["name"] for bad in found["unreadable"]} == {"train/zero.jpg", "train/cat/cut.png"}
+    assert found["passed_over"] == {".heic": 1} and "convert" in found["advice"][".heic"]
+    lines = render_scan(found).splitlines()
+    assert any("trained on" in line and "6 images: train/ of" in line for line in lines)
+    assert any(".heic is not read: convert" in line for line in lines)
+    assert any("train/zero.jpg: empty file" in line for line in lines)
+
+
+def test_scan_of_a_tree_without_labels_says_that_nothing_can_be_scored(tmp_path):
+    put_all(tmp_path, "a.png", "b.png")
+    found = scan(tmp_path)
+    assert found["classes"] is None and found["scored"]["images"] == 0
+    assert "none: " in render_scan(found)

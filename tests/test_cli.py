@@ -1,0 +1,105 @@
+"""What a user sees: one message of at most three lines, the exit code of its kind, and nothing else printed or written.
+
+Run: pytest tests/test_cli.py
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from swav import cli
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Three readable photographs."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(3):
+        noise = np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def swav(capfd, monkeypatch):
+    """Runs a command in this process; returns exit code, standard output and standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["swav", *map(str, words)])
+        with pytest.raises(SystemExit) as leave:
+            cli.main()
+        out, err = capfd.readouterr()
+        return int(leave.value.code or 0), out, err
+
+    return run
+
+
+def folder_with_a_text_file(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "photo.jpg").write_text("<html>not a photo</html>")
+    return folder
+
+
+BAD = {
+    "unknown key": (["pretrain", "tiny", "epoch=5"], 2, "did you mean 'epochs'"),
+    "unknown recipe": (["pretrain", "tyny"], 2, "did you mean 'tiny'"),
+    "queue shorter than the batch": (["pretrain", "tiny", "queue_length=32"], 2, "at least the batch (64), found 32"),
+    "queue starts after the last epoch": (["pretrain", "tiny", "queue_start_epoch=3"], 2, "below epochs (3), found 3"),
+    "not a number": (["pretrain", "tiny", "lr=fast"], 2, "lr: "),
+    "no data": (["pretrain", "tiny"], 2, "data=PATH"),
+    "missing folder": (["pretrain", "tiny", "data={tmp}/nowhere"], 3, "nowhere"),
+    "empty folder": (["pretrain", "tiny", "data={tmp}"], 3, "no image"),
+    "a text file named .jpg": (["pretrain", "tiny", "data={text}"], 3, "photo.jpg"),
+    "fewer images than a batch": (["pretrain", "tiny", "data={images}"], 3, "one batch of 64 images, found 3"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gives_one_message_and_the_code_of_its_kind(name, swav, tmp_path, images):
+    words, code, expected = BAD[name]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    places = {"tmp": empty, "images": images, "text": folder_with_a_text_file(tmp_path / "text")}
+    out = tmp_path / "run"
+    found, printed, complaint = swav(*(word.format(**places) for word in words), "--out", out)
+    assert (found, printed) == (code, "")
+    assert expected in complaint
+    assert complaint.startswith("swav: ")
+    assert len(complaint.splitlines()) <= 3
+    assert not (out / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("words", [["pretrian"], ["pretrain", "tiny"], ["bench", "knn"], ["pretrain", "--bogus"]])
+def test_a_wrong_command_line_is_exit_2_in_one_line(words, swav):
+    code, printed, complaint = swav(*words)
+    assert (code, printed) == (2, "")
+    assert len(complaint.splitlines()) == 1
+
+
+def test_debug_shows_where_it_came_from(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["swav", "pretrain", "tyny", "--out", "x", "--debug"])
+    with pytest.raises(ValueError, match="tyny"):
+        cli.main()
+
+
+def test_recipes_are_listed_and_printed_with_every_key(swav):
+    code, listed, _ = swav("recipes")
+    assert code == 0
+    assert "resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96" in listed
+    code, printed, _ = swav("recipes", "tiny")
+    assert code == 0
+    assert "epsilon: 0.05" in printed
+    assert "# batch" not in printed.splitlines()[0]
+
+
+def test_dry_run_gives_reasons_and_writes_nothing(swav, images, tmp_path):
+    out = tmp_path / "run"
+    code, printed, _ = swav("pretrain", "auto", f"data={images}", "batch=2", "--out", out, "--dry-run")
+    assert code == 0
+    assert "prototypes = " in printed
+    assert "images" in printed
+    assert not out.exists()

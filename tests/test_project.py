@@ -1,0 +1,149 @@
+"""Attacks: an architecture that erodes. Floors, the absence of torch above `--help`, recipes that do not load, dead links, long files.
+
+Run: pytest tests/test_project.py
+"""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from swav.config import derive, load_recipe, recipe_names, recipe_text
+
+ROOT = Path(__file__).parents[1]
+MAX_LINES = 500
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def imports_torch(code: str) -> bool:
+    """Whether a fresh interpreter holds torch after running code."""
+    ending = "import sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{ending}"], capture_output=True, text=True, check=True)
+    return done.stdout.split()[-1] == "True"
+
+
+@pytest.mark.parametrize("module", ["swav", "swav.config", "swav.errors", "swav.cli", "swav.reporting.page"])
+def test_what_must_answer_at_once_leaves_torch_out(module):
+    assert not imports_torch(f"import {module}")
+
+
+def test_the_check_for_torch_can_fail():
+    assert imports_torch("import swav.algorithm")
+
+
+def test_help_and_a_typo_answer_without_torch():
+    run = "import swav.cli, sys\nsys.argv = ['swav', {}]\ntry: swav.cli.main()\nexcept SystemExit: pass"
+    assert not imports_torch(run.format("'--help'"))
+    assert not imports_torch(run.format("'pretrian'"))
+
+
+def lint_imports(config: Path) -> subprocess.CompletedProcess[str]:
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    arguments = [sys.executable, "-c", code, str(config), "--no-cache"]
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_imports_go_down_only():
+    done = lint_imports(ROOT / "pyproject.toml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_check_of_imports_can_fail(tmp_path):
+    (tmp_path / "wrong.toml").write_text(
+        "[tool.importlinter]\nroot_package = 'swav'\n[[tool.importlinter.contracts]]\nname = 'upside down'\n"
+        "type = 'layers'\ncontainers = ['swav']\nlayers = ['errors', 'config']\n"
+    )
+    done = lint_imports(tmp_path / "wrong.toml")
+    assert done.returncode == 1 and "upside down BROKEN" in done.stdout
+
+
+def test_the_algorithm_may_import_nothing_below_it_but_dist():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    floors = [name.strip("() ") for layer in contracts[0]["layers"] for name in layer.split("|")]
+    below = floors[floors.index("monitor") + 1 :]
+    assert {f"swav.{name}" for name in below if name != "dist"} == set(contracts[1]["forbidden_modules"])
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_teaches_and_becomes_settings(name):
+    recipe, reasons = derive(load_recipe(name, {"data": "photos"}), 10_000, 1, "cpu", 2, True)
+    assert all(reasons.values())
+    unsettled = {key for key, value in recipe.model_dump().items() if value == "auto"}
+    assert unsettled <= {"code_crops", "eval_size"}
+    comment = recipe_text(name).splitlines()
+    assert comment[0].startswith("# ") and any("swav pretrain" in line for line in comment if line.startswith("#"))
+    assert any("hardware" in line.lower() for line in comment if line.startswith("#"))
+
+
+def links(text: str) -> list[str]:
+    """Relative targets of a Markdown page's links and pictures, code left out."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [target for target in targets if not re.match(r"[a-z]+:|#", target)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_leads_somewhere(page):
+    dead = [
+        target
+        for target in links(page.read_text(encoding="utf-8"))
+        if not (page.parent / target.partition("#")[0]).exists()
+    ]
+    assert not dead
+
+
+def test_the_check_of_links_finds_them():
+    assert links("[a](b.md) `[c](d.md)` ![e](f.png#g) [h](https://i.j) [k](#l)") == ["b.md", "f.png#g"]
+
+
+def test_every_page_of_the_docs_is_linked_from_their_index():
+    linked = set(links((ROOT / "docs/index.md").read_text(encoding="utf-8")))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} <= linked
+
+
+def test_the_algorithm_page_quotes_the_code_as_it_is():
+    code = (ROOT / "swav/algorithm.py").read_text(encoding="utf-8")
+    quotes = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/algorithm.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    assert len(quotes) >= 5 and not [quote for quote in quotes if quote not in code]
+
+
+def test_the_recipes_page_lists_every_recipe_and_no_other():
+    page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8").partition("```")[0]
+    assert sorted(re.findall(r"^\| `(.+?)` \|", page, flags=re.MULTILINE)) == recipe_names()
+
+
+def test_the_readme_names_every_module():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = [path.name for path in (ROOT / "swav").rglob("*.py") if not path.name.startswith("__")]
+    assert not [name for name in names if name not in readme]
+
+
+def test_no_file_is_long():
+    files = [
+        path
+        for folder in ("swav", "tests", "docs")
+        for kind in ("py", "html", "css", "md")
+        for path in (ROOT / folder).rglob(f"*.{kind}")
+    ]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert lengths and not {name: length for name, length in lengths.items() if length > MAX_LINES}
+
+
+def test_make_and_ci_run_the_same_commands():
+    ci = (ROOT / ".ci/run").read_text()
+    make = (ROOT / "Makefile").read_text()
+    for command in ("ruff check", "ruff format --check", "mypy", "lint-imports", "pytest -m slow"):
+        assert command in ci and command in make
+
+
+def test_the_citation_is_of_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert str(citation["version"]) == project["version"] and citation["license"] == project["license"]
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,167 @@
+"""The loop: it learns, resumes to the bit, survives what is not finite, and leaves the folder that it promises.
+
+Golden traces of the same step are in test_golden.py, kills in test_resume.py. Run: pytest tests/test_train.py
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from swav import train
+from swav.config import Recipe, load_recipe
+from swav.data.shapes import write_shapes
+from swav.errors import ConfigError, NumericsError
+from swav.network.encoder import load
+from swav.network.heads import build_network
+
+SMALL = {
+    "crops": [{"count": 2, "size": 24, "scale": [0.3, 1.0]}, {"count": 1, "size": 16, "scale": [0.1, 0.3]}],
+    "width": 0.125,
+    "head_hidden": 16,
+    "head_dim": 8,
+    "prototypes": 12,
+    "batch": 16,
+    "queue_length": 32,
+    "epochs": 3,
+    "workers": 0,
+    "precision": "fp32",
+    "knn_epochs": 0,
+    "checkpoint_steps": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shapes")
+    write_shapes(folder, "imagenet", train=64, val=32, size=32, seed=0)
+    return folder
+
+
+def recipe(**changes: object) -> Recipe:
+    return load_recipe("tiny", SMALL | {"data": "unused"} | changes)
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_the_folder_that_is_promised(shapes, tmp_path):
+    run = train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "knn_epochs": 3})
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "report.html"} <= {path.name for path in run.iterdir()}
+    steps = [line["step"] for line in lines(run) if "loss" in line]
+    assert steps == list(range(1, 13))
+    assert (run / "checkpoints" / "step_00000012" / "manifest.json").exists()
+    assert [line["knn_top1"] for line in lines(run) if "knn_top1" in line]
+    assert (run / "report" / "views.png").exists()
+    features = load(run)(torch.zeros(2, 3, 24, 24))
+    assert features.shape == (2, 64)
+
+
+def test_stopping_and_going_on_gives_the_same_weights_to_the_bit(shapes, tmp_path, monkeypatch):
+    settings = SMALL | {"data": str(shapes)}
+    whole = train.pretrain("tiny", tmp_path / "whole", **settings)
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(name: str) -> None:
+        passed.append(name)
+        if passed.count("step:middle") == 7:  # after the checkpoint of step 4, in the middle of the second epoch
+            raise Interrupted
+
+    passed: list[str] = []
+    monkeypatch.setattr(train, "fault_point", interrupt)
+    with pytest.raises(Interrupted):
+        train.pretrain("tiny", tmp_path / "parts", **settings)
+    monkeypatch.undo()
+    parts = train.pretrain("tiny", tmp_path / "parts", **settings)
+    for name in ("model.safetensors", "optim.safetensors", "rank_0.safetensors"):
+        one, other = (run / "checkpoints" / "step_00000012" / name for run in (whole, parts))
+        assert one.read_bytes() == other.read_bytes()
+    assert [line["step"] for line in lines(parts)] == [line["step"] for line in lines(whole)]
+    assert [line["loss"] for line in lines(parts)] == [line["loss"] for line in lines(whole)]
+
+
+def test_a_finished_run_is_left_alone(shapes, tmp_path):
+    run = train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    train.pretrain("tiny", run, **SMALL | {"data": str(shapes)})
+    after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert before == after
+
+
+def test_changed_settings_are_refused_with_a_diff_and_harmless_ones_are_not(shapes, tmp_path):
+    run = train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+    with pytest.raises(ConfigError, match=r"epsilon: 0.05 -> 0.04"):
+        train.pretrain("tiny", run, **SMALL | {"data": str(shapes), "epsilon": 0.04})
+    train.pretrain("tiny", run, **SMALL | {"data": str(shapes), "keep": 5})
+
+
+def test_other_images_are_refused_on_resume(shapes, tmp_path):
+    run = train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+    write_shapes(tmp_path / "other", "imagenet", train=66, val=32, size=32, seed=1)
+    with pytest.raises(ConfigError, match="images"):
+        train.pretrain("tiny", run, **SMALL | {"data": str(tmp_path / "other")})
+
+
+@pytest.mark.parametrize("optimizer", ["larc", "lars", "adam", "adamw"])
+def test_a_step_that_is_not_finite_touches_nothing(optimizer):
+    settings = recipe(optimizer=optimizer, lr=0.1, queue_start_epoch=0, freeze_prototypes_steps=0)
+    learner = train.Learner(settings, build_network(settings), steps_per_epoch=4)
+    crops = [torch.randn(32, 3, 24, 24), torch.randn(16, 3, 16, 16)]
+    learner.step(crops, 0)
+    assert learner.queue is not None
+
+    def state() -> list[torch.Tensor]:
+        assert learner.queue is not None
+        momentum = [value for values in learner.optimizer.state.values() for value in values.values()]
+        return [tensor.detach().clone() for tensor in (*learner.network.parameters(), *momentum, learner.queue.embeddings)]
+
+    before = state()
+    poisoned = [crops[0].clone(), crops[1]]
+    poisoned[0][3, 0, 0, 0] = float("nan")
+    values = learner.step(poisoned, 1)
+    assert values[len(train.STEP_VALUES)] == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
+    assert learner.step(crops, 2)[len(train.STEP_VALUES)] == 0
+    assert not all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
+
+
+def test_a_run_that_turns_not_finite_stops_with_advice_and_keeps_its_checkpoint(shapes, tmp_path, monkeypatch):
+    real = train.swapped_loss
+    calls = []
+
+    def poisoned(*arguments):
+        calls.append(1)
+        return real(*arguments) * (float("nan") if len(calls) == 7 else 1.0)
+
+    monkeypatch.setattr(train, "swapped_loss", poisoned)
+    with pytest.raises(NumericsError, match=r"step 6: .*\n.*learning rate.*step 4"):
+        train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")] == ["step_00000004"]
+
+
+def test_frozen_prototypes_keep_their_directions_until_they_are_freed():
+    settings = recipe(optimizer="larc", lr=0.5, freeze_prototypes_steps=2, queue_length=0)
+    learner = train.Learner(settings, build_network(settings), steps_per_epoch=4)
+    crops = [torch.randn(32, 3, 24, 24), torch.randn(16, 3, 16, 16)]
+    start = torch.nn.functional.normalize(learner.prototypes.detach().clone(), dim=1)
+    for step in range(2):
+        learner.step(crops, step)
+        torch.testing.assert_close(learner.prototypes.detach(), start)
+    learner.step(crops, 2)
+    assert not torch.allclose(learner.prototypes.detach(), start)
+
+
+def test_the_queue_joins_only_once_full(monkeypatch):
+    settings = recipe(queue_length=32, queue_start_epoch=0)
+    learner = train.Learner(settings, build_network(settings), steps_per_epoch=4)
+    sizes = []
+    real = train.sinkhorn_codes
+    monkeypatch.setattr(train, "sinkhorn_codes", lambda scores, *rest: sizes.append(len(scores)) or real(scores, *rest))
+    crops = [torch.randn(32, 3, 24, 24), torch.randn(16, 3, 16, 16)]
+    for step in range(3):
+        learner.step(crops, step)
+    assert sizes == [16, 16, 16, 16, 48, 48]
