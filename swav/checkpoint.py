@@ -230,7 +230,9 @@ def newest(folder: Path, warn: Callable[[str], None] = _warn) -> Path | None:
             return path
         warn(f"{path} {found}; the one before it is used")
     if directories:
-        raise CheckpointError(f"{folder}: none of {len(directories)} checkpoints verifies; restore one, or use another --out")
+        raise CheckpointError(
+            f"{folder}: none of {len(directories)} checkpoints verifies; restore one, or use another --out"
+        )
     return None
 
 
@@ -286,9 +288,13 @@ class RunLock(contextlib.AbstractContextManager["RunLock"]):
             self._file.seek(0)
             holder = self._file.read().strip()
             self._file.close()
-            raise EnvironmentError_(f"{self.path.parent}: another run is at work here ({holder}); wait for it, stop it, or use another --out") from None
+            raise EnvironmentError_(
+                f"{self.path.parent}: another run is at work here ({holder}); wait for it, stop it, or use another --out"
+            ) from None
         except OSError as error:
-            raise EnvironmentError_(f"{self.path.parent}: cannot be written ({error}); choose an --out that can") from None
+            raise EnvironmentError_(
+                f"{self.path.parent}: cannot be written ({error}); choose an --out that can"
+            ) from None
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()

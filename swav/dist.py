@@ -6,15 +6,17 @@ several are started by `torchrun` (which sets RANK, WORLD_SIZE, LOCAL_RANK and M
 
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-from swav.errors import ConfigError
+from swav.errors import ConfigError, SwavError
+
+Result = TypeVar("Result")
 
 
 def is_active() -> bool:
@@ -70,6 +72,25 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     torch_dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_first(work: Callable[[], Result]) -> Result:
+    """Does the work on the first process and returns its result on every process, where its error is raised too.
+
+    Without this, an error on one process leaves the others waiting for it.
+    """
+    if not is_active():
+        return work()
+    result, problem = None, None
+    if rank() == 0:
+        try:
+            result = work()
+        except SwavError as error:
+            problem = error
+    result, problem = broadcast_object((result, problem))
+    if problem is not None:
+        raise problem
+    return cast(Result, result)
 
 
 @contextmanager

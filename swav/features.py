@@ -3,11 +3,13 @@
 Images are decoded and cut by the loader's workers, cross as uint8, and are normalised where the encoder is.
 """
 
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
@@ -82,13 +84,13 @@ def pooled_features(
     batch = batch or (256 if device.type == "cuda" else 64)
     features: Tensor | None = None
     kept: list[int] = []
-    for views, indices in _batches(images, size, batch, workers, device):
-        if len(indices):
-            part = features_of(encoder, views, device, precision)
+    for views, places in _batches(images, size, batch, workers):
+        if places:
+            part = features_of(encoder, torch.from_numpy(views), device, precision)
             if features is None:  # filled in place: at ImageNet's size a second copy would be 10 GB
                 features = torch.empty(len(images), part.shape[1])
             features[len(kept) : len(kept) + len(part)] = part.cpu()
-            kept += indices.tolist()
+            kept += places
         if progress is not None:
             progress.update(min(progress.done + batch, progress.total))
     if features is None:
@@ -117,8 +119,14 @@ def knn_top1(
     return top_k_accuracy(ranked[k].cpu(), queries.labels, 1)
 
 
-class _Views(Dataset[tuple[Tensor, Tensor]]):
-    """Makes whole batches of evaluation views; unreadable images are left out."""
+Views = tuple[UInt8[np.ndarray, "B S S 3"], list[int]]
+
+
+class _Views(Dataset[Views]):
+    """Makes whole batches of evaluation views, with their places; unreadable images are left out.
+
+    As arrays, not tensors: those would go through /dev/shm, which containers keep at 64 MB.
+    """
 
     def __init__(self, images: Images, size: int):
         self.images, self.size = images, size
@@ -126,28 +134,26 @@ class _Views(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        views = torch.empty(len(indices), self.size, self.size, 3, dtype=torch.uint8)
+    def __getitems__(self, places: Sequence[int]) -> Views:
+        views = np.empty((len(places), self.size, self.size, 3), dtype=np.uint8)
         kept: list[int] = []
-        for i in indices:
+        for i in places:
             try:
                 image = self.images.read(i)
             except Unreadable:
                 continue
-            views[len(kept)] = torch.from_numpy(evaluation_view(image, self.size))
+            views[len(kept)] = evaluation_view(image, self.size)
             kept.append(i)
-        return views[: len(kept)], torch.tensor(kept, dtype=torch.int64)
+        return views[: len(kept)], kept
 
 
-def _batches(
-    images: Images, size: int, batch: int, workers: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(images: Images, size: int, batch: int, workers: int) -> Iterator[Views]:
     loader: DataLoader[Any] = DataLoader(
         _Views(images, size),
         batch_size=batch,
         num_workers=workers,
         collate_fn=_as_it_is,
-        pin_memory=device.type == "cuda",
+        worker_init_fn=_ignore_signals,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     try:
@@ -156,13 +162,18 @@ def _batches(
         if "DataLoader worker" not in str(error):
             raise
         raise EnvironmentError_(
-            "a loader process died, most often for want of memory (or of /dev/shm); use fewer workers=N"
-            f" ({str(error).splitlines()[0]})"
+            f"a loader process died, most often for want of memory; use fewer workers=N ({str(error).splitlines()[0]})"
         ) from None
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _ignore_signals(_: int) -> None:
+    """Those that ask for an end are the parent's to hear: it finishes its step and saves."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

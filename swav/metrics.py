@@ -9,8 +9,9 @@ from torch import Tensor
 
 from swav.errors import ConfigError
 
-# Similarities held at a time [numbers]: small enough to stay near the processor, large enough for its matrix units.
-_SCORES_AT_A_TIME = {"cpu": 2**24, "cuda": 2**29}
+# Queries and rows of the bank compared at a time. Fewer queries leave the processor's matrix units idle (at 16: 2.3 times
+# slower than at 256), more only take memory: 134 MB on a CPU, 2 GB on a GPU.
+_TILE = {"cpu": (512, 2**16), "cuda": (4096, 2**17)}
 
 
 @torch.no_grad()
@@ -33,12 +34,22 @@ def nearest(
         raise ConfigError(f"k: expected 1 to {len(bank)} (the images of the bank), found {k}; use a smaller k")
     columns = torch.nn.functional.normalize(bank, dim=1).T
     rows = torch.nn.functional.normalize(queries, dim=1)
-    at_a_time = _SCORES_AT_A_TIME.get(bank.device.type, 2**24) // len(bank)
-    parts = rows.split(max(16, min(1024, at_a_time)))  # type: ignore[no-untyped-call]
-    found = [(part @ columns).topk(k, dim=1) for part in parts]
-    if not found:
-        return rows.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=rows.device)
-    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+    height, width = _TILE.get(bank.device.type, _TILE["cpu"])
+    similarity = rows.new_empty(len(rows), k)
+    indices = torch.empty(len(rows), k, dtype=torch.int64, device=rows.device)
+    for top in range(0, len(rows), height):
+        some = rows[top : top + height]
+        found = [_best(some @ columns[:, left : left + width], k, left) for left in range(0, len(bank), width)]
+        best = torch.cat([values for values, _ in found], dim=1).topk(k, dim=1)
+        similarity[top : top + height] = best.values
+        indices[top : top + height] = torch.cat([places for _, places in found], dim=1).gather(1, best.indices)
+    return similarity, indices
+
+
+def _best(scores: Float[Tensor, "m w"], k: int, first: int) -> tuple[Tensor, Tensor]:
+    """The best k of a tile, or all of it, with their places in the bank."""
+    best = scores.topk(min(k, scores.shape[1]), dim=1)
+    return best.values, best.indices + first
 
 
 @torch.no_grad()

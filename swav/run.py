@@ -11,7 +11,7 @@ import torch
 from swav import checkpoint, dist
 from swav.config import Recipe, derive, read_yaml, settings_diff, to_yaml, validated
 from swav.data.images import Images, labelled_halves, open_images
-from swav.errors import CheckpointError, ConfigError, DataError, SwavError
+from swav.errors import CheckpointError, ConfigError, DataError
 from swav.runtime import available_cpus, computes_in_bf16, write_text_durably
 
 
@@ -24,6 +24,7 @@ class Run:
     reasons: dict[str, str]
     images: Images
     labelled: tuple[Images, Images] | None
+    unlabelled: str  # why there is nothing to score by
     device: torch.device
 
     @property
@@ -37,20 +38,11 @@ class Run:
 
 
 def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> Run:
-    """Opens the images (first process first, as it writes the index) and settles every setting."""
+    """Opens the images and settles every setting."""
     assert wanted.data is not None
     cache = None if dry_run else out
-    images: Images | None = None
-    problem: SwavError | None = None
-    for turn in (True, False):
-        if turn == (dist.rank() == 0) and problem is None:
-            try:
-                images = open_images(wanted.data, half="train", cache=cache)
-            except SwavError as error:
-                problem = error
-        problem = next((error for error in dist.gather_objects(problem) if error), None)
-    if problem is not None or images is None:
-        raise problem or DataError(f"{wanted.data}: could not be opened")
+    path = wanted.data
+    images = dist.on_first(lambda: open_images(path, half="train", cache=cache))
     if len(images) < wanted.batch:
         raise DataError(
             f"{wanted.data}: expected at least one batch of {wanted.batch} images, found {len(images)}; use batch={_power_of_two(len(images))} or more images"
@@ -59,11 +51,13 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
         wanted, len(images), dist.world_size(), device.type, available_cpus(), computes_in_bf16(device)
     )
     _check_bad(images, recipe)
-    try:
-        labelled = labelled_halves(wanted.data, cache=cache) if recipe.knn_epochs and dist.rank() == 0 else None
-    except DataError:
-        labelled = None  # no labels: nothing to score by, which is the usual case
-    return Run(out, recipe, reasons, images, labelled, device)
+    labelled, unlabelled = None, "not asked for"
+    if recipe.knn_epochs and dist.rank() == 0:
+        try:
+            labelled = labelled_halves(wanted.data, cache=cache)
+        except DataError as error:
+            unlabelled = str(error)  # usual where there are no labels; said, as it also tells of halves that differ
+    return Run(out, recipe, reasons, images, labelled, unlabelled, device)
 
 
 def _power_of_two(count: int) -> int:
@@ -90,7 +84,7 @@ def describe(run: Run) -> str:
         f"views      {' + '.join(f'{crop.count}x{crop.size}' for crop in recipe.crops)}, codes from {list(recipe.code_views)}",
         f"network    {recipe.backbone}, width {recipe.width:g}, stem {recipe.stem}, {recipe.prototypes} prototypes",
         f"optimiser  {recipe.optimizer}, learning rate {recipe.lr:g} to {recipe.final_lr:g}, {recipe.warmup_epochs:g} epochs of warm-up",
-        f"labels     {'kNN every ' + format(recipe.knn_epochs, 'g') + ' epochs' if run.labelled else 'none used'}",
+        f"labels     {'kNN every ' + format(recipe.knn_epochs, 'g') + ' epochs' if run.labelled else f'none used ({run.unlabelled})'}",
     ]
     lines += [f"auto       {key} = {getattr(recipe, key)}: {reason}" for key, reason in run.reasons.items()]
     assert (
@@ -121,7 +115,7 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
         CheckpointError: there are checkpoints, and none verifies.
     """
     config = run.out / "config.yaml"
-    path = dist.broadcast_object(checkpoint.newest(run.out / "checkpoints") if dist.rank() == 0 else None)
+    path = dist.on_first(lambda: checkpoint.newest(run.out / "checkpoints"))
     if config.exists():
         before = validated(Recipe, read_yaml(config.read_text(encoding="utf-8"), str(config)), str(config))
         changed = settings_diff(before, run.recipe)

@@ -16,14 +16,22 @@ import numpy as np
 import pytest
 import torch
 
-from tests.processes import LAUNCHER_VARIABLES, TwoProcesses, two_processes
+from tests.processes import LAUNCHER_VARIABLES, TwoProcesses, two_processes, warm_up
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("SWAV_DATA") or ROOT.parent / "shared" / "data")
 
 # Examples are the same in every run, and no limit on their time: a busy machine is not a failure.
-hypothesis.settings.register_profile("swav", deadline=None, derandomize=True, max_examples=50, database=None)
+PHASES = [hypothesis.Phase.explicit, hypothesis.Phase.generate, hypothesis.Phase.shrink]  # explaining takes minutes
+hypothesis.settings.register_profile(
+    "swav", deadline=None, derandomize=True, max_examples=50, database=None, phases=PHASES
+)
 hypothesis.settings.load_profile("swav")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if any("two_processes" in getattr(item, "fixturenames", ()) for item in session.items):
+        warm_up()
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +48,7 @@ def _one_thread_one_seed_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002  # for code that uses the global generator
+    np.random.seed(0)  # for code that uses the global generator
     random.seed(0)
 
 

@@ -23,7 +23,7 @@ def codes(scores: Array, epsilon: float = 0.05, iterations: int = 3) -> Array:
     for _ in range(iterations):
         log_u = -np.log(prototypes) - logsumexp(log_m + log_v[None, :], axis=1)
         log_v = -np.log(batch) - logsumexp(log_m + log_u[:, None], axis=0)
-    return np.exp(log_u[:, None] + log_m + log_v[None, :]).T * batch
+    return np.asarray(np.exp(log_u[:, None] + log_m + log_v[None, :]).T * batch)
 
 
 def loss(scores: Array, codes: Array, code_views: Sequence[int], temperature: float = 0.1) -> float:

@@ -8,16 +8,20 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from multiprocessing import connection, get_context
-from multiprocessing.connection import Connection
+from multiprocessing import connection, forkserver, get_context
 from pathlib import Path
 from typing import Any
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PRELOADED = ["tests.golden_files"]  # and with it torch and all of swav: imported once, for both processes
 LIMIT_SECONDS = 100.0  # below pytest's own limit of 120, so that the children are ended by us
 
 
-def _serve(rank: int, store: str, pipe: Connection) -> None:
+class ProcessError(Exception):
+    """A function raised on a rank, or a rank was silent or dead."""
+
+
+def _serve(rank: int, store: str, pipe: connection.Connection) -> None:
     """One process: joins the group, then calls what comes through the pipe until it closes."""
     for name in LAUNCHER_VARIABLES:  # what a launcher around pytest may have left
         os.environ.pop(name, None)
@@ -45,6 +49,12 @@ def _called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
         return pickle.dumps((False, traceback.format_exc()))
 
 
+def warm_up() -> None:
+    """Begins the imports in the background; the first call then need not wait for all of them."""
+    get_context("forkserver").set_forkserver_preload(PRELOADED)
+    forkserver.ensure_running()
+
+
 class TwoProcesses:
     """Calls a function on rank 0 and rank 1 of a group and returns both results.
 
@@ -54,14 +64,14 @@ class TwoProcesses:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="swav-two-")
-        self._children: list[tuple[Any, Connection]] = []
+        self._children: list[tuple[Any, connection.Connection]] = []
         self._starts = 0
 
     def __call__(self, function: Callable[..., Any], *arguments: Any, limit: float = LIMIT_SECONDS) -> list[Any]:
         """Returns [result of rank 0, result of rank 1].
 
         Raises:
-            AssertionError: the function raised on a rank (its traceback is the message), or took longer than `limit`
+            ProcessError: the function raised on a rank (its traceback is the message), or took longer than `limit`
                 seconds.
         """
         try:
@@ -77,7 +87,8 @@ class TwoProcesses:
 
     def _start(self) -> None:
         self._starts += 1
-        context = get_context("spawn")
+        warm_up()
+        context = get_context("forkserver")
         store = Path(self._folder.name) / f"store{self._starts}"
         for rank in range(2):
             ours, theirs = context.Pipe()
@@ -92,16 +103,16 @@ class TwoProcesses:
         while ranks:
             ready = connection.wait(list(ranks), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise AssertionError(f"no answer in time from rank {sorted(ranks.values())}")
+                raise ProcessError(f"no answer in time from rank {sorted(ranks.values())}")
             for pipe in ready:
-                assert isinstance(pipe, Connection)
+                assert isinstance(pipe, connection.Connection)
                 rank = ranks.pop(pipe)
                 try:
                     fine, result = pickle.loads(pipe.recv_bytes())
                 except (EOFError, ConnectionError):
-                    raise AssertionError(f"rank {rank} died") from None
+                    raise ProcessError(f"rank {rank} died") from None
                 if not fine:
-                    raise AssertionError(f"rank {rank} raised:\n{result}")
+                    raise ProcessError(f"rank {rank} raised:\n{result}")
                 results[rank] = result
         return [results[0], results[1]]
 

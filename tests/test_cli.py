@@ -52,7 +52,7 @@ BAD = {
     "not a number": (["pretrain", "tiny", "lr=fast"], 2, "lr: "),
     "no data": (["pretrain", "tiny"], 2, "data=PATH"),
     "missing folder": (["pretrain", "tiny", "data={tmp}/nowhere"], 3, "nowhere"),
-    "empty folder": (["pretrain", "tiny", "data={tmp}"], 3, "no image"),
+    "empty folder": (["pretrain", "tiny", "data={tmp}"], 3, "expected images, found no file"),
     "a text file named .jpg": (["pretrain", "tiny", "data={text}"], 3, "photo.jpg"),
     "fewer images than a batch": (["pretrain", "tiny", "data={images}"], 3, "one batch of 64 images, found 3"),
 }

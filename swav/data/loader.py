@@ -1,34 +1,55 @@
-"""Batches of views in an order that is a pure function of (seed, epoch, position).
+"""Batches of views: in which order, and by whom they are made.
 
-One DataLoader serves the whole training, so there is no pause between epochs; its state is one integer, the step.
-Neither the number of workers nor the number of processes changes a bit of what a sample gives.
+The order is a pure function of (seed, epoch), a view of (seed, epoch, sample, view). So the state of the data is one
+integer, the step, and neither the number of workers nor the number of processes changes a pixel.
+
+Worker processes write batches straight into memory that they share with the training process; only a step's number
+and a few words go through a pipe. They serve the whole training, so there is no pause between epochs. (Why not torch's
+DataLoader: its batches go through /dev/shm, which containers keep at 64 MB; the death of a worker interrupts the
+training process anywhere; and a signal meant for the training ends its workers.)
 """
 
+import atexit
+import contextlib
 import ctypes
 import dataclasses
+import mmap
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+import torch.multiprocessing
+from jaxtyping import Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from swav.config import Recipe
 from swav.data.images import Images, Unreadable
 from swav.data.photometric import NUM_PARAMS, apply_opencv
-from swav.data.views import draw, resize_into
-from swav.errors import DataError, EnvironmentError_
+from swav.data.views import Draws, cut, generator, planes
+from swav.errors import DataError, EnvironmentError_, SwavError
 
-_REPLACEMENTS = 100  # tries to replace an image that cannot be read
+_AHEAD = 2  # batches that each worker may be ahead of the training
+_CHUNK = (
+    16  # images that are cut before they are coloured: their crops stay in the cache, and so does each kind of code
+)
+_FORKS = sys.platform == "linux"  # elsewhere forking is not safe, and workers are started afresh
+_REPLACEMENTS = 100  # images tried in place of one that cannot be read
 
 
 @dataclasses.dataclass
 class Batch:
     """What one process trains on in one step.
+
+    The tensors lie in a ring of shared memory: they are overwritten once the next batch but one is asked for.
 
     Attributes:
         step: 0-based.
@@ -47,74 +68,99 @@ class Batch:
     wait: float = 0.0
 
 
-def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, num_images: int) -> Int64[np.ndarray, " N"]:
     """A permutation of all images."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 1, 0])).permutation(num_images)
+    return generator(seed, epoch, "order").permutation(num_images)
 
 
-class _Steps:
-    """Batch sampler: for every step the (step, epoch, samples) of this process."""
+@dataclasses.dataclass
+class _Slot:
+    """Memory of one batch: [count, B, S, S, 3] and [count, B, 11] per kind of crop, and [B]."""
 
-    def __init__(self, recipe: Recipe, num_images: int, rank: int, world_size: int, steps: range, per_epoch: int):
-        self.recipe, self.num_images, self.steps, self.per_epoch = recipe, num_images, steps, per_epoch
+    views: list[Tensor]
+    params: list[Tensor]
+    indices: Tensor
+
+
+class _Maker:
+    """Makes this process's share of any step's batch."""
+
+    def __init__(
+        self, images: Images, recipe: Recipe, rank: int, world_size: int, steps_per_epoch: int, on_device: bool
+    ):
+        self.images, self.recipe, self.steps_per_epoch, self.on_device = images, recipe, steps_per_epoch, on_device
         self.share = recipe.batch // world_size
         self.first = rank * self.share
+        self._order, self._order_of = np.empty(0, np.int64), -1
 
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        order, order_of = np.empty(0), -1
-        for step in self.steps:
-            epoch, position = divmod(step, self.per_epoch)
-            if epoch != order_of:
-                order, order_of = epoch_order(self.recipe.seed, epoch, self.num_images), epoch
-            start = position * self.recipe.batch + self.first
-            yield [(step, epoch, int(sample)) for sample in order[start : start + self.share]]
-
-
-class _Views(Dataset[Batch]):
-    """Makes whole batches, written straight into shared memory."""
-
-    def __init__(self, images: Images, recipe: Recipe, on_device: bool):
-        self.images, self.recipe, self.on_device = images, recipe, on_device
-
-    def __getitems__(self, samples: Sequence[tuple[int, int, int]]) -> Batch:
-        recipe, size = self.recipe, len(samples)
-        views = [_shared((crop.count, size, crop.size, crop.size, 3), torch.uint8) for crop in recipe.crops]
-        params = [_shared((crop.count, size, NUM_PARAMS), torch.float32) for crop in recipe.crops]
-        unreadable: list[tuple[str, str]] = []
-        for place, (_, epoch, sample) in enumerate(samples):
-            image = self._read(sample, unreadable)
-            boxes, colours = draw(recipe, epoch, sample, *image.shape[:2])
-            view = 0
-            for kind, crop in enumerate(recipe.crops):
-                for i in range(crop.count):
-                    out = views[kind][i, place]
-                    resize_into(image, boxes[view], out)
-                    if not self.on_device:
-                        pixels = out.numpy()
-                        pixels[:] = apply_opencv(pixels, colours[view], recipe)
-                    view += 1
-                params[kind][:, place] = torch.from_numpy(colours[view - crop.count : view])
-        return Batch(
-            samples[0][0],
-            [tensor.flatten(0, 1) for tensor in views],
-            [tensor.flatten(0, 1) for tensor in params] if self.on_device else None,
-            torch.tensor([sample for _, _, sample in samples]),
-            unreadable,
+    def slot(self, shared: bool) -> _Slot:
+        new = _shared if shared else torch.empty
+        crops, share = self.recipe.crops, self.share
+        return _Slot(
+            views=[new((crop.count, share, crop.size, crop.size, 3), dtype=torch.uint8) for crop in crops],
+            params=[new((crop.count, share, NUM_PARAMS), dtype=torch.float32) for crop in crops],
+            indices=new((share,), dtype=torch.int64),
         )
 
+    def fill(self, slot: _Slot, step: int) -> list[tuple[str, str]]:
+        """Writes a step's batch; returns (name, reason) of the images that had to be replaced."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        samples = self._samples(epoch, position)
+        draws = Draws(self.recipe, epoch, samples)
+        views = [view for kind in slot.views for view in kind]  # V of [B, S, S, 3]
+        unreadable: list[tuple[str, str]] = []
+        for start in range(0, len(samples), _CHUNK):
+            chunk = range(start, min(start + _CHUNK, len(samples)))
+            self._cut(views, samples, chunk, draws, unreadable)
+            if not self.on_device:
+                self._colour(views, chunk, draws)
+        params = torch.from_numpy(draws.params.swapaxes(0, 1))
+        for kind, its_params in zip(
+            slot.params, params.split_with_sizes([len(kind) for kind in slot.params]), strict=True
+        ):
+            kind.copy_(its_params)
+        slot.indices.copy_(torch.tensor(samples))
+        return unreadable
+
+    def _cut(
+        self, views: list[Tensor], samples: list[int], chunk: range, draws: Draws, unreadable: list[tuple[str, str]]
+    ) -> None:
+        places = [view.permute(0, 3, 1, 2) for view in views]
+        for b in chunk:
+            image = self._read(samples[b], unreadable)
+            source = planes(image)
+            for v, box in enumerate(draws.boxes(b, *image.shape[:2])):
+                cut(source, box, places[v][b : b + 1])
+
+    def _colour(self, views: list[Tensor], chunk: range, draws: Draws) -> None:
+        for v, view in enumerate(views):
+            pixels = view.numpy()
+            for b in chunk:
+                crop = pixels[b]
+                coloured = apply_opencv(crop, draws.params[b, v], self.recipe)
+                if coloured is not crop:
+                    crop[:] = coloured
+
+    def _samples(self, epoch: int, position: int) -> list[int]:
+        if epoch != self._order_of:
+            self._order, self._order_of = epoch_order(self.recipe.seed, epoch, len(self.images)), epoch
+        start = position * self.recipe.batch + self.first
+        samples: list[int] = self._order[start : start + self.share].tolist()
+        return samples
+
     def _read(self, sample: int, unreadable: list[tuple[str, str]]) -> np.ndarray:
-        """The image, or in place of one that cannot be read another, always the same."""
-        generator = np.random.Generator(np.random.Philox(key=[self.recipe.seed, 0], counter=[0, 0, 2, sample]))
+        """The image, or in place of one that cannot be read another, the same in every epoch."""
+        replacements = generator(self.recipe.seed, 0, "replacement", sample)
         for _ in range(_REPLACEMENTS):
             try:
                 return self.images.read(sample)
             except Unreadable as error:
                 unreadable.append((error.name, error.reason))
-                sample = int(generator.integers(len(self.images)))
-        raise DataError(f"{self.images.root}: {_REPLACEMENTS} images drawn in place of unreadable ones are unreadable too; check the disk")
+                sample = int(replacements.integers(len(self.images)))
+        raise DataError(
+            f"{self.images.root}: {_REPLACEMENTS} images drawn in place of unreadable ones are unreadable too, "
+            f"last {unreadable[-1][0]} ({unreadable[-1][1]}); check the disk"
+        )
 
 
 class Loader:
@@ -124,11 +170,12 @@ class Loader:
         images: what is trained on.
         recipe: settings without `auto`.
         rank, world_size: of this process.
-        start_step, total_steps, steps_per_epoch: where in the run.
-        on_device: leave colour and blur to the device, and pin memory for the way there.
+        start_step, total_steps, steps_per_epoch: where in the run. A last partial batch of an epoch is left out.
+        on_device: leave colour and blur to the device, and give batches in pinned memory.
 
     Raises:
-        EnvironmentError_: a worker died.
+        DataError: hardly an image can be read.
+        EnvironmentError_: a worker died, or there is no memory for the batches.
     """
 
     def __init__(
@@ -144,62 +191,148 @@ class Loader:
         on_device: bool,
     ):
         assert isinstance(recipe.workers, int)
-        steps = _Steps(recipe, len(images), rank, world_size, range(start_step, total_steps), steps_per_epoch)
-        self._loader: DataLoader[Batch] = DataLoader(
-            _Views(images, recipe, on_device),
-            batch_sampler=steps,  # type: ignore[arg-type]
-            num_workers=recipe.workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_start_worker,
-            prefetch_factor=4 if recipe.workers else None,
-            multiprocessing_context="fork" if recipe.workers and sys.platform == "linux" else None,
-        )
-        self._iterator: Iterator[Batch] | None = None
+        self._steps = range(start_step, total_steps)
+        self._maker = _Maker(images, recipe, rank, world_size, steps_per_epoch, on_device)
+        self._on_device, self._pin = on_device, on_device and torch.cuda.is_available()
+        self._num_workers = min(recipe.workers, len(self._steps))
+        self._slots: list[_Slot] = []
+        self._workers: list[tuple[BaseProcess, Connection]] = []
 
     def __iter__(self) -> Iterator[Batch]:
-        self._iterator = iter(self._loader)
-        while True:
-            began = time.monotonic()
-            try:
-                batch = next(self._iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise EnvironmentError_(
-                    "a loader process died, most often for want of memory (or of /dev/shm); use fewer workers=N or a smaller batch, "
-                    f"then the same command goes on ({str(error).splitlines()[0]})"
-                ) from None
-            batch.wait = time.monotonic() - began
-            yield batch
+        try:
+            if self._num_workers:
+                self._start()
+            for step in self._steps:
+                began = time.perf_counter()
+                slot, unreadable = self._received(step) if self._num_workers else self._made(step)
+                batch = self._batch(step, slot, unreadable)
+                batch.wait = time.perf_counter() - began
+                yield batch
+        finally:
+            self.close()
 
     def close(self) -> None:
-        """Ends the workers."""
-        shut = getattr(self._iterator, "_shutdown_workers", None)
-        if shut is not None:
-            shut()
-        self._iterator = None
+        """Ends the workers at once (they hold nothing that could be lost)."""
+        atexit.unregister(self.close)
+        for process, connection in self._workers:
+            process.kill()
+            process.join()
+            process.close()
+            connection.close()
+        self._workers, self._slots = [], []
 
+    def _start(self) -> None:
+        ahead = min(_AHEAD * self._num_workers, len(self._steps))
+        # One slot is with the training, one stays as it is behind it (copies to a device may still read it).
+        try:
+            self._slots = [self._maker.slot(shared=True) for _ in range(ahead + 2)]
+        except (OSError, RuntimeError) as error:
+            raise EnvironmentError_(
+                f"no memory for {ahead + 2} batches ({error}); use fewer workers=N or a smaller batch"
+            ) from None
+        context: Any = torch.multiprocessing.get_context("fork" if _FORKS else "spawn")
+        atexit.register(self.close)
+        with _signals_blocked():
+            self._start_workers(context)
+        for step in self._steps[:ahead]:
+            self._ask_for(step)
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+    def _start_workers(self, context: Any) -> None:
+        for number in range(self._num_workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_work,
+                args=(self._maker, self._slots, theirs, os.getpid()),
+                name=f"swav-loader-{number}",
+                daemon=True,
+            )
+            process.start()
+            theirs.close()  # so that a worker's death ends the pipe
+            self._workers.append((process, ours))
+
+    def _ask_for(self, step: int) -> None:
+        place = step - self._steps.start
+        try:
+            self._workers[place % self._num_workers][1].send((step, place % len(self._slots)))
+        except OSError:
+            self._mourn(place % self._num_workers)
+
+    def _received(self, step: int) -> tuple[_Slot, list[tuple[str, str]]]:
+        place = step - self._steps.start
+        try:
+            answer = self._workers[place % self._num_workers][1].recv()
+        except (EOFError, OSError):
+            self._mourn(place % self._num_workers)
+        if isinstance(answer, Exception):
+            raise answer
+        if (later := step + len(self._slots) - 2) in self._steps:
+            self._ask_for(later)
+        return self._slots[place % len(self._slots)], answer
+
+    def _mourn(self, worker: int) -> None:
+        process = self._workers[worker][0]
+        process.join(timeout=5)
+        code = process.exitcode or 0
+        how = f"was killed (signal {-code})" if code < 0 else f"ended (exit code {code})"
+        raise EnvironmentError_(
+            f"a loader process {how}, most often for want of memory; use fewer workers=N or a smaller batch: "
+            "the same command goes on from the last checkpoint"
+        )
+
+    def _made(self, step: int) -> tuple[_Slot, list[tuple[str, str]]]:
+        slot = self._maker.slot(shared=False)
+        return slot, self._maker.fill(slot, step)
+
+    def _batch(self, step: int, slot: _Slot, unreadable: list[tuple[str, str]]) -> Batch:
+        views, params = ([kind.flatten(0, 1) for kind in kinds] for kinds in (slot.views, slot.params))
+        if self._pin:
+            views, params = [kind.pin_memory() for kind in views], [kind.pin_memory() for kind in params]
+        return Batch(step, views, params if self._on_device else None, slot.indices, unreadable)
 
 
 def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor that the training process can read without a copy; plain memory in the training process itself."""
-    if torch.utils.data.get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
-    empty = torch.empty(0, dtype=dtype)
-    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)) * empty.element_size())  # type: ignore[no-untyped-call]
-    return empty.set_(storage, 0, shape, torch.empty(shape, device="meta").stride())  # type: ignore[call-overload, no-any-return]
+    """A tensor that this process and its workers see."""
+    if not _FORKS:
+        anywhere: Tensor = torch.empty(shape, dtype=dtype).share_memory_()  # type: ignore[no-untyped-call]
+        return anywhere
+    size = int(np.prod(shape)) * dtype.itemsize
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)  # inherited by fork; needs no /dev/shm
 
 
-def _start_worker(_: int) -> None:
-    """One thread each; and death with the parent, so that a killed run leaves no orphans."""
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes started here never hear the signals that ask the training to stop (schedulers signal every process of
+    a job): they inherit the mask. This process hears them afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(maker: _Maker, slots: list[_Slot], connection: Connection, parent: int) -> None:
+    """What a worker does until it is killed: makes the batch of each step that it is sent."""
+    _settle_in(parent)
+    with contextlib.suppress(EOFError, OSError):  # the training process is gone
+        while True:
+            step, place = connection.recv()
+            connection.send(_answer(maker, slots[place], step))
+
+
+def _answer(maker: _Maker, slot: _Slot, step: int) -> list[tuple[str, str]] | Exception:
+    try:
+        return maker.fill(slot, step)
+    except SwavError as error:
+        return error
+    except Exception:
+        return RuntimeError(f"in a loader process:\n{traceback.format_exc()}")
+
+
+def _settle_in(parent: int) -> None:
+    """One thread; and death with the parent, so that a killed run leaves no orphans."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it died before it could be asked to take us along
+            os._exit(1)

@@ -1,94 +1,135 @@
-"""Crops: where they are cut, how they are cut, and the numbers behind both, as pure functions of (seed, epoch, sample).
+"""Crops: where they are cut, how they are cut, and the random numbers behind them.
 
 An image is decoded once; all its crops are cut straight from the decoded array by antialiased resizing, in place in
-the batch.
+the batch. What happens to a sample is a pure function of (seed, epoch, sample).
 """
 
+import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from swav.config import Recipe
-from swav.data.photometric import NUM_UNIFORMS, parameters
+from swav.data import photometric
+
+Box = tuple[int, int, int, int]  # top, left, height, width [pixels]
 
 _TRIES = 10  # of torchvision's RandomResizedCrop
-_RATIO = (math.log(3 / 4), math.log(4 / 3))
+_RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of a crop
 _CROP_UNIFORMS = 2 * _TRIES + 2
 
 
-def draw(
-    recipe: Recipe, epoch: int, sample: int, height: int, width: int
-) -> tuple[Int[np.ndarray, "V 4"], Float[np.ndarray, "V 11"]]:
-    """Boxes (top, left, height, width) [pixels] and photometric parameters of an image's views.
+class Draws:
+    """The random numbers of some samples' views.
 
-    A counter-based generator keyed by (seed, epoch) starts at the sample's own place, so nothing depends on workers,
-    processes, or what was drawn before.
+    A counter-based generator (Philox) keyed by (seed, epoch) starts at each sample's own place, so nothing depends on
+    workers, processes, batches, or what was drawn before.
+
+    Args:
+        recipe: crops and photometric settings.
+        epoch: 0-based.
+        samples: B indices of images.
+
+    Attributes:
+        params: [B, V, 11] photometric parameters.
     """
-    generator = np.random.Generator(np.random.Philox(key=[recipe.seed, epoch], counter=[0, 0, 0, sample]))
-    uniforms = generator.random((recipe.num_views, _CROP_UNIFORMS + NUM_UNIFORMS))
-    scales = np.array([crop.scale for crop in recipe.crops for _ in range(crop.count)])
-    return boxes(uniforms[:, :_CROP_UNIFORMS], scales, height, width), parameters(uniforms[:, _CROP_UNIFORMS:], recipe)
+
+    params: Float32[np.ndarray, "B V 11"]
+
+    def __init__(self, recipe: Recipe, epoch: int, samples: Sequence[int]):
+        count = _CROP_UNIFORMS + photometric.NUM_UNIFORMS
+        uniforms = np.stack(
+            [generator(recipe.seed, epoch, "views", sample).random((recipe.num_views, count)) for sample in samples]
+        )
+        self.params = photometric.parameters(uniforms[..., _CROP_UNIFORMS:], recipe)
+        scales = np.array([crop.scale for crop in recipe.crops for _ in range(crop.count)])
+        self._sides = _relative_sides(uniforms[..., : 2 * _TRIES], scales).tolist()
+        self._places = uniforms[..., 2 * _TRIES : _CROP_UNIFORMS].tolist()
+
+    def boxes(self, place: int, height: int, width: int) -> list[Box]:
+        """Where the views of the sample at this place in the batch are cut from an image of this size [pixels]."""
+        return [
+            _box(sides, down, right, height, width)
+            for sides, (down, right) in zip(self._sides[place], self._places[place], strict=True)
+        ]
 
 
-def boxes(
-    uniforms: Float[np.ndarray, "V 22"], scales: Float[np.ndarray, "V 2"], height: int, width: int
-) -> Int[np.ndarray, "V 4"]:
-    """The law of torchvision's RandomResizedCrop: area uniform, aspect log-uniform in 3/4..4/3, ten tries, then the
-    largest centre crop of an allowed aspect.
+def generator(seed: int, epoch: int, purpose: str, sample: int = 0) -> np.random.Generator:
+    """Random numbers that depend on nothing but these four."""
+    stream = ("views", "order", "replacement").index(purpose)
+    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, stream, sample]))
 
-    Returns:
-        [V, 4] top, left, height, width; inside the image.
+
+def _relative_sides(uniforms: Float[np.ndarray, "B V 20"], scales: Float[np.ndarray, "V 2"]) -> np.ndarray:
+    """[B, V, 10, 2] height and width of each try, over the square root of the image's area."""
+    area = scales[:, :1] + (scales[:, 1:] - scales[:, :1]) * uniforms[..., :_TRIES]
+    low, high = np.log(_RATIO)
+    ratio = np.exp(low + (high - low) * uniforms[..., _TRIES:])
+    sides: np.ndarray = np.sqrt(np.stack([area / ratio, area * ratio], axis=-1))
+    return sides
+
+
+def _box(sides: list[list[float]], down: float, right: float, height: int, width: int) -> Box:
+    """The law of torchvision's RandomResizedCrop: area uniform, width / height log-uniform in 3/4..4/3; the first of
+    ten tries that fits into the image, anywhere in it; else the largest centre crop of an allowed shape."""
+    scale = math.sqrt(height * width)
+    for relative_high, relative_wide in sides:
+        high, wide = round(relative_high * scale), round(relative_wide * scale)
+        if 0 < high <= height and 0 < wide <= width:
+            return int(down * (height - high + 1)), int(right * (width - wide + 1)), high, wide
+    high, wide = height, width
+    if width / height < _RATIO[0]:
+        high = round(width / _RATIO[0])
+    elif width / height > _RATIO[1]:
+        wide = round(height * _RATIO[1])
+    return (height - high) // 2, (width - wide) // 2, high, wide
+
+
+def planes(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[Tensor, "1 3 H W"]:
+    """The same memory in the order that resizing wants."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None]
+
+
+def cut(image: UInt8[Tensor, "1 3 H W"], box: Box, out: UInt8[Tensor, "1 3 S S"]) -> None:
+    """Resizes a box, antialiased and bilinear, straight into its place in a batch (both channels last in memory).
+
+    The pixels are those of `torch.nn.functional.interpolate(antialias=True)`, and at most 1 of 255 from Pillow's (0.01 in
+    the mean). torch offers the operator behind it, which writes into a given place, under this internal name only.
     """
-    tries = uniforms[:, : 2 * _TRIES].reshape(-1, 2, _TRIES)
-    area = height * width * (scales[:, :1] + (scales[:, 1:] - scales[:, :1]) * tries[:, 0])
-    ratio = np.exp(_RATIO[0] + (_RATIO[1] - _RATIO[0]) * tries[:, 1])
-    wide, high = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
-    fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
-    first = fits.argmax(axis=1)
-    rows = np.arange(len(first))
-    found = fits[rows, first]
-    centre_high, centre_wide = _largest_allowed(height, width)
-    high = np.where(found, high[rows, first], centre_high)
-    wide = np.where(found, wide[rows, first], centre_wide)
-    top = np.where(found, np.floor(uniforms[:, -2] * (height - high + 1)), (height - high) // 2)
-    left = np.where(found, np.floor(uniforms[:, -1] * (width - wide + 1)), (width - wide) // 2)
-    return np.stack([top, left, high, wide], axis=1).astype(np.int64)
-
-
-def _largest_allowed(height: int, width: int) -> tuple[int, int]:
-    if width / height < 3 / 4:
-        return max(1, round(width / (3 / 4))), width
-    if width / height > 4 / 3:
-        return height, max(1, round(height * (4 / 3)))
-    return height, width
-
-
-def resize_into(image: UInt8[np.ndarray, "H W 3"], box: Int[np.ndarray, " 4"], out: UInt8[Tensor, "S S 3"]) -> None:
-    """Cuts a box and resizes it, antialiased and bilinear, straight into its place in a batch."""
-    top, left, high, wide = box.tolist()
-    source = torch.from_numpy(image[top : top + high, left : left + wide]).permute(2, 0, 1)[None]
-    side = list(out.shape[:2])
-    torch.ops.aten._upsample_bilinear2d_aa.out(source, side, False, None, None, out=out.permute(2, 0, 1)[None])
+    top, left, high, wide = box
+    source = image[:, :, top : top + high, left : left + wide]
+    torch._C._nn._upsample_bilinear2d_aa(source, out.shape[2:], False, out=out)  # type: ignore[call-arg]
 
 
 def to_input(
     crops: UInt8[Tensor, "N S S 3"], mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> Float[Tensor, "N 3 S S"]:
-    """Normalises uint8 RGB; the result is float32, channels last."""
+) -> Float32[Tensor, "N 3 S S"]:
+    """Normalises uint8 RGB: (x / 255 - mean) / std; channels last."""
     x = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
-    scale = torch.tensor(std, device=x.device)[:, None, None] * 255
-    return (x - torch.tensor(mean, device=x.device)[:, None, None] * 255).div_(scale)
+    shift, scale = _of_255(mean, x.device), _of_255(std, x.device)
+    return x.sub_(shift).div_(scale)
+
+
+@functools.cache
+def _of_255(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """[3, 1, 1] on the device, brought there once: each time the host would wait."""
+    return (torch.tensor(values) * 255)[:, None, None].to(device)
 
 
 def evaluation_view(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
     """Short side to 256/224 of `size`, then the centre: the field's view for evaluation (256 and 224 at full size)."""
-    short = round(size * 256 / 224)
     height, width = image.shape[:2]
-    high, wide = (short, int(short * width / height)) if width >= height else (int(short * height / width), short)
-    source = torch.from_numpy(image).permute(2, 0, 1)[None]
-    resized = torch.nn.functional.interpolate(source, (high, wide), mode="bilinear", antialias=True)
+    short = round(size * 256 / 224)
+    most = 8 * min(height, width)  # of a very long image only the middle, or resizing it would take all memory
+    if max(height, width) > most:
+        top, left = max(0, (height - most) // 2), max(0, (width - most) // 2)
+        image = image[top : top + most, left : left + most]
+        height, width = image.shape[:2]
+    high, wide = (int(short * side / min(height, width)) for side in (height, width))
+    resized = torch.nn.functional.interpolate(planes(image), (high, wide), mode="bilinear", antialias=True)
     top, left = round((high - size) / 2), round((wide - size) / 2)
     return resized[0, :, top : top + size, left : left + size].permute(1, 2, 0).contiguous().numpy()

@@ -10,9 +10,9 @@ Metric      top-1 and top-5 [%] at the last epoch, not the best.
 Seeds       one, for initial weights, order and crops: they are a pure function of (seed, epoch, sample).
 Source      target page: 70.5 top-1 (SwAV ResNet-50, 200 epochs, batch 256). MMSelfSup 0.x
             resnet50_linear-8xb32-coslr-100e_in1k ("SwAV linear evaluation setting"); the paper, section A.4.
-Where we differ: one process, so one batch of 256 instead of 8 of 32 (the trunk's BatchNorm is frozen: the same sums);
-            the last, shorter batch of an epoch is used.
-Smoke       size 64, 8 epochs, at most 5,000 + 1,000 images. The crops are drawn anew in every epoch there, too.
+Where we differ: one process, so one batch of 256 instead of 8 of 32: the same sums, as the trunk's BatchNorm is frozen.
+Smoke       size 64, 8 epochs, at most 5,000 + 1,000 images, and fewer than a batch will do. The crops are drawn anew in
+            every epoch there, too.
 
 The trunk sees every crop once per epoch and its features are never kept: they are of other crops in every epoch. The
 state after each epoch is a verified checkpoint, so an interrupted benchmark goes on and ends with the same bits.
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from swav import checkpoint
 from swav.config import Crop, Recipe
 from swav.data.loader import Batch, Loader
-from swav.errors import NumericsError
+from swav.errors import DataError, NumericsError
 from swav.evaluation.settings import LinearSettings
 from swav.evaluation.task import Score, Task
 from swav.features import Features, features_of, pooled_features
@@ -44,7 +44,7 @@ def run(task: Task[LinearSettings]) -> list[Score]:
     """Trains and scores one layer, going on from the last finished epoch of an earlier sitting.
 
     Raises:
-        DataError: no image of a half can be read.
+        DataError: no image of a half can be read, or there are fewer than a batch.
         NumericsError: the loss is not finite.
         CheckpointError: there is saved state, and none of it verifies.
     """
@@ -61,10 +61,11 @@ def run(task: Task[LinearSettings]) -> list[Score]:
             progress=progress,
             precision=settings.precision,
         )
-    per_epoch = math.ceil(len(task.train) / settings.batch)
+    recipe = _recipe(task)
+    per_epoch = len(task.train) // recipe.batch
     loader = Loader(
         task.train,
-        _recipe(task),
+        recipe,
         rank=0,
         world_size=1,
         start_step=len(log) * per_epoch,
@@ -129,8 +130,17 @@ def _start(task: Task[LinearSettings], folder: Path) -> tuple[nn.Linear, torch.o
 
 
 def _recipe(task: Task[LinearSettings]) -> Recipe:
-    """The loader's settings: one random resized crop and a flip. (As a pre-training recipe, one crop would be refused.)"""
+    """The loader's settings: one random resized crop and a flip. (As a pre-training recipe, one crop would be refused.)
+
+    An epoch leaves out its last partial batch, as pre-training does; which images these are changes with the epoch.
+    """
     settings = task.settings
+    batch = min(settings.batch, len(task.train)) if task.protocol == "smoke" else settings.batch
+    if batch > len(task.train):
+        raise DataError(
+            f"{task.train.root}: expected at least one batch of {batch} training images, found {len(task.train)}; "
+            f"use linear.batch={len(task.train)} or more images"
+        )
     crop = Crop(count=1, size=settings.size, scale=settings.crop_scale)
     return Recipe().model_copy(
         update={
@@ -139,7 +149,7 @@ def _recipe(task: Task[LinearSettings]) -> Recipe:
             "jitter_probability": 0.0,
             "grayscale": 0.0,
             "blur": 0.0,
-            "batch": settings.batch,
+            "batch": batch,
             "seed": settings.seed,
             "workers": task.workers,
         }

@@ -1,0 +1,88 @@
+"""Exact nearest neighbours: swav's search against scikit-learn's brute force, on the same features in one run.
+
+Run: python benchmarks/knn.py [--bank 100000] [--dim 512] [--queries 1024] [--k 200] [--threads 1] [--device cpu]
+
+Features are those of overlapping clusters, on the unit sphere. Each search is timed `--rounds` times, in turns; the
+fastest counts, as other work on the machine only ever adds. Both must return the same neighbours.
+"""
+
+import argparse
+import platform
+import time
+from collections.abc import Callable
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
+
+from swav.metrics import knn_vote, nearest
+
+
+def clusters(rows: int, dim: int, seed: int, classes: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """Unit features and their cluster; the clusters are the same for every seed."""
+    centres = np.random.default_rng(0).normal(size=(classes, dim))
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=rows)
+    features = centres[labels] + 2.0 * rng.normal(size=(rows, dim))
+    return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32), labels
+
+
+def seconds(work: Callable[[], object], device: str) -> tuple[float, float]:
+    """Wall time and processor time of one search; the second hardly minds other work on the machine."""
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (
+        ("bank", 100_000),
+        ("dim", 512),
+        ("queries", 1024),
+        ("k", 200),
+        ("threads", 1),
+        ("rounds", 5),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", default="cpu")
+    wanted = parser.parse_args()
+    torch.set_num_threads(wanted.threads)
+
+    bank, labels = clusters(wanted.bank, wanted.dim, seed=1)
+    queries, _ = clusters(wanted.queries, wanted.dim, seed=2)
+    x, y, q = (torch.from_numpy(array).to(wanted.device) for array in (bank, labels, queries))
+    oracle = NearestNeighbors(n_neighbors=wanted.k, algorithm="brute", metric="cosine").fit(bank)
+    searches: dict[str, Callable[[], object]] = {
+        "swav.metrics.nearest": lambda: nearest(x, q, wanted.k),
+        "swav.metrics.knn_vote (search and four votes)": lambda: knn_vote(
+            x, y, q, [10, 20, wanted.k // 2, wanted.k], 100
+        ),
+        "scikit-learn NearestNeighbors(brute, cosine)": lambda: oracle.kneighbors(queries),
+    }
+    with threadpool_limits(wanted.threads):
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in searches}
+        for _ in range(wanted.rounds):
+            for name, search in searches.items():
+                times[name].append(seconds(search, wanted.device))
+        ours, theirs = nearest(x, q, wanted.k)[1].cpu().numpy(), oracle.kneighbors(queries)[1]
+
+    shared = np.mean([len(np.intersect1d(a, b)) / wanted.k for a, b in zip(ours, theirs, strict=True)])
+    print(
+        f"{wanted.queries} queries, bank {wanted.bank} x {wanted.dim}, k={wanted.k}, {wanted.threads} thread(s), {wanted.device}"
+    )
+    print(
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, scikit-learn {sklearn.__version__}"
+    )
+    for name, found in times.items():
+        wall, processor = np.min(found, axis=0)
+        print(f"{wall:8.3f} s  (processor {processor:7.3f} s)  {name}")
+    print(f"neighbours in common: {shared:.6f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""Attacked: the order and every pixel are a pure function of the step, whatever the number of workers and processes;
+and no worker is left, hangs, or dies unnoticed.
+"""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from swav.config import Crop, Recipe
+from swav.data import loader as loader_module
+from swav.data.images import Images, Unreadable, open_images
+from swav.data.loader import Loader, epoch_order
+from swav.data.photometric import apply_batched
+from swav.errors import DataError, EnvironmentError_
+
+NUM_IMAGES, BATCH = 22, 4
+PER_EPOCH = NUM_IMAGES // BATCH
+CROPS = (Crop(count=2, size=16, scale=(0.14, 1.0)), Crop(count=3, size=8, scale=(0.05, 0.14)))
+
+
+class InMemory(Images):
+    """Images of one colour each (or noise), some of which cannot be read, or end the process that reads them."""
+
+    def __init__(self, noise=True, bad=(), action=None, at=-1):
+        self.root, self.noise, self.broken, self.action, self.at = Path("memory"), noise, set(bad), action, at
+
+    def __len__(self):
+        return NUM_IMAGES
+
+    def name(self, i):
+        return f"{i}.png"
+
+    def read(self, i):
+        if i == self.at:
+            self.action()
+        if i in self.broken:
+            raise Unreadable(self.name(i), "broken")
+        if self.noise:
+            return np.random.default_rng(i).integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
+        return np.full((20, 30 + i, 3), 10 * i, np.uint8)
+
+
+def recipe(**settings):
+    return Recipe.model_validate({"crops": CROPS, "batch": BATCH, "workers": 0, **settings})
+
+
+def load(images=None, start=0, total=PER_EPOCH, rank=0, world_size=1, on_device=False, **settings):
+    return Loader(
+        images or InMemory(),
+        recipe(**settings),
+        rank=rank,
+        world_size=world_size,
+        start_step=start,
+        total_steps=total,
+        steps_per_epoch=PER_EPOCH,
+        on_device=on_device,
+    )
+
+
+def kept(batches):
+    """Copies of everything that a batch says; its memory is used again."""
+    return [
+        (
+            batch.step,
+            [view.clone() for view in batch.views],
+            None if batch.params is None else [kind.clone() for kind in batch.params],
+            batch.indices.clone(),
+            batch.unreadable,
+        )
+        for batch in batches
+    ]
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for (step, *tensors, unreadable), (other_step, *other_tensors, other_unreadable) in zip(left, right, strict=True):
+        assert step == other_step and unreadable == other_unreadable
+        torch.testing.assert_close(tensors, other_tensors, rtol=0, atol=0)
+
+
+def worker_processes():
+    return [process for process in multiprocessing.active_children() if process.name.startswith("swav-loader")]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# -- the order
+
+
+def test_an_epochs_order_is_a_permutation_of_its_own():
+    orders = [epoch_order(seed, epoch, 50).tolist() for seed in (0, 1) for epoch in (0, 1, 2)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len(set(map(tuple, orders))) == 6
+    assert epoch_order(1, 2, 50).tolist() == orders[-1]
+
+
+def test_batches_walk_through_the_order_and_leave_out_the_last_partial_one():
+    batches = kept(load(total=2 * PER_EPOCH))
+    assert [batch[0] for batch in batches] == list(range(2 * PER_EPOCH))
+    for epoch in (0, 1):
+        seen = torch.cat([batch[3] for batch in batches[epoch * PER_EPOCH : (epoch + 1) * PER_EPOCH]])
+        assert seen.tolist() == epoch_order(0, epoch, NUM_IMAGES)[: PER_EPOCH * BATCH].tolist()
+
+
+def test_views_are_crop_major():
+    """Every image has one colour, which cropping keeps."""
+    plain = {"jitter_probability": 0, "grayscale": 0, "blur": 0}
+    for batch in load(InMemory(noise=False), **plain):
+        for crop, views in zip(CROPS, batch.views, strict=True):
+            assert views.shape == (crop.count * BATCH, crop.size, crop.size, 3)
+            colours = views.unflatten(0, (crop.count, BATCH)).flatten(2)
+            expected = (10 * batch.indices)[None, :, None].expand_as(colours)
+            torch.testing.assert_close(colours.long(), expected)
+
+
+# -- the same pixels, whoever makes them
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_number_of_workers_changes_nothing(workers, on_device):
+    images, total = InMemory(bad=[3, 4]), 2 * PER_EPOCH
+    assert_same(
+        kept(load(images, total=total, on_device=on_device)),
+        kept(load(images, total=total, on_device=on_device, workers=workers)),
+    )
+
+
+def test_two_processes_make_the_halves_of_one_processs_batches():
+    for whole, *halves in zip(
+        kept(load()), kept(load(rank=0, world_size=2)), kept(load(rank=1, world_size=2)), strict=True
+    ):
+        assert whole[3].tolist() == [*halves[0][3].tolist(), *halves[1][3].tolist()]
+        for kind, crop in enumerate(CROPS):
+            parts = [half[1][kind].unflatten(0, (crop.count, BATCH // 2)) for half in halves]
+            torch.testing.assert_close(torch.cat(parts, dim=1).flatten(0, 1), whole[1][kind], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_beginning_at_a_later_step_gives_the_rest(workers):
+    assert_same(kept(load(total=12))[7:], kept(load(start=7, total=12, workers=workers)))
+
+
+def test_an_image_looks_different_in_every_epoch_and_view():
+    seen = {}
+    for batch in load(total=2 * PER_EPOCH):
+        for b, sample in enumerate(batch.indices.tolist()):
+            views = batch.views[0].unflatten(0, (2, BATCH))[:, b]
+            seen.setdefault(sample, []).extend(view.numpy().tobytes() for view in views)
+    assert all(len(set(looks)) == len(looks) for looks in seen.values())
+    assert max(map(len, seen.values())) == 4
+
+
+def test_left_to_the_device_colour_and_blur_are_those_of_the_worker_up_to_rounding():
+    for here, there in zip(kept(load()), kept(load(on_device=True)), strict=True):
+        assert here[2] is None
+        for worker, crops, params in zip(here[1], there[1], there[2], strict=True):
+            assert params.shape == (len(crops), 11)
+            assert (worker.int() - apply_batched(crops, params, recipe()).int()).abs().float().mean() < 1
+
+
+def test_a_batch_stays_as_it_is_while_the_next_one_is_fetched():
+    expected, before = kept(load(total=12)), None
+    for i, batch in enumerate(load(total=12, workers=2)):
+        if before is not None:
+            time.sleep(0.01)  # the workers go on meanwhile
+            torch.testing.assert_close(before.views, expected[i - 1][1], rtol=0, atol=0)
+        before = batch
+
+
+@pytest.mark.slow
+def test_where_forking_is_not_safe_fresh_workers_give_the_same(tmp_path, monkeypatch):
+    for i in range(8):
+        Image.fromarray(InMemory().read(i)).save(tmp_path / f"{i}.png")
+    images = open_images(tmp_path)
+    expected = kept(load(images, total=1))
+    monkeypatch.setattr(loader_module, "_FORKS", False)
+    assert_same(expected, kept(load(images, total=1, workers=1)))
+
+
+# -- images that cannot be read
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_replaced_by_the_same_one_in_every_epoch_and_reported_every_time(workers):
+    images = InMemory(noise=False, bad=[5])
+    plain = {"jitter_probability": 0, "grayscale": 0, "blur": 0}
+    colours = []
+    for batch in load(images, total=4 * PER_EPOCH, workers=workers, **plain):
+        met = 5 in batch.indices.tolist()
+        assert batch.unreadable == ([("5.png", "broken")] if met else [])
+        if met:
+            colours.append(int(batch.views[0][batch.indices.tolist().index(5), 0, 0, 0]))
+    assert len(colours) >= 2 and len(set(colours)) == 1 and colours[0] != 50
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_if_nothing_can_be_read_the_error_says_so_in_one_line(workers):
+    with pytest.raises(DataError, match=r"unreadable ones are unreadable too.*broken") as caught:
+        list(load(InMemory(bad=range(NUM_IMAGES)), workers=workers))
+    assert "\n" not in str(caught.value)
+
+
+# -- the life of workers
+
+
+def test_a_workers_death_is_an_error_with_advice():
+    images = InMemory(action=lambda: os.kill(os.getpid(), signal.SIGKILL), at=int(epoch_order(0, 0, NUM_IMAGES)[-3]))
+    with pytest.raises(EnvironmentError_, match=r"signal 9.*memory.*workers=N"):
+        list(load(images, workers=2))
+    assert not worker_processes()
+
+
+def test_a_fault_in_a_worker_arrives_with_its_traceback():
+    def divide():
+        return 1 / 0
+
+    with pytest.raises(RuntimeError, match=r"(?s)in a loader process.*ZeroDivisionError"):
+        list(load(InMemory(action=divide, at=0), workers=1, total=2 * PER_EPOCH))
+    assert not worker_processes()
+
+
+def test_leaving_early_leaves_no_worker():
+    for _ in load(workers=2, total=1000):
+        assert len(worker_processes()) == 2
+        break
+    assert not worker_processes()
+    unfinished = load(workers=2, total=1000)
+    batches = iter(unfinished)
+    next(batches)
+    unfinished.close()
+    assert not worker_processes()
+
+
+def test_no_more_workers_are_started_than_there_are_steps():
+    for _ in load(workers=4, start=3, total=4):
+        assert len(worker_processes()) == 1
+
+
+def test_signals_that_stop_the_training_do_not_stop_its_workers():
+    """A scheduler signals all processes of a job; the training still has a step and a checkpoint to finish."""
+    expected, seen = kept(load(total=12)), []
+    for batch in load(workers=2, total=12):
+        for process in worker_processes():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                os.kill(process.pid, number)
+        seen += kept([batch])
+    assert_same(expected, seen)
+
+
+@pytest.mark.skipif(not loader_module._FORKS, reason="the system does not tell children of their parent's death")
+def test_workers_die_with_a_training_process_that_is_killed():
+    def train(report):
+        for _ in load(workers=2, total=10_000_000):
+            report.send([process.pid for process in worker_processes()])
+            time.sleep(60)
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    training = context.Process(target=train, args=(theirs,))
+    training.start()
+    pids = ours.recv()
+    training.kill()
+    training.join()
+    deadline = time.monotonic() + 30
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(pids) == 2 and not any(map(alive, pids))

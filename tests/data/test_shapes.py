@@ -1,0 +1,227 @@
+"""Attacks: a drawn data set that depends on more than its seed, gives its classes away by colour or by pixels, has labels,
+boxes or masks that contradict each other, or takes half a folder for a whole one.
+
+Run: pytest tests/data/test_shapes.py
+"""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from swav.data import shapes
+from swav.data.images import labelled_halves
+from swav.data.shapes import CLASSES, scene, write_shapes
+from swav.errors import ConfigError, DataError, EnvironmentError_
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [scene(0, "train", index) for index in range(200)]
+
+
+def test_a_scene_is_a_function_of_seed_split_and_index(scenes):
+    scene(5, "val", 3)  # whatever was drawn before
+    assert np.array_equal(scene(0, "train", 17).image, scenes[17].image)
+    for other in (scene(1, "train", 17), scene(0, "val", 17), scene(0, "train", 27)):
+        assert other.label == scenes[17].label and not np.array_equal(other.image, scenes[17].image)
+
+
+def test_a_scene_is_the_same_picture_at_every_size(scenes):
+    for index in (3, 24, 65):
+        large = scene(0, "train", index, size=128)
+        halved = cv2.resize(large.image, (64, 64), interpolation=cv2.INTER_AREA)
+        assert list(large.classes) == list(scenes[index].classes)
+        assert np.abs(halved.astype(float) - scenes[index].image).mean() < 3
+        assert np.abs(large.boxes / 2 - scenes[index].boxes).max() <= 1.5
+
+
+def test_every_class_is_drawn_equally_often_and_one_to_four_objects_occur(scenes):
+    assert np.array_equal(np.bincount([drawn.label for drawn in scenes]), [20] * 10)
+    assert {len(drawn.classes) for drawn in scenes} == {1, 2, 3, 4}
+
+
+def test_the_label_is_the_largest_object_by_far_and_the_others_are_of_other_classes(scenes):
+    for drawn in scenes:
+        areas = drawn.instances.sum(axis=(1, 2))
+        main = areas.argmax()
+        assert drawn.classes[main] == drawn.label
+        assert areas[main] > 0.04 * 64 * 64
+        others = np.delete(areas, main)
+        assert not len(others) or areas[main] > 1.5 * others.max()
+        assert drawn.label not in np.delete(drawn.classes, main)
+
+
+def test_boxes_instances_and_the_semantic_mask_tell_the_same(scenes):
+    for drawn in scenes:
+        assert drawn.instances.sum(axis=0).max() == 1
+        assert np.array_equal(drawn.semantic > 0, drawn.instances.any(axis=0))
+        for kind, (x0, y0, x1, y1), mask in zip(drawn.classes, drawn.boxes, drawn.instances, strict=True):
+            assert (drawn.semantic[mask] == kind + 1).all()
+            inside = mask[y0:y1, x0:x1]
+            assert inside.sum() == mask.sum() > 0
+            assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
+
+
+def test_masks_lie_where_objects_are_painted(scenes):
+    """An edge of the mask is an edge of the image; the same mask moved by 3 pixels sees less of one."""
+
+    def contrast(drawn, mask):
+        grey = drawn.image.mean(axis=2)
+        rim = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+        rim &= ~drawn.instances.any(axis=0)
+        return abs(grey[mask].mean() - grey[rim].mean()) if rim.any() and mask.any() else 0.0
+
+    singles = [drawn for drawn in scenes if len(drawn.classes) == 1]
+    at_place = [contrast(drawn, drawn.instances[0]) for drawn in singles]
+    moved = [contrast(drawn, np.roll(drawn.instances[0], 3, axis=(0, 1))) for drawn in singles]
+    assert np.mean(at_place) > 1.4 * np.mean(moved)
+
+
+def test_a_small_image_leaves_out_what_cannot_be_seen():
+    for index in range(40):
+        drawn = scene(0, "val", index, size=16)
+        assert len(drawn.classes) == len(drawn.boxes) == len(drawn.instances) > 0
+        assert drawn.instances.any(axis=(1, 2)).all()
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(ConfigError, match="expected train or val, found 'test'"):
+        scene(0, "test", 0)
+
+
+def knn_accuracy(bank, labels, queries, truth, k=20):
+    """The plain vote of the k nearest by Euclid's distance [%]."""
+    distances = (bank**2).sum(axis=1) - 2 * queries @ bank.T
+    nearest = labels[np.argsort(distances, axis=1)[:, :k]]
+    votes = (nearest[:, :, None] == np.arange(len(CLASSES))).sum(axis=1)
+    return 100 * (votes.argmax(axis=1) == truth).mean()
+
+
+def small(drawn, side):
+    return cv2.resize(drawn.image, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+def histogram(drawn):
+    counts, _ = np.histogramdd(drawn.image.reshape(-1, 3), bins=4, range=[(0, 256)] * 3)
+    return np.sqrt(counts).ravel()
+
+
+DESCRIPTIONS = {
+    "colours": histogram,
+    "pixels": lambda drawn: small(drawn, 64).ravel(),
+    "pixels at 16": lambda drawn: small(drawn, 16).ravel(),
+    "grey pixels without their mean": lambda drawn: (grey := small(drawn, 32).mean(axis=2).ravel()) - grey.mean(),
+}
+
+
+@pytest.mark.slow
+def test_neither_colours_nor_pixels_tell_the_classes_apart():
+    train, val = ([scene(0, split, i) for i in range(count)] for split, count in (("train", 2000), ("val", 500)))
+    labels, truth = (np.array([drawn.label for drawn in half]) for half in (train, val))
+    for name, describe in DESCRIPTIONS.items():
+        bank, queries = (np.stack([describe(drawn) for drawn in half]) for half in (train, val))
+        euclid = knn_accuracy(bank, labels, queries, truth)
+        bank, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (bank, queries))
+        cosine = knn_accuracy(bank, labels, queries, truth)
+        assert max(euclid, cosine) < 40, name
+
+
+def test_what_shows_form_alone_does_tell_them_apart():
+    """The check above can fail: the share of object pixels by distance from the object's middle nearly names the class."""
+
+    def form(drawn):
+        main = drawn.instances[drawn.instances.sum(axis=(1, 2)).argmax()]
+        y, x = np.nonzero(main)
+        distance = np.hypot(x - x.mean(), y - y.mean())
+        bins = np.histogram(distance / distance.max(), bins=12, range=(0, 1))[0]
+        return np.sqrt(bins / bins.sum())
+
+    train, val = ([scene(0, split, i) for i in range(count)] for split, count in (("train", 400), ("val", 100)))
+    labels, truth = (np.array([drawn.label for drawn in half]) for half in (train, val))
+    assert knn_accuracy(*(np.stack([form(d) for d in train]), labels, np.stack([form(d) for d in val]), truth)) > 60
+
+
+def test_the_folder_is_one_that_our_reader_takes_for_a_labelled_data_set(tmp_path):
+    write_shapes(tmp_path / "data", train=20, val=10, size=32, seed=4)
+    train, val = labelled_halves(tmp_path / "data")
+    assert (len(train), len(val)) == (20, 10)
+    assert train.classes == list(CLASSES)
+    for half, split in ((train, "train"), (val, "val")):
+        for i in range(len(half)):
+            index = int(half.name(i)[-10:-4])
+            assert np.array_equal(half.read(i), scene(4, split, index, 32).image)
+            assert half.labels is not None and half.labels[i] == index % 10
+
+
+def test_the_same_arguments_give_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_shapes(tmp_path / name, train=10, val=10, size=32)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert len(files(tmp_path / "a")) == 21
+
+
+def test_a_complete_folder_is_left_alone(tmp_path):
+    write_shapes(tmp_path, train=10, val=10, size=32)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    write_shapes(tmp_path, train=10, val=10, size=32)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_a_write_that_was_cut_off_is_known_and_made_whole(tmp_path, monkeypatch):
+    write_shapes(tmp_path / "whole", train=10, val=10, size=32)
+    draw = shapes._write_imagenet
+
+    def dies_half_way(drawn, folder, split, index):
+        draw(drawn, folder, split, index)
+        if index == 6:
+            (folder / split / CLASSES[drawn.label] / f"{index:06d}.png").write_bytes(b"half a")
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(shapes.LAYOUTS, "imagenet", dies_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        write_shapes(tmp_path / "cut", train=10, val=10, size=32)
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "cut" / "shapes.json").read_text())["complete"] is False
+    write_shapes(tmp_path / "cut", train=10, val=10, size=32)
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_other_arguments_are_refused_and_named(tmp_path):
+    write_shapes(tmp_path, train=10, val=10, size=32)
+    before = files(tmp_path)
+    with pytest.raises(ConfigError, match="holds shapes with val=10 instead of 20, seed=0 instead of 1"):
+        write_shapes(tmp_path, train=10, val=20, size=32, seed=1)
+    assert files(tmp_path) == before
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "holiday.png").write_bytes(b"dear")
+    with pytest.raises(DataError, match="expected an empty folder"):
+        write_shapes(tmp_path, train=10, val=10)
+    (tmp_path / "shapes.json").write_text("[]")
+    with pytest.raises(DataError, match="found something else"):
+        write_shapes(tmp_path, train=10, val=10)
+    with pytest.raises(DataError, match="expected a folder, found a file"):
+        write_shapes(tmp_path / "holiday.png", train=10, val=10)
+    assert sorted(files(tmp_path)) == ["holiday.png", "shapes.json"]
+
+
+def test_an_unknown_layout_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(ConfigError, match=r"expected one of imagenet, found 'imagenett' \(did you mean 'imagenet'\?\)"):
+        write_shapes(tmp_path / "data", "imagenett")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_disk_that_refuses_is_told_as_such(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(shapes.LAYOUTS, "imagenet", full)
+    with pytest.raises(EnvironmentError_, match="No space left on device"):
+        write_shapes(tmp_path / "data", train=10, val=10)

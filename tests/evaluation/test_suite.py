@@ -1,0 +1,120 @@
+"""Attacks: benchmarks that start before what they need is checked, that lose results, or that write where nothing may be.
+
+Run: pytest tests/evaluation/test_suite.py
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from swav.config import parse_overrides
+from swav.errors import CheckpointError, ConfigError, DataError
+from swav.evaluation import suite
+from swav.evaluation.settings import BENCH_SETTINGS, SMOKE, KnnSettings, LinearSettings, resolve
+from swav.reporting.results import read_results
+
+QUICK = {"size": 16, "workers": 0, "knn.k": [1, 5], "linear.epochs": 2, "linear.batch": 8}
+QUICK_KNN = {"size": 16, "workers": 0, "knn.k": [1]}
+
+
+def test_every_benchmark_has_settings_and_a_smoke_protocol():
+    assert suite.BENCHES.keys() == BENCH_SETTINGS.keys() == SMOKE.keys()
+    for name in suite.BENCHES:
+        assert resolve([name], {"protocol": "smoke"})[1][name] != resolve([name], {})[1][name]
+
+
+def test_two_benchmarks_of_two_weights_end_in_one_file(colours, tmp_path):
+    content = suite.bench(["knn", "linear"], ["random:tiny", "random:cifar10"], colours, tmp_path, QUICK)
+    assert content == read_results(tmp_path)
+    rows = content["results"]
+    assert {(row["bench"], row["metric"], row["weights"]) for row in rows} == {
+        (bench, metric, weights)
+        for weights in ("random:tiny", "random:cifar10")
+        for bench, metrics in (
+            ("knn", ["top-1 k=1", "top-5 k=1", "top-1 k=5", "top-5 k=5"]),
+            ("linear", ["top-1", "top-5"]),
+        )
+        for metric in metrics
+    }
+    assert all(0 <= row["value"] <= 100 and row["n"] == 12 and row["unit"] == "%" for row in rows)
+    assert not any(row["comparable"] for row in rows) and all("3 classes" in row["difference"] for row in rows)
+    assert len({row["weights_sha256"] for row in rows}) == 2
+    assert all(row["config"]["mean"] and row["config"]["data"] and row["versions"]["torch"] for row in rows)
+    again = suite.bench(["knn"], ["random:tiny"], colours, tmp_path, QUICK_KNN | {"knn.k": [1, 5]})
+    assert again == content
+
+
+def test_a_folder_of_data_sets_is_searched_for_the_benchmarks_own(colours, tmp_path):
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "imagenette").symlink_to(colours)
+    content = suite.bench(["knn"], ["random:tiny"], tmp_path / "sets", tmp_path / "out", QUICK_KNN)
+    assert content["results"][0]["n"] == 12
+
+
+def test_missing_data_is_an_error_by_name_and_a_line_under_all(tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        suite.bench(["knn"], ["random:tiny"], tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    content = suite.bench(["all"], ["random:tiny"], tmp_path / "nowhere", tmp_path / "out")
+    assert [row["bench"] for row in content["not_run"]] == list(suite.BENCHES) and content["results"] == []
+    assert all("nowhere" in row["reason"] and "val/CLASS" in row["expected"] for row in content["not_run"])
+
+
+def test_settings_are_checked_before_weights_and_weights_before_data(tmp_path):
+    with pytest.raises(ConfigError, match=r"knn\.kk"):
+        suite.bench(["knn"], ["nothing"], tmp_path / "nowhere", tmp_path, {"knn.kk": 5})
+    with pytest.raises((ConfigError, CheckpointError), match="nothing"):
+        suite.bench(["knn"], ["nothing"], tmp_path / "nowhere", tmp_path)
+
+
+def test_a_dry_run_says_what_there_is_and_writes_nothing(colours, tmp_path, capsys):
+    rows = suite.bench(["all"], ["random:tiny"], colours, tmp_path / "out", QUICK, dry_run=True)["dry_run"]
+    assert [row["bench"] for row in rows] == ["knn", "linear"] and all(row["hours"] >= 0 for row in rows)
+    missing = suite.bench(["all"], ["random:tiny"], tmp_path / "nowhere", tmp_path / "out", dry_run=True)["dry_run"]
+    assert all("nowhere" in row["reason"] for row in missing)
+    assert "24" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "words", "message"),
+    [
+        (["kn"], [], "did you mean 'knn'"),
+        (["knn"], ["protocol=smoky"], "did you mean 'smoke'"),
+        (["knn"], ["knn.kk=[5]"], "did you mean 'knn.k'"),
+        (["linear"], ["epochs=5"], "did you mean 'linear.epochs'"),
+        (["knn"], ["sise=64"], "did you mean 'size'"),
+        (["knn"], ["knm.k=5"], "did you mean 'knn'"),
+        (["knn"], ["linear.epochs=5"], "not among the benchmarks asked for"),
+        (["knn"], ["knn.k=[5, 5]"], "different numbers"),
+        (["knn"], ["knn.k=0"], "knn: k"),
+        (["knn"], ["size=large"], "size"),
+        (["linear"], ["linear.crop_scale=[0.5, 0.1]"], "min <= max"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_the_nearest_right_one(names, words, message):
+    with pytest.raises(ConfigError) as caught:
+        resolve(names, parse_overrides(words))
+    assert message in str(caught.value) and len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_key_for_one_benchmark_wins_over_the_key_for_all_and_over_the_protocol():
+    protocol, settings = resolve(["all"], parse_overrides(["knn.size=32", "size=64", "protocol=smoke", "knn.k=7"]))
+    assert protocol == "smoke"
+    assert isinstance(settings["knn"], KnnSettings) and isinstance(settings["linear"], LinearSettings)
+    assert (settings["knn"].size, settings["knn"].k, settings["linear"].size) == (32, (7,), 64)
+    assert settings["linear"].epochs == SMOKE["linear"]["epochs"]
+
+
+def test_settings_answer_without_torch():
+    code = "import sys, swav.evaluation.settings; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_draw_of_images_is_the_seeds(colours, tmp_path):
+    quick = QUICK_KNN | {"train_images": 10, "score_images": 5}
+    rows = suite.bench(["knn"], ["random:tiny"], colours, tmp_path, quick)["results"]
+    assert rows[0]["n"] == 5 and "10 training images" in rows[0]["difference"]
+    assert json.dumps(rows) == json.dumps(suite.bench(["knn"], ["random:tiny"], colours, tmp_path, quick)["results"])

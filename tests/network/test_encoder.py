@@ -1,0 +1,90 @@
+"""Weight sources: what is named is what is loaded, and what is not there is refused with the names that are.
+
+Run: pytest tests/network/test_encoder.py
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from swav import checkpoint
+from swav.config import load_recipe, to_yaml
+from swav.errors import CheckpointError, ConfigError
+from swav.network.encoder import load
+from swav.network.heads import build_network
+
+RECIPE = load_recipe("tiny", {"width": 0.125, "head_hidden": 16, "head_dim": 8, "prototypes": 12})
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder with two checkpoints, the first of them the best."""
+    for step, seed in ((5, 1), (10, 2)):
+        network = build_network(RECIPE.model_copy(update={"seed": seed}))
+        checkpoint.save(
+            tmp_path / "checkpoints",
+            step,
+            model=network.state_dict(),
+            optim={},
+            local={},
+            state={"recipe": RECIPE.model_dump(mode="json"), "best_step": 5, "world_size": 1},
+            keep=3,
+            best=5,
+        )
+    (tmp_path / "config.yaml").write_text(to_yaml(RECIPE))
+    return tmp_path
+
+
+def test_random_weights_are_those_of_the_seed_whoever_names_them(run):
+    fresh = build_network(RECIPE)
+    of_run = load(f"random:{run}")
+    assert torch.equal(of_run.trunk.conv1.weight, fresh.trunk.conv1.weight)
+    assert of_run.sha256 == load(f"random:{run}").sha256
+    assert load("random:resnet18").num_features == 512
+    assert load("random:cifar10").trunk.conv1.stride == (1, 1)
+
+
+def test_a_run_means_its_newest_checkpoint_and_best_the_best(run):
+    newest, best = load(run), load(f"{run}@best")
+    assert newest.sha256 == load(run / "checkpoints" / "step_00000010").sha256
+    assert best.sha256 == load(run / "checkpoints" / "step_00000005").sha256
+    assert newest.sha256 != best.sha256
+
+
+def test_an_encoder_is_in_eval_mode_without_gradients_and_prototypes_are_unit_vectors(run):
+    encoder = load(run)
+    assert not encoder.training
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    torch.testing.assert_close(encoder.prototypes.weight.norm(dim=1), torch.ones(12))
+    maps = encoder.stages(torch.zeros(1, 3, 48, 48))
+    assert [m.shape[1] for m in maps] == encoder.stage_channels
+
+
+def test_preprocess_takes_the_centre_and_normalises():
+    encoder = load("random:tiny")
+    image = np.full((60, 80, 3), 128, np.uint8)
+    view = encoder.preprocess(image, 32)
+    assert view.shape == (3, 32, 32)
+    expected = (128 / 255 - torch.tensor(encoder.mean)) / torch.tensor(encoder.std)
+    torch.testing.assert_close(view.mean(dim=(1, 2)), expected)
+
+
+def test_what_is_not_there_is_refused_with_what_is(run, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'resnet18'"):
+        load("random:resnet81")
+    with pytest.raises(ConfigError, match="expected a run folder"):
+        load(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="@best"):
+        load(f"{run}@worst")
+    (run / "checkpoints" / "step_00000010" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(run / "checkpoints" / "step_00000010")
+
+
+def test_tensors_of_another_network_are_refused(run):
+    path = run / "checkpoints"
+    network = build_network(RECIPE.model_copy(update={"backbone": "resnet34"}))
+    state = {"recipe": RECIPE.model_dump(mode="json"), "best_step": None, "world_size": 1}
+    checkpoint.save(path, 15, model=network.state_dict(), optim={}, local={}, state=state, keep=3)
+    with pytest.raises(CheckpointError, match="do not fit the resnet18"):
+        load(run)

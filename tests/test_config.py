@@ -1,0 +1,271 @@
+"""Attacks: settings that are not what was written. YAML's traps, typing's leniency, combinations that switch something
+off in silence, values that do not survive being saved, and `auto` without a reason.
+
+Run: pytest tests/test_config.py
+"""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swav import config
+from swav.config import MIN_EPSILON, Crop, Recipe, derive, load_recipe, parse_overrides, read_yaml, to_yaml, validated
+from swav.errors import ConfigError
+
+
+def saved_and_read(recipe: Recipe) -> Recipe:
+    return validated(Recipe, read_yaml(to_yaml(recipe), "saved"), "saved")
+
+
+def settled(recipe: Recipe, num_images: int = 50_000, world_size: int = 1) -> tuple[Recipe, dict[str, str]]:
+    return derive(recipe, num_images, world_size, "cpu", cpus=8, has_bf16=True)
+
+
+# -- YAML
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1E-6", "1.0e-06", "+1e-6", "0.000001", ".000001"])
+def test_a_small_number_is_a_number_however_it_is_written(text):
+    assert read_yaml(f"weight_decay: {text}", "test") == {"weight_decay": 1e-6}
+
+
+@pytest.mark.parametrize(
+    "text", ["yes", "no", "on", "Off", "y", "12:30:45", "0777", "0x1F", "0b11", "2026-01-31", "~x"]
+)
+def test_words_that_plain_yaml_takes_for_something_else_stay_text(text):
+    assert read_yaml(f"data: {text}", "test") == {"data": text}
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False), ("null", None), ("0", 0), ("-3", -3)])
+def test_what_is_special_stays_special(text, value):
+    read = read_yaml(f"key: {text}", "test")["key"]
+    assert read == value and type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("batch: 4\nepochs: 2\nbatch: 8", "line 3: key 'batch' is given twice"),
+        ("crops: [{count: 2, count: 3}]", "line 1: key 'count' is given twice"),
+        ("jitter: &a [1, 1, 1, 0]\nmean: *a", "line 2: aliases"),
+        ("data: !!python/object/apply:os.system [ls]", "line 1: could not determine a constructor"),
+        ("- batch", "found list"),
+        ("batch", "found str"),
+        ("batch: [4", "expected YAML of `key: value` lines"),
+        ("batch: 4\n\tepochs: 2", "line 2"),
+    ],
+)
+def test_yaml_that_is_wrong_or_unclear_is_refused_with_its_place(text, complaint):
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(text, "here")
+    assert complaint in str(caught.value) and str(caught.value).startswith("here")
+
+
+def test_an_empty_file_means_the_defaults():
+    assert read_yaml("", "test") == read_yaml("# nothing\n", "test") == {}
+
+
+# -- shipped recipes
+
+
+@pytest.mark.parametrize("name", config.recipe_names())
+def test_a_shipped_recipe_comes_back_from_its_saved_form_before_and_after_it_is_settled(name):
+    recipe = load_recipe(name, {"data": "photos"})
+    assert saved_and_read(recipe) == recipe
+    chosen, _ = settled(recipe)
+    assert saved_and_read(chosen) == chosen
+
+
+def test_the_page_recipe_is_the_pages():
+    page = load_recipe("resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96")
+    assert (page.epochs, page.batch, page.lr, page.final_lr, page.weight_decay) == (200, 256, 0.6, 6e-4, 1e-6)
+    assert (page.prototypes, page.queue_length, page.queue_start_epoch) == (3000, 3840, 15)
+    assert (page.epsilon, page.temperature, page.sinkhorn_iterations, page.freeze_prototypes_steps) == (
+        0.05,
+        0.1,
+        3,
+        5005,
+    )
+    assert page.view_sizes == (224, 224, 96, 96, 96, 96, 96, 96) and page.std == (0.229, 0.224, 0.225)
+
+
+def test_an_unknown_recipe_gets_a_suggestion():
+    with pytest.raises(ConfigError, match=r"unknown recipe 'tinny' \(did you mean 'tiny'\?\)"):
+        load_recipe("tinny")
+
+
+# -- the command line and types
+
+
+def test_overrides_are_read_as_yaml_and_data_as_a_path():
+    words = ["lr=1e-3", "epochs=auto", "zero_init_residual=true", "data=0777: [x", "jitter=[0, 0, 0, 0]"]
+    assert parse_overrides(words) == {
+        "lr": 1e-3,
+        "epochs": "auto",
+        "zero_init_residual": True,
+        "data": "0777: [x",
+        "jitter": [0, 0, 0, 0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["epochs"], "expected key=value, found 'epochs'"),
+        (["=5"], "expected key=value, found '=5'"),
+        (["batch=4", "batch=8"], "batch: given twice"),
+        (["crops=[{"], "crops=[{"),
+    ],
+)
+def test_overrides_that_are_not_settings_are_refused(words, complaint):
+    with pytest.raises(ConfigError) as caught:
+        parse_overrides(words)
+    assert complaint in str(caught.value)
+
+
+def test_an_unknown_key_gets_a_suggestion():
+    with pytest.raises(ConfigError, match=r"unknown key 'epoch' \(did you mean 'epochs'\?\)"):
+        load_recipe("tiny", {"epoch": 5})
+
+
+def refusal(**settings: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        validated(Recipe, settings, "settings")
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batch": True}, ["batch", "boolean"]),
+        ({"lr": True}, ["lr", "True"]),
+        ({"epsilon": False}, ["epsilon", "boolean"]),
+        ({"batch": 2.5}, ["batch", "2.5"]),
+        ({"batch": "many"}, ["batch", "'many'"]),
+        ({"batch": 0}, ["batch", "found 0"]),
+        ({"batch": None}, ["batch", "None"]),
+        ({"lr": float("nan")}, ["lr", "nan"]),
+        ({"weight_decay": float("inf")}, ["weight_decay", "inf"]),
+        ({"lr": -0.1}, ["lr", "-0.1"]),
+        ({"epsilon": MIN_EPSILON / 2}, ["epsilon", str(MIN_EPSILON)]),
+        ({"flip": 1.5}, ["flip", "1.5"]),
+        ({"zero_init_residual": "maybe"}, ["zero_init_residual", "'maybe'"]),
+        ({"backbone": "resnet51"}, ["backbone", "'resnet50'"]),
+        ({"optimizer": "sgd"}, ["optimizer", "'larc'"]),
+        ({"mean": [0.5, 0.5]}, ["mean"]),
+        ({"blur_kernel": 4}, ["blur_kernel", "odd", "4"]),
+        ({"blur_sigma": [2.0, 0.1]}, ["blur_sigma"]),
+        ({"crops": []}, ["crops", "at least 2"]),
+        ({"crops": [{"count": 1, "size": 32, "scale": [0.1, 1]}]}, ["crops", "at least 2", "found 1"]),
+        ({"crops": [{"count": 2, "size": 32, "scale": [1, 0.1]}]}, ["crops", "scale", "[1.0, 0.1]"]),
+        ({"crops": [{"count": 2, "size": 32, "scale": [0, 1]}]}, ["crops", "scale"]),
+        ({"crops": [{"count": 2, "size": 32, "scale": [0.1, 1], "colour": 1}]}, ["crops", "colour"]),
+        ({"code_crops": []}, ["code_crops"]),
+        ({"code_crops": [0, 0]}, ["code_crops"]),
+        ({"code_crops": [8]}, ["code_crops", "below 8"]),
+        ({"warmup_epochs": 200.0}, ["warmup_epochs", "below epochs (200)"]),
+        ({"queue_length": 255, "queue_start_epoch": 0}, ["queue_length", "at least the batch (256)", "found 255"]),
+        ({"queue_length": 3840, "queue_start_epoch": 200}, ["queue_start_epoch", "below epochs (200)", "found 200"]),
+        ({"queue_length": 3840, "epochs": 15}, ["queue_start_epoch", "below epochs (15)"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_setting_is_refused_in_one_line_that_names_it(settings, words):
+    message = refusal(**settings)
+    assert all(word in message for word in words), message
+
+
+def test_a_queue_that_begins_late_is_welcome_where_there_is_none():
+    assert Recipe(queue_length=0, queue_start_epoch=500).queue_start_epoch == 500
+
+
+def test_settings_cannot_be_changed_behind_the_back():
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().batch = 3  # type: ignore[misc]
+
+
+# -- saved form
+
+
+UNIT, NUMBERS = st.floats(0.0, 1.0), st.floats(1e-12, 1e12)
+SIGMAS = st.tuples(NUMBERS, NUMBERS).map(lambda pair: (min(pair), max(pair)))
+CROPS = st.builds(
+    Crop,
+    count=st.integers(2, 8),
+    size=st.integers(8, 512),
+    scale=st.tuples(st.floats(1e-6, 1.0), st.floats(1e-6, 1.0)).map(lambda pair: (min(pair), max(pair))),
+)
+RECIPES = st.builds(
+    Recipe,
+    data=st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+    crops=st.lists(CROPS, min_size=1, max_size=3).map(tuple),
+    flip=UNIT,
+    jitter=st.tuples(NUMBERS, NUMBERS, NUMBERS, st.floats(0, 0.5)),
+    blur_sigma=SIGMAS,
+    mean=st.tuples(*3 * [st.floats(-1e6, 1e6)]),
+    backbone=st.sampled_from(["resnet18", "resnet34", "resnet50"]),
+    prototypes=st.just("auto") | st.integers(1, 10**9),
+    epsilon=st.floats(MIN_EPSILON, 1e6),
+    lr=st.just("auto") | NUMBERS,
+    final_lr=st.just("auto") | UNIT,
+    epochs=st.just("auto") | st.integers(16, 10**6),
+    zero_init_residual=st.booleans(),
+    seed=st.integers(0, 2**63),
+)
+
+
+@given(RECIPES)
+def test_any_recipe_comes_back_from_its_saved_form(recipe):
+    assert saved_and_read(recipe) == recipe
+
+
+def test_the_hash_and_the_diff_see_what_shapes_the_weights_and_only_that():
+    recipe = load_recipe("tiny", {"data": "a"})
+    harmless = recipe.model_copy(update={"data": "b", "workers": 7, "keep": 9})
+    other = recipe.model_copy(update={"epsilon": 0.06})
+    assert config.settings_hash(recipe) == config.settings_hash(harmless) != config.settings_hash(other)
+    assert config.settings_diff(recipe, harmless) == {}
+    assert config.settings_diff(recipe, other) == {"epsilon": (0.05, 0.06)}
+
+
+def test_harmless_settings_exist():
+    assert set(Recipe.model_fields) >= config.HARMLESS
+
+
+# -- auto
+
+
+@given(st.integers(256, 10**8), st.sampled_from([8, 64, 256, 4096]), st.sampled_from([1, 2, 8]))
+def test_every_auto_becomes_a_value_with_a_reason_or_a_refusal_for_any_number_of_images(images, batch, world_size):
+    recipe = load_recipe("auto", {"data": "photos", "batch": min(batch, images // 8 * 8)})
+    before = {key for key, value in recipe.model_dump().items() if value == "auto"}
+    chosen, reasons = settled(recipe, images, world_size)
+    after = {key for key, value in chosen.model_dump().items() if value == "auto"}
+    assert after <= {"code_crops", "eval_size"}  # these follow from the crops
+    assert set(reasons) == before - after and all(reasons.values())
+    assert chosen.queue_length == 0 or chosen.queue_length % chosen.batch == 0
+
+
+def test_what_was_given_is_not_derived():
+    recipe = load_recipe("auto", {"data": "photos", "lr": 0.123, "epochs": 7, "queue_length": 0})
+    chosen, reasons = settled(recipe)
+    assert (chosen.lr, chosen.epochs, chosen.queue_length) == (0.123, 7, 0)
+    assert not {"lr", "epochs", "queue_length"} & set(reasons)
+
+
+def test_derived_values_meet_the_published_ones():
+    auto = {"data": "imagenet", "batch": 256, "backbone": "resnet50"}
+    chosen, _ = settled(load_recipe("auto", auto), 1_281_167)
+    assert (chosen.epochs, chosen.prototypes, chosen.lr, chosen.final_lr) == (200, 3000, 0.6, 6e-4)
+    assert (chosen.freeze_prototypes_steps, chosen.queue_length, chosen.queue_start_epoch) == (5005, 3840, 15)
+    large, _ = settled(load_recipe("auto", auto | {"batch": 4096}), 1_281_167)
+    assert large.lr == pytest.approx(4.8, rel=0.01) and large.queue_length == 0
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused():
+    with pytest.raises(ConfigError, match="batch: expected a multiple of the 3 processes, found 256"):
+        settled(Recipe(), world_size=3)

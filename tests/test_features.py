@@ -1,0 +1,111 @@
+"""Attacks: features in another order than their labels, of other pixels than the protocol's, or that depend on the batch.
+
+Run: pytest tests/test_features.py
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from swav.config import load_recipe
+from swav.data.images import labelled_halves
+from swav.errors import DataError, EnvironmentError_
+from swav.features import knn_top1, pooled_features
+from swav.metrics import knn_vote, top_k_accuracy
+from swav.network.encoder import Encoder
+from swav.network.heads import build_network
+from swav.runtime import Progress
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    for half, count in (("train", 7), ("val", 3)):
+        for k, name in enumerate(("dark", "light")):
+            (tmp_path / half / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(100 * k, 100 * k + 150, (30 + i, 40 - i, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / half / name / f"{i}.png")
+    return Path(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    recipe = load_recipe("tiny", {"width": 0.125, "prototypes": 4})
+    return Encoder(build_network(recipe), recipe, "random:tiny").requires_grad_(False)
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(None, 0), (4, 0), (4, 2)])
+def test_features_are_those_of_each_image_alone_in_order(folder, encoder, batch, workers):
+    train, _ = labelled_halves(folder)
+    found = pooled_features(encoder, train, 24, batch=batch, workers=workers, device=CPU)
+    alone = torch.cat([encoder(encoder.preprocess(train.read(i), 24)[None]) for i in range(len(train))])
+    torch.testing.assert_close(found.features, alone, rtol=1e-4, atol=1e-5)
+    assert train.labels is not None and found.labels.tolist() == train.labels.tolist()
+    assert found.names == [train.name(i) for i in range(len(train))]
+
+
+def test_what_cannot_be_read_is_left_out_with_its_label(folder, encoder):
+    train, _ = labelled_halves(folder)
+    broken = [train.name(i) for i in (0, 5, 6)]
+    for name in broken:
+        (train.root / name).write_bytes(b"gone bad")
+    progress = Progress("features", len(train), quiet=True)
+    found = pooled_features(encoder, train, 24, batch=3, workers=0, device=CPU, progress=progress)
+    kept = [i for i in range(len(train)) if train.name(i) not in broken]
+    assert found.names == [train.name(i) for i in kept]
+    assert train.labels is not None and found.labels.tolist() == train.labels[kept].tolist()
+    assert len(found.features) == len(kept) and progress.done == len(train)
+
+
+def test_nothing_readable_is_an_error(folder, encoder):
+    train, _ = labelled_halves(folder)
+    for i in range(len(train)):
+        (train.root / train.name(i)).write_bytes(b"gone bad")
+    with pytest.raises(DataError, match="none among 14"):
+        pooled_features(encoder, train, 24, workers=0, device=CPU)
+
+
+def test_a_signal_to_all_processes_does_not_end_the_workers(folder, encoder, monkeypatch):
+    train, _ = labelled_halves(folder)
+    read = train.read
+
+    def read_when_asked_to_stop(i):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read(i)
+
+    expected = pooled_features(encoder, train, 24, workers=0, device=CPU)
+    monkeypatch.setattr(train, "read", read_when_asked_to_stop)
+    assert torch.equal(pooled_features(encoder, train, 24, workers=1, device=CPU).features, expected.features)
+
+
+def test_the_death_of_a_worker_is_an_error_of_the_machine(folder, encoder, monkeypatch):
+    train, _ = labelled_halves(folder)
+    monkeypatch.setattr(train, "read", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(EnvironmentError_, match="fewer workers"):
+        pooled_features(encoder, train, 24, workers=1, device=CPU)
+
+
+def test_bf16_is_asked_for_and_gives_float32_near_the_same(folder, encoder):
+    _, val = labelled_halves(folder)
+    exact, rough = (
+        pooled_features(encoder, val, 24, workers=0, device=CPU, precision=precision).features
+        for precision in ("fp32", "bf16")
+    )
+    assert exact.dtype == rough.dtype == torch.float32 and not torch.equal(exact, rough)
+    torch.testing.assert_close(exact, rough, rtol=0.1, atol=0.05)
+
+
+def test_knn_while_training_is_the_vote_of_the_bank(folder, encoder):
+    train, val = labelled_halves(folder)
+    bank, queries = (pooled_features(encoder, half, 24, workers=0, device=CPU) for half in (train, val))
+    ranked = knn_vote(bank.features, bank.labels, queries.features, [3], 2)
+    assert knn_top1(encoder, train, val, 24, 3, CPU, 0) == top_k_accuracy(ranked[3], queries.labels, 1)
+    assert knn_top1(encoder, train, val, 24, 1000, CPU, 0) >= 0  # a small bank does not end a training
