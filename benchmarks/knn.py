@@ -10,6 +10,7 @@ import argparse
 import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import sklearn
@@ -27,6 +28,12 @@ def clusters(rows: int, dim: int, seed: int, classes: int = 100) -> tuple[np.nda
     labels = rng.integers(classes, size=rows)
     features = centres[labels] + 2.0 * rng.normal(size=(rows, dim))
     return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32), labels
+
+
+def machine() -> str:
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def seconds(work: Callable[[], object], device: str) -> tuple[float, float]:
@@ -75,9 +82,7 @@ def main() -> None:
     print(
         f"{wanted.queries} queries, bank {wanted.bank} x {wanted.dim}, k={wanted.k}, {wanted.threads} thread(s), {wanted.device}"
     )
-    print(
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, scikit-learn {sklearn.__version__}"
-    )
+    print(f"{machine()}, torch {torch.__version__}, scikit-learn {sklearn.__version__}")
     for name, found in times.items():
         wall, processor = np.min(found, axis=0)
         print(f"{wall:8.3f} s  (processor {processor:7.3f} s)  {name}")

@@ -162,9 +162,8 @@ class Queue:
         length, batch = self.embeddings.shape[1], embeddings.shape[1]
         if batch > length:
             raise ValueError(f"expected at most {length} embeddings per push (the queue's length), found {batch}")
-        shifted = torch.cat(
-            [embeddings.detach().to(self.embeddings.dtype), self.embeddings[:, : length - batch]], dim=1
-        )
+        newest, older = embeddings.detach().to(self.embeddings.dtype), self.embeddings[:, : length - batch]
+        shifted = torch.cat([newest, older], dim=1)
         self.embeddings = shifted if keep is None else torch.where(keep, self.embeddings, shifted)
         self.count = min(self.count + batch, length)
 

@@ -19,7 +19,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -31,6 +31,9 @@ from swav.runtime import fault_point, sync_folder, write_text_durably
 
 FORMAT = 1
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ALWAYS = {"model.safetensors", "optim.safetensors", "state.json"}  # in every checkpoint, beside the files of ranks
+
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass
@@ -71,57 +74,80 @@ def save(
         EnvironmentError_: the disk is full or refuses; the checkpoints before are untouched.
     """
     place = folder / f"step_{step:08d}"
-    temporary: Path | None = None
-    problem: str | None = None
-    if dist.rank() == 0:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _sweep(folder)
-            temporary = folder / f".{place.name}.tmp-{secrets.token_hex(4)}"
-            temporary.mkdir()
-        except OSError as error:
-            problem = _complaint(folder, error, 0)
-    temporary, problem = dist.broadcast_object((temporary, problem))
-    if problem is None:
-        assert temporary is not None
-        problem = _write(temporary, model, optim, local, {**state, "step": step})
-    problems = [found for found in dist.gather_objects(problem) if found]
-    if problems:
-        if dist.rank() == 0 and temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise EnvironmentError_(problems[0])
-    if dist.rank() == 0:
-        assert temporary is not None
-        try:
-            _publish(temporary, place, step)
-            _retain(folder, keep, best, place)
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            problem = _complaint(folder, error, 0)
-    problem = dist.broadcast_object(problem)
-    if problem:
-        raise EnvironmentError_(problem)
+    first = dist.rank() == 0
+    tensors = {f"rank_{dist.rank()}.safetensors": local}
+    if first:
+        tensors |= {"model.safetensors": model, "optim.safetensors": optim}
+    needed = sum(tensor.nbytes for content in tensors.values() for tensor in content.values())
+
+    begun = _together(lambda: _begin(folder, place) if first else None, folder, needed)
+    temporary: Path | None = dist.broadcast_object(begun)
+    if temporary is None:  # this step is here already, whole: a run that was killed after its save makes it again
+        return place
+    _together(lambda: _write(temporary, tensors, {**state, "step": step} if first else None), folder, needed, temporary)
+    _together(lambda: _publish(temporary, place, step) if first else None, folder, needed, temporary)
+    _together(lambda: _retain(folder, keep, best, place) if first else None, folder, needed)
     return place
 
 
-def _write(
-    temporary: Path, model: Mapping[str, Tensor], optim: Mapping[str, Tensor], local: Mapping[str, Tensor], state: Any
-) -> str | None:
-    """Writes this process's files; returns a complaint instead of raising, as the other processes must hear of it."""
-    tensors = {f"rank_{dist.rank()}.safetensors": local}
-    if dist.rank() == 0:
-        tensors |= {"model.safetensors": model, "optim.safetensors": optim}
+def _together(work: Callable[[], Result], folder: Path, needed: int, temporary: Path | None = None) -> Result:
+    """Does the work on every process. A failure on one becomes the same error on all, and the temporary folder goes.
+
+    Args:
+        work: of this process.
+        folder: of all checkpoints.
+        needed: bytes that this process wants to write.
+        temporary: what to remove after a failure.
+    """
+    failure: Exception | None = None
     try:
-        for name, content in tensors.items():
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, temporary / name)
-        if dist.rank() == 0:
-            (temporary / "state.json").write_text(json.dumps(state, indent=1))
-        for name in [*tensors, *(["state.json"] if dist.rank() == 0 else [])]:
-            _settle(temporary / name)
-    except (OSError, SafetensorError) as error:
-        needed = sum(tensor.nbytes for content in tensors.values() for tensor in content.values())
-        return _complaint(temporary.parent, error, needed)
-    return None
+        result = work()
+    except Exception as error:  # whatever it is: the other processes must hear of it, or they wait for minutes
+        failure = error
+    told = dist.gather_objects((needed, None if failure is None else (_is_full(failure), _in_words(failure))))
+    failures = [found for _, found in told if found is not None]
+    if not failures:
+        return result
+    message = None
+    if dist.rank() == 0:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        full, words = failures[0]
+        message = _complaint(folder, full, words, sum(size for size, _ in told))
+    raise EnvironmentError_(dist.broadcast_object(message)) from failure
+
+
+def _begin(folder: Path, place: Path) -> Path | None:
+    """Makes the temporary folder; None if the checkpoint is there already and verifies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    if place.exists() and damage(place) is None:
+        return None
+    temporary = _aside(place)
+    temporary.mkdir()
+    return temporary
+
+
+def _write(temporary: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any] | None) -> None:
+    """Writes this process's files."""
+    for name, content in tensors.items():
+        save_file(_writable(content), temporary / name)
+        _settle(temporary / name)
+    if state is not None:
+        (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        _settle(temporary / "state.json")
+
+
+def _writable(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors wants them: on the CPU, contiguous, no two in one memory. Copied only where that is not so."""
+    ready: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for key, tensor in content.items():
+        plain = tensor.detach().cpu().contiguous()
+        address = plain.untyped_storage().data_ptr()
+        ready[key] = plain.clone() if address in memory else plain
+        memory.add(address)
+    return ready
 
 
 def _settle(path: Path) -> None:
@@ -137,55 +163,77 @@ def _publish(temporary: Path, place: Path, step: int) -> None:
     fault_point("save:written")
     files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(temporary.iterdir())}
     manifest = temporary / "manifest.json"
-    manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1))
+    manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1), encoding="utf-8")
     _settle(manifest)
     sync_folder(temporary)
     fault_point("save:manifest")
-    if place.exists():
+    if place.exists():  # damaged, or it would have been kept
         _delete(place)
     temporary.rename(place)
     sync_folder(place.parent)
     fault_point("save:renamed")
-    write_text_durably(place.parent.parent / "latest", place.name + "\n")
+    with contextlib.suppress(OSError):  # a hint, and no reason to call a good checkpoint a failure
+        write_text_durably(place.parent.parent / "latest", place.name + "\n")
 
 
 def _retain(folder: Path, keep: int, best: int | None, newest_place: Path) -> None:
     """Deletes what is older than the newest `keep` (but the best), once the new one verifies."""
-    if damage(newest_place):
-        return
-    spared = None if best is None else f"step_{best:08d}"
-    for path in _directories(folder)[keep:]:
-        if path.name != spared:
+    if found := damage(newest_place):
+        raise OSError(f"{newest_place.name} {found} when read back")
+    # Only what is older counts: a later directory is a damaged one that the run went back before.
+    older = [path for path in _directories(folder) if _step(path) < _step(newest_place)]
+    for path in older[keep - 1 :]:
+        if _step(path) != best:
             _delete(path)
 
 
 def _delete(path: Path) -> None:
     """Renames, then removes: a kill in between leaves nothing that looks like a checkpoint."""
-    aside = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+    aside = _aside(path)
     path.rename(aside)
     fault_point("save:retention")
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sweep(folder: Path) -> None:
+def _aside(place: Path) -> Path:
+    """A fresh hidden name beside a checkpoint's place, on the same file system."""
+    return place.with_name(f".{place.name}.tmp-{secrets.token_hex(4)}")
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed saves left behind. Only for who writes here: a reader would take a live save's folder away."""
     for leftover in folder.glob(".step_*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in folder.parent.glob(".latest.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
 
 
 def _directories(folder: Path) -> list[Path]:
     """Newest first."""
     found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdecimal()]
-    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+    return sorted(found, key=_step, reverse=True)
 
 
-def _complaint(folder: Path, error: BaseException, needed: int) -> str:
-    full = getattr(error, "errno", None) in _FULL or any(f"os error {number}" in str(error) for number in _FULL)
+def _is_full(error: Exception) -> bool:
+    """Whether the disk, the quota or the limit of a file's size is reached (safetensors says so in its text only)."""
+    return getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, OSError | SafetensorError) else f"{type(error).__name__}: {error}"
+
+
+def _complaint(folder: Path, full: bool, words: str, needed: int) -> str:
     if not full:
-        return f"{folder}: the checkpoint could not be written ({error}); the one before is untouched"
-    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        return f"{folder}: the checkpoint could not be written ({words}); the one before is untouched"
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     return (
-        f"{folder}: the disk is full; this checkpoint needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free. "
-        "The one before is untouched: make room, and the same command goes on"
+        f"{folder}: the disk is full or a limit is reached ({words}); this checkpoint needs {needed:,} bytes, {free:,} are free\n"
+        "the one before is untouched: make room, and the same command goes on"
     )
 
 
@@ -197,15 +245,19 @@ def _sha256(path: Path) -> str:
 def damage(path: Path) -> str | None:
     """Says what is wrong with a checkpoint's directory, or None if every file is as its manifest says."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         if manifest["format"] > FORMAT:
             return f"is of a newer format ({manifest['format']}) than this version reads ({FORMAT}); update swav"
-        if manifest["step"] != int(path.name[5:]):
+        if manifest["step"] != _step(path):
             return f"has the manifest of step {manifest['step']}"
-        for name, expected in manifest["files"].items():
+        files = manifest["files"]
+        present = {file.name for file in path.glob("*.safetensors")}
+        if unlisted := sorted((present | _ALWAYS) - set(files)):
+            return f"holds or lacks {unlisted[0]}, which its manifest does not list"
+        for name, expected in files.items():
             file = path / Path(name).name
             if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
-                return f"has a damaged {name}"
+                return f"has a damaged {file.name}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"cannot be verified ({type(error).__name__}: {error})"
     return None
@@ -216,19 +268,23 @@ def _warn(message: str) -> None:
 
 
 def newest(folder: Path, warn: Callable[[str], None] = _warn) -> Path | None:
-    """The newest directory that verifies; None if there are none at all.
+    """The newest directory that verifies; None if there are none at all. Changes nothing: others may be writing here.
+
+    Args:
+        folder: of all checkpoints of a run.
+        warn: is told of every damaged one that is passed over.
 
     Raises:
         CheckpointError: there are checkpoints, and none of them verifies.
     """
-    if not folder.is_dir():
-        return None
     directories = _directories(folder)
     for path in directories:
         found = damage(path)
         if found is None:
             return path
-        warn(f"{path} {found}; the one before it is used")
+        if not path.is_dir():  # a live run has just deleted it, after a newer one
+            return newest(folder, warn)
+        warn(f"{path} {found}; it is passed over")
     if directories:
         raise CheckpointError(
             f"{folder}: none of {len(directories)} checkpoints verifies; restore one, or use another --out"
@@ -240,38 +296,38 @@ def read(path: Path, rank: int | None) -> Checkpoint:
     """Loads a checkpoint after verifying it; `rank` None leaves out what belongs to one process.
 
     Raises:
-        CheckpointError: it is damaged, or was written by fewer processes.
+        CheckpointError: it is damaged, or was written by another number of processes.
     """
     found = damage(path)
     if found:
         raise CheckpointError(f"{path} {found}")
-    local_path = path / f"rank_{rank}.safetensors"
-    state = json.loads((path / "state.json").read_text())
-    if rank is not None and not local_path.exists():
+    writers = len(list(path.glob("rank_*.safetensors")))
+    if rank is not None and (rank >= writers or dist.world_size() != writers):
         raise CheckpointError(
-            f"{path}: expected {local_path.name}, found the files of {state.get('world_size')} processes; "
+            f"{path}: expected the files of {max(rank + 1, dist.world_size())} process(es), found those of {writers}; "
             "go on with as many processes as the run began with"
         )
     try:
         return Checkpoint(
-            state["step"],
+            _step(path),
             load_file(path / "model.safetensors"),
             load_file(path / "optim.safetensors"),
-            {} if rank is None else load_file(local_path),
-            state,
+            {} if rank is None else load_file(path / f"rank_{rank}.safetensors"),
+            json.loads((path / "state.json").read_text(encoding="utf-8")),
             path,
         )
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not safetensors ({error})") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 
 class RunLock(contextlib.AbstractContextManager["RunLock"]):
-    """Keeps a second run out of a run's folder.
+    """Keeps a second run out of a run's folder, and removes what a killed one left in it.
 
     A POSIX record lock: forked loader workers do not inherit it, and it goes with the process, however that ends.
+    What the file says is for people only. It works per process: one process must not lock a folder twice.
 
     Raises:
-        EnvironmentError_: another process trains in this folder.
+        EnvironmentError_: another process trains in this folder, or it cannot be written.
     """
 
     def __init__(self, folder: Path):
@@ -281,25 +337,36 @@ class RunLock(contextlib.AbstractContextManager["RunLock"]):
     def __enter__(self) -> "RunLock":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+")
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            assert self._file is not None
-            self._file.seek(0)
-            holder = self._file.read().strip()
-            self._file.close()
-            raise EnvironmentError_(
-                f"{self.path.parent}: another run is at work here ({holder}); wait for it, stop it, or use another --out"
-            ) from None
+            self._file = self.path.open("a+", encoding="utf-8")
+            self._acquire(self._file)
         except OSError as error:
+            self._release()
             raise EnvironmentError_(
                 f"{self.path.parent}: cannot be written ({error}); choose an --out that can"
             ) from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
+        except EnvironmentError_:
+            self._release()
+            raise
+        sweep(self.path.parent / "checkpoints")
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def _acquire(self, file: IO[str]) -> None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # POSIX allows either
+            file.seek(0)
+            holder = file.read(200).strip()
+            raise EnvironmentError_(
+                f"{self.path.parent}: another run is at work here ({holder}); wait for it, stop it, or use another --out"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+
+    def _release(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be written a moment ago is tried again here
+                self._file.close()
+
+    def __exit__(self, *exception: object) -> None:
+        self._release()

@@ -71,20 +71,20 @@ class LayerwiseSGD(torch.optim.SGD):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         rates = [group["lr"] for group in self.param_groups]
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
+            parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             if parameters:
                 self._adapt(parameters, group["lr"])
             if self.adaptation["lr_inside"]:
                 group["lr"] = 1.0
-        result = super().step(closure)  # type: ignore[arg-type]
+        result: float | None = super().step(closure)
         for group, rate in zip(self.param_groups, rates, strict=True):
             group["lr"] = rate
         return result
 
-    def _adapt(self, parameters: list[nn.Parameter], lr: float) -> None:
+    def _adapt(self, parameters: list[Tensor], lr: float) -> None:
         decay, trust, eps = self.adaptation["weight_decay"], self.adaptation["trust"], self.adaptation["eps"]
         inside = self.adaptation["lr_inside"]
-        gradients = [p.grad for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         size = torch.stack(torch._foreach_norm(parameters))
         slope = torch.stack(torch._foreach_norm(gradients))
         adaptive = (size > 0) & (slope > 0)
@@ -92,8 +92,8 @@ class LayerwiseSGD(torch.optim.SGD):
         decays = scale * decay if inside else torch.where(adaptive, scale * decay, 0.0)
         if inside:
             scale, decays = scale * lr, decays * lr
-        torch._foreach_mul_(gradients, list(scale.unbind()))
-        torch._foreach_add_(gradients, torch._foreach_mul(parameters, list(decays.unbind())))
+        torch._foreach_mul_(gradients, scale.unbind())
+        torch._foreach_add_(gradients, torch._foreach_mul(parameters, decays.unbind()))
 
 
 def build_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:

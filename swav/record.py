@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from swav import dist
 from swav.data.loader import Batch
 from swav.data.photometric import apply_batched
@@ -30,7 +32,7 @@ class Log:
         except ImportError:
             self.board: Any = None
         else:
-            self.board = SummaryWriter(str(out / "tensorboard")) if dist.rank() == 0 else None  # type: ignore[no-untyped-call]
+            self.board = SummaryWriter(str(out / "tensorboard")) if dist.rank() == 0 else None
 
     def write(self, values: Mapping[str, float]) -> None:
         clean = {
@@ -111,7 +113,7 @@ def draw_views(batch: Batch, run: Run) -> None:
     for kind, views in enumerate(batch.views):
         if batch.params is not None:
             views = apply_batched(views, batch.params[kind], run.recipe)
-        for crop in views.unflatten(0, (-1, per_process)):
+        for crop in torch.unflatten(views, 0, (-1, per_process)):
             for row in range(shown):
                 rows[row].append(crop[row].numpy())
     write_views(run.out / "report" / "views.png", rows)

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from swav import checkpoint, dist
-from swav.config import Recipe, derive, read_yaml, settings_diff, to_yaml, validated
+from swav.config import Recipe, derive, settings_diff, to_yaml, validated
 from swav.data.images import Images, labelled_halves, open_images
 from swav.errors import CheckpointError, ConfigError, DataError
 from swav.runtime import available_cpus, computes_in_bf16, write_text_durably
+from swav.strict_yaml import read_yaml
 
 
 @dataclasses.dataclass
@@ -144,12 +145,14 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
 
 
 def forget_after(metrics: Path, step: int) -> None:
-    """Drops the lines of steps that will be made again (and a half-written last one)."""
+    """Drops the lines of steps that will be made again (and a half-written last one). Writes only if there are some."""
+    before = metrics.read_text(encoding="utf-8") if metrics.exists() else ""
     kept = []
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []:
+    for line in before.splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue
-    write_text_durably(metrics, "".join(kept))
+    if (after := "".join(kept)) != before:
+        write_text_durably(metrics, after)

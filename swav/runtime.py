@@ -28,11 +28,11 @@ def fault_point(name: str) -> None:
     fault = os.environ.get("SWAV_FAULT")
     if fault is None:
         return
-    wanted, _, count = fault.partition(":")
+    wanted, _, count = fault.rpartition(":")  # names have colons of their own, as save:written
     if wanted != name:
         return
     _passed[name] = _passed.get(name, 0) + 1
-    if _passed[name] == int(count or 1):
+    if _passed[name] == int(count):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -76,7 +76,7 @@ def pick_device(wanted: str = "auto") -> torch.device:
 def computes_in_bf16(device: torch.device) -> bool:
     """True where bfloat16 is fast: units for it in the GPU or CPU. (Elsewhere PyTorch emulates it, slower than float32.)"""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     flags = torch.cpu.get_capabilities()
     return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))
 

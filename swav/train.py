@@ -3,6 +3,7 @@
 `pretrain` sets the scene, `_loop` walks through the steps, `Learner.step` is one step of the algorithm.
 """
 
+import inspect
 import json
 import math
 import time
@@ -55,7 +56,7 @@ class Learner:
         self.model: nn.Module = network
         if dist.is_active():
             on_gpu = [self.device.index] if self.device.type == "cuda" else None
-            self.model = nn.parallel.DistributedDataParallel(network, device_ids=on_gpu, broadcast_buffers=False)
+            self.model = nn.parallel.DistributedDataParallel(network, device_ids=on_gpu, **_keep_own_statistics())
         self.queue: Queue | None = None
         if recipe.queue_length:
             self.queue = Queue(
@@ -105,7 +106,7 @@ class Learner:
 
         self.embeddings, self.codes = embeddings.detach(), codes
         values = torch.stack([loss.detach(), *code_statistics(codes), gradient_norm])
-        return torch.cat([values.to(shared.dtype), shared])
+        return torch.cat([values, shared.to(values.dtype)])
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return (
@@ -151,6 +152,12 @@ class Learner:
         torch.set_rng_state(saved.local["rng/torch"])
 
 
+def _keep_own_statistics() -> dict[str, Any]:
+    """Each process keeps its own BatchNorm statistics; torch renamed the argument that says so after 2.11."""
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+
+
 def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **settings: Any) -> Path:
     """Pre-trains a network, or goes on with the run in `out` if it holds one with the same settings.
 
@@ -184,6 +191,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
             stack.enter_context(checkpoint.RunLock(out))
         stop = stack.enter_context(StopRequest())
         torch.set_num_threads(max(1, available_cpus() // dist.world_size()))
+        torch.manual_seed(run.recipe.seed + dist.rank())  # in a new process torch's generator begins anywhere
         learner = Learner(run.recipe, build_network(run.recipe).to(device), run.steps_per_epoch)
         start_step, best = 0, None
         if (saved := resume(run)) is not None:
@@ -335,6 +343,7 @@ def _evaluate(
         return best
     if run.labelled is not None:
         bank, queries = run.labelled
+        assert isinstance(run.recipe.workers, int)
         learner.network.eval()
         encoder = Encoder(learner.network, run.recipe, str(run.out))
         top1 = knn_top1(encoder, bank, queries, run.recipe.resolution, run.recipe.knn_k, run.device, run.recipe.workers)

@@ -107,7 +107,7 @@ def run_trace(trace: Mapping[str, Any]) -> dict[str, Any]:
     real_loss = vars(train)["swapped_loss"]
 
     def noted(*arguments: Any) -> torch.Tensor:
-        loss = real_loss(*arguments)
+        loss: torch.Tensor = real_loss(*arguments)
         losses.append(loss.item())  # in float64: what a step returns is rounded to float32
         return loss
 

@@ -1,6 +1,6 @@
 """Attacks: a pair of processes that hangs, hides an error, or hands one test's trouble to the next.
 
-Run: pytest tests/test_processes.py
+Run: pytest tests/test_processes.py -m "slow or not slow"
 """
 
 import os
@@ -47,6 +47,7 @@ def test_no_variable_of_a_launcher_reaches_a_test_or_its_processes(two_processes
     assert two_processes(launcher_variables) == [set(), set()]
 
 
+@pytest.mark.slow  # every case ends both processes and starts new ones
 @pytest.mark.parametrize(
     ("function", "limit", "complaint"),
     [

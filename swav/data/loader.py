@@ -150,15 +150,18 @@ class _Maker:
 
     def _read(self, sample: int, unreadable: list[tuple[str, str]]) -> np.ndarray:
         """The image, or in place of one that cannot be read another, the same in every epoch."""
-        replacements = generator(self.recipe.seed, 0, "replacement", sample)
-        for _ in range(_REPLACEMENTS):
+        try:
+            return self.images.read(sample)
+        except Unreadable as error:
+            unreadable.append((error.name, error.reason))
+        others = generator(self.recipe.seed, 0, "replacement", sample)
+        for other in others.integers(len(self.images), size=_REPLACEMENTS).tolist():
             try:
-                return self.images.read(sample)
+                return self.images.read(other)
             except Unreadable as error:
                 unreadable.append((error.name, error.reason))
-                sample = int(replacements.integers(len(self.images)))
         raise DataError(
-            f"{self.images.root}: {_REPLACEMENTS} images drawn in place of unreadable ones are unreadable too, "
+            f"{self.images.root}: {_REPLACEMENTS} images drawn in place of an unreadable one are unreadable too, "
             f"last {unreadable[-1][0]} ({unreadable[-1][1]}); check the disk"
         )
 

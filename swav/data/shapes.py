@@ -24,6 +24,7 @@ from swav.runtime import Progress, write_text_durably
 SPLITS = ("train", "val")
 SUPERSAMPLING = 4  # drawn pixels per pixel, along a side
 PLAN_SIZE = 96  # side of the raster on which a plan is checked [pixels]; one for all sizes, or plans would differ
+SATURATION = 0.35  # of colours, 0..1: those of a picture must not be all there is to know it by
 RECORD = "shapes.json"  # what a folder holds, and whether it is complete
 
 Polygon = Float[np.ndarray, "_ 2"]
@@ -225,7 +226,7 @@ def _suits(masks: list[Mask], main: int) -> bool:
 
 def _colour(rng: np.random.Generator, brightness: tuple[float, float]) -> Float[np.ndarray, " 3"]:
     """An RGB colour of any hue whose luma lies in a range [0..255]."""
-    colour = rng.uniform(0, 255, 3)
+    colour = SATURATION * rng.uniform(0, 255, 3)
     luma = colour @ (0.299, 0.587, 0.114)
     return np.clip(colour + rng.uniform(*brightness) - luma, 0, 255)
 
@@ -293,11 +294,11 @@ def scene(seed: int, split: str, index: int, size: int = 64) -> Scene:
     side = SUPERSAMPLING * size
     dark = rng.random() < 0.5  # objects on a dark ground are bright, and the reverse: forms are seen without colour
     ground, figure = ((15, 95), (140, 240)) if dark else ((160, 240), (15, 115))
-    canvas = _filling(_colour(rng, ground), side, 45, rng)
+    canvas = _filling(_colour(rng, ground), side, 20, rng)
     masks = [_coverage(item.parts, side) for item in objects]
     for item, mask in zip(objects, masks, strict=True):
         looks = np.random.Generator(np.random.Philox(item.looks))
-        cv2.copyTo(_filling(_colour(looks, figure), side, 40, looks), mask.view(np.uint8), canvas)
+        cv2.copyTo(_filling(_colour(looks, figure), side, 20, looks), mask.view(np.uint8), canvas)
     image = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
     middle = SUPERSAMPLING // 2
     instances = np.stack(_visible([mask[middle::SUPERSAMPLING, middle::SUPERSAMPLING] for mask in masks]))

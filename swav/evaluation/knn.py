@@ -27,6 +27,7 @@ def run(task: Task[KnnSettings]) -> list[Score]:
         ConfigError: a k is larger than the bank.
         DataError: no image of a half can be read.
     """
+    _usable(task.settings.k, len(task.train), task.protocol)  # a complaint must not wait for the features
     with Progress("knn: features", len(task.train) + len(task.score)) as progress:
         bank, queries = _features(task, progress)
     device, settings = task.device, task.settings

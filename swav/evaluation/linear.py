@@ -48,7 +48,7 @@ def run(task: Task[LinearSettings]) -> list[Score]:
         NumericsError: the loss is not finite.
         CheckpointError: there is saved state, and none of it verifies.
     """
-    settings, epochs = task.settings, task.settings.epochs
+    settings, epochs, recipe = task.settings, task.settings.epochs, _recipe(task)
     folder = task.out / "linear" / _identity(task)
     head, optimizer, log = _start(task, folder)
     with Progress("linear: features", len(task.score)) as progress:
@@ -61,7 +61,6 @@ def run(task: Task[LinearSettings]) -> list[Score]:
             progress=progress,
             precision=settings.precision,
         )
-    recipe = _recipe(task)
     per_epoch = len(task.train) // recipe.batch
     loader = Loader(
         task.train,

@@ -77,6 +77,7 @@ def bench(
         rows = [_forecast(name, task) for name, task in tasks]
         print(_rendered(rows), file=sys.stderr)
         return read_results(out) | {"dry_run": rows}
+    write_results(out, [])  # a folder that cannot be written to is found before the work
     for name, task in tasks:
         task.encoder.to(task.device)
         scores = BENCHES[name](task)

@@ -15,11 +15,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from swav import checkpoint
-from swav.config import Recipe, load_recipe, read_yaml, recipe_names, validated
+from swav.config import Recipe, load_recipe, recipe_names, validated
 from swav.data.views import evaluation_view, to_input
 from swav.errors import CheckpointError, ConfigError, did_you_mean
 from swav.network.heads import SwavNetwork, build_network
 from swav.network.trunk import BACKBONES
+from swav.strict_yaml import read_yaml
 
 
 class Encoder(nn.Module):

@@ -55,7 +55,7 @@ class SwavNetwork(nn.Module):
             embeddings = embeddings.to(torch.promote_types(embeddings.dtype, self.prototypes.weight.dtype))
             embeddings = nn.functional.normalize(embeddings, dim=1)
             scores = self.prototypes(embeddings)
-        return embeddings.unflatten(0, (-1, batch)), scores.unflatten(0, (-1, batch))
+        return torch.unflatten(embeddings, 0, (-1, batch)), torch.unflatten(scores, 0, (-1, batch))
 
     def _features(self, crops: Sequence[Tensor]) -> Tensor:
         by_size: dict[int, list[int]] = {}

@@ -84,7 +84,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N F"]:
         """Features after global average pooling."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean(dim=(2, 3))
 
@@ -103,4 +103,4 @@ def count_parameters(module: nn.Module) -> int:
 
 def in_channels_last(module: nn.Module) -> nn.Module:
     """Stores 4-d weights with channels last, the layout in which convolutions are fastest. Changes no value."""
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return module.to(memory_format=torch.channels_last)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from swav.config import read_yaml
 from swav.errors import ConfigError, DataError
+from swav.strict_yaml import read_yaml
 
 
 @dataclasses.dataclass(frozen=True)

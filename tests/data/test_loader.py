@@ -154,7 +154,7 @@ def test_beginning_at_a_later_step_gives_the_rest(workers):
 
 
 def test_an_image_looks_different_in_every_epoch_and_view():
-    seen = {}
+    seen: dict[int, list[bytes]] = {}
     for batch in load(total=2 * PER_EPOCH):
         for b, sample in enumerate(batch.indices.tolist()):
             views = batch.views[0].unflatten(0, (2, BATCH))[:, b]
@@ -208,7 +208,7 @@ def test_an_unreadable_image_is_replaced_by_the_same_one_in_every_epoch_and_repo
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_if_nothing_can_be_read_the_error_says_so_in_one_line(workers):
-    with pytest.raises(DataError, match=r"unreadable ones are unreadable too.*broken") as caught:
+    with pytest.raises(DataError, match=r"an unreadable one are unreadable too.*broken") as caught:
         list(load(InMemory(bad=range(NUM_IMAGES)), workers=workers))
     assert "\n" not in str(caught.value)
 

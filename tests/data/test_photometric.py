@@ -88,7 +88,7 @@ def difference(left, right):
 @pytest.fixture(scope="module")
 def crops(data_root):
     """Crops of photographs as they are trained on: [8, 224, 224, 3] and [8, 96, 96, 3]."""
-    found = {224: [], 96: []}
+    found: dict[int, list[np.ndarray]] = {224: [], 96: []}
     for sample, image in enumerate(photos(data_root)):
         boxes = Draws(RECIPE, 0, [sample]).boxes(0, *image.shape[:2])
         for box, size in zip(boxes, found, strict=True):

@@ -21,14 +21,14 @@ def crops(*kinds: tuple[int, int], batch: int = 4) -> list[torch.Tensor]:
 def test_the_trunk_runs_once_per_resolution_and_the_head_once():
     network = small_network()
     network(crops((2, 32), (3, 16)), 4)
-    assert network.trunk.bn1.num_batches_tracked == 2
-    assert network.projection_head[1].num_batches_tracked == 1
+    assert network.get_buffer("trunk.bn1.num_batches_tracked") == 2
+    assert network.get_buffer("projection_head.1.num_batches_tracked") == 1
 
 
 def test_kinds_of_one_size_share_a_pass_though_they_are_not_neighbours():
     network = small_network()
     network(crops((1, 32), (2, 16), (1, 32)), 4)
-    assert network.trunk.bn1.num_batches_tracked == 2
+    assert network.get_buffer("trunk.bn1.num_batches_tracked") == 2
 
 
 def test_views_come_back_in_the_order_of_the_crops():

@@ -24,7 +24,7 @@ def test_features_equal_torchvisions_with_the_same_weights():
     theirs = torchvision.models.resnet18()
     ours = BACKBONES["resnet18"]()
     ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")})
-    theirs.fc = torch.nn.Identity()  # type: ignore[assignment]
+    theirs.fc = torch.nn.Identity()
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(ours.eval()(images), theirs.eval()(images))
 
@@ -39,7 +39,9 @@ def test_width_multiplies_all_channels(width):
     assert count_parameters(trunk) == pytest.approx(published, rel=0.005)
 
 
-@pytest.mark.parametrize(("stem", "sides"), [("imagenet", [32, 16, 8, 4, 2]), ("half", [32, 16, 8, 4, 2]), ("small", [64, 64, 32, 16, 8])])
+@pytest.mark.parametrize(
+    ("stem", "sides"), [("imagenet", [32, 16, 8, 4, 2]), ("half", [32, 16, 8, 4, 2]), ("small", [64, 64, 32, 16, 8])]
+)
 def test_stages_have_the_sides_and_channels_that_they_announce(stem, sides):
     trunk = ResNet("basic", (1, 1, 1, 1), width=0.25, stem=stem)
     maps = trunk.stages(torch.randn(1, 3, 64, 64))
