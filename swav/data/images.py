@@ -393,7 +393,7 @@ def _nothing_readable(where: str, images: Images) -> str:
         return f"{where}: expected images, found {len(images.bad)} files of which none is readable; {printable(name)}: {reason}"
     others = sorted(images.others.items(), key=lambda item: (-item[1], item[0]))
     if not others:
-        return f"{where}: expected images, found no file"
+        return f"{where}: expected images, found no file; check the path"
     seen = ", ".join(f"{count} {printable(extension) or 'without extension'}" for extension, count in others[:5])
     advice = "; ".join(dict.fromkeys(f"{NOT_READ[ext]} {ext}" for ext, _ in others if ext in NOT_READ))
     known = " ".join(sorted(extension.decode() for extension in IMAGE_EXTENSIONS))
