@@ -204,7 +204,7 @@ def sweep(folder: Path) -> None:
     """Removes what killed saves left behind. Only for who writes here: a reader would take a live save's folder away."""
     for leftover in folder.glob(".step_*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for leftover in folder.parent.glob(".latest.*.tmp"):
+    for leftover in folder.parent.glob(".*.tmp"):  # of write_text_durably
         leftover.unlink(missing_ok=True)
 
 

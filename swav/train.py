@@ -190,7 +190,8 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         if dist.rank() == 0:
             stack.enter_context(checkpoint.RunLock(out))
         stop = stack.enter_context(StopRequest())
-        torch.set_num_threads(max(1, available_cpus() // dist.world_size()))
+        if dist.world_size() > 1:  # torchrun leaves each process one thread; a process alone keeps what the user set
+            torch.set_num_threads(max(1, available_cpus() // dist.world_size()))
         torch.manual_seed(run.recipe.seed + dist.rank())  # in a new process torch's generator begins anywhere
         learner = Learner(run.recipe, build_network(run.recipe).to(device), run.steps_per_epoch)
         start_step, best = 0, None

@@ -46,15 +46,21 @@ def pretrain(processes: int, data: Path, out: Path, fault: str | None = None) ->
     environment = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES}
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    return subprocess.run(
+    with subprocess.Popen(
         [*command, f"data={data}", *SETTINGS, "--out", str(out)],
         env=environment | ({"SWAV_FAULT": fault} if fault else {}),
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=180,
-    )
+        start_new_session=True,
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=180)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # torchrun and what it started: no orphan trains on
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
 def outcome(out: Path) -> tuple[dict[str, str], list[tuple[int, float]]]:
