@@ -158,7 +158,10 @@ class Queue:
 
     @torch.no_grad()
     def push(self, embeddings: Float[Tensor, "A B D"], keep: Tensor | None = None) -> None:
-        """Puts a batch in front and drops the oldest. Where the flag `keep` is true on the device, nothing changes."""
+        """Puts a batch in front and drops the oldest. Where the flag `keep` is true on the device, no embedding does.
+
+        (`count` is the host's, which does not know the flag: a run that is told to keep stops a step later.)
+        """
         length, batch = self.embeddings.shape[1], embeddings.shape[1]
         if batch > length:
             raise ValueError(f"expected at most {length} embeddings per push (the queue's length), found {batch}")

@@ -8,7 +8,6 @@ A directory is written beside its place, every file synced, the manifest (sizes 
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import hashlib
 import json
@@ -27,10 +26,9 @@ from torch import Tensor
 
 from swav import dist
 from swav.errors import CheckpointError, EnvironmentError_
-from swav.runtime import fault_point, sync_folder, write_text_durably
+from swav.runtime import DISK_IS_FULL, fault_point, sync_folder, write_text_durably
 
 FORMAT = 1
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ALWAYS = {"model.safetensors", "optim.safetensors", "state.json"}  # in every checkpoint, beside the files of ranks
 
 Result = TypeVar("Result")
@@ -64,7 +62,7 @@ def save(
     Args:
         folder: of all checkpoints of a run.
         step: steps done.
-        model, optim: the same on all processes; the first one's are written.
+        model, optim: the first process's are written (BatchNorm statistics of the others are lost, if they differ).
         local: this process's own.
         state: JSON values.
         keep: newest checkpoints to keep; older ones are deleted once the new one verifies.
@@ -220,7 +218,9 @@ def _directories(folder: Path) -> list[Path]:
 
 def _is_full(error: Exception) -> bool:
     """Whether the disk, the quota or the limit of a file's size is reached (safetensors says so in its text only)."""
-    return getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
+    return getattr(error, "errno", None) in DISK_IS_FULL or any(
+        f"(os error {number})" in str(error) for number in DISK_IS_FULL
+    )
 
 
 def _in_words(error: Exception) -> str:

@@ -62,7 +62,27 @@ class Monitor:
         }
 
 
-def verdict(history: Sequence[Mapping[str, float]], num_prototypes: int) -> tuple[str, str]:
+class Watch:
+    """Judges a run while it goes on, and speaks up where the judgement changes.
+
+    Args:
+        num_prototypes: K.
+    """
+
+    def __init__(self, num_prototypes: int):
+        self.num_prototypes = num_prototypes
+        self.state = "healthy"
+
+    def news(self, history: Sequence[Mapping[str, float | None]]) -> str | None:
+        """The verdict and its advice, where it is another than the last time; else None."""
+        state, advice = verdict(history, self.num_prototypes)
+        if state in ("too early", self.state):
+            return None
+        self.state = state
+        return f"{state}: {advice}"
+
+
+def verdict(history: Sequence[Mapping[str, float | None]], num_prototypes: int) -> tuple[str, str]:
     """Judges a run by its last lines of metrics.
 
     Returns:
@@ -75,11 +95,14 @@ def verdict(history: Sequence[Mapping[str, float]], num_prototypes: int) -> tupl
         return "too early", "fewer than five lines of metrics"
     recent = lines[-max(5, len(lines) // 10) :]
     mean = {
-        key: sum(line.get(key, 0.0) for line in recent) / len(recent)
-        for key in ("loss_gap", "embedding_std", "prototypes_used", "data_wait", "rankme")
+        key: _mean([line.get(key) for line in recent])
+        for key in ("loss_gap", "embedding_std", "prototypes_used", "data_wait")
     }
     at_start = len(lines) < 50
-    if not at_start and (mean["loss_gap"] < 0.02 * math.log(num_prototypes) or mean["embedding_std"] < 0.05):
+    still = mean["loss_gap"] < 0.02 * math.log(num_prototypes) or mean["embedding_std"] < 0.05
+    if still and at_start:
+        return "too early", f"the loss has not left ln K = {math.log(num_prototypes):.2f} yet"
+    if still:
         return "collapsing", (
             f"the loss stays at ln K = {math.log(num_prototypes):.2f} or embeddings are all alike: lower epsilon (0.03), "
             "freeze prototypes longer, lower the learning rate, or start the queue later"
@@ -98,3 +121,9 @@ def verdict(history: Sequence[Mapping[str, float]], num_prototypes: int) -> tupl
         "healthy",
         f"the loss is {mean['loss_gap']:.2f} below ln K, {mean['prototypes_used']:.0%} of prototypes are in use",
     )
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Of those that are known: a value that was not finite is None in the log."""
+    known = [value for value in values if value is not None]
+    return sum(known) / max(1, len(known))

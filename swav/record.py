@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -23,10 +23,14 @@ class Log:
     """metrics.jsonl (a flushed line each), bad_files.jsonl, and TensorBoard if it is installed."""
 
     def __init__(self, out: Path):
-        self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
         self.bad_path = out / "bad_files.jsonl"
         self.bad = self._known_bad()
-        self.recent = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        self.metrics: IO[str] | None = None  # of the first process only: the others write no metrics
+        self.recent: list[dict[str, Any]] = []
+        if dist.rank() == 0:
+            self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
+            text = (out / "metrics.jsonl").read_text(encoding="utf-8")
+            self.recent = [json.loads(line) for line in text.splitlines()]
         try:
             from torch.utils.tensorboard import SummaryWriter  # an extra: here only if it is installed
         except ImportError:
@@ -38,6 +42,7 @@ class Log:
         clean = {
             key: value if isinstance(value, int) or math.isfinite(value) else None for key, value in values.items()
         }
+        assert self.metrics is not None
         self.metrics.write(json.dumps(clean) + "\n")
         self.metrics.flush()
         self.recent.append(clean)
@@ -62,7 +67,8 @@ class Log:
         return len(self.bad)
 
     def close(self) -> None:
-        self.metrics.close()
+        if self.metrics is not None:
+            self.metrics.close()
         if self.board is not None:
             self.board.close()
 

@@ -95,7 +95,7 @@ def describe(run: Run) -> str:
     )
     if (
         recipe.queue_length
-        and recipe.queue_length // recipe.batch > (recipe.epochs - recipe.queue_start_epoch) * run.steps_per_epoch
+        and recipe.queue_length // recipe.batch >= (recipe.epochs - recipe.queue_start_epoch) * run.steps_per_epoch
     ):
         lines.append(
             f"warning    the queue of {recipe.queue_length} will not fill in this run; use a shorter one or start it earlier"
@@ -117,31 +117,40 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
     """
     config = run.out / "config.yaml"
     path = dist.on_first(lambda: checkpoint.newest(run.out / "checkpoints"))
-    if config.exists():
-        before = validated(Recipe, read_yaml(config.read_text(encoding="utf-8"), str(config)), str(config))
-        changed = settings_diff(before, run.recipe)
-        if changed:
-            rows = "\n".join(f"  {key}: {old} -> {new}" for key, (old, new) in changed.items())
-            raise ConfigError(
-                f"{run.out}: holds a run with other settings; use another --out, or the settings it has:\n{rows}"
-            )
-    elif path is not None:
-        raise CheckpointError(f"{run.out}: holds checkpoints but no config.yaml; put it back, or use another --out")
     if path is None:
         if dist.rank() == 0:
-            run.out.mkdir(parents=True, exist_ok=True)
-            write_text_durably(config, to_yaml(run.recipe))
-            write_text_durably(run.out / "metrics.jsonl", "")
+            _begin(run, config)
         return None
+    if not config.exists():
+        raise CheckpointError(f"{run.out}: holds checkpoints but no config.yaml; put it back, or use another --out")
     saved = checkpoint.read(path, dist.rank())
-    if saved.state["data_fingerprint"] != run.images.fingerprint:
+    if saved.state["data_fingerprint"] != run.images.fingerprint:  # first: other images give other derived settings
         raise ConfigError(
             f"{run.recipe.data}: expected the {saved.state['num_images']} images that the run in {run.out} began with, "
             f"found {len(run.images)} or others; put them back, or use another --out"
         )
+    before = validated(Recipe, read_yaml(config.read_text(encoding="utf-8"), str(config)), str(config))
+    changed = settings_diff(before, run.recipe)
+    if changed:
+        rows = "\n".join(f"  {key}: {old} -> {new}" for key, (old, new) in changed.items())
+        raise ConfigError(
+            f"{run.out}: holds a run with other settings; use another --out, or the settings it has:\n{rows}"
+        )
     if dist.rank() == 0:
         forget_after(run.out / "metrics.jsonl", saved.step)
     return saved
+
+
+def _begin(run: Run, config: Path) -> None:
+    """Makes the folder ready for a run from its first step. What an earlier one without a checkpoint logged is set aside."""
+    run.out.mkdir(parents=True, exist_ok=True)
+    metrics = run.out / "metrics.jsonl"
+    if metrics.exists() and metrics.stat().st_size:
+        metrics.replace(run.out / "metrics.before.jsonl")
+        say(f"{run.out}: holds a log but no checkpoint; begins anew, the old log is metrics.before.jsonl")
+    write_text_durably(config, to_yaml(run.recipe))
+    write_text_durably(metrics, "")
+    (run.out / "bad_files.jsonl").unlink(missing_ok=True)
 
 
 def forget_after(metrics: Path, step: int) -> None:

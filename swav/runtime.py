@@ -1,5 +1,7 @@
 """What a run needs from the machine: device, precision, seeds, progress, durable files, and points where tests kill it."""
 
+import contextlib
+import errno
 import importlib.metadata
 import os
 import platform
@@ -8,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ import rich.progress
 import torch
 
 from swav.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EnvironmentError_
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _passed: dict[str, int] = {}
 
@@ -34,6 +39,30 @@ def fault_point(name: str) -> None:
     _passed[name] = _passed.get(name, 0) + 1
     if _passed[name] == int(count):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def environment_errors() -> Iterator[None]:
+    """Turns a full disk and a lack of memory, wherever they strike, into the error that says what to do.
+
+    Raises:
+        EnvironmentError_: in place of OSError (no space, quota, size limit), MemoryError and torch.OutOfMemoryError.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EnvironmentError_(
+            f"not enough memory ({reason})\nuse a smaller batch=N, smaller crops or fewer workers=N; "
+            "what was saved is untouched"
+        ) from error
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        raise EnvironmentError_(
+            f"{error.filename or 'a file'}: the disk is full or a limit is reached ({error.strerror})\n"
+            "what was saved is untouched: make room, and the same command goes on"
+        ) from error
 
 
 def write_text_durably(path: Path, text: str) -> None:

@@ -17,20 +17,29 @@ from torch import Tensor, nn
 
 from swav import checkpoint, dist
 from swav.algorithm import Queue, normalize_prototypes_, sinkhorn_codes, swapped_loss
-from swav.config import Recipe, load_recipe, settings_hash, validated
+from swav.config import Recipe, load_recipe, settings_hash, to_yaml, validated
 from swav.data.loader import Batch, Loader
 from swav.data.photometric import apply_batched
 from swav.data.views import to_input
 from swav.errors import ConfigError, DataError, NumericsError, Stopped
 from swav.features import knn_top1
-from swav.monitor import STEP_VALUES, Monitor, code_statistics, verdict
+from swav.monitor import STEP_VALUES, Monitor, Watch, code_statistics, verdict
 from swav.network.encoder import Encoder
 from swav.network.heads import SwavNetwork, build_network
 from swav.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
 from swav.record import Clock, Log, draw_views, metrics_line
 from swav.reporting.page import write_report
 from swav.run import Run, describe, prepare, resume, say
-from swav.runtime import Progress, StopRequest, available_cpus, fault_point, pick_device, versions, write_text_durably
+from swav.runtime import (
+    Progress,
+    StopRequest,
+    available_cpus,
+    environment_errors,
+    fault_point,
+    pick_device,
+    versions,
+    write_text_durably,
+)
 
 
 class Learner:
@@ -181,11 +190,12 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
     if wanted.data is None:
         raise ConfigError("data: expected data=PATH (a folder of images, a list file, or CIFAR), found nothing")
     device = pick_device(wanted.device)
-    with dist.process_group(device), ExitStack() as stack:
+    with environment_errors(), dist.process_group(device), ExitStack() as stack:
         out = Path(out)
         run = prepare(wanted, out, device, dry_run)
         if dry_run:
-            print(describe(run))
+            if dist.rank() == 0:
+                print(f"{describe(run)}\n\n{to_yaml(run.recipe)}", end="")
             return out
         if dist.rank() == 0:
             stack.enter_context(checkpoint.RunLock(out))
@@ -228,6 +238,7 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
         on_device=device.type == "cuda",
     )
     progress = Progress("pre-training", run.total_steps, start_step, quiet=not first)
+    watch = Watch(recipe.prototypes)
     clock = Clock()
     pending: Tensor | None = None
     saved_at, save_time = start_step, time.monotonic()
@@ -268,9 +279,10 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
             )
         if too_bad:
             raise DataError(
-                f"more than {allowed_bad} unreadable images (max_bad={recipe.max_bad}), see {run.out}/bad_files.jsonl; remove them or raise max_bad"
+                f"more than {allowed_bad} unreadable images (max_bad={recipe.max_bad}), see {run.out}/bad_files.jsonl\n"
+                "raise max_bad=X and the same command goes on; or begin again without these files, in another --out"
             )
-        return bool(due), bool(asked)
+        return bool(due) and step >= saved_at, bool(asked)  # not what was due before the last save
 
     try:
         for batch in loader:
@@ -295,6 +307,8 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
             if first and (done % recipe.log_steps == 0 or done == run.total_steps):
                 line = metrics_line(run, done, pending.tolist(), monitor, clock)
                 log.write(line)
+                if (news := watch.news(log.recent)) is not None:
+                    progress.say(f"step {done}: {news}")
                 progress.update(
                     done,
                     f"loss {line['loss']:.3f}  {line['images_per_second']:.0f} images/s  waiting {line['data_wait']:.0%}  {line['memory_gb']:.1f} GB",

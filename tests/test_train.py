@@ -3,6 +3,7 @@
 Golden traces of the same step are in test_golden.py, kills in test_resume.py. Run: pytest tests/test_train.py
 """
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from swav import train
 from swav.algorithm import sinkhorn_codes, swapped_loss
 from swav.config import Recipe, derive, load_recipe
 from swav.data.shapes import write_shapes
-from swav.errors import ConfigError, NumericsError
+from swav.errors import ConfigError, EnvironmentError_, NumericsError
 from swav.monitor import STEP_VALUES
 from swav.network.encoder import load
 from swav.network.heads import build_network
@@ -177,3 +178,45 @@ def test_the_queue_joins_only_once_full(monkeypatch):
     for step in range(3):
         learner.step(crops, step)
     assert sizes == [16, 16, 16, 16, 48, 48]
+
+
+def test_a_timed_checkpoint_is_saved_once(shapes, tmp_path, monkeypatch):
+    clock = {"now": 0.0}
+    monkeypatch.setattr(train.time, "monotonic", lambda: clock["now"])
+    monkeypatch.setattr(train, "fault_point", lambda name: clock.update(now=clock["now"] + 20.0 * (name == "step:end")))
+    saved = []
+    real = train.checkpoint.save
+    monkeypatch.setattr(
+        train.checkpoint, "save", lambda folder, step, **rest: saved.append(step) or real(folder, step, **rest)
+    )
+    settings = SMALL | {"data": str(shapes), "checkpoint_steps": 0, "checkpoint_minutes": 1.0}
+    train.pretrain("tiny", tmp_path / "run", **settings)  # 12 steps of 20 seconds: due after more than 3 of them
+    assert saved == [6, 12]
+
+
+def test_a_run_without_a_checkpoint_begins_anew_and_keeps_the_old_log(shapes, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("epochs: 99\n")
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    (run / "bad_files.jsonl").write_text('{"file": "gone.png", "reason": "cut"}\n')
+    train.pretrain("tiny", run, **SMALL | {"data": str(shapes)})
+    assert "begins anew" in capsys.readouterr().err
+    assert (run / "metrics.before.jsonl").read_text() == '{"step": 1}\n'
+    assert not (run / "bad_files.jsonl").exists() and lines(run)[-1]["step"] == 12
+
+
+def test_a_full_disk_under_the_log_is_exit_4(shapes, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr(train.Log, "write", full)
+    with pytest.raises(EnvironmentError_, match=r"metrics.jsonl: the disk is full"):
+        train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+
+
+def test_a_dry_run_prints_every_resolved_setting(shapes, tmp_path, capsys):
+    train.pretrain("tiny", tmp_path / "run", dry_run=True, **SMALL | {"data": str(shapes)})
+    printed = capsys.readouterr().out
+    assert not [key for key in Recipe.model_fields if f"\n{key}: " not in printed]
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,49 @@
+"""Attacks: a verdict that calls a collapsed run healthy, that a value which was not finite breaks, or that repeats itself.
+
+Run: pytest tests/test_monitor.py
+"""
+
+import math
+
+import pytest
+import torch
+
+from swav.monitor import Monitor, Watch, verdict
+
+K = 100
+GOOD = {"loss": 3.9, "loss_gap": 0.7, "embedding_std": 0.3, "prototypes_used": 0.9, "data_wait": 0.0}
+COLLAPSED = GOOD | {"loss": math.log(K), "loss_gap": 0.0, "prototypes_used": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("lines", "state"),
+    [
+        ([GOOD] * 4, "too early"),
+        ([GOOD] * 5, "healthy"),
+        ([COLLAPSED] * 49, "too early"),
+        ([COLLAPSED] * 50, "collapsing"),
+        ([GOOD] * 60 + [GOOD | {"embedding_std": 0.01}] * 6, "collapsing"),
+        ([GOOD | {"prototypes_used": 0.1}] * 60, "prototypes dying"),
+        ([GOOD | {"data_wait": 0.5}] * 60, "data-bound"),
+        ([GOOD | {"data_wait": None}] * 60, "healthy"),
+        ([{"step": 1, "knn_top1": 50.0}] * 60, "too early"),
+    ],
+)
+def test_the_verdict_of_a_history(lines, state):
+    assert verdict(lines, K)[0] == state
+
+
+def test_what_changes_is_said_once_while_the_run_goes_on():
+    watch, history, said = Watch(K), [], []
+    for line in [GOOD] * 60 + [GOOD | {"loss_gap": 0.0}] * 30 + [GOOD] * 30:
+        history.append(line)
+        said.append(watch.news(history))
+    told = [news.partition(":")[0] for news in said if news]
+    assert told == ["collapsing", "healthy"]
+
+
+def test_prototypes_in_use_are_those_that_some_sample_chose():
+    monitor = Monitor(4, 3, torch.device("cpu"))
+    codes = torch.eye(4)[[0, 0, 2]].expand(2, 3, 4)
+    monitor.watch(torch.nn.functional.normalize(torch.randn(2, 3, 3), dim=2), codes)
+    assert monitor.summary()["prototypes_used"] == 0.5
