@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from swav import train
+from swav import checkpoint, train
 from swav.algorithm import sinkhorn_codes, swapped_loss
 from swav.config import Recipe, derive, load_recipe
 from swav.data.shapes import write_shapes
@@ -182,13 +182,16 @@ def test_the_queue_joins_only_once_full(monkeypatch):
 
 def test_a_timed_checkpoint_is_saved_once(shapes, tmp_path, monkeypatch):
     clock = {"now": 0.0}
-    monkeypatch.setattr(train.time, "monotonic", lambda: clock["now"])
+    monkeypatch.setattr("swav.train.time.monotonic", lambda: clock["now"])
     monkeypatch.setattr(train, "fault_point", lambda name: clock.update(now=clock["now"] + 20.0 * (name == "step:end")))
-    saved = []
-    real = train.checkpoint.save
-    monkeypatch.setattr(
-        train.checkpoint, "save", lambda folder, step, **rest: saved.append(step) or real(folder, step, **rest)
-    )
+    saved: list[int] = []
+    real = checkpoint.save
+
+    def noted(folder: Path, step: int, **rest: Any) -> Path:
+        saved.append(step)
+        return real(folder, step, **rest)
+
+    monkeypatch.setattr(checkpoint, "save", noted)
     settings = SMALL | {"data": str(shapes), "checkpoint_steps": 0, "checkpoint_minutes": 1.0}
     train.pretrain("tiny", tmp_path / "run", **settings)  # 12 steps of 20 seconds: due after more than 3 of them
     assert saved == [6, 12]
@@ -210,7 +213,7 @@ def test_a_full_disk_under_the_log_is_exit_4(shapes, tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
 
-    monkeypatch.setattr(train.Log, "write", full)
+    monkeypatch.setattr("swav.record.Log.write", full)
     with pytest.raises(EnvironmentError_, match=r"metrics.jsonl: the disk is full"):
         train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
 
