@@ -42,6 +42,15 @@ from swav.runtime import Progress, fault_point, write_text_durably
 _HARMLESS = {"workers", "device"}  # leave every bit of the state as it is, or nearly (another device rounds otherwise)
 
 
+def check(task: Task[LinearSettings]) -> None:
+    """Complains of what can be known without any work.
+
+    Raises:
+        DataError: there are fewer images than a batch.
+    """
+    _recipe(task)
+
+
 def run(task: Task[LinearSettings]) -> list[Score]:
     """Trains and scores one layer, going on from the last finished epoch of an earlier sitting.
 
