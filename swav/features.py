@@ -101,14 +101,16 @@ def pooled_features(
 
 def knn_top1(
     encoder: Encoder, train: Images, val: Images, size: int, k: int, device: torch.device, workers: int
-) -> float:
+) -> tuple[float, int]:
     """Top-1 of the weighted kNN vote [%]: the measure of learning during training.
-
-    A bank with fewer than k images is used whole.
 
     Args:
         train, val: labelled, with the same classes: the bank, and what is scored.
         size: side of the view [pixels].
+        k: neighbours; of a bank with fewer readable images, all.
+
+    Returns:
+        The top-1, and the k that it is of.
     """
     assert train.classes is not None
     bank = pooled_features(encoder, train, size, workers=workers, device=device)
@@ -116,7 +118,7 @@ def knn_top1(
     k = min(k, len(bank.labels))
     on_device = (bank.features.to(device), bank.labels.to(device), queries.features.to(device))
     ranked = knn_vote(*on_device, [k], len(train.classes), ranks=1)
-    return top_k_accuracy(ranked[k].cpu(), queries.labels, 1)
+    return top_k_accuracy(ranked[k].cpu(), queries.labels, 1), k
 
 
 Views = tuple[UInt8[np.ndarray, "B S S 3"], list[int]]

@@ -361,11 +361,13 @@ def _evaluate(
         assert isinstance(run.recipe.workers, int)
         learner.network.eval()
         encoder = Encoder(learner.network, run.recipe, str(run.out))
-        top1 = knn_top1(encoder, bank, queries, run.recipe.resolution, run.recipe.knn_k, run.device, run.recipe.workers)
+        top1, k = knn_top1(
+            encoder, bank, queries, run.recipe.resolution, run.recipe.knn_k, run.device, run.recipe.workers
+        )
         learner.network.train()
         log.write({"step": done, "epoch": epoch, "knn_top1": top1})
         progress.say(
-            f"epoch {epoch}: kNN top-1 {top1:.2f} (k={run.recipe.knn_k}, {run.recipe.resolution} pixels, {len(queries)} images)"
+            f"epoch {epoch}: kNN top-1 {top1:.2f} (k={k}, {run.recipe.resolution} pixels, {len(queries)} images)"
         )
         if best is None or top1 > best[1]:
             best = (done, top1)

@@ -4,6 +4,7 @@ What a file holds is told from its content, so another folder may bring other na
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,12 +86,11 @@ def schedule_difference(content: Mapping[str, Any]) -> float:
 
 def trace_difference(trace: Mapping[str, Any], two_processes: Run, steps: int | None = None) -> float:
     """Trains as the trace did, with the real step; of its first `steps` steps, or of all."""
-    trace = {**trace, "steps": trace["steps"][:steps]}
     assert trace["world_size"] in (1, 2), f"expected a trace of 1 or 2 processes, found {trace['world_size']}"
-    ranks = [run_trace(trace)] if trace["world_size"] == 1 else two_processes(run_trace, trace)
+    ranks = [run_trace(trace, steps)] if trace["world_size"] == 1 else two_processes(run_trace, trace, steps)
     differences = []
     for rank, ours in enumerate(ranks):
-        for row, theirs in zip(ours["steps"], trace["steps"], strict=True):
+        for row, theirs in zip(ours["steps"], trace["steps"][:steps], strict=True):
             told = {**theirs, "loss": theirs["loss_per_rank"][rank]}
             differences += [_distance(value, told[key]) for key, value in row.items()]
         if steps is None:
@@ -99,10 +99,9 @@ def trace_difference(trace: Mapping[str, Any], two_processes: Run, steps: int | 
     return max(differences)
 
 
-def run_trace(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """This process's part of a trace: after every step its loss and what the file tells of the parameters."""
-    recipe = _recipe(trace)
-    learner = train.Learner(recipe, _network(trace), steps_per_epoch=1)
+def run_trace(trace: Mapping[str, Any], steps: int | None = None) -> dict[str, Any]:
+    """This process's part of a trace: after every step its rate, its loss and what the file tells of the parameters."""
+    learner = train.Learner(_recipe(trace), _network(trace), _steps_per_epoch(trace))
     losses: list[float] = []
     real_loss = vars(train)["swapped_loss"]
 
@@ -111,22 +110,33 @@ def run_trace(trace: Mapping[str, Any]) -> dict[str, Any]:
         losses.append(loss.item())  # in float64: what a step returns is rounded to float32
         return loss
 
-    rates = [row["lr"] for row in trace["steps"]]
     rows = []
-    with (
-        mock.patch.object(train, "swapped_loss", noted),
-        mock.patch.object(train, "learning_rate", lambda recipe, step, steps_per_epoch: rates[step]),
-    ):
-        for step in range(len(trace["steps"])):
+    with mock.patch.object(train, "swapped_loss", noted):
+        for step in range(len(trace["steps"][:steps])):
             learner.step(_crops(trace, step), step)
-            rows.append({"loss": losses[-1], **_told(learner.network)})
+            (rate,) = {group["lr"] for group in learner.optimizer.param_groups}
+            rows.append({"lr": rate, "loss": losses[-1], **_told(learner.network)})
     norm = torch.stack([p.detach().norm() for p in learner.network.parameters()]).norm().item()
     queue = None if learner.queue is None else learner.queue.embeddings.norm().item()
     return {"steps": rows, "norm": norm, "queue": queue}
 
 
+def _steps_per_epoch(trace: Mapping[str, Any]) -> int:
+    """As many as let an epoch begin where the queue does, so that steps and epochs are told apart where they can be."""
+    return math.gcd(trace["queue_start_step"], len(trace["steps"]))
+
+
+def _rates(trace: Mapping[str, Any]) -> dict[str, float]:
+    """First and final rate of the half cosine that a trace's rates lie on; the schedule itself is left to swav."""
+    rates = [row["lr"] for row in trace["steps"]]
+    share = (1 + math.cos(math.pi * (len(rates) - 1) / len(rates))) / 2  # of the first rate in the last row's
+    final = (rates[-1] - share * rates[0]) / (1 - share) if len(rates) > 1 else 0.0
+    return {"lr": rates[0], "final_lr": max(0.0, round(final, 12))}
+
+
 def _recipe(trace: Mapping[str, Any]) -> Recipe:
     processes = trace["world_size"]
+    steps_per_epoch = _steps_per_epoch(trace)
     return Recipe(
         crops=tuple(Crop(count=count, size=size, scale=(0.1, 1.0)) for count, size in trace["crops"]),
         code_crops=(0, 1),
@@ -138,11 +148,10 @@ def _recipe(trace: Mapping[str, Any]) -> Recipe:
         temperature=trace["temperature"],
         batch=trace["batch_per_rank"] * processes,
         queue_length=trace["queue_length"],
-        queue_start_epoch=trace["queue_start_step"],  # an epoch is one step here
+        queue_start_epoch=trace["queue_start_step"] // steps_per_epoch,
         freeze_prototypes_steps=trace["freeze_prototypes_steps"],
-        epochs=trace["queue_start_step"] + len(trace["steps"]) + 1,
-        lr=0.1,  # of no account: the rate of every step is the trace's
-        final_lr=0.1,
+        epochs=len(trace["steps"]) // steps_per_epoch,
+        **_rates(trace),
         optimizer="larc",
         momentum=trace["momentum"],
         weight_decay=trace["weight_decay"],

@@ -1,4 +1,4 @@
-"""Nine wrong variants of codes and loss, found in the field or likely there; and which check notices each.
+"""Ten wrong variants of codes, loss and step, found in the field or likely there; and which check notices each.
 
     python -m tests.mutants     prints the table
 
@@ -15,13 +15,14 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from swav import algorithm, dist, train
+from swav import algorithm, dist, optim, train
 from swav.config import Recipe
 from swav.network import heads
 from tests import checks, golden_files
 from tests.processes import TwoProcesses, two_processes
 
 GOLDEN = Path(__file__).parent / "golden"
+real_rate = optim.learning_rate
 real_codes, real_loss, real_network = algorithm.sinkhorn_codes, algorithm.swapped_loss, heads.SwavNetwork.__init__
 
 
@@ -54,6 +55,10 @@ def _alone(x: Tensor) -> Tensor:
     return x
 
 
+def _rate_of_the_next_step(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    return real_rate(recipe, step + 1, steps_per_epoch)
+
+
 _EVERY_VIEW = property(lambda self: tuple(range(self.num_views)))
 _LOCAL_SUMS = SimpleNamespace(all_reduce_sum=_alone, all_reduce_max=dist.all_reduce_max)
 _LOCAL_MAXIMUM = SimpleNamespace(all_reduce_sum=dist.all_reduce_sum, all_reduce_max=_alone)
@@ -72,6 +77,7 @@ MUTANTS: dict[str, list[tuple[Any, str, Any]]] = {
     ],
     "temperature twice": [(algorithm, "swapped_loss", _temperature_twice), (train, "swapped_loss", _temperature_twice)],
     "no balancing": [(algorithm, "sinkhorn_codes", _no_balancing), (train, "sinkhorn_codes", _no_balancing)],
+    "rate of the next step": [(train, "learning_rate", _rate_of_the_next_step)],
 }
 UNMUTATED = "(none)"
 

@@ -3,7 +3,8 @@
 Folders, list files and CIFAR are opened by `open_images`; everything else here serves it. Which half is which:
 
 - a folder with train/ beside val/, valid/, validation/ or test/ (the first of these that is there) is one data set:
-  pre-training reads train/, the other is scored; so are CIFAR's two halves, and a CSV with a column `split`;
+  pre-training reads train/, the other is scored; so is a CSV with a column `split` that holds these words, and so are
+  CIFAR's two halves;
 - any other folder tree or list is trained on whole. Where labels are needed, they are the class folders (every image
   as CLASS/FILE) or the CSV's column `label`, and a fifth of each class, drawn by a fixed seed, is scored.
 
@@ -43,7 +44,6 @@ from swav.errors import DataError
 __all__ = ["Images", "Unreadable", "labelled_halves", "open_images"]
 
 Half = Literal["train", "score", "all"]
-SCORE_FOLDERS = ("val", "valid", "validation", "test")
 SCORE_SHARE = 0.2  # of each class, where the data set has no half of its own for scoring
 SPLIT_SEED = 0
 
@@ -198,7 +198,10 @@ def find_layout(path: str | Path) -> Layout:
                     f"{where}: expected a folder or a list (.txt, .csv), found another file; give its folder"
                 )
             listing = read_list(root)
-            return Layout("list", root, "val" if listing.splits else "", listing=listing)
+            score = ""
+            if listing.splits is not None:  # of rows for training only, `val` is found to be empty
+                score = next((name for name in SCORE_SPLITS if name in listing.splits), "val")
+            return Layout("list", root, score, listing=listing)
         if not root.is_dir():
             found = "no such path" if not os.path.lexists(root) else "neither"
             raise DataError(f"{where}: expected a folder of images or a list (.txt, .csv), found {found}; check data=")
@@ -206,7 +209,7 @@ def find_layout(path: str | Path) -> Layout:
             return Layout("cifar-binary", binary[0], "test", version=binary[1])
         if cifar.has_strips(root):
             return Layout("cifar-strips", root, "test")
-        score = next((name for name in SCORE_FOLDERS if (root / name).is_dir()), "")
+        score = next((name for name in SCORE_SPLITS if (root / name).is_dir()), "")
         if score and (root / "train").is_dir():
             return Layout("halves", root, score)
         return Layout("tree", root)
@@ -258,11 +261,14 @@ def _open_list(layout: Layout, half: Half, cache: Path | None, progress: Told | 
     assert layout.listing is not None
     names, labels, splits = layout.listing
     note = f"{printable(str(layout.root))} (the whole of it)"
-    if splits is not None and half != "all":
-        wanted = TRAIN_SPLITS if half == "train" else SCORE_SPLITS
-        rows = [i for i, split in enumerate(splits) if split in wanted]
+    if splits is not None:
+        values = {"train": TRAIN_SPLITS, "score": {layout.score}, "all": {*TRAIN_SPLITS, layout.score}}[half]
+        rows = [i for i, split in enumerate(splits) if split in values]
         names, labels = [names[i] for i in rows], None if labels is None else [labels[i] for i in rows]
-        note = f"{printable(str(layout.root))}, the rows whose split is {'train' if half == 'train' else 'not train'}"
+        told = {"train": "train", "score": layout.score, "all": f"train or {layout.score}"}[half]
+        note = f"{printable(str(layout.root))}, the rows whose split is {told}"
+        if half == "train":
+            note += f" ({layout.score} is left for scoring)"
     found, kept = look_up(layout.root.parent, names)
     texts = None if labels is None else [labels[i] for i in kept]
     return _checked(layout.root.parent, found, texts, note, cache, layout.root.name, progress)

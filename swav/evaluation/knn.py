@@ -20,6 +20,15 @@ from swav.metrics import knn_vote, top_k_accuracy
 from swav.runtime import Progress
 
 
+def check(task: Task[KnnSettings]) -> None:
+    """Complains of what can be known without any work.
+
+    Raises:
+        ConfigError: a k is larger than the bank.
+    """
+    _usable(task.settings.k, len(task.train), task.protocol)
+
+
 def run(task: Task[KnnSettings]) -> list[Score]:
     """Scores one encoder; a row per k and metric.
 
@@ -27,7 +36,7 @@ def run(task: Task[KnnSettings]) -> list[Score]:
         ConfigError: a k is larger than the bank.
         DataError: no image of a half can be read.
     """
-    _usable(task.settings.k, len(task.train), task.protocol)  # a complaint must not wait for the features
+    check(task)  # a complaint must not wait for the features
     with Progress("knn: features", len(task.train) + len(task.score)) as progress:
         bank, queries = _features(task, progress)
     device, settings = task.device, task.settings

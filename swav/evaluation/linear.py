@@ -10,7 +10,9 @@ Metric      top-1 and top-5 [%] at the last epoch, not the best.
 Seeds       one, for initial weights, order and crops: they are a pure function of (seed, epoch, sample).
 Source      target page: 70.5 top-1 (SwAV ResNet-50, 200 epochs, batch 256). MMSelfSup 0.x
             resnet50_linear-8xb32-coslr-100e_in1k ("SwAV linear evaluation setting"); the paper, section A.4.
-Where we differ: one process, so one batch of 256 instead of 8 of 32: the same sums, as the trunk's BatchNorm is frozen.
+Where we differ: one process, so one batch of 256 instead of 8 of 32: the same sums, as the trunk's BatchNorm is frozen. The
+            last partial batch of an epoch is dropped (of ImageNet 143 images, others in every epoch); what the source
+            does with it is not written down.
 Smoke       size 64, 8 epochs, at most 5,000 + 1,000 images, and fewer than a batch will do. The crops are drawn anew in
             every epoch there, too.
 
@@ -40,6 +42,15 @@ from swav.runtime import Progress, fault_point, write_text_durably
 _HARMLESS = {"workers", "device"}  # leave every bit of the state as it is, or nearly (another device rounds otherwise)
 
 
+def check(task: Task[LinearSettings]) -> None:
+    """Complains of what can be known without any work.
+
+    Raises:
+        DataError: there are fewer images than a batch.
+    """
+    _recipe(task)
+
+
 def run(task: Task[LinearSettings]) -> list[Score]:
     """Trains and scores one layer, going on from the last finished epoch of an earlier sitting.
 
@@ -50,7 +61,7 @@ def run(task: Task[LinearSettings]) -> list[Score]:
     """
     settings, epochs, recipe = task.settings, task.settings.epochs, _recipe(task)
     folder = task.out / "linear" / _identity(task)
-    head, optimizer, log = _start(task, folder)
+    head, optimizer, log, unreadable = _start(task, folder)
     with Progress("linear: features", len(task.score)) as progress:
         scored = pooled_features(
             task.encoder,
@@ -79,17 +90,19 @@ def run(task: Task[LinearSettings]) -> list[Score]:
                 epoch = batch.step // per_epoch
                 rate = _learning_rate(settings, epoch)
                 features, labels = _example(task, batch)
+                unreadable |= {name for name, _ in batch.unreadable}
                 loss_sum += _step(head, optimizer, features, labels, rate) * len(labels)
                 count += len(labels)
                 progress.update(batch.step + 1, log[-1]["text"] if log else "")
                 if (batch.step + 1) % per_epoch == 0:
                     log.append(_line(epoch, rate, float(loss_sum) / max(1, count), head, scored, task.device))
-                    _save(folder, head, optimizer, log)
+                    _save(folder, head, optimizer, log, unreadable)
                     fault_point("linear:epoch")
                     loss_sum, count = torch.zeros_like(loss_sum), 0
     finally:
         loader.close()
-    difference = task.difference(len(task.train), len(scored.labels))
+    lost = sum(task.train.name(i) in unreadable for i in range(len(task.train))) if unreadable else 0
+    difference = task.difference(len(task.train) - lost, len(scored.labels))
     path = str((folder / "log.jsonl").relative_to(task.out))
     return [Score(f"top-{k}", log[-1][f"top{k}"], len(scored.labels), difference, path) for k in (1, 5)]
 
@@ -97,6 +110,7 @@ def run(task: Task[LinearSettings]) -> list[Score]:
 def _identity(task: Task[LinearSettings]) -> str:
     """Names the state: other weights, images or settings never go on from it."""
     key = {
+        "state": ["log", "unreadable"],  # what it must hold
         "weights": task.encoder.sha256,
         "normalisation": [task.encoder.mean, task.encoder.std],
         "train": task.train.fingerprint,
@@ -106,8 +120,12 @@ def _identity(task: Task[LinearSettings]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _start(task: Task[LinearSettings], folder: Path) -> tuple[nn.Linear, torch.optim.SGD, list[dict[str, Any]]]:
-    """A fresh layer, or the one that an earlier sitting left, with its optimiser and a line per finished epoch."""
+def _start(
+    task: Task[LinearSettings], folder: Path
+) -> tuple[nn.Linear, torch.optim.SGD, list[dict[str, Any]], set[str]]:
+    """A fresh layer, or the one that an earlier sitting left, with its optimiser, a line per finished epoch, and the
+    names of the images that could not be decoded in them.
+    """
     settings = task.settings
     head = nn.Linear(task.encoder.num_features, task.num_classes)
     nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(settings.seed))
@@ -121,11 +139,11 @@ def _start(task: Task[LinearSettings], folder: Path) -> tuple[nn.Linear, torch.o
         head.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     if saved is None:
-        return head, optimizer, []
+        return head, optimizer, [], set()
     for name, parameter in head.named_parameters():
         if name in saved.optim:  # without momentum there is no buffer
             optimizer.state[parameter]["momentum_buffer"] = saved.optim[name].to(task.device)
-    return head, optimizer, list(saved.state["log"])
+    return head, optimizer, list(saved.state["log"]), set(saved.state["unreadable"])
 
 
 def _recipe(task: Task[LinearSettings]) -> Recipe:
@@ -200,7 +218,9 @@ def _line(
     return {"epoch": epoch + 1, "lr": rate, "loss": loss, "top1": top1, "top5": top5, "text": text}
 
 
-def _save(folder: Path, head: nn.Linear, optimizer: torch.optim.SGD, log: list[dict[str, Any]]) -> None:
+def _save(
+    folder: Path, head: nn.Linear, optimizer: torch.optim.SGD, log: list[dict[str, Any]], unreadable: set[str]
+) -> None:
     buffers = {
         name: optimizer.state[parameter]["momentum_buffer"]
         for name, parameter in head.named_parameters()
@@ -212,7 +232,7 @@ def _save(folder: Path, head: nn.Linear, optimizer: torch.optim.SGD, log: list[d
         model=head.state_dict(),
         optim=buffers,
         local={},
-        state={"log": log},
+        state={"log": log, "unreadable": sorted(unreadable)},
         keep=2,
     )
     write_text_durably(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))

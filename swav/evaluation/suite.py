@@ -22,9 +22,11 @@ from swav.reporting.results import NotRun, Result, read_results, table, write_re
 from swav.runtime import pick_device, versions
 
 BENCHES: dict[str, Callable[[Task[Any]], list[Score]]] = {"knn": knn.run, "linear": linear.run}
+CHECKS: dict[str, Callable[[Task[Any]], None]] = {"knn": knn.check, "linear": linear.check}  # before any is run
 
 # Folders of this name are looked for where ROOT is a folder of data sets.
 DATA_SETS = ("imagenet", "imagenette")
+POSSIBLE = "more training images, or other settings"
 EXPECTED = "a labelled data set under --data: train/CLASS/ beside val/CLASS/ (or test/), class folders, a CSV path,label[,split], or CIFAR"
 
 
@@ -39,7 +41,7 @@ def bench(
     """Runs benchmarks and merges their results into OUT/results.json after each.
 
     Args:
-        names: of benchmarks, or `all`, where missing data is no error but is listed in `not_run`.
+        names: of benchmarks, or `all`, where it is no error but listed in `not_run` that data are missing or too few.
         weights: sources, as swav.load takes them.
         data: the labelled data set, or a folder of data sets.
         out: folder for results, logs and the state of benchmarks that train.
@@ -50,8 +52,9 @@ def bench(
         The content of results.json (of a dry run: what is there, and the rows under `dry_run`).
 
     Raises:
-        ConfigError: a name, a setting or a weight source is unknown, or a k is larger than the bank.
-        DataError: the data of a benchmark asked for by name is missing.
+        ConfigError: a name, a setting or a weight source is unknown, or a k of a benchmark asked for by name is larger
+            than the bank.
+        DataError: the data of a benchmark asked for by name is missing, or less than a batch.
         CheckpointError: weights are damaged.
     """
     out = Path(out)
@@ -61,10 +64,11 @@ def bench(
     read_results(out)  # a file that is none is found before the work
     devices = {name: pick_device(chosen.device) for name, chosen in settings.items()}
     encoders = [encoder.load(source) for source in dict.fromkeys(weights)]
+    everything = "all" in names
     try:
         halves = labelled_halves(_root(Path(data)), cache=None if dry_run else out)
     except DataError as error:
-        if "all" not in names:
+        if not everything:
             raise
         absent = [NotRun(name, str(error), EXPECTED) for name in settings]
         return _told(read_results(out), absent) if dry_run else write_results(out, [], absent)
@@ -73,17 +77,43 @@ def bench(
         for network in encoders
         for name, chosen in settings.items()
     ]
+    tasks, absent = _possible(tasks, everything)
     if dry_run:
         rows = [_forecast(name, task) for name, task in tasks]
         print(_rendered(rows), file=sys.stderr)
-        return read_results(out) | {"dry_run": rows}
-    write_results(out, [])  # a folder that cannot be written to is found before the work
+        told = _told(read_results(out), absent)
+        return told | {"dry_run": rows + told["dry_run"]}
+    write_results(out, [], absent)  # a folder that cannot be written to is found before the work
     for name, task in tasks:
         task.encoder.to(task.device)
-        scores = BENCHES[name](task)
-        task.encoder.cpu()  # makes room for the next
+        try:
+            scores = BENCHES[name](task)
+        except ConfigError as error:  # a bank that undecodable images left smaller than k
+            if not everything:
+                raise
+            write_results(out, [], [NotRun(name, str(error), POSSIBLE)])
+            continue
+        finally:
+            task.encoder.cpu()  # makes room for the next
         write_results(out, [_result(name, task, score) for score in scores])
     return read_results(out)
+
+
+def _possible(
+    tasks: Sequence[tuple[str, Task[Any]]], everything: bool
+) -> tuple[list[tuple[str, Task[Any]]], list[NotRun]]:
+    """The tasks that pass their benchmark's check; under `all` also those that do not, elsewhere these are an error."""
+    possible, absent = [], dict[str, NotRun]()
+    for name, task in tasks:
+        try:
+            CHECKS[name](task)
+        except (ConfigError, DataError) as error:
+            if not everything:
+                raise
+            absent[name] = NotRun(name, str(error), POSSIBLE)
+        else:
+            possible.append((name, task))
+    return possible, list(absent.values())
 
 
 def _root(data: Path) -> Path:
@@ -170,5 +200,6 @@ def _rendered(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _told(before: dict[str, list[dict[str, Any]]], absent: Sequence[NotRun]) -> dict[str, Any]:
     missing = [dataclasses.asdict(row) for row in absent]
-    print(table({"results": [], "not_run": missing}), file=sys.stderr)
+    if missing:
+        print(table({"results": [], "not_run": missing}), file=sys.stderr)
     return before | {"dry_run": missing}

@@ -82,8 +82,8 @@ def load(weights: str | Path) -> Encoder:
     if source.startswith("random:"):
         recipe = _recipe_of(source.removeprefix("random:"))
         return _frozen(Encoder(build_network(recipe), recipe, source))
-    folder, _, which = source.partition("@")
-    path = _checkpoint_folder(Path(folder), which)
+    folder = source.removesuffix("@best")  # any other @ belongs to the path
+    path = _checkpoint_folder(Path(folder), best=folder != source)
     saved = checkpoint.read(path, rank=None)
     recipe = validated(Recipe, saved.state["recipe"], f"{path.name}/state.json")
     network = build_network(recipe)
@@ -118,19 +118,20 @@ def _recipe_of(name: str) -> Recipe:
     )
 
 
-def _checkpoint_folder(folder: Path, which: str) -> Path:
-    if (folder / "manifest.json").is_file():
+def _checkpoint_folder(folder: Path, best: bool) -> Path:
+    if (folder / "manifest.json").is_file() and not best:
         return folder
     if not (folder / "checkpoints").is_dir():
-        raise ConfigError(
-            f"weights '{folder}': expected a run folder, a checkpoint's folder or random:NAME; found none of these"
-        )
+        wanted = "a run folder" if best else "a run folder (RUN@best: its best), a checkpoint's folder or random:NAME"
+        raise ConfigError(f"weights '{folder}{'@best' if best else ''}': expected {wanted}, found none")
     newest = checkpoint.newest(folder / "checkpoints")
     if newest is None:
         raise CheckpointError(f"{folder}: the run has saved no checkpoint yet; let it run, or use random:{folder}")
-    if which == "":
+    if not best:
         return newest
-    best = json.loads((newest / "state.json").read_text()).get("best_step")
-    if which != "best" or best is None:
-        raise ConfigError(f"{folder}@{which}: expected @best in a run that was scored by kNN while training")
-    return newest.with_name(f"step_{best:08d}")
+    step = json.loads((newest / "state.json").read_text()).get("best_step")
+    if step is None:
+        raise ConfigError(
+            f"{folder}@best: expected a run that was scored by kNN while training, found no score; use {folder}"
+        )
+    return newest.with_name(f"step_{step:08d}")

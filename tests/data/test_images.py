@@ -325,20 +325,47 @@ def test_a_text_list_keeps_its_order_and_takes_paths_relative_to_itself(tmp_path
 
 
 def test_a_csv_gives_labels_and_splits(tmp_path):
-    put_all(tmp_path, *(f"{i}.png" for i in range(5)))
+    put_all(tmp_path, *(f"{i}.png" for i in range(6)))
     rows = [
         "split,path,label,more",
-        "train,0.png,10,x",
+        "training,0.png,10,x",
         "train,1.png,9,x",
         "val,2.png,9,x",
-        "test,3.png,10,x",
+        "val,3.png,10,x",
+        "test,5.png,10,x",
         'train,"4.png",9,x',
     ]
-    (tmp_path / "list.csv").write_text("\n".join(rows))
-    bank, score = labelled_halves(tmp_path / "list.csv")
-    assert names_of(bank) == names_of(open_images(tmp_path / "list.csv")) == ["0.png", "1.png", "4.png"]
-    assert names_of(score) == ["2.png", "3.png"]
+    path = tmp_path / "list.csv"
+    path.write_text("\n".join(rows))
+    bank, score = labelled_halves(path)
+    assert names_of(bank) == names_of(open_images(path)) == ["0.png", "1.png", "4.png"]
+    assert names_of(score) == names_of(open_images(path, "score")) == ["2.png", "3.png"]
     assert bank.classes == ["9", "10"] and labels_of(bank) == [1, 0, 0] and labels_of(score) == [0, 1]
+    assert names_of(open_images(path, "all")) == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+
+
+@pytest.mark.parametrize(
+    "there, chosen",
+    [(("test", "val", "validation", "valid"), "val"), (("test", "validation", "valid"), "valid"), (("test",), "test")],
+)
+def test_a_csv_and_folders_choose_the_same_half_and_name_it(tmp_path, there, chosen):
+    rows = ["path,label,split"]
+    for half in ("train", *there):
+        for name in "ab":
+            put(tmp_path / half / name / "1.png")
+            rows.append(f"{half}/{name}/1.png,{name},{half}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    for train, score in (labelled_halves(tmp_path), labelled_halves(tmp_path / "list.csv")):
+        assert names_of(score) == [f"{chosen}/a/1.png", f"{chosen}/b/1.png"]
+        assert names_of(train) == ["train/a/1.png", "train/b/1.png"]
+        assert chosen in score.note.split(" of ")[0].split("split is ")[-1] and f"{chosen}" in train.note
+
+
+def test_a_csv_whose_split_leaves_nothing_to_score_says_so(tmp_path):
+    put_all(tmp_path, "0.png", "1.png")
+    (tmp_path / "list.csv").write_text("path,label,split\n0.png,a,train\n1.png,b,train\n")
+    assert len(open_images(tmp_path / "list.csv")) == 2
+    assert "list.csv" in message(labelled_halves, tmp_path / "list.csv")
 
 
 def test_a_csv_without_split_is_trained_on_whole_and_a_fifth_is_scored(tmp_path):

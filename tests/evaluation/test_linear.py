@@ -221,7 +221,7 @@ def test_layer_optimiser_and_schedule_are_the_published_ones(task):
     assert linear._learning_rate(settings, 50) == pytest.approx(0.15)
     assert linear._learning_rate(settings, 99) == pytest.approx(0.15 * (1 + math.cos(math.pi * 0.99)))
     page = dataclasses.replace(task, settings=settings)
-    head, optimizer, _ = linear._start(page, task.out / "none")
+    head, optimizer, *_ = linear._start(page, task.out / "none")
     assert float(head.weight.detach().std()) == pytest.approx(0.01, rel=0.15) and not head.bias.any()
     (group,) = optimizer.param_groups
     assert (group["momentum"], group["weight_decay"], group["nesterov"], group["dampening"]) == (0.9, 1e-6, False, 0)
@@ -253,3 +253,30 @@ def test_what_stands_in_for_an_unreadable_image_is_not_learned_under_its_label(t
     monkeypatch.setattr(linear, "_step", spy)
     linear.run(dataclasses.replace(with_settings(task, batch=10), train=train, score=score))
     assert len(seen) == 4 * 20 and 0 not in seen
+
+
+def test_images_that_cannot_be_decoded_do_not_count_as_training_images_nor_after_a_resume(task, tmp_path, monkeypatch):
+    train, score = labelled_halves(flat_colours(tmp_path / "flat", 30))
+    for i in (0, 7, 21):
+        (train.root / train.name(i)).write_bytes(b"gone bad")  # after its header was read
+    broken = dataclasses.replace(with_settings(task, batch=10), train=train, score=score)
+    assert all("27 training images" in score.difference for score in linear.run(broken))
+    monkeypatch.setattr(linear, "_step", lambda *_: pytest.fail("trains a finished benchmark again"))
+    assert all("27 training images" in score.difference for score in linear.run(broken))
+    monkeypatch.undo()
+    exactly = {"training images": 30, "scored images": len(score), "classes": 3}
+    monkeypatch.setattr("swav.evaluation.task.IMAGENET", exactly)
+    monkeypatch.setattr("swav.evaluation.task.departures", lambda _: [])
+    assert linear.run(broken)[0].difference == "27 training images instead of 30"
+
+
+def test_the_last_partial_batch_of_an_epoch_is_dropped(task, monkeypatch):
+    seen = []
+
+    def count(*rest):
+        seen.append(len(rest[3]))
+        return torch.zeros(())
+
+    monkeypatch.setattr(linear, "_step", count)
+    linear.run(with_settings(task, batch=9, epochs=2))
+    assert seen == [9, 9, 9, 9]  # of 24 images

@@ -4,12 +4,14 @@ Run: pytest tests/evaluation/test_suite.py
 """
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from swav.config import parse_overrides
+from swav.data.images import labelled_halves
 from swav.errors import CheckpointError, ConfigError, DataError
 from swav.evaluation import suite
 from swav.evaluation.settings import BENCH_SETTINGS, SMOKE, KnnSettings, LinearSettings, resolve
@@ -20,7 +22,7 @@ QUICK_KNN = {"size": 16, "workers": 0, "knn.k": [1]}
 
 
 def test_every_benchmark_has_settings_and_a_smoke_protocol():
-    assert suite.BENCHES.keys() == BENCH_SETTINGS.keys() == SMOKE.keys()
+    assert suite.BENCHES.keys() == suite.CHECKS.keys() == BENCH_SETTINGS.keys() == SMOKE.keys()
     for name in suite.BENCHES:
         assert resolve([name], {"protocol": "smoke"})[1][name] != resolve([name], {})[1][name]
 
@@ -60,6 +62,46 @@ def test_missing_data_is_an_error_by_name_and_a_line_under_all(tmp_path):
     content = suite.bench(["all"], ["random:tiny"], tmp_path / "nowhere", tmp_path / "out")
     assert [row["bench"] for row in content["not_run"]] == list(suite.BENCHES) and content["results"] == []
     assert all("nowhere" in row["reason"] and "val/CLASS" in row["expected"] for row in content["not_run"])
+
+
+def test_too_few_images_end_a_benchmark_asked_for_by_name_before_any_work(colours, tmp_path, monkeypatch):
+    for name in suite.BENCHES:
+        monkeypatch.setitem(suite.BENCHES, name, lambda _: pytest.fail("works before all is checked"))
+    for names, words, error in (
+        (["linear", "knn"], {"knn.k": [1, 25]}, ConfigError),
+        (["knn", "linear"], {"linear.batch": 25}, DataError),
+    ):
+        for dry_run in (False, True):
+            with pytest.raises(error, match="found"):
+                suite.bench(names, ["random:tiny"], colours, tmp_path / "out", QUICK | words, dry_run=dry_run)
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "left", "ran"),
+    [({"knn.k": [1, 25]}, "knn", "linear"), ({"linear.batch": 25}, "linear", "knn")],
+)
+def test_under_all_what_has_too_few_images_is_told_and_the_others_run(colours, tmp_path, words, left, ran):
+    weights = ["random:tiny", "random:cifar10"]
+    content = suite.bench(["all"], weights, colours, tmp_path, QUICK | words)
+    assert {(row["bench"], row["weights"]) for row in content["results"]} == {(ran, source) for source in weights}
+    assert [row["bench"] for row in content["not_run"]] == [left] and "24" in content["not_run"][0]["reason"]
+    rows = suite.bench(["all"], weights[:1], colours, tmp_path, QUICK | words, dry_run=True)["dry_run"]
+    assert [row["bench"] for row in rows] == [ran, left]
+
+
+def test_a_bank_that_shrinks_below_k_while_decoded_does_not_end_all(colours, tmp_path, monkeypatch):
+    folder = shutil.copytree(colours, tmp_path / "set")
+
+    def then_break(*rest, **named):
+        halves = labelled_halves(*rest, **named)
+        (folder / halves[0].name(0)).write_bytes(b"gone bad")
+        return halves
+
+    monkeypatch.setattr(suite, "labelled_halves", then_break)
+    content = suite.bench(["all"], ["random:tiny"], folder, tmp_path / "out", QUICK | {"knn.k": [24]})
+    assert {row["bench"] for row in content["results"]} == {"linear"}
+    assert [(row["bench"], "at most 23" in row["reason"]) for row in content["not_run"]] == [("knn", True)]
 
 
 def test_settings_are_checked_before_weights_and_weights_before_data(tmp_path):

@@ -3,6 +3,8 @@
 Run: pytest tests/network/test_encoder.py
 """
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,24 @@ def test_a_run_means_its_newest_checkpoint_and_best_the_best(run):
     assert newest.sha256 == load(run / "checkpoints" / "step_00000010").sha256
     assert best.sha256 == load(run / "checkpoints" / "step_00000005").sha256
     assert newest.sha256 != best.sha256
+
+
+@pytest.mark.parametrize("name", ["me@home", "run@best@home", "run@"])
+def test_a_path_may_hold_an_at_sign(run, tmp_path_factory, name):
+    there = tmp_path_factory.mktemp("at") / name
+    shutil.copytree(run, there)
+    assert load(there).sha256 == load(run).sha256
+    assert load(f"{there}@best").sha256 == load(f"{run}@best").sha256
+
+
+def test_best_is_of_a_run_that_has_one(run):
+    with pytest.raises(ConfigError, match="expected a run folder, found none"):
+        load(f"{run}/checkpoints/step_00000010@best")
+    state = {"recipe": RECIPE.model_dump(mode="json"), "best_step": None, "world_size": 1}
+    model = build_network(RECIPE).state_dict()
+    checkpoint.save(run / "checkpoints", 15, model=model, optim={}, local={}, state=state, keep=3)
+    with pytest.raises(ConfigError, match="scored by kNN"):
+        load(f"{run}@best")
 
 
 def test_an_encoder_is_in_eval_mode_without_gradients_and_prototypes_are_unit_vectors(run):
