@@ -238,7 +238,7 @@ def _short(weights: str, own: Mapping[str, str], num_runs: int) -> str:
     """A column's heading: random, SwAV for the run of this page, else the last part of the name."""
     if weights.startswith("random:"):
         return "random"
-    run, _, asked = weights.partition("@")
+    run, asked = (weights.removesuffix("@best"), "best") if weights.endswith("@best") else (weights, "")
     label = own.get(os.path.realpath(run))
     if label is not None:
         return (label if num_runs > 1 else "SwAV") + (f" @{asked}" if asked else "")
