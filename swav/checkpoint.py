@@ -36,12 +36,12 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass
 class Checkpoint:
-    """What a directory holds: tensors of the model and the optimiser, of one process, and plain state."""
+    """What a directory holds: tensors of the model and the optimiser, those of each process by rank, and plain state."""
 
     step: int
     model: dict[str, Tensor]
     optim: dict[str, Tensor]
-    local: dict[str, Tensor]
+    locals: list[dict[str, Tensor]]
     state: dict[str, Any]
     path: Path
 
@@ -292,27 +292,22 @@ def newest(folder: Path, warn: Callable[[str], None] = _warn) -> Path | None:
     return None
 
 
-def read(path: Path, rank: int | None) -> Checkpoint:
-    """Loads a checkpoint after verifying it; `rank` None leaves out what belongs to one process.
+def read(path: Path) -> Checkpoint:
+    """Loads a checkpoint after verifying it, whatever the number of processes that wrote it.
 
     Raises:
-        CheckpointError: it is damaged, or was written by another number of processes.
+        CheckpointError: it is damaged.
     """
     found = damage(path)
     if found:
         raise CheckpointError(f"{path} {found}")
     writers = len(list(path.glob("rank_*.safetensors")))
-    if rank is not None and (rank >= writers or dist.world_size() != writers):
-        raise CheckpointError(
-            f"{path}: expected the files of {max(rank + 1, dist.world_size())} process(es), found those of {writers}; "
-            "go on with as many processes as the run began with"
-        )
     try:
         return Checkpoint(
             _step(path),
             load_file(path / "model.safetensors"),
             load_file(path / "optim.safetensors"),
-            {} if rank is None else load_file(path / f"rank_{rank}.safetensors"),
+            [load_file(path / f"rank_{rank}.safetensors") for rank in range(writers)],
             json.loads((path / "state.json").read_text(encoding="utf-8")),
             path,
         )

@@ -5,6 +5,7 @@ torch is imported inside the verbs, so that `--help` and a typo answer at once.
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from swav.errors import EXIT_INTERRUPTED, ConfigError, DataError, SwavError
+from swav.errors import EXIT_INTERRUPTED, ConfigError, DataError, Stopped, SwavError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -42,6 +43,9 @@ def pretrain(
     out: Out,
     settings: Settings = None,
     dry_run: DryRun = False,
+    print_slurm: Annotated[
+        bool, typer.Option("--print-slurm", help="Print a batch script for SLURM that does this, and do nothing.")
+    ] = False,
 ) -> None:
     """Pre-train a network on images without labels. The same command again goes on where it stopped."""
     from swav.config import load_recipe, parse_overrides
@@ -53,6 +57,11 @@ def pretrain(
         raise DataError(
             f"{wanted.data}: expected a folder of images, a list file or CIFAR, found nothing there; check the path"
         )
+    if print_slurm:
+        from swav.slurm import batch_script
+
+        print(batch_script(["pretrain", recipe, *(settings or []), "--out", str(out)]), end="")
+        return
     from swav import train
 
     print(train.pretrain(wanted, out, dry_run))
@@ -149,10 +158,20 @@ def main() -> None:
     # Threads that wait for each other spin briefly, then sleep. Spinning for long would take a core from the loader's
     # worker, sleeping at once costs a wake-up per layer (12 % of a small network's step). Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # Where a process dies, torch's own threads print a page of C++ frames each; what there is to know we say.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
     sys.exit(_run(lambda: app(arguments, prog_name="swav", standalone_mode=False), debug))
+
+
+def _is_ours_to_tell(error: Exception) -> bool:
+    """One of several processes tells what is wrong: the one that met it, or the first where all did."""
+    if isinstance(error, SwavError) and error.is_echo is not None:
+        return not error.is_echo
+    rank = os.environ.get("RANK", "0")
+    return not rank.isdecimal() or int(rank) == 0
 
 
 def _run(command: Callable[[], Any], debug: bool) -> int:
@@ -169,8 +188,11 @@ def _run(command: Callable[[], Any], debug: bool) -> int:
             return error.exit_code
         else:
             message = f"{error.format_message().rstrip('.')}; `swav --help` lists the commands"
-        if int(os.environ.get("RANK", "0") or 0) == 0:
+        if _is_ours_to_tell(error):
             print(f"swav: {message}", file=sys.stderr)
+        if isinstance(error, Stopped):  # a launcher that sees the first process end signals the others; all end with 75
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
         return int(error.exit_code)
     except typer.Exit as leave:
         return leave.exit_code

@@ -103,6 +103,9 @@ class Recipe(Settings):
         description="imagenet: 7x7/2 and max-pool; half: 3x3/2 and max-pool; small: 3x3 alone, for 32-pixel images",
     )
     zero_init_residual: bool = Field(False, description="start each residual branch at zero")
+    sync_bn: bool | Auto = Field(
+        "auto", description="BatchNorm statistics over all processes, not each its own; auto: yes"
+    )
     head_hidden: Count = Field(2048, description="width of the projection head's hidden layer")
     head_dim: Count = Field(128, description="dimension of an embedding")
     prototypes: Count | Auto = Field(3000, description="number of prototypes; auto: from the number of images")
@@ -124,6 +127,9 @@ class Recipe(Settings):
     # -- optimisation
     epochs: Count | Auto = Field(200, description="passes over the images")
     batch: Count = Field(256, description="images per step, over all processes")
+    micro_batch: Steps | Auto = Field(
+        0, description="images per forward on a process, where a batch is larger than memory; 0: all of its share"
+    )
     optimizer: OptimizerName = Field(
         "larc", description="larc: SGD with apex's LARC, as the paper; lars: learning rate inside the momentum"
     )
@@ -140,9 +146,10 @@ class Recipe(Settings):
 
     # -- the run
     seed: Steps = Field(0, description="of order, views and initial weights")
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="auto: bf16 where the device computes in it, else fp32"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="auto: bf16 where the device computes in it, else fp32; fp16 scales its loss"
     )
+    compile: bool = Field(False, description="compile the network, on a GPU: slow to start, then faster")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     workers: Steps | Auto = Field("auto", description="loader processes per training process")
     checkpoint_minutes: NonNegative = Field(10.0, description="minutes between checkpoints; 0: none by time")
@@ -176,6 +183,16 @@ class Recipe(Settings):
     def resolution(self) -> int:
         """Side of images when features are evaluated [pixels]."""
         return max(self.view_sizes) if self.eval_size == "auto" else self.eval_size
+
+    def images_per_forward(self, world_size: int) -> int:
+        """Images that a process takes through the network at a time: a micro-batch, or its share of the batch."""
+        assert isinstance(self.micro_batch, int)
+        share = self.batch // world_size
+        return min(self.micro_batch or share, share)
+
+    def synchronises(self, world_size: int) -> bool:
+        """Whether BatchNorm's statistics are those of all processes. (`auto` stays: it is right for any number.)"""
+        return world_size > 1 and self.sync_bn in (True, "auto")
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> "Recipe":
@@ -291,7 +308,7 @@ def validated(kind: type[AnySettings], values: Mapping[str, Any], where: str) ->
         place = ".".join(
             str(part)
             for part in problem["loc"]
-            if not str(part).startswith(("function-", "literal", "constrained-", "int", "float"))
+            if not str(part).startswith(("function-", "literal", "constrained-", "int", "float", "bool"))
         )
         if not place:
             raise ConfigError(f"{where}: {message}") from None
@@ -345,13 +362,18 @@ def derive(
         has_bf16: whether the device computes in bfloat16.
 
     Returns:
-        The settings without `auto` (but `code_crops` and `eval_size`, which follow from the crops), and {key: reason}.
+        The settings without `auto` (but `code_crops` and `eval_size`, which follow from the crops, and `sync_bn`, which
+        follows from the processes of each sitting), and {key: reason}.
 
     Raises:
-        ConfigError: the batch is not a multiple of the number of processes, or derived values do not fit together.
+        ConfigError: the processes cannot share the batch or the queue, the device cannot do what is asked for, or
+            derived values do not fit together.
     """
     if recipe.batch % world_size:
-        raise ConfigError(f"batch: expected a multiple of the {world_size} processes, found {recipe.batch}")
+        raise ConfigError(
+            f"batch: expected a multiple of the {world_size} processes, found {recipe.batch}; "
+            f"start {_divisor(recipe.batch, world_size)}, or begin a run with another batch"
+        )
     new: dict[str, Any] = {}
     why: dict[str, str] = {}
 
@@ -417,13 +439,40 @@ def derive(
         "bf16" if has_bf16 else "fp32",
         "the device computes in bfloat16" if has_bf16 else "the device has no bfloat16 units",
     )
+    if recipe.compile and on == "cpu":
+        raise ConfigError(
+            "compile=true: expected a GPU, found device=cpu, where compiling takes minutes and gains nothing; leave it out"
+        )
+    choose("micro_batch", 0, "the whole batch at once; give the images that fit into memory where it does not fit")
     spare = max(1, cpus // world_size - 1)
     choose(
         "workers",
         min(spare, 8),
         f"{cpus} cores for {world_size} training process{'es' if world_size > 1 else ''} on {on}",
     )
-    return validated(Recipe, recipe.model_dump() | new, "settings"), why
+    settled = validated(Recipe, recipe.model_dump() | new, "settings")
+    _check_shares(settled, world_size)
+    return settled, why
+
+
+def _check_shares(recipe: Recipe, world_size: int) -> None:
+    """Every process must have as much as every other, in whole micro-batches."""
+    share, size = recipe.batch // world_size, recipe.images_per_forward(world_size)
+    if share % size:
+        raise ConfigError(
+            f"micro_batch: expected a divisor of the {share} images per process, found {size}; use {_divisor(share, size)}"
+        )
+    assert isinstance(recipe.queue_length, int)
+    if recipe.queue_length % world_size:
+        raise ConfigError(
+            f"queue_length: expected a multiple of the {world_size} processes, found {recipe.queue_length}; "
+            f"start {_divisor(recipe.queue_length, world_size)}"
+        )
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest up to `most`."""
+    return next(n for n in range(most, 0, -1) if number % n == 0)
 
 
 def _between(value: int, low: int, high: int) -> int:

@@ -1,4 +1,4 @@
-"""Processes that train together: rank, world size and the few collectives that SwAV needs.
+"""Processes that train together: rank, world size, the few collectives that SwAV needs, and how they end together.
 
 Every function works without a process group, where it does nothing. One process needs no launcher;
 several are started by `torchrun` (which sets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*).
@@ -13,10 +13,19 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
-from swav.errors import ConfigError, SwavError
+from swav.errors import ConfigError, EnvironmentError_, SwavError
 
 Result = TypeVar("Result")
+
+# How long a process waits for another that lives but does not answer. One that died is noticed at once by gloo (its
+# connections close); with NCCL it is torchrun that ends the others of a machine, within 30 seconds.
+TIMEOUT_MINUTES = 10.0
+# Objects travel by gloo in a group of their own: one process may score or save for longer while the others wait.
+_patient: Any = None
+_PATIENCE = datetime.timedelta(days=1)
 
 
 def is_active() -> bool:
@@ -51,6 +60,11 @@ def all_reduce_max(x: Tensor) -> Tensor:
     return x
 
 
+def all_reduce_mean(x: Tensor) -> Tensor:
+    """Averages x over all processes, in place, and returns it."""
+    return all_reduce_sum(x).div_(world_size())
+
+
 def barrier() -> None:
     if is_active():
         torch_dist.barrier()
@@ -61,7 +75,7 @@ def gather_objects(value: Any) -> list[Any]:
     if not is_active():
         return [value]
     values: list[Any] = [None] * world_size()
-    torch_dist.all_gather_object(values, value)
+    torch_dist.all_gather_object(values, value, group=_patient)
     return values
 
 
@@ -70,7 +84,7 @@ def broadcast_object(value: Any) -> Any:
     if not is_active():
         return value
     box = [value]
-    torch_dist.broadcast_object_list(box, src=0)
+    torch_dist.broadcast_object_list(box, src=0, group=_patient)
     return box[0]
 
 
@@ -94,26 +108,80 @@ def on_first(work: Callable[[], Result]) -> Result:
 
 
 @contextmanager
-def process_group(device: torch.device, timeout_minutes: float = 10.0) -> Iterator[None]:
+def process_group(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> Iterator[None]:
     """Joins the group that `torchrun` announced, if any, and leaves it on every path out.
 
-    NCCL on CUDA, gloo on CPU. A process that exits without leaving its group can abort (SIGABRT).
+    NCCL on CUDA, gloo on CPU. A process that exits without leaving its group can abort (SIGABRT). An error on any
+    process ends all of them: one tells the reason, and all end with its exit code.
 
     Raises:
         ConfigError: the launcher's variables are malformed.
+        EnvironmentError_: not all processes came, or one died or fell silent.
     """
     if is_active() or (launched_world_size() == 1 and "RANK" not in os.environ):
         yield
         return
+    global _patient
     _environment_int("RANK", 0)
-    torch_dist.init_process_group(
-        backend="nccl" if device.type == "cuda" else "gloo",
-        timeout=datetime.timedelta(minutes=timeout_minutes),
-    )
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    try:
+        store, own_rank, size = next(rendezvous("env://", timeout=timeout))
+        torch_dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=own_rank,
+            world_size=size,
+            timeout=timeout,
+        )
+        _patient = torch_dist.new_group(backend="gloo", timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        alone = EnvironmentError_(
+            f"the {launched_world_size()} processes could not meet ({_first_line(error)})\n"
+            "start all of them with torchrun, which sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        )
+        alone.is_echo = False  # there is nobody to agree with
+        raise alone from None
     try:
         yield
+    except SwavError as error:
+        _agree_who_tells(store, error)
+        raise
+    except RuntimeError as error:
+        if not _tells_of_a_lost_process(error):
+            raise
+        lost = EnvironmentError_(
+            f"process {own_rank} of {size} lost another one, which died or fell silent ({_first_line(error)})\n"
+            "most often one was killed for want of memory: the same command goes on from the last checkpoint"
+        )
+        _agree_who_tells(store, lost)
+        raise lost from None
     finally:
+        _patient = None
         torch_dist.destroy_process_group()
+
+
+def _agree_who_tells(store: Store, error: SwavError) -> None:
+    """The first process that fails tells why, and gives the exit code of all: what follows is only its echo."""
+    store.set_timeout(datetime.timedelta(seconds=5))
+    try:
+        error.is_echo = store.add("swav/failures", 1) > 1
+        if error.is_echo:
+            error.exit_code = int(store.get("swav/exit_code"))
+        else:
+            store.set("swav/exit_code", str(error.exit_code))
+    except RuntimeError:  # the store died with its process: then every survivor tells what it knows
+        error.is_echo = False
+
+
+def _tells_of_a_lost_process(error: RuntimeError) -> bool:
+    """gloo has no exception of its own."""
+    return isinstance(error, torch_dist.DistError) or "/gloo/" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    """Without the path of a C++ file, and without advice that is not ours."""
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return line.partition("] ")[2].partition(". This is")[0] if "/gloo/" in line else line
 
 
 def _environment_int(name: str, default: int) -> int:

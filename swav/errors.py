@@ -11,9 +11,13 @@ EXIT_INTERRUPTED = 130  # Ctrl-C; a checkpoint was saved
 
 
 class SwavError(Exception):
-    """Base of every error that a user can mend. `exit_code` is what the command returns."""
+    """Base of every error that a user can mend. `exit_code` is what the command returns.
+
+    `is_echo`, of several processes: whether another one has told the reason. None: they have not asked each other.
+    """
 
     exit_code = 1
+    is_echo: bool | None = None
 
 
 class ConfigError(SwavError, ValueError):

@@ -6,7 +6,7 @@ momentum is touched, and the host need not look.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,41 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
         return recipe.warmup_start_lr + (recipe.lr - recipe.warmup_start_lr) * step / max(1, warmup - 1)
     progress = (step - warmup) / (recipe.epochs * steps_per_epoch - warmup)
     return recipe.final_lr + 0.5 * (recipe.lr - recipe.final_lr) * (1 + math.cos(math.pi * progress))
+
+
+class LossScale:
+    """What the loss is multiplied by so that small gradients in float16 are not lost to 0; they are divided by it again.
+
+    Halved when a gradient is not finite (that step is skipped), doubled after 2000 steps without one. All on the device:
+    the host never waits. A gradient that is not finite with the scale at its floor is not the scale's fault.
+
+    Source: Micikevicius et al. 2017 (arXiv 1710.03740), section 3.2; start and pace as in torch.amp.GradScaler.
+    """
+
+    FLOOR, CEILING, PATIENCE = 1.0, 2.0**24, 2000
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.value = torch.tensor(2.0**16, device=device)
+        self.good_steps = torch.zeros((), device=device)
+
+    @property
+    def exhausted(self) -> Tensor:
+        return self.value <= self.FLOOR
+
+    def update_(self, skipped: Tensor) -> None:
+        """Takes note of a step; `skipped` is a flag on the device."""
+        self.good_steps = torch.where(skipped, 0.0, self.good_steps + 1)
+        patient = self.good_steps >= self.PATIENCE
+        self.value = torch.where(skipped, self.value / 2, torch.where(patient, self.value * 2, self.value))
+        self.value = self.value.clamp(self.FLOOR, self.CEILING)
+        self.good_steps = torch.where(patient, 0.0, self.good_steps)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"loss_scale/value": self.value, "loss_scale/good_steps": self.good_steps}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.value.copy_(state["loss_scale/value"])
+        self.good_steps.copy_(state["loss_scale/good_steps"])
 
 
 class LayerwiseSGD(torch.optim.SGD):
@@ -94,6 +129,30 @@ class LayerwiseSGD(torch.optim.SGD):
             scale, decays = scale * lr, decays * lr
         torch._foreach_mul_(gradients, scale.unbind())
         torch._foreach_add_(gradients, torch._foreach_mul(parameters, decays.unbind()))
+
+
+class Undo:
+    """Takes back what a step did to tensors, where a flag on the device says so.
+
+    Args:
+        tensors: of one kind and device, as they are before the step.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        self.tensors = tensors
+        self.before = self._flat()
+
+    def _flat(self) -> Tensor:
+        """All in one: a launch each for a handful of tensors or hundreds."""
+        return torch.cat([tensor.flatten() for tensor in self.tensors])
+
+    @torch.no_grad()
+    def where(self, flag: Tensor) -> None:
+        chosen = torch.where(flag, self.before, self._flat())
+        parts = torch.split(chosen, [tensor.numel() for tensor in self.tensors])
+        torch._foreach_copy_(
+            list(self.tensors), [new.view_as(old) for new, old in zip(parts, self.tensors, strict=True)]
+        )
 
 
 def build_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from swav import dist
 from swav.data.loader import Batch
 from swav.data.photometric import apply_batched
+from swav.features import knn_top1
 from swav.monitor import STEP_VALUES, Monitor
+from swav.network.encoder import Encoder
+from swav.network.heads import SwavNetwork
 from swav.optim import learning_rate
 from swav.reporting.pictures import write_views
 from swav.run import Run
@@ -92,8 +96,10 @@ class Clock:
         return rates
 
 
-def metrics_line(run: Run, done: int, values: list[float], monitor: Monitor, clock: Clock) -> dict[str, float]:
-    """One line of metrics.jsonl."""
+def metrics_line(
+    run: Run, done: int, values: list[float], monitor: Monitor, clock: Clock, **more: float
+) -> dict[str, float]:
+    """One line of metrics.jsonl. Loss, codes and gradients are the means over all processes; monitor's are the first's."""
     assert isinstance(run.recipe.prototypes, int)
     steps_per_second, waiting = clock.read()
     named = dict(zip(STEP_VALUES, values, strict=False))
@@ -108,18 +114,37 @@ def metrics_line(run: Run, done: int, values: list[float], monitor: Monitor, clo
         "data_wait": waiting,
         "memory_gb": memory_gb(run.device),
         "seconds": time.monotonic() - clock.began,
+        **more,
     }
+
+
+def score_by_knn(run: Run, network: SwavNetwork) -> tuple[float, int] | None:
+    """Top-1 of the kNN vote on frozen features [%] and its k, where labels exist; the network is left in train mode."""
+    if run.labelled is None:
+        return None
+    bank, queries = run.labelled
+    recipe = run.recipe
+    assert isinstance(recipe.workers, int)
+    network.eval()
+    encoder = Encoder(network, recipe, str(run.out))
+    scored = knn_top1(encoder, bank, queries, recipe.resolution, recipe.knn_k, run.device, recipe.workers)
+    network.train()
+    return scored
 
 
 def draw_views(batch: Batch, run: Run) -> None:
     """The first images' crops as the network sees them, for the report."""
-    per_process = run.recipe.batch // dist.world_size()
-    shown = min(8, per_process)
+    shown = min(8, len(batch.indices))
     rows: list[list[Any]] = [[] for _ in range(shown)]
+
+    def first(values: Tensor) -> Tensor:
+        return torch.unflatten(values, 0, (-1, len(batch.indices)))[:, :shown].flatten(0, 1)
+
     for kind, views in enumerate(batch.views):
+        views = first(views)
         if batch.params is not None:
-            views = apply_batched(views, batch.params[kind], run.recipe)
-        for crop in torch.unflatten(views, 0, (-1, per_process)):
+            views = apply_batched(views, first(batch.params[kind]), run.recipe)
+        for crop in torch.unflatten(views, 0, (-1, shown)):
             for row in range(shown):
                 rows[row].append(crop[row].numpy())
     write_views(run.out / "report" / "views.png", rows)

@@ -4,15 +4,19 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from swav import checkpoint, dist
-from swav.config import Recipe, derive, settings_diff, to_yaml, validated
+from swav.config import Recipe, derive, settings_diff, settings_hash, to_yaml, validated
 from swav.data.images import Images, labelled_halves, open_images
-from swav.errors import CheckpointError, ConfigError, DataError
-from swav.runtime import available_cpus, computes_in_bf16, write_text_durably
+from swav.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
+from swav.runtime import available_cpus, computes_in_bf16, has_compiler, versions, write_text_durably
 from swav.strict_yaml import read_yaml
 
 
@@ -52,6 +56,10 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
         wanted, len(images), dist.world_size(), device.type, available_cpus(), computes_in_bf16(device)
     )
     _check_bad(images, recipe)
+    if recipe.compile and not has_compiler():
+        raise EnvironmentError_(
+            "compile=true: expected a C compiler (cc, gcc or clang), found none; install one, as `apt install gcc`"
+        )
     labelled, unlabelled = None, "not asked for"
     if recipe.knn_epochs and dist.rank() == 0:
         try:
@@ -84,6 +92,7 @@ def describe(run: Run) -> str:
         f"steps      {run.total_steps} = {recipe.epochs} epochs x {run.steps_per_epoch}, batch {recipe.batch} over {dist.world_size()} process(es)",
         f"views      {' + '.join(f'{crop.count}x{crop.size}' for crop in recipe.crops)}, codes from {list(recipe.code_views)}",
         f"network    {recipe.backbone}, width {recipe.width:g}, stem {recipe.stem}, {recipe.prototypes} prototypes",
+        f"forward    {_forward_in_words(recipe, dist.world_size())}",
         f"optimiser  {recipe.optimizer}, learning rate {recipe.lr:g} to {recipe.final_lr:g}, {recipe.warmup_epochs:g} epochs of warm-up",
         f"labels     {'kNN every ' + format(recipe.knn_epochs, 'g') + ' epochs' if run.labelled else f'none used ({run.unlabelled})'}",
     ]
@@ -101,6 +110,49 @@ def describe(run: Run) -> str:
             f"warning    the queue of {recipe.queue_length} will not fill in this run; use a shorter one or start it earlier"
         )
     return "\n".join(lines)
+
+
+def state(run: Run, best: tuple[int, float] | None) -> dict[str, Any]:
+    """What a checkpoint says beside its tensors."""
+    return {
+        "recipe": run.recipe.model_dump(mode="json"),
+        "settings_hash": settings_hash(run.recipe),
+        "data_fingerprint": run.images.fingerprint,
+        "num_images": len(run.images),
+        "world_size": dist.world_size(),
+        "versions": versions(),
+        "best_step": best[0] if best else None,
+        "best_knn": best[1] if best else None,
+    }
+
+
+def going_on(run: Run, saved: checkpoint.Checkpoint) -> str:
+    """The line of a run that goes on."""
+    line = f"{run.out}: goes on from step {saved.step} of {run.total_steps}"
+    before, now = len(saved.locals), dist.world_size()
+    if before == now:
+        return line
+    return (
+        f"{line}; on {now} process(es) instead of {before}: same batches, the queue is dealt out anew, bits will differ"
+    )
+
+
+def _forward_in_words(recipe: Recipe, processes: int) -> str:
+    """Precision, micro-batches, and whose samples BatchNorm's statistics are of."""
+    share, at_a_time = recipe.batch // processes, recipe.images_per_forward(processes)
+    words = f"{recipe.precision}{', compiled' if recipe.compile else ''}, {at_a_time} images at a time"
+    if at_a_time < share:
+        words += f" of {share} (codes are of the whole batch, BatchNorm's statistics of the {at_a_time})"
+    if processes > 1:
+        words += f", BatchNorm over {'all processes' if recipe.synchronises(processes) else 'each process alone'}"
+    return words
+
+
+def memory_advice(at_a_time: int) -> str:
+    return (
+        f"{at_a_time} images went through the network at a time: begin again (another --out) with the same batch and "
+        f"micro_batch={max(1, at_a_time // 2)}, or with a smaller network or crops"
+    )
 
 
 def say(text: str) -> None:
@@ -123,7 +175,7 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
         return None
     if not config.exists():
         raise CheckpointError(f"{run.out}: holds checkpoints but no config.yaml; put it back, or use another --out")
-    saved = checkpoint.read(path, dist.rank())
+    saved = checkpoint.read(path)
     if saved.state["data_fingerprint"] != run.images.fingerprint:  # first: other images give other derived settings
         raise ConfigError(
             f"{run.recipe.data}: expected the {saved.state['num_images']} images that the run in {run.out} began with, "
@@ -151,6 +203,36 @@ def _begin(run: Run, config: Path) -> None:
     write_text_durably(config, to_yaml(run.recipe))
     write_text_durably(metrics, "")
     (run.out / "bad_files.jsonl").unlink(missing_ok=True)
+
+
+def own_share(saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
+    """What belongs to this process alone in a checkpoint, whatever the number of processes that wrote it.
+
+    Of another number: its share of the queue that all of them held. Random states are then nobody's, and left out.
+    """
+    processes = dist.world_size()
+    if len(saved.locals) == processes:
+        return saved.locals[dist.rank()]
+    if not saved.locals or "queue/embeddings" not in saved.locals[0]:
+        return {}
+    shards = [local["queue/embeddings"] for local in saved.locals]
+    count = sum(int(local["queue/count"]) for local in saved.locals) // processes
+    return {
+        "queue/embeddings": dealt(shards, saved.state["recipe"]["batch"], processes)[dist.rank()],
+        "queue/count": torch.tensor(count),
+    }
+
+
+def dealt(shards: Sequence[Float[Tensor, "A _ D"]], batch: int, processes: int) -> list[Float[Tensor, "A _ D"]]:
+    """Queues of the processes that wrote a checkpoint, in order of rank, as so many processes would hold them.
+
+    Each holds its rows of the last batches, newest batch first. So batch by batch the rows of all ranks are put together
+    in their order and cut anew: for a queue of whole batches, exactly what other processes would have pushed.
+    """
+    share = batch // len(shards)
+    by_age = zip(*(shard.split(share, dim=1) for shard in shards), strict=True)  # type: ignore[no-untyped-call]
+    cut = [torch.cat(rows, dim=1).chunk(processes, dim=1) for rows in by_age]
+    return [torch.cat([rows[rank] for rows in cut], dim=1) for rank in range(processes)]
 
 
 def forget_after(metrics: Path, step: int) -> None:

@@ -6,14 +6,16 @@ import importlib.metadata
 import os
 import platform
 import resource
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rich.console
 import rich.progress
 import torch
@@ -110,6 +112,28 @@ def computes_in_bf16(device: torch.device) -> bool:
     return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))
 
 
+def has_compiler() -> bool:
+    """True where there is a C compiler, without which torch.compile makes no kernels for a GPU."""
+    return bool(os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang"))))
+
+
+def seed_process(*numbers: int) -> None:
+    """Seeds torch's generators from several numbers, as of a run, a step and a process."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of torch's generators, of the CPU and of the device. (Order and views have random numbers of their own.)"""
+    state = {"rng/torch": torch.get_rng_state()}
+    return state | {"rng/cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def set_random_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["rng/torch"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["rng/cuda"], device)
+
+
 def available_cpus() -> int:
     """Cores that this process may use (not those of the whole machine)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -121,6 +145,22 @@ def memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak / 1e6
+
+
+@contextlib.contextmanager
+def out_of_memory_told(advice: str) -> Iterator[None]:
+    """Turns want of memory, of a GPU or of this machine, into an error that says what to do.
+
+    Raises:
+        EnvironmentError_: with the advice.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):
+            raise
+        first = (str(error).splitlines() or ["out of memory"])[0]
+        raise EnvironmentError_(f"{first.partition(' GPU ')[0]}\n{advice}") from None
 
 
 def versions() -> dict[str, str]:
@@ -228,4 +268,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
+        """0 while nothing was asked for; of several processes' codes the largest is that of all."""
+        if self.signal is None:
+            return 0
         return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_PREEMPTED

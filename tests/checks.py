@@ -17,7 +17,7 @@ from swav.network import heads
 from swav.network.trunk import ResNet
 from tests import oracle
 
-Run = Callable[..., list[Any]]  # as TwoProcesses: function, arguments -> both results
+Run = Callable[..., list[Any]]  # as Processes: function, arguments -> all results
 
 
 def close(ours: Any, expected: Any, tolerance: float = 1e-10) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.processes import LAUNCHER_VARIABLES, TwoProcesses, two_processes, warm_up
+from tests.processes import LAUNCHER_VARIABLES, Processes, processes, warm_up
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("SWAV_DATA") or ROOT.parent / "shared" / "data")
@@ -30,7 +30,7 @@ hypothesis.settings.load_profile("swav")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    if any("two_processes" in getattr(item, "fixturenames", ()) for item in session.items):
+    if any({"two_processes", "four_processes"} & set(getattr(item, "fixturenames", ())) for item in session.items):
         warm_up()
 
 
@@ -53,7 +53,14 @@ def _one_thread_one_seed_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", name="two_processes")
-def _two_processes() -> Iterator[TwoProcesses]:
+def _two_processes() -> Iterator[Processes]:
     """`two_processes(function, *arguments)` -> [result of rank 0, result of rank 1], in a gloo group."""
-    with two_processes() as pool:
+    with processes(2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session", name="four_processes")
+def _four_processes() -> Iterator[Processes]:
+    """The same with four."""
+    with processes(4) as pool:
         yield pool

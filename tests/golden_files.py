@@ -113,7 +113,7 @@ def run_trace(trace: Mapping[str, Any], steps: int | None = None) -> dict[str, A
     rows = []
     with mock.patch.object(train, "swapped_loss", noted):
         for step in range(len(trace["steps"][:steps])):
-            learner.step(_crops(trace, step), step)
+            learner.step([_crops(trace, step)], step)
             (rate,) = {group["lr"] for group in learner.optimizer.param_groups}
             rows.append({"lr": rate, "loss": losses[-1], **_told(learner.network)})
     norm = torch.stack([p.detach().norm() for p in learner.network.parameters()]).norm().item()
@@ -157,6 +157,7 @@ def _recipe(trace: Mapping[str, Any]) -> Recipe:
         weight_decay=trace["weight_decay"],
         trust_coefficient=trace["trust_coefficient"],
         precision="fp32",
+        sync_bn=False,  # the traces' statistics are each process's own
         device="cpu",
     )
 

@@ -19,7 +19,7 @@ from swav import algorithm, dist, optim, train
 from swav.config import Recipe
 from swav.network import heads
 from tests import checks, golden_files
-from tests.processes import TwoProcesses, two_processes
+from tests.processes import Processes, processes
 
 GOLDEN = Path(__file__).parent / "golden"
 real_rate = optim.learning_rate
@@ -134,7 +134,7 @@ def called_with(name: str, function: Callable[..., Any], *arguments: Any) -> Any
         return function(*arguments)
 
 
-def checks_failed(name: str, pool: TwoProcesses) -> list[str]:
+def checks_failed(name: str, pool: Processes) -> list[str]:
     """The checks that a mutant does not pass."""
 
     def run(function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -158,6 +158,6 @@ def row(name: str, failed: list[str]) -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print(row("mutant", ["checks that it fails"]))
-    with two_processes() as started:
+    with processes(2) as started:
         for mutant in (*MUTANTS, UNMUTATED):
             print(row(mutant, checks_failed(mutant, started)), flush=True)

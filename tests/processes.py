@@ -1,4 +1,4 @@
-"""Two processes with a gloo group between them, started once per session and handed one function after another."""
+"""Two or four processes with a gloo group between them, started once per session and handed one function after another."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ class ProcessError(Exception):
     """A function raised on a rank, or a rank was silent or dead."""
 
 
-def _serve(rank: int, store: str, pipe: connection.Connection) -> None:
+def _serve(rank: int, count: int, store: str, pipe: connection.Connection) -> None:
     """One process: joins the group, then calls what comes through the pipe until it closes."""
     for name in LAUNCHER_VARIABLES:  # what a launcher around pytest may have left
         os.environ.pop(name, None)
@@ -30,7 +30,7 @@ def _serve(rank: int, store: str, pipe: connection.Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
     try:
         while True:
             function, arguments = pickle.loads(pipe.recv_bytes())
@@ -55,20 +55,21 @@ def warm_up() -> None:
     forkserver.ensure_running()
 
 
-class TwoProcesses:
-    """Calls a function on rank 0 and rank 1 of a group and returns both results.
+class Processes:
+    """Calls a function on every rank of a group of `count` and returns all results.
 
     The function is found by its name in its module, arguments and results travel as pickles. A failure or a silence
-    ends both processes, and the next call starts fresh ones: no test can hang on, or poison, another.
+    ends all processes, and the next call starts fresh ones: no test can hang on, or poison, another.
     """
 
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="swav-two-")
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._folder = tempfile.TemporaryDirectory(prefix="swav-group-")
         self._children: list[tuple[Any, connection.Connection]] = []
         self._starts = 0
 
     def __call__(self, function: Callable[..., Any], *arguments: Any, limit: float = LIMIT_SECONDS) -> list[Any]:
-        """Returns [result of rank 0, result of rank 1].
+        """Returns [result of rank 0, result of rank 1, ...].
 
         Raises:
             ProcessError: the function raised on a rank (its traceback is the message), or took longer than `limit`
@@ -90,9 +91,10 @@ class TwoProcesses:
         warm_up()
         context = get_context("forkserver")
         store = Path(self._folder.name) / f"store{self._starts}"
-        for rank in range(2):
+        for rank in range(self.count):
             ours, theirs = context.Pipe()
-            child = context.Process(target=_serve, args=(rank, str(store), theirs), name=f"rank{rank}", daemon=True)
+            arguments = (rank, self.count, str(store), theirs)
+            child = context.Process(target=_serve, args=arguments, name=f"rank{rank}", daemon=True)
             child.start()
             theirs.close()
             self._children.append((child, ours))
@@ -114,10 +116,10 @@ class TwoProcesses:
                 if not fine:
                     raise ProcessError(f"rank {rank} raised:\n{result}")
                 results[rank] = result
-        return [results[0], results[1]]
+        return [results[rank] for rank in range(self.count)]
 
     def close(self, kill: bool = False) -> None:
-        """Ends both processes: with a word if they are idle, with SIGKILL if one may hang."""
+        """Ends all processes: with a word if they are idle, with SIGKILL if one may hang."""
         for child, pipe in self._children:
             if kill:
                 child.kill()
@@ -132,9 +134,9 @@ class TwoProcesses:
 
 
 @contextlib.contextmanager
-def two_processes() -> Iterator[TwoProcesses]:
+def processes(count: int) -> Iterator[Processes]:
     """A pool that is ended on every way out."""
-    pool = TwoProcesses()
+    pool = Processes(count)
     try:
         yield pool
     finally:

@@ -51,6 +51,16 @@ BAD = {
     "queue starts after the last epoch": (["pretrain", "tiny", "queue_start_epoch=3"], 2, "below epochs (3), found 3"),
     "not a number": (["pretrain", "tiny", "lr=fast"], 2, "lr: "),
     "no data": (["pretrain", "tiny"], 2, "data=PATH"),
+    "compiling on a CPU": (
+        ["pretrain", "tiny", "batch=2", "queue_length=2", "compile=true", "device=cpu", "data={images}"],
+        2,
+        "compile=true",
+    ),
+    "micro-batches that do not fit": (
+        ["pretrain", "tiny", "batch=3", "queue_length=3", "micro_batch=2", "data={images}"],
+        2,
+        "divisor of the 3 images per process, found 2; use 1",
+    ),
     "missing folder": (["pretrain", "tiny", "data={tmp}/nowhere"], 3, "nowhere"),
     "empty folder": (["pretrain", "tiny", "data={tmp}"], 3, "expected images, found no file"),
     "a text file named .jpg": (["pretrain", "tiny", "data={text}"], 3, "photo.jpg"),
@@ -94,6 +104,16 @@ def test_recipes_are_listed_and_printed_with_every_key(swav):
     assert code == 0
     assert "epsilon: 0.05" in printed
     assert "# batch" not in printed.splitlines()[0]
+
+
+def test_the_batch_script_is_printed_for_the_command_as_typed_and_nothing_is_done(swav, images, tmp_path):
+    out = tmp_path / "my run"
+    code, printed, _ = swav("pretrain", "auto", f"data={images}", "batch=2", "--out", out, "--print-slurm")
+    assert code == 0
+    assert printed.startswith("#!/bin/bash\n")
+    assert f"-m swav pretrain auto data={images} batch=2 --out '{out}' &" in printed
+    assert not out.exists()
+    assert swav("pretrain", "auto", f"data={images}", "bach=2", "--out", out, "--print-slurm")[0] == 2
 
 
 def test_dry_run_gives_reasons_and_writes_nothing(swav, images, tmp_path):

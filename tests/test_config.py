@@ -172,6 +172,9 @@ def refusal(**settings: Any) -> str:
         ({"queue_length": 255, "queue_start_epoch": 0}, ["queue_length", "at least the batch (256)", "found 255"]),
         ({"queue_length": 3840, "queue_start_epoch": 200}, ["queue_start_epoch", "below epochs (200)", "found 200"]),
         ({"queue_length": 3840, "epochs": 15}, ["queue_start_epoch", "below epochs (15)"]),
+        ({"sync_bn": "maybe"}, ["sync_bn", "'maybe'"]),
+        ({"precision": "fp8"}, ["precision", "'fp16'"]),
+        ({"micro_batch": -1}, ["micro_batch", "-1"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -246,7 +249,7 @@ def test_every_auto_becomes_a_value_with_a_reason_or_a_refusal_for_any_number_of
     before = {key for key, value in recipe.model_dump().items() if value == "auto"}
     chosen, reasons = settled(recipe, images, world_size)
     after = {key for key, value in chosen.model_dump().items() if value == "auto"}
-    assert after <= {"code_crops", "eval_size"}  # these follow from the crops
+    assert after <= {"code_crops", "eval_size", "sync_bn"}  # these follow from the crops, and from the processes
     assert set(reasons) == before - after and all(reasons.values())
     assert chosen.queue_length == 0 or chosen.queue_length % chosen.batch == 0
 
@@ -267,6 +270,46 @@ def test_derived_values_meet_the_published_ones():
     assert large.lr == pytest.approx(4.8, rel=0.01) and large.queue_length == 0
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused():
-    with pytest.raises(ConfigError, match="batch: expected a multiple of the 3 processes, found 256"):
-        settled(Recipe(), world_size=3)
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({}, "batch: expected a multiple of the 3 processes, found 256; start 2, or begin a run with another batch"),
+        (
+            {"batch": 258, "micro_batch": 40},
+            "micro_batch: expected a divisor of the 86 images per process, found 40; use 2",
+        ),
+        (
+            {"batch": 255, "queue_length": 3841},
+            "queue_length: expected a multiple of the 3 processes, found 3841; start 1",
+        ),
+    ],
+)
+def test_what_the_processes_cannot_share_is_refused_with_a_number_that_fits(changes, complaint):
+    with pytest.raises(ConfigError) as caught:
+        settled(Recipe(**changes), world_size=3)
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "world_size", "at_a_time"), [(0, 1, 256), (0, 4, 64), (64, 2, 64), (500, 2, 128)]
+)
+def test_a_micro_batch_is_at_most_what_a_process_has(micro_batch, world_size, at_a_time):
+    chosen, _ = settled(Recipe(micro_batch=micro_batch), world_size=world_size)
+    assert chosen.images_per_forward(world_size) == at_a_time
+
+
+@pytest.mark.parametrize(
+    ("sync_bn", "alone", "together"), [("auto", False, True), (True, False, True), (False, False, False)]
+)
+def test_statistics_are_shared_where_there_are_several_processes_and_auto_stays_right_for_another_number(
+    sync_bn, alone, together
+):
+    chosen, _ = settled(Recipe(sync_bn=sync_bn), world_size=2)
+    assert chosen.sync_bn == sync_bn
+    assert (chosen.synchronises(1), chosen.synchronises(2)) == (alone, together)
+
+
+def test_compiling_on_a_cpu_is_refused_with_the_reason():
+    with pytest.raises(ConfigError, match=r"compile=true: expected a GPU, found device=cpu, where .* gains nothing"):
+        settled(Recipe(compile=True))
+    assert derive(Recipe(compile=True), 1000, 1, "cuda", cpus=8, has_bf16=True)[0].compile

@@ -73,7 +73,7 @@ def test_every_recipe_loads_teaches_and_becomes_settings(name):
     recipe, reasons = derive(load_recipe(name, {"data": "photos"}), 10_000, 1, "cpu", 2, True)
     assert all(reasons.values())
     unsettled = {key for key, value in recipe.model_dump().items() if value == "auto"}
-    assert unsettled <= {"code_crops", "eval_size"}
+    assert unsettled <= {"code_crops", "eval_size", "sync_bn"}
     comment = recipe_text(name).splitlines()
     assert comment[0].startswith("# ") and any("swav pretrain" in line for line in comment if line.startswith("#"))
     assert any("hardware" in line.lower() for line in comment if line.startswith("#"))

@@ -1,5 +1,6 @@
 """Attacks: a run that a kill -9 changes. At five points, on one process and on two, the same command must then end
-with the same bytes: weights, optimiser, queue and random state, and with the same losses in the log.
+with the same bytes: weights, optimiser, queue and random state, and with the same losses in the log. And with another
+number of processes at each sitting: the same run up to rounding.
 
 Run: pytest tests/test_resume.py -m slow
 """
@@ -10,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -39,7 +41,9 @@ def shapes(tmp_path_factory) -> Path:
     return folder
 
 
-def pretrain(processes: int, data: Path, out: Path, fault: str | None = None) -> subprocess.CompletedProcess[str]:
+def pretrain(
+    processes: int, data: Path, out: Path, fault: str | None = None, more: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     """The command as a user types it, killed at `fault` (name:count) if one is given."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), "-m", "swav", "pretrain", "tiny"]
@@ -47,7 +51,7 @@ def pretrain(processes: int, data: Path, out: Path, fault: str | None = None) ->
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with subprocess.Popen(
-        [*command, f"data={data}", *SETTINGS, "--out", str(out)],
+        [*command, f"data={data}", *SETTINGS, *more, "--out", str(out)],
         env=environment | ({"SWAV_FAULT": fault} if fault else {}),
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -98,3 +102,29 @@ def test_a_killed_run_ends_with_the_same_bytes(whole, shapes, tmp_path, kill):
     assert "goes on from step " in resumed.stderr
     assert outcome(out) == expected
     assert not [path.name for path in out.rglob("*") if ".tmp" in path.name]
+
+
+def test_two_processes_then_one_then_two_are_one_run(shapes, tmp_path):
+    """float32, SGD: rounding alone is between this run and that of one process. Three processes are refused on the way."""
+    settings = ("precision=fp32", "optimizer=larc", "lr=0.3")
+    alone, out = tmp_path / "alone", tmp_path / "run"
+    assert pretrain(1, shapes, alone, more=settings).returncode == 0
+    said = []
+    for processes, fault in ((2, "step:end:5"), (1, "step:end:5"), (3, None), (2, None)):
+        before = sorted(path.name for path in (out / "checkpoints").glob("step_*"))
+        done = pretrain(processes, shapes, out, fault, settings)
+        said += [f"{processes} process(es):", *(line for line in done.stderr.splitlines() if "goes on" in line)]
+        if processes == 3:
+            complaint = [line for line in done.stderr.splitlines() if line.startswith("swav: ")]
+            assert complaint == [
+                "swav: batch: expected a multiple of the 3 processes, found 16; start 2, or begin a run with another batch"
+            ]
+            assert sorted(path.name for path in (out / "checkpoints").glob("step_*")) == before
+            said += complaint
+    assert done.returncode == 0, done.stderr
+    expected, found = outcome(alone)[1], outcome(out)[1]
+    print("\n".join(said))
+    for (step, ours), (_, its) in zip(found, expected, strict=True):
+        print(f"step {step:2}: loss {ours:.6f}, alone {its:.6f}, difference {abs(ours - its):.0e}")
+    assert [step for step, _ in found] == list(range(1, LAST + 1))
+    assert all(abs(ours - its) < 1e-4 for (_, ours), (_, its) in zip(found, expected, strict=True))

@@ -65,8 +65,9 @@ def test_a_run_leaves_the_folder_that_is_promised(shapes, tmp_path):
     assert features.shape == (2, 64)
 
 
-def test_stopping_and_going_on_gives_the_same_weights_to_the_bit(shapes, tmp_path, monkeypatch):
-    settings = SMALL | {"data": str(shapes)}
+@pytest.mark.parametrize("changes", [{}, {"micro_batch": 4}, {"precision": "fp16"}], ids=str)
+def test_stopping_and_going_on_gives_the_same_weights_to_the_bit(shapes, tmp_path, monkeypatch, changes):
+    settings = SMALL | {"data": str(shapes)} | changes
     whole = train.pretrain("tiny", tmp_path / "whole", **settings)
 
     class Interrupted(Exception):
@@ -118,23 +119,23 @@ def test_a_step_that_is_not_finite_touches_nothing(optimizer):
     settings = recipe(optimizer=optimizer, lr=0.1, queue_start_epoch=0, freeze_prototypes_steps=0)
     learner = train.Learner(settings, build_network(settings), steps_per_epoch=4)
     crops = [torch.randn(32, 3, 24, 24), torch.randn(16, 3, 16, 16)]
-    learner.step(crops, 0)
+    learner.step([crops], 0)
     assert learner.queue is not None
 
     def state() -> list[torch.Tensor]:
         assert learner.queue is not None
         momentum = [value for values in learner.optimizer.state.values() for value in values.values()]
-        return [
-            tensor.detach().clone() for tensor in (*learner.network.parameters(), *momentum, learner.queue.embeddings)
-        ]
+        statistics = [buffer for buffer in learner.network.buffers() if buffer.is_floating_point()]
+        changed = (*learner.network.parameters(), *statistics, *momentum, learner.queue.embeddings)
+        return [tensor.detach().clone() for tensor in changed]
 
     before = state()
     poisoned = [crops[0].clone(), crops[1]]
     poisoned[0][3, 0, 0, 0] = float("nan")
-    values = learner.step(poisoned, 1)
+    values = learner.step([poisoned], 1)
     assert values[len(STEP_VALUES)] == 1
     assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
-    assert learner.step(crops, 2)[len(STEP_VALUES)] == 0
+    assert learner.step([crops], 2)[len(STEP_VALUES)] == 0
     assert not all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
 
 
@@ -152,15 +153,35 @@ def test_a_run_that_turns_not_finite_stops_with_advice_and_keeps_its_checkpoint(
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")] == ["step_00000004"]
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a")])
+def test_want_of_memory_names_a_micro_batch(shapes, tmp_path, monkeypatch, error):
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(train, "swapped_loss", fail)
+    with pytest.raises(EnvironmentError_, match=r"Tried to allocate 2 GiB\.\n16 images .*micro_batch=8") as caught:
+        train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+    assert caught.value.exit_code == 4
+
+
+def test_a_micro_batched_run_says_whose_statistics_batchnorm_has(shapes, tmp_path, capsys):
+    train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "micro_batch": 4, "epochs": 2})
+    assert (
+        "4 images at a time of 16 (codes are of the whole batch, BatchNorm's statistics of the 4)"
+        in capsys.readouterr().err
+    )
+    assert lines(tmp_path / "run")[-1]["loss"] > 0
+
+
 def test_frozen_prototypes_keep_their_directions_until_they_are_freed():
     settings = recipe(optimizer="larc", lr=0.5, freeze_prototypes_steps=2, queue_length=0)
     learner = train.Learner(settings, build_network(settings), steps_per_epoch=4)
     crops = [torch.randn(32, 3, 24, 24), torch.randn(16, 3, 16, 16)]
     start = torch.nn.functional.normalize(learner.prototypes.detach().clone(), dim=1)
     for step in range(2):
-        learner.step(crops, step)
+        learner.step([crops], step)
         torch.testing.assert_close(learner.prototypes.detach(), start)
-    learner.step(crops, 2)
+    learner.step([crops], 2)
     assert not torch.allclose(learner.prototypes.detach(), start)
 
 
@@ -176,7 +197,7 @@ def test_the_queue_joins_only_once_full(monkeypatch):
     monkeypatch.setattr(train, "sinkhorn_codes", noted)
     crops = [torch.randn(32, 3, 24, 24), torch.randn(16, 3, 16, 16)]
     for step in range(3):
-        learner.step(crops, step)
+        learner.step([crops], step)
     assert sizes == [16, 16, 16, 16, 48, 48]
 
 

@@ -37,7 +37,8 @@ from swav.data.photometric import NUM_PARAMS, apply_opencv
 from swav.data.views import Draws, cut, generator, planes
 from swav.errors import DataError, EnvironmentError_, SwavError
 
-_AHEAD = 2  # batches that each worker may be ahead of the training
+_AHEAD = 2  # stretches of a batch that each worker may be ahead of the training
+_STRETCH = 256  # images that a worker makes at a time: at a batch of 4096 all workers share one, and few are in memory
 _CHUNK = (
     16  # images that are cut before they are coloured: their crops stay in the cache, and so does each kind of code
 )
@@ -102,12 +103,12 @@ class _Maker:
             indices=new((share,), dtype=torch.int64),
         )
 
-    def fill(self, slot: _Slot, step: int) -> list[tuple[str, str]]:
-        """Writes a step's batch; returns (name, reason) of the images that had to be replaced."""
+    def fill(self, slot: _Slot, step: int, rows: slice = slice(None)) -> list[tuple[str, str]]:
+        """Writes a step's batch, or some rows of it; returns (name, reason) of the images that had to be replaced."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        samples = self._samples(epoch, position)
+        samples = self._samples(epoch, position)[rows]
         draws = Draws(self.recipe, epoch, samples)
-        views = [view for kind in slot.views for view in kind]  # V of [B, S, S, 3]
+        views = [view[rows] for kind in slot.views for view in kind]  # V of [B, S, S, 3]
         unreadable: list[tuple[str, str]] = []
         for start in range(0, len(samples), _CHUNK):
             chunk = range(start, min(start + _CHUNK, len(samples)))
@@ -118,8 +119,8 @@ class _Maker:
         for kind, its_params in zip(
             slot.params, params.split_with_sizes([len(kind) for kind in slot.params]), strict=True
         ):
-            kind.copy_(its_params)
-        slot.indices.copy_(torch.tensor(samples))
+            kind[:, rows].copy_(its_params)
+        slot.indices[rows].copy_(torch.tensor(samples))
         return unreadable
 
     def _cut(
@@ -197,7 +198,8 @@ class Loader:
         self._steps = range(start_step, total_steps)
         self._maker = _Maker(images, recipe, rank, world_size, steps_per_epoch, on_device)
         self._on_device, self._pin = on_device, on_device and torch.cuda.is_available()
-        self._num_workers = min(recipe.workers, len(self._steps))
+        self._stretches = [slice(i, i + _STRETCH) for i in range(0, self._maker.share, _STRETCH)]
+        self._num_workers = min(recipe.workers, self._num_stretches)
         self._slots: list[_Slot] = []
         self._workers: list[tuple[BaseProcess, Connection]] = []
 
@@ -224,21 +226,26 @@ class Loader:
             connection.close()
         self._workers, self._slots = [], []
 
+    @property
+    def _num_stretches(self) -> int:
+        return len(self._steps) * len(self._stretches)
+
     def _start(self) -> None:
-        ahead = min(_AHEAD * self._num_workers, len(self._steps))
+        self._ahead = min(_AHEAD * self._num_workers, self._num_stretches)
         # One slot is with the training, one stays as it is behind it (copies to a device may still read it).
+        slots = -(-self._ahead // len(self._stretches)) + 2
         try:
-            self._slots = [self._maker.slot(shared=True) for _ in range(ahead + 2)]
+            self._slots = [self._maker.slot(shared=True) for _ in range(slots)]
         except (OSError, RuntimeError) as error:
             raise EnvironmentError_(
-                f"no memory for {ahead + 2} batches ({error}); use fewer workers=N or a smaller batch"
+                f"no memory for {slots} batches ({error}); use fewer workers=N or a smaller batch"
             ) from None
         context: Any = torch.multiprocessing.get_context("fork" if _FORKS else "spawn")
         atexit.register(self.close)
         with _signals_blocked():
             self._start_workers(context)
-        for step in self._steps[:ahead]:
-            self._ask_for(step)
+        for place in range(self._ahead):
+            self._ask_for(place)
 
     def _start_workers(self, context: Any) -> None:
         for number in range(self._num_workers):
@@ -253,24 +260,29 @@ class Loader:
             theirs.close()  # so that a worker's death ends the pipe
             self._workers.append((process, ours))
 
-    def _ask_for(self, step: int) -> None:
-        place = step - self._steps.start
+    def _ask_for(self, place: int) -> None:
+        """Sends the stretch of this place, counted from the first step's first, to the worker whose turn it is."""
+        of_steps, stretch = divmod(place, len(self._stretches))
+        order = (self._steps[of_steps], of_steps % len(self._slots), self._stretches[stretch])
         try:
-            self._workers[place % self._num_workers][1].send((step, place % len(self._slots)))
+            self._workers[place % self._num_workers][1].send(order)
         except OSError:
             self._mourn(place % self._num_workers)
 
     def _received(self, step: int) -> tuple[_Slot, list[tuple[str, str]]]:
-        place = step - self._steps.start
-        try:
-            answer = self._workers[place % self._num_workers][1].recv()
-        except (EOFError, OSError):
-            self._mourn(place % self._num_workers)
-        if isinstance(answer, Exception):
-            raise answer
-        if (later := step + len(self._slots) - 2) in self._steps:
-            self._ask_for(later)
-        return self._slots[place % len(self._slots)], answer
+        of_steps = step - self._steps.start
+        unreadable = []
+        for place in range(of_steps * len(self._stretches), (of_steps + 1) * len(self._stretches)):
+            try:
+                answer = self._workers[place % self._num_workers][1].recv()
+            except (EOFError, OSError):
+                self._mourn(place % self._num_workers)
+            if isinstance(answer, Exception):
+                raise answer
+            unreadable += answer
+            if place + self._ahead < self._num_stretches:
+                self._ask_for(place + self._ahead)
+        return self._slots[of_steps % len(self._slots)], unreadable
 
     def _mourn(self, worker: int) -> None:
         process = self._workers[worker][0]
@@ -314,17 +326,17 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _work(maker: _Maker, slots: list[_Slot], connection: Connection, parent: int) -> None:
-    """What a worker does until it is killed: makes the batch of each step that it is sent."""
+    """What a worker does until it is killed: makes each stretch of a batch that it is sent."""
     _settle_in(parent)
     with contextlib.suppress(EOFError, OSError):  # the training process is gone
         while True:
-            step, place = connection.recv()
-            connection.send(_answer(maker, slots[place], step))
+            step, slot, rows = connection.recv()
+            connection.send(_answer(maker, slots[slot], step, rows))
 
 
-def _answer(maker: _Maker, slot: _Slot, step: int) -> list[tuple[str, str]] | Exception:
+def _answer(maker: _Maker, slot: _Slot, step: int, rows: slice) -> list[tuple[str, str]] | Exception:
     try:
-        return maker.fill(slot, step)
+        return maker.fill(slot, step, rows)
     except SwavError as error:
         return error
     except Exception:

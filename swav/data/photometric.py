@@ -8,8 +8,6 @@ saturation, hue .8/.8/.8/.2 with p .8 in random order; grey .2; blur p .5, sigma
 """
 
 import functools
-import os
-import shutil
 import warnings
 from collections.abc import Callable
 
@@ -20,6 +18,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from swav.config import Recipe
+from swav.runtime import has_compiler
 
 # Columns of a parameter vector. An operation that is off has its neutral value: factor 1, shift 0, sigma 0.
 FLIP, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SIGMA = 0, slice(1, 5), 5, 6, 7, 8, 9, 10
@@ -147,7 +146,7 @@ def apply_batched(
 
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
-    if not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
+    if not has_compiler():
         warnings.warn(
             "no C compiler found (cc, gcc or clang): colour and blur run on the GPU without being compiled, "
             "which can double the time of a step; install one, as `apt install gcc`",

@@ -131,7 +131,7 @@ def _start(
     nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(settings.seed))
     nn.init.zeros_(head.bias)
     path = checkpoint.newest(folder / "checkpoints")
-    saved = None if path is None else checkpoint.read(path, rank=0)
+    saved = None if path is None else checkpoint.read(path)
     if saved is not None:
         head.load_state_dict(saved.model)
     head.to(task.device)

@@ -84,7 +84,7 @@ def load(weights: str | Path) -> Encoder:
         return _frozen(Encoder(build_network(recipe), recipe, source))
     folder = source.removesuffix("@best")  # any other @ belongs to the path
     path = _checkpoint_folder(Path(folder), best=folder != source)
-    saved = checkpoint.read(path, rank=None)
+    saved = checkpoint.read(path)
     recipe = validated(Recipe, saved.state["recipe"], f"{path.name}/state.json")
     network = build_network(recipe)
     try:

@@ -62,7 +62,7 @@ def saved_head(task):
     (folder,) = (task.out / "linear").iterdir()
     newest = checkpoint.newest(folder / "checkpoints")
     assert newest is not None
-    return checkpoint.read(newest, rank=0)
+    return checkpoint.read(newest)
 
 
 def flat_colours(folder, count, seed=0):
