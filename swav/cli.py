@@ -48,11 +48,15 @@ def pretrain(
     ] = False,
 ) -> None:
     """Pre-train a network on images without labels. The same command again goes on where it stopped."""
-    from swav.config import load_recipe, parse_overrides
+    from swav.config import TIMM, load_recipe, parse_overrides
 
     wanted = load_recipe(recipe, parse_overrides(settings or []))
     if wanted.data is None:
         raise ConfigError("data: expected data=PATH (a folder of images, a list file, or CIFAR), found nothing")
+    if wanted.backbone.startswith(TIMM):  # settings are checked before data, though timm takes seconds to be asked
+        from swav.network.trunk import check_backbone
+
+        check_backbone(wanted.backbone, ())
     if not Path(wanted.data).exists():
         raise DataError(
             f"{wanted.data}: expected a folder of images, a list file or CIFAR, found nothing there; check the path"

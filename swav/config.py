@@ -1,24 +1,36 @@
 """Every knob of a pre-training run: its type, unit, default and source; and how a recipe becomes settings.
 
 A recipe is a YAML file that holds differences from the defaults below. Precedence: defaults, recipe, `key=value`.
-Values left at `auto` are derived from the images, the batch and the processes by `derive`, each with its reason.
+Any value but `data` may be given as `auto`; derive.py replaces it, with a reason.
 No torch here: `swav recipes` and every complaint about settings answer at once.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from swav.errors import ConfigError, did_you_mean
 from swav.strict_yaml import read_yaml
 
+AUTO: Any = "auto"
 Auto = Literal["auto"]
-Backbone = Literal["resnet18", "resnet34", "resnet50"]
+RESNETS = ("resnet18", "resnet34", "resnet50")
+TIMM = "timm:"  # before the name of one of timm's models
 Stem = Literal["imagenet", "half", "small"]
 OptimizerName = Literal["larc", "lars", "adam", "adamw"]
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
@@ -34,11 +46,29 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _known_backbone(name: str) -> str:
+    if name not in RESNETS and not name.startswith(TIMM):
+        raise ValueError(f"expected {', '.join(RESNETS)} or {TIMM}NAME{did_you_mean(name, RESNETS)}")
+    return name
+
+
+def _decoded_channels(count: int) -> int:
+    if count not in (1, 3):
+        raise ValueError("expected 3 (RGB) or 1 (grey): images are decoded to RGB, no source here gives other channels")
+    return count
+
+
+Backbone = Annotated[str, AfterValidator(_known_backbone)]
+Channels = Annotated[int, BeforeValidator(_no_bool), AfterValidator(_decoded_channels)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 Steps = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
+
+
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == AUTO
 
 
 class Settings(BaseModel):
@@ -63,7 +93,10 @@ class Crop(Settings):
 
 
 class Recipe(Settings):
-    """Settings of a pre-training run. `batch` and `queue_length` count all processes together."""
+    """Settings of a pre-training run. `batch` and `queue_length` count all processes together.
+
+    The types are those of settled values. Before `derive.derive` any value but `data` may also be the word "auto".
+    """
 
     # -- what is trained on
     data: str | None = Field(None, description="folder, list file, or CIFAR; on the command line as data=PATH")
@@ -96,7 +129,8 @@ class Recipe(Settings):
     )
 
     # -- network (appendix A.1)
-    backbone: Backbone = Field("resnet50", description="trunk")
+    backbone: Backbone = Field("resnet50", description="trunk: resnet18, resnet34, resnet50, or timm:NAME")
+    in_channels: Channels = Field(3, description="channels that the trunk takes: 3 (RGB) or 1 (luma of the image)")
     width: Positive = Field(1.0, description="factor on all channels of the trunk (released: 1, 2, 4, 5)")
     stem: Stem = Field(
         "imagenet",
@@ -108,7 +142,7 @@ class Recipe(Settings):
     )
     head_hidden: Count = Field(2048, description="width of the projection head's hidden layer")
     head_dim: Count = Field(128, description="dimension of an embedding")
-    prototypes: Count | Auto = Field(3000, description="number of prototypes; auto: from the number of images")
+    prototypes: Count = Field(3000, description="number of prototypes; auto: from the number of images")
 
     # -- codes and loss (section 3.1, appendix A.1)
     temperature: Positive = Field(0.1, description="of the predictions' softmax")
@@ -116,26 +150,28 @@ class Recipe(Settings):
         0.05, description=f"entropy weight of the codes; at least {MIN_EPSILON}"
     )
     sinkhorn_iterations: Count = Field(3, description="iterations of Sinkhorn-Knopp")
-    freeze_prototypes_steps: Steps | Auto = Field(
-        "auto", description="steps without a prototype update; auto: one epoch and a step"
+    sinkhorn: Literal["global", "local"] = Field(
+        "global", description="codes are balanced over all processes, or (local; not the method) over each one alone"
     )
-    queue_length: Steps | Auto = Field(
-        0, description="embeddings kept per code-giving crop, over all processes; 0: no queue"
+    freeze_prototypes_steps: Steps = Field(
+        AUTO, description="steps without a prototype update; auto: one epoch and a step"
     )
-    queue_start_epoch: Steps | Auto = Field(15, description="epoch at which the queue begins to fill")
+    queue_length: Steps = Field(0, description="embeddings kept per code-giving crop, over all processes; 0: no queue")
+    queue_start_epoch: Steps = Field(15, description="epoch at which the queue begins to fill")
 
     # -- optimisation
-    epochs: Count | Auto = Field(200, description="passes over the images")
+    epochs: Count = Field(200, description="passes over the images; auto: from their number, or from `hours`")
+    hours: Positive | None = Field(None, description="time to spend, measured when the run begins; with epochs=auto")
     batch: Count = Field(256, description="images per step, over all processes")
-    micro_batch: Steps | Auto = Field(
+    micro_batch: Steps = Field(
         0, description="images per forward on a process, where a batch is larger than memory; 0: all of its share"
     )
     optimizer: OptimizerName = Field(
         "larc", description="larc: SGD with apex's LARC, as the paper; lars: learning rate inside the momentum"
     )
-    lr: Positive | Auto = Field(0.6, description="peak learning rate, for `batch`")
-    final_lr: NonNegative | Auto = Field("auto", description="last learning rate; auto: lr / 1000")
-    warmup_epochs: NonNegative | Auto = Field(0.0, description="epochs of linear warm-up")
+    lr: Positive = Field(0.6, description="peak learning rate, for `batch`")
+    final_lr: NonNegative = Field(AUTO, description="last learning rate; auto: lr / 1000")
+    warmup_epochs: NonNegative = Field(0.0, description="epochs of linear warm-up")
     warmup_start_lr: NonNegative = Field(0.0, description="first learning rate of the warm-up")
     lr_schedule: Literal["step", "epoch"] = Field(
         "step", description="step: the rate changes every step; epoch: constant within an epoch"
@@ -146,12 +182,12 @@ class Recipe(Settings):
 
     # -- the run
     seed: Steps = Field(0, description="of order, views and initial weights")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        "auto", description="auto: bf16 where the device computes in it, else fp32; fp16 scales its loss"
+    precision: Literal["bf16", "fp16", "fp32"] = Field(
+        AUTO, description="auto: bf16 where the device computes in it, else fp32; fp16 scales its loss"
     )
     compile: bool = Field(False, description="compile the network, on a GPU: slow to start, then faster")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
-    workers: Steps | Auto = Field("auto", description="loader processes per training process")
+    device: Literal["cpu", "cuda"] = Field(AUTO, description="auto: a GPU if there is one")
+    workers: Steps = Field(AUTO, description="loader processes per training process")
     checkpoint_minutes: NonNegative = Field(10.0, description="minutes between checkpoints; 0: none by time")
     checkpoint_steps: Steps = Field(0, description="steps between checkpoints; 0: none by step")
     keep: Count = Field(3, description="newest checkpoints kept, beside the best")
@@ -161,6 +197,19 @@ class Recipe(Settings):
     eval_size: Count | Auto = Field(
         "auto", description="side of images in the kNN during training [pixels]; auto: the largest crop's"
     )
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _auto_is_welcome(cls, value: Any, check: Callable[[Any], Any], info: Any) -> Any:
+        return value if _is_auto(value) and info.field_name != "data" else check(value)
+
+    @field_serializer("*", mode="wrap")
+    def _auto_stays(self, value: Any, write: Callable[[Any], Any]) -> Any:
+        return value if _is_auto(value) else write(value)
+
+    def left_at_auto(self, *keys: str) -> bool:
+        """Whether any of these is still to be derived. (A folder may be called auto.)"""
+        return any(key != "data" and _is_auto(getattr(self, key)) for key in keys)
 
     @property
     def num_views(self) -> int:
@@ -186,7 +235,6 @@ class Recipe(Settings):
 
     def images_per_forward(self, world_size: int) -> int:
         """Images that a process takes through the network at a time: a micro-batch, or its share of the batch."""
-        assert isinstance(self.micro_batch, int)
         share = self.batch // world_size
         return min(self.micro_batch or share, share)
 
@@ -196,45 +244,48 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> "Recipe":
-        if self.num_views < 2:
-            raise ValueError(
-                f"crops: expected at least 2 crops per image, found {self.num_views}; SwAV swaps codes between crops"
-            )
-        if self.code_crops != "auto" and (
-            not self.code_crops
-            or max(self.code_crops) >= self.num_views
-            or len(set(self.code_crops)) < len(self.code_crops)
-        ):
-            raise ValueError(
-                f"code_crops: expected different indices below {self.num_views} (the number of crops), found {list(self.code_crops)}"
-            )
-        if self.blur_kernel % 2 == 0:
-            raise ValueError(f"blur_kernel: expected an odd number, found {self.blur_kernel}")
-        if self.blur_sigma[0] > self.blur_sigma[1]:
-            raise ValueError(f"blur_sigma: expected min <= max, found {list(self.blur_sigma)}")
-        if isinstance(self.queue_length, int) and 0 < self.queue_length < self.batch:
-            raise ValueError(
-                f"queue_length: expected 0 or at least the batch ({self.batch}), found {self.queue_length}; a shorter queue would never be used"
-            )
-        uses_queue = isinstance(self.queue_length, int) and self.queue_length > 0
-        if (
-            uses_queue
-            and isinstance(self.queue_start_epoch, int)
-            and isinstance(self.epochs, int)
-            and self.queue_start_epoch >= self.epochs
-        ):
-            raise ValueError(
-                f"queue_start_epoch: expected below epochs ({self.epochs}), found {self.queue_start_epoch}; the queue would never be used"
-            )
-        if isinstance(self.warmup_epochs, float) and isinstance(self.epochs, int) and self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs: expected below epochs ({self.epochs}), found {self.warmup_epochs}")
+        for complaint in self._complaints():
+            raise ValueError(complaint)
         return self
 
+    def _complaints(self) -> Iterator[str]:
+        """What doesn't fit; values that are still to be derived fit with anything."""
 
-# Settings that may change between the sittings of one run: they leave every weight as it is.
+        def known(*keys: str) -> bool:
+            return not self.left_at_auto(*keys)
+
+        if known("crops") and self.num_views < 2:
+            yield f"crops: expected at least 2 crops per image, found {self.num_views}; SwAV swaps codes between crops"
+        if known("crops") and self.code_crops != "auto":
+            chosen = set(self.code_crops)
+            if not chosen or max(chosen) >= self.num_views or len(chosen) < len(self.code_crops):
+                yield f"code_crops: expected different indices below {self.num_views} (the number of crops), found {list(self.code_crops)}"
+        if known("blur_kernel") and self.blur_kernel % 2 == 0:
+            yield f"blur_kernel: expected an odd number, found {self.blur_kernel}"
+        if known("blur_sigma") and self.blur_sigma[0] > self.blur_sigma[1]:
+            yield f"blur_sigma: expected min <= max, found {list(self.blur_sigma)}"
+        if known("backbone") and self.backbone.startswith(TIMM):
+            for key in ("width", "stem", "zero_init_residual"):
+                if known(key) and getattr(self, key) != (usual := Recipe.model_fields[key].default):
+                    yield f"{key}: expected {usual!r} with {self.backbone}, whose shape is timm's own, found {getattr(self, key)!r}"
+        if known("queue_length", "batch") and 0 < self.queue_length < self.batch:
+            yield f"queue_length: expected 0 or at least the batch ({self.batch}), found {self.queue_length}; a shorter queue would never be used"
+        uses_queue = known("queue_length") and self.queue_length > 0
+        if uses_queue and known("queue_start_epoch", "epochs") and self.queue_start_epoch >= self.epochs:
+            yield f"queue_start_epoch: expected below epochs ({self.epochs}), found {self.queue_start_epoch}; the queue would never be used"
+        if known("warmup_epochs", "epochs") and self.warmup_epochs >= self.epochs:
+            yield f"warmup_epochs: expected below epochs ({self.epochs}), found {self.warmup_epochs}"
+        if known("hours", "epochs") and self.hours is not None:
+            yield f"hours: expected epochs=auto beside it, found epochs={self.epochs}; the time to spend derives the epochs"
+
+
+# Settings that may change between the sittings of one run: they leave every weight as it is (another kind of device to
+# rounding), or have done their work when it began (hours).
 HARMLESS = frozenset(
     {
         "data",
+        "device",
+        "hours",
         "workers",
         "checkpoint_minutes",
         "checkpoint_steps",
@@ -346,134 +397,3 @@ def settings_diff(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
     """The settings that shape the weights and differ, as {key: (before, after)}."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
     return {key: (old[key], new[key]) for key in old if key not in HARMLESS and old[key] != new[key]}
-
-
-def derive(
-    recipe: Recipe, num_images: int, world_size: int, device: str, cpus: int, has_bf16: bool
-) -> tuple[Recipe, dict[str, str]]:
-    """Replaces every `auto` by a value, and says why.
-
-    Args:
-        recipe: as loaded.
-        num_images: readable images that are trained on.
-        world_size: processes.
-        device: "cpu" or "cuda", what is there.
-        cpus: processor cores that this machine lends us.
-        has_bf16: whether the device computes in bfloat16.
-
-    Returns:
-        The settings without `auto` (but `code_crops` and `eval_size`, which follow from the crops, and `sync_bn`, which
-        follows from the processes of each sitting), and {key: reason}.
-
-    Raises:
-        ConfigError: the processes cannot share the batch or the queue, the device cannot do what is asked for, or
-            derived values do not fit together.
-    """
-    if recipe.batch % world_size:
-        raise ConfigError(
-            f"batch: expected a multiple of the {world_size} processes, found {recipe.batch}; "
-            f"start {_divisor(recipe.batch, world_size)}, or begin a run with another batch"
-        )
-    new: dict[str, Any] = {}
-    why: dict[str, str] = {}
-
-    def choose(key: str, value: Any, reason: str) -> Any:
-        current = getattr(recipe, key)
-        if current != "auto":
-            return current
-        new[key], why[key] = value, reason
-        return value
-
-    steps_per_epoch = max(1, num_images // recipe.batch)
-    epochs = choose(
-        "epochs",
-        _between(round(200 * (1.28e6 / num_images) ** 0.25), 100, 800),
-        f"200 on ImageNet; fewer images ({num_images}) need more passes",
-    )
-    choose(
-        "prototypes",
-        _between(10 * round(300 * (num_images / 1.28e6) ** 0.6), 30, 3000),
-        f"3000 on ImageNet's 1.28 million images, to the power .6 of {num_images} images",
-    )
-    lr = recipe.lr
-    if recipe.optimizer in ("larc", "lars"):
-        lr = choose(
-            "lr",
-            float(f"{0.6 * (recipe.batch / 256) ** 0.75:.4g}"),
-            f"through the published 0.6 at batch 256 and 4.8 at 4096, for batch {recipe.batch}",
-        )
-    else:
-        lr = choose(
-            "lr",
-            float(f"{1e-3 * (recipe.batch / 256) ** 0.5:.4g}"),
-            f"1e-3 at batch 256, by the square root, for batch {recipe.batch}",
-        )
-    assert not isinstance(lr, str)
-    choose("final_lr", float(f"{lr / 1000:.4g}"), "lr / 1000, as in the released recipes")
-    choose(
-        "warmup_epochs",
-        float(_between(round(0.05 * epochs), 1, 10) if epochs > 1 else 0),
-        f"5 % of {epochs} epochs, at most 10",
-    )
-    choose(
-        "freeze_prototypes_steps",
-        steps_per_epoch + 1,
-        f"one epoch ({steps_per_epoch} steps) and a step, as in the released recipes",
-    )
-    share = num_images // 4 // recipe.batch * recipe.batch
-    queue = 0 if recipe.batch >= 1024 or epochs < 4 else min(max(3840 // recipe.batch, 1) * recipe.batch, share)
-    reason = (
-        "batch of 1024 or more needs none"
-        if recipe.batch >= 1024
-        else f"published 3840, at most a quarter of the {num_images} images, in whole batches"
-    )
-    choose("queue_length", queue, reason)
-    choose(
-        "queue_start_epoch",
-        min(15, max(1, round(0.15 * epochs))) if epochs > 1 else 0,
-        f"15, at most 15 % of {epochs} epochs",
-    )
-    on = choose("device", device, "a GPU is there" if device == "cuda" else "no GPU was found")
-    choose(
-        "precision",
-        "bf16" if has_bf16 else "fp32",
-        "the device computes in bfloat16" if has_bf16 else "the device has no bfloat16 units",
-    )
-    if recipe.compile and on == "cpu":
-        raise ConfigError(
-            "compile=true: expected a GPU, found device=cpu, where compiling takes minutes and gains nothing; leave it out"
-        )
-    choose("micro_batch", 0, "the whole batch at once; give the images that fit into memory where it does not fit")
-    spare = max(1, cpus // world_size - 1)
-    choose(
-        "workers",
-        min(spare, 8),
-        f"{cpus} cores for {world_size} training process{'es' if world_size > 1 else ''} on {on}",
-    )
-    settled = validated(Recipe, recipe.model_dump() | new, "settings")
-    _check_shares(settled, world_size)
-    return settled, why
-
-
-def _check_shares(recipe: Recipe, world_size: int) -> None:
-    """Every process must have as much as every other, in whole micro-batches."""
-    share, size = recipe.batch // world_size, recipe.images_per_forward(world_size)
-    if share % size:
-        raise ConfigError(
-            f"micro_batch: expected a divisor of the {share} images per process, found {size}; use {_divisor(share, size)}"
-        )
-    assert isinstance(recipe.queue_length, int)
-    if recipe.queue_length % world_size:
-        raise ConfigError(
-            f"queue_length: expected a multiple of the {world_size} processes, found {recipe.queue_length}; "
-            f"start {_divisor(recipe.queue_length, world_size)}"
-        )
-
-
-def _divisor(number: int, most: int) -> int:
-    """The largest up to `most`."""
-    return next(n for n in range(most, 0, -1) if number % n == 0)
-
-
-def _between(value: int, low: int, high: int) -> int:
-    return max(low, min(high, value))

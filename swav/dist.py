@@ -28,9 +28,26 @@ _patient: Any = None
 _PATIENCE = datetime.timedelta(days=1)
 
 
+_alone = False
+
+
 def is_active() -> bool:
-    """True while a process group runs."""
-    return torch_dist.is_available() and torch_dist.is_initialized()
+    """True while a process group runs (but not inside `alone`)."""
+    return not _alone and torch_dist.is_available() and torch_dist.is_initialized()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is one by itself: sums and maxima are its own.
+
+    Only for `sinkhorn=local`, which balances codes over each process as the target page's code base did by mistake.
+    """
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def rank() -> int:
@@ -105,6 +122,20 @@ def on_first(work: Callable[[], Result]) -> Result:
     if problem is not None:
         raise problem
     return cast(Result, result)
+
+
+def on_every(work: Callable[[], Result]) -> list[Result]:
+    """Does the work on every process and returns all results, in order of rank; an error of one is raised on all."""
+    result, problem = None, None
+    try:
+        result = work()
+    except SwavError as error:
+        problem = error
+    results = gather_objects((result, problem))
+    for _, problem in results:
+        if problem is not None:
+            raise problem
+    return [result for result, _ in results]
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def features_of(
     parts = []
     with torch.no_grad(), _autocast(device, precision):
         for part in views.split(max(1, at_a_time)):  # type: ignore[no-untyped-call]
-            images = to_input(part.to(device, non_blocking=True), encoder.mean, encoder.std)
+            images = to_input(part.to(device, non_blocking=True), encoder.mean, encoder.std, encoder.in_channels)
             parts.append(encoder(images).float())
     return torch.cat(parts)
 

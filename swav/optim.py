@@ -28,8 +28,6 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 
     Source: section A.1; linspace and cosine as in the released code (golden: lr_schedule.json).
     """
-    assert not isinstance(recipe.lr, str) and not isinstance(recipe.final_lr, str)
-    assert not isinstance(recipe.epochs, str) and not isinstance(recipe.warmup_epochs, str)
     if recipe.lr_schedule == "epoch":
         step -= step % steps_per_epoch
     warmup = round(recipe.warmup_epochs * steps_per_epoch)

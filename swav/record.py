@@ -100,7 +100,6 @@ def metrics_line(
     run: Run, done: int, values: list[float], monitor: Monitor, clock: Clock, **more: float
 ) -> dict[str, float]:
     """One line of metrics.jsonl. Loss, codes and gradients are the means over all processes; monitor's are the first's."""
-    assert isinstance(run.recipe.prototypes, int)
     steps_per_second, waiting = clock.read()
     named = dict(zip(STEP_VALUES, values, strict=False))
     return {

@@ -12,10 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swav import checkpoint, dist
-from swav.config import Recipe, derive, settings_diff, settings_hash, to_yaml, validated
+from swav import checkpoint, dist, probe
+from swav.config import AUTO, HARMLESS, RESNETS, Recipe, settings_diff, settings_hash, to_yaml, validated
 from swav.data.images import Images, labelled_halves, open_images
+from swav.data.sample import is_grey, short_side
+from swav.derive import FOLLOWING, Facts, derive
 from swav.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
+from swav.network.trunk import check_backbone
 from swav.runtime import available_cpus, computes_in_bf16, has_compiler, versions, write_text_durably
 from swav.strict_yaml import read_yaml
 
@@ -31,6 +34,7 @@ class Run:
     labelled: tuple[Images, Images] | None
     unlabelled: str  # why there is nothing to score by
     device: torch.device
+    kept: list[str] = dataclasses.field(default_factory=list)  # settings left at `auto` that an earlier sitting chose
 
     @property
     def steps_per_epoch(self) -> int:
@@ -38,23 +42,26 @@ class Run:
 
     @property
     def total_steps(self) -> int:
-        assert isinstance(self.recipe.epochs, int)
         return self.steps_per_epoch * self.recipe.epochs
 
 
 def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> Run:
-    """Opens the images and settles every setting."""
-    assert wanted.data is not None
-    cache = None if dry_run else out
-    path = wanted.data
+    """Opens the images and settles every setting: as the run in `out` has it, if there is one, or else anew."""
+    if not wanted.left_at_auto("backbone"):
+        check_backbone(wanted.backbone, () if wanted.left_at_auto("crops") else wanted.view_sizes, wanted.in_channels)
+    before = _settings_of(out)
+    kept: list[str] = []
+    if before is not None:
+        wanted, kept = _as_before(before, wanted, out)
+    cache, path = None if dry_run else out, wanted.data
+    assert path is not None
     images = dist.on_first(lambda: open_images(path, half="train", cache=cache))
-    if len(images) < wanted.batch:
+    if not wanted.left_at_auto("batch") and len(images) < wanted.batch:
         raise DataError(
             f"{wanted.data}: expected at least one batch of {wanted.batch} images, found {len(images)}; use batch={_power_of_two(len(images))} or more images"
         )
-    recipe, reasons = derive(
-        wanted, len(images), dist.world_size(), device.type, available_cpus(), computes_in_bf16(device)
-    )
+    recipe, reasons = derive(wanted, _facts(images, device))
+    check_backbone(recipe.backbone, (*recipe.view_sizes, recipe.resolution), recipe.in_channels)
     _check_bad(images, recipe)
     if recipe.compile and not has_compiler():
         raise EnvironmentError_(
@@ -63,10 +70,70 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
     labelled, unlabelled = None, "not asked for"
     if recipe.knn_epochs and dist.rank() == 0:
         try:
-            labelled = labelled_halves(wanted.data, cache=cache)
+            labelled = labelled_halves(path, cache=cache)
         except DataError as error:
             unlabelled = str(error)  # usual where there are no labels; said, as it also tells of halves that differ
-    return Run(out, recipe, reasons, images, labelled, unlabelled, device)
+    return Run(out, recipe, reasons, images, labelled, unlabelled, device, kept)
+
+
+def _facts(images: Images, device: torch.device) -> Facts:
+    """What settings are derived from; what takes time is looked at only where a setting depends on it."""
+
+    def fits(recipe: Recipe, most: int) -> tuple[int, str]:
+        if device.type == "cuda":
+            say("trying how many images fit into the GPU's memory")
+        return probe.fits(recipe, device, most)
+
+    def pace(recipe: Recipe) -> float:
+        say(f"measuring the speed of this machine, in about {probe.SECONDS:g} s of training")
+        return probe.pace(images, recipe, device)
+
+    return Facts(
+        num_images=len(images),
+        side=short_side(images),
+        world_size=dist.world_size(),
+        device=device.type,
+        cpus=available_cpus(),
+        has_bf16=computes_in_bf16(device),
+        is_grey=lambda: dist.on_first(lambda: is_grey(images)),
+        fits=fits,
+        pace=pace,
+    )
+
+
+def _settings_of(out: Path) -> Recipe | None:
+    """The settings of the run in a folder, if there is one that has saved something."""
+    config = out / "config.yaml"
+    if not config.exists() or not any((out / "checkpoints").glob("step_*")):
+        return None
+    return _read_settings(config)
+
+
+def _read_settings(config: Path) -> Recipe:
+    return validated(Recipe, read_yaml(config.read_text(encoding="utf-8"), str(config)), str(config))
+
+
+def _as_before(before: Recipe, wanted: Recipe, out: Path) -> tuple[Recipe, list[str]]:
+    """The settings of a run that goes on, and the keys that were left at `auto` and keep what was chosen then.
+
+    So another machine, GPU or number of cores doesn't change a run by itself; device and workers are this sitting's.
+
+    Raises:
+        ConfigError: a setting that shapes the weights is given, and differs.
+    """
+    given = {key: value for key, value in wanted.model_dump().items() if not wanted.left_at_auto(key)}
+    _refuse_changes(out, before, before.model_copy(update={key: getattr(wanted, key) for key in given}))
+    of_this_sitting = {key: given[key] for key in HARMLESS if key in given} | {
+        key: given.get(key, AUTO) for key in ("device", "workers")
+    }
+    kept = [key for key in Recipe.model_fields if key not in given and key not in (*of_this_sitting, *FOLLOWING)]
+    return validated(Recipe, before.model_dump() | of_this_sitting | {"hours": None}, "settings"), kept
+
+
+def _refuse_changes(out: Path, before: Recipe, after: Recipe) -> None:
+    if changed := settings_diff(before, after):
+        rows = "\n".join(f"  {key}: {old} -> {new}" for key, (old, new) in changed.items())
+        raise ConfigError(f"{out}: holds a run with other settings; use another --out, or the settings it has:\n{rows}")
 
 
 def _power_of_two(count: int) -> int:
@@ -91,17 +158,19 @@ def describe(run: Run) -> str:
         + (f"; {len(run.images.bad)} unreadable left out" if run.images.bad else ""),
         f"steps      {run.total_steps} = {recipe.epochs} epochs x {run.steps_per_epoch}, batch {recipe.batch} over {dist.world_size()} process(es)",
         f"views      {' + '.join(f'{crop.count}x{crop.size}' for crop in recipe.crops)}, codes from {list(recipe.code_views)}",
-        f"network    {recipe.backbone}, width {recipe.width:g}, stem {recipe.stem}, {recipe.prototypes} prototypes",
+        f"network    {_network_in_words(recipe)}, {recipe.prototypes} prototypes",
         f"forward    {_forward_in_words(recipe, dist.world_size())}",
         f"optimiser  {recipe.optimizer}, learning rate {recipe.lr:g} to {recipe.final_lr:g}, {recipe.warmup_epochs:g} epochs of warm-up",
         f"labels     {'kNN every ' + format(recipe.knn_epochs, 'g') + ' epochs' if run.labelled else f'none used ({run.unlabelled})'}",
     ]
-    lines += [f"auto       {key} = {getattr(recipe, key)}: {reason}" for key, reason in run.reasons.items()]
-    assert (
-        isinstance(recipe.queue_length, int)
-        and isinstance(recipe.queue_start_epoch, int)
-        and isinstance(recipe.epochs, int)
-    )
+    values = recipe.model_dump(mode="json")
+    lines += [f"auto       {key} = {_shown(values[key])}: {reason}" for key, reason in run.reasons.items()]
+    lines += [f"auto       {kept_in_words(run)}"] if run.kept else []
+    if recipe.sinkhorn == "local":
+        lines.append(
+            f"warning    sinkhorn=local: codes are balanced over each of the {dist.world_size()} process(es) alone, as the "
+            "benchmark page's code base did by mistake; this is not SwAV"
+        )
     if (
         recipe.queue_length
         and recipe.queue_length // recipe.batch >= (recipe.epochs - recipe.queue_start_epoch) * run.steps_per_epoch
@@ -155,6 +224,26 @@ def memory_advice(at_a_time: int) -> str:
     )
 
 
+def _network_in_words(recipe: Recipe) -> str:
+    words = recipe.backbone
+    if recipe.backbone in RESNETS:
+        words += f", width {recipe.width:g}, stem {recipe.stem}"
+    return words + (", on the luma of the images" if recipe.in_channels == 1 else "")
+
+
+def kept_in_words(run: Run) -> str:
+    return f"{', '.join(run.kept)}: as the run in {run.out} has them"
+
+
+def _shown(value: Any) -> str:
+    """A value as it would be given on the command line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_shown(one)}' for key, one in value.items())}}}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def say(text: str) -> None:
     if dist.rank() == 0:
         print(text, file=sys.stderr, flush=True)
@@ -181,15 +270,15 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
             f"{run.recipe.data}: expected the {saved.state['num_images']} images that the run in {run.out} began with, "
             f"found {len(run.images)} or others; put them back, or use another --out"
         )
-    before = validated(Recipe, read_yaml(config.read_text(encoding="utf-8"), str(config)), str(config))
-    changed = settings_diff(before, run.recipe)
-    if changed:
-        rows = "\n".join(f"  {key}: {old} -> {new}" for key, (old, new) in changed.items())
-        raise ConfigError(
-            f"{run.out}: holds a run with other settings; use another --out, or the settings it has:\n{rows}"
-        )
+    _refuse_changes(run.out, _read_settings(config), run.recipe)
     if dist.rank() == 0:
         forget_after(run.out / "metrics.jsonl", saved.step)
+    if run.kept:
+        say(f"auto: {kept_in_words(run)}")
+    if (device := saved.state["recipe"]["device"]) != run.recipe.device:
+        say(
+            f"device: {run.recipe.device}, before {device}; the weights will differ from those of one device by rounding"
+        )
     return saved
 
 

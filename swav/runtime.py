@@ -105,11 +105,27 @@ def pick_device(wanted: str = "auto") -> torch.device:
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """True where bfloat16 is fast: units for it in the GPU or CPU. (Elsewhere PyTorch emulates it, slower than float32.)"""
+    """True where bfloat16 is faster than float32: units for it in the GPU or CPU.
+
+    Elsewhere PyTorch emulates it, slower than float32. On a CPU it takes AMX, or AVX-512 with bfloat16 on one that is not
+    Intel's: SwAV steps of a ResNet-18 ran at 220 images/s in bfloat16 and 247 in float32 on an Intel CPU with
+    avx512_bf16 and no AMX, and 2.5 times as fast in bfloat16 on an AMD Zen 4.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     flags = torch.cpu.get_capabilities()
-    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))
+    if flags.get("amx_bf16") or flags.get("bf16"):  # "bf16": on ARM
+        return True
+    return bool(flags.get("avx512_bf16")) and _cpu_vendor() != "GenuineIntel"
+
+
+def _cpu_vendor() -> str:
+    """As `/proc/cpuinfo` names it ("GenuineIntel", "AuthenticAMD"); elsewhere what the platform says of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "GenuineIntel" if "GenuineIntel" in platform.processor() else platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
 def has_compiler() -> bool:
@@ -137,6 +153,30 @@ def set_random_state(state: Mapping[str, torch.Tensor], device: torch.device) ->
 def available_cpus() -> int:
     """Cores that this process may use (not those of the whole machine)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that may still be taken: of the GPU (what this process holds and does not use counts too); or of the machine,
+    and of the control group that a container or a scheduler puts this process into."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:  # not Linux: half of the machine's
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    of_machine = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return min([of_machine, *_control_group_memory()])
+
+
+def _control_group_memory() -> list[int]:
+    """Bytes left in this process's control group (version 2), where it has a limit."""
+    try:
+        place = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()[-1].rpartition(":")[2]
+        group = Path("/sys/fs/cgroup") / place.lstrip("/")
+        return [max(0, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))]
+    except (OSError, ValueError, IndexError):  # no such group, or "max"
+        return []
 
 
 def memory_gb(device: torch.device) -> float:

@@ -25,6 +25,7 @@ from swav.network.batch_norm import running_statistics_kept, synchronised
 from swav.network.heads import SwavNetwork, build_network
 from swav.network.parallel import gradients_averaged, in_parallel
 from swav.optim import LossScale, Undo, build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
+from swav.probe import forecast
 from swav.record import Clock, Log, draw_views, metrics_line, score_by_knn
 from swav.reporting.page import write_report
 from swav.run import Run, describe, going_on, memory_advice, own_share, prepare, resume, say, state
@@ -64,7 +65,6 @@ class Learner:
     """
 
     def __init__(self, recipe: Recipe, network: SwavNetwork, steps_per_epoch: int):
-        assert isinstance(recipe.queue_length, int)
         self.recipe, self.steps_per_epoch = recipe, steps_per_epoch
         self.prototypes = network.prototypes.weight
         self.device = self.prototypes.device
@@ -182,11 +182,11 @@ class Learner:
         """Codes [A, B, K] of the code-giving crops' scores, with the queue's embeddings in the balance once it is full."""
         if self.queue is not None and self.queue.full:
             scores = torch.cat([self.queue.embeddings @ self.prototypes.T, scores], dim=1)
-        codes = [sinkhorn_codes(view, self.recipe.epsilon, self.recipe.sinkhorn_iterations) for view in scores]
+        with dist.alone() if self.recipe.sinkhorn == "local" else nullcontext():
+            codes = [sinkhorn_codes(view, self.recipe.epsilon, self.recipe.sinkhorn_iterations) for view in scores]
         return torch.stack([view[-self.batch :] for view in codes])
 
     def _update(self, step: int, skip: Tensor) -> None:
-        assert isinstance(self.recipe.freeze_prototypes_steps, int)
         if step < self.recipe.freeze_prototypes_steps:
             self.prototypes.grad = None  # no gradient, no momentum, no weight decay: the optimiser passes it over
         for group in self.optimizer.param_groups:
@@ -196,7 +196,6 @@ class Learner:
 
     @property
     def _queue_start_step(self) -> int:
-        assert isinstance(self.recipe.queue_start_epoch, int)
         return self.recipe.queue_start_epoch * self.steps_per_epoch
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
@@ -226,7 +225,8 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
     Args:
         recipe: a recipe's name, a YAML file, or settings.
         out: the run's folder.
-        dry_run: print what would be done, with the reason for every derived value, and do nothing.
+        dry_run: print what would be done, with the reason for every derived value, and after some seconds of trying an
+            estimate of time, memory and disk; and do nothing.
         settings: replace the recipe's, as `data="photos", epochs=100`.
 
     Returns:
@@ -245,16 +245,19 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
     device = pick_device(wanted.device)
     with environment_errors(), dist.process_group(device), ExitStack() as stack:
         out = Path(out)
+        if dist.world_size() > 1:  # torchrun leaves each process one thread; a process alone keeps what the user set
+            torch.set_num_threads(max(1, available_cpus() // dist.world_size()))
         run = prepare(wanted, out, device, dry_run)
         if dry_run:
+            scored = sum(map(len, run.labelled)) if run.labelled else 0
+            say("trying some steps, to estimate time and memory")
+            lines = forecast(run.images, scored, run.recipe, device, out)
             if dist.rank() == 0:
-                print(f"{describe(run)}\n\n{to_yaml(run.recipe)}", end="")
+                print(describe(run), lines, f"\n{to_yaml(run.recipe)}", sep="\n", end="")
             return out
         if dist.rank() == 0:
             stack.enter_context(checkpoint.RunLock(out))
         stop = stack.enter_context(StopRequest())
-        if dist.world_size() > 1:  # torchrun leaves each process one thread; a process alone keeps what the user set
-            torch.set_num_threads(max(1, available_cpus() // dist.world_size()))
         learner = Learner(run.recipe, build_network(run.recipe).to(device), run.steps_per_epoch)
         start_step, best = 0, None
         saved = resume(run)
@@ -279,7 +282,6 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
     log = Log(run.out)
     log.add_bad(run.images.bad)
     allowed_bad = max(10, math.floor(recipe.max_bad * (len(run.images) + len(run.images.bad))))
-    assert isinstance(recipe.prototypes, int)
     monitor = Monitor(recipe.prototypes, recipe.head_dim, device)
     loader = Loader(
         run.images,

@@ -64,6 +64,13 @@ BAD = {
     "missing folder": (["pretrain", "tiny", "data={tmp}/nowhere"], 3, "nowhere"),
     "empty folder": (["pretrain", "tiny", "data={tmp}"], 3, "expected images, found no file"),
     "a text file named .jpg": (["pretrain", "tiny", "data={text}"], 3, "photo.jpg"),
+    "unknown timm model, before the data": (
+        ["pretrain", "default", "backbone=timm:resnet8", "data={tmp}/nowhere"],
+        2,
+        "did you mean",
+    ),
+    "four channels": (["pretrain", "tiny", "in_channels=4", "data={images}"], 2, "3 (RGB) or 1 (grey)"),
+    "hours beside epochs": (["pretrain", "tiny", "hours=1", "data={images}"], 2, "epochs=auto"),
     "fewer images than a batch": (["pretrain", "tiny", "data={images}"], 3, "one batch of 64 images, found 3"),
 }
 
@@ -116,10 +123,11 @@ def test_the_batch_script_is_printed_for_the_command_as_typed_and_nothing_is_don
     assert swav("pretrain", "auto", f"data={images}", "bach=2", "--out", out, "--print-slurm")[0] == 2
 
 
-def test_dry_run_gives_reasons_and_writes_nothing(swav, images, tmp_path):
+def test_dry_run_gives_reasons_and_estimates_and_writes_nothing(swav, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("swav.probe.SECONDS", 0.2)
     out = tmp_path / "run"
-    code, printed, _ = swav("pretrain", "auto", f"data={images}", "batch=2", "--out", out, "--dry-run")
+    code, printed, _ = swav("pretrain", "auto", f"data={images}", "batch=2", "width=0.25", "--out", out, "--dry-run")
     assert code == 0
-    assert "prototypes = " in printed
-    assert "images" in printed
+    assert "prototypes = 30: " in printed and "crops = " in printed
+    assert {"images", "time", "memory", "disk", "measured"} <= {line.split()[0] for line in printed.splitlines()}
     assert not out.exists()

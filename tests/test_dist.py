@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from swav import dist
-from swav.errors import ConfigError
+from swav.errors import ConfigError, DataError
 
 
 def everything() -> dict[str, Any]:
@@ -54,6 +54,34 @@ def test_two_processes_share_sums_maxima_and_objects_in_order_of_rank(two_proces
             "gathered": [{"rank": 0}, {"rank": 1}],
             "broadcast": "from 0",
         }
+
+
+def alone_then_together() -> tuple[float, int, float]:
+    own = torch.tensor([float(dist.rank() + 1)])
+    with dist.alone():
+        by_itself, size = dist.all_reduce_sum(own.clone()).item(), dist.world_size()
+    return by_itself, size, dist.all_reduce_sum(own).item()
+
+
+def test_alone_in_a_group_a_process_keeps_to_itself_until_it_returns(two_processes):
+    assert two_processes(alone_then_together) == [(1.0, 1, 3.0), (2.0, 1, 3.0)]
+
+
+def failing_on_the_second() -> str:
+    def work() -> int:
+        if dist.rank() == 1:
+            raise DataError("only here")
+        return 7
+
+    try:
+        return f"got {dist.on_every(work)}"
+    except DataError as error:
+        return str(error)
+
+
+def test_an_error_on_one_process_is_raised_on_every_process(two_processes):
+    assert two_processes(failing_on_the_second) == ["only here", "only here"]
+    assert dist.on_every(lambda: 5) == [5]
 
 
 def test_without_a_launcher_no_group_is_made():

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from swav import train
-from swav.config import Recipe, derive, load_recipe
+from swav.config import Recipe, load_recipe
+from swav.derive import Facts, derive
 from swav.monitor import STEP_VALUES
 from swav.network.heads import build_network
 from swav.optim import LossScale
@@ -39,7 +40,7 @@ CLOSE = {"bf16": 0.03, "fp16": 0.01}
 
 def learner(precision: str, device: str = "cpu", **changes: Any) -> train.Learner:
     wanted: Recipe = load_recipe("tiny", SMALL | {"data": "unused", "precision": precision, "device": device} | changes)
-    recipe, _ = derive(wanted, num_images=64, world_size=1, device=device, cpus=1, has_bf16=True)
+    recipe, _ = derive(wanted, Facts(64, device=device, has_bf16=True))
     return train.Learner(recipe, build_network(recipe).to(device), steps_per_epoch=4)
 
 

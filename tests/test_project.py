@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from swav.config import derive, load_recipe, recipe_names, recipe_text
+from swav.config import recipe_names, recipe_text
 
 ROOT = Path(__file__).parents[1]
 MAX_LINES = 500
@@ -26,7 +26,9 @@ def imports_torch(code: str) -> bool:
     return done.stdout.split()[-1] == "True"
 
 
-@pytest.mark.parametrize("module", ["swav", "swav.config", "swav.errors", "swav.cli", "swav.reporting.page"])
+@pytest.mark.parametrize(
+    "module", ["swav", "swav.config", "swav.derive", "swav.errors", "swav.cli", "swav.reporting.page"]
+)
 def test_what_must_answer_at_once_leaves_torch_out(module):
     assert not imports_torch(f"import {module}")
 
@@ -69,11 +71,7 @@ def test_the_algorithm_may_import_nothing_below_it_but_dist():
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_loads_teaches_and_becomes_settings(name):
-    recipe, reasons = derive(load_recipe(name, {"data": "photos"}), 10_000, 1, "cpu", 2, True)
-    assert all(reasons.values())
-    unsettled = {key for key, value in recipe.model_dump().items() if value == "auto"}
-    assert unsettled <= {"code_crops", "eval_size", "sync_bn"}
+def test_every_recipe_teaches(name):
     comment = recipe_text(name).splitlines()
     assert comment[0].startswith("# ") and any("swav pretrain" in line for line in comment if line.startswith("#"))
     assert any("hardware" in line.lower() for line in comment if line.startswith("#"))

@@ -1,77 +1,109 @@
-"""Attacks: a queue that another number of processes takes over in another order, or with other rows.
+"""Attacks: a run that goes on with other settings than it has, because another machine would choose others; a change
+that slips through; settings found wrong only after the data.
 
 Run: pytest tests/test_run.py
 """
 
 from pathlib import Path
-from unittest import mock
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
 
-from swav import checkpoint, dist, run
-from swav.algorithm import Queue
+from swav import probe, run
+from swav.config import Recipe, load_recipe, to_yaml
+from swav.data.shapes import write_shapes
+from swav.errors import ConfigError, DataError
 
-BATCH = 12
-PROCESSES = st.sampled_from([1, 2, 3, 4, 6, 12])
-
-
-def queues(processes: int, pushes: int, length: int) -> list[Queue]:
-    """Queues of so many processes that were pushed the same batches, row b of push p being 100 p + b."""
-    made = [Queue(length // processes, 1, 2) for _ in range(processes)]
-    for push in range(1, pushes + 1):
-        batch = torch.arange(BATCH).float() + 100 * push
-        for queue, rows in zip(made, batch.chunk(processes), strict=True):
-            queue.push(torch.stack([rows, -rows])[..., None])
-    return made
+CPU = torch.device("cpu")
+AUTO: dict[str, Any] = dict.fromkeys(
+    ("epochs", "batch", "prototypes", "lr", "crops", "workers", "width", "precision"), "auto"
+)
 
 
-def shares_after(before: int, after: int, pushes: int, length: int) -> list[dict[str, Tensor]]:
-    """What each of `after` processes takes from a checkpoint of `before`."""
-    local = [{f"queue/{k}": v for k, v in q.state_dict().items()} for q in queues(before, pushes, length)]
-    saved = checkpoint.Checkpoint(3, {}, {}, local, {"recipe": {"batch": BATCH}}, Path())
-    found = []
-    for rank in range(after):
-        with (
-            mock.patch.object(dist, "world_size", lambda: after),
-            mock.patch.object(dist, "rank", lambda rank=rank: rank),
-        ):
-            found.append(run.own_share(saved))
-    return found
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("shapes")
+    write_shapes(folder, "imagenet", train=64, val=32, size=32, seed=0)
+    return folder
 
 
-@given(PROCESSES, PROCESSES, st.integers(0, 5), st.integers(1, 3))
-def test_a_queue_of_whole_batches_is_what_the_other_processes_would_have_made(before, after, pushes, batches):
-    expected = queues(after, pushes, batches * BATCH)
-    for share, queue in zip(shares_after(before, after, pushes, batches * BATCH), expected, strict=True):
-        assert torch.equal(share["queue/embeddings"], queue.embeddings)
-        assert int(share["queue/count"]) == queue.count
+@pytest.fixture
+def wanted(shapes) -> Recipe:
+    return load_recipe("tiny", {"data": str(shapes), "knn_epochs": 0, "queue_length": 0, "queue_start_epoch": 0} | AUTO)
 
 
-@given(st.sampled_from([1, 2, 3, 6]), st.sampled_from([1, 2, 3, 6]), st.integers(0, 5))
-def test_any_other_queue_keeps_its_rows_newest_batch_first_and_comes_back_from_a_detour(before, after, pushes):
-    length = 2 * BATCH + BATCH // 2
-    there = shares_after(before, after, pushes, length)
-    shards = [share["queue/embeddings"] for share in there]
-    ages = [(shard[0, :, 0] // 100).tolist() for shard in shards]
-    assert all(age == sorted(age, reverse=True) for age in ages)
-    back = run.dealt(shards, BATCH, before)
-    assert all(torch.equal(a, q.embeddings) for a, q in zip(back, queues(before, pushes, length), strict=True))
+@pytest.fixture
+def begun(wanted: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run that was begun on this machine."""
+    monkeypatch.setattr(probe, "available_memory", lambda _: 10**10)
+    before = run.prepare(wanted, tmp_path, CPU, dry_run=False)
+    (tmp_path / "config.yaml").write_text(to_yaml(before.recipe))
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)  # without one it would begin anew
+    return tmp_path
 
 
-def test_random_states_belong_to_processes_that_are_there_again():
-    local = [{"rng/torch": torch.tensor([rank])} for rank in range(2)]
-    saved = checkpoint.Checkpoint(3, {}, {}, local, {"recipe": {"batch": BATCH}}, Path())
-    with mock.patch.object(dist, "world_size", lambda: 2), mock.patch.object(dist, "rank", lambda: 1):
-        assert run.own_share(saved)["rng/torch"].item() == 1
-    assert run.own_share(saved) == {}
+def another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "available_cpus", lambda: 64)
+    monkeypatch.setattr(run, "computes_in_bf16", lambda device: True)
+    monkeypatch.setattr(probe, "fits", lambda *_: pytest.fail("probed again"))
+    monkeypatch.setattr(run, "short_side", lambda images: 999)
 
 
-@pytest.mark.parametrize("shards", [1, 4])
-def test_shards_of_different_length_are_refused(shards):
-    uneven = [torch.zeros(2, 12 // shards, 1)] * shards + [torch.zeros(2, 30, 1)]
-    with pytest.raises(ValueError):
-        run.dealt(uneven, BATCH, 1)
+def test_on_another_machine_a_run_keeps_what_it_chose_and_only_the_workers_are_chosen_anew(wanted, begun, monkeypatch):
+    first = run.prepare(wanted, begun, CPU, dry_run=False)
+    another_machine(monkeypatch)
+    again = run.prepare(wanted, begun, CPU, dry_run=False)
+    changed = {key for key in Recipe.model_fields if getattr(first.recipe, key) != getattr(again.recipe, key)}
+    assert changed == {"workers"} and again.recipe.workers == 8
+    assert set(again.kept) >= set(AUTO) - {"workers"} and not {"workers", "device"} & set(again.kept)
+    said = run.describe(again)
+    assert said.count(f"as the run in {begun} has them") == 1 and "epochs, " in said
+
+
+def test_a_harmless_setting_may_be_given_anew_and_takes_effect(wanted, begun):
+    again = run.prepare(wanted.model_copy(update={"keep": 9, "workers": 5}), begun, CPU, dry_run=False)
+    assert (again.recipe.keep, again.recipe.workers) == (9, 5)
+
+
+def test_a_given_setting_that_differs_is_refused_with_its_difference_before_the_data_is_looked_at(wanted, begun):
+    changed = wanted.model_copy(update={"lr": 0.5, "data": "/nowhere"})
+    with pytest.raises(ConfigError, match=r"holds a run with other settings.*\n  lr: .* -> 0.5$"):
+        run.prepare(changed, begun, CPU, dry_run=False)
+    with pytest.raises(ConfigError, match="batch: 16 -> 48"):  # and not that the queue or the images don't suit it
+        run.prepare(wanted.model_copy(update={"batch": 48}), begun, CPU, dry_run=False)
+
+
+def test_hours_are_spent_when_a_run_begins(wanted, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(probe, "pace", lambda *_: 32.0)
+    timed = wanted.model_copy(update={"hours": 0.01})
+    first = run.prepare(timed, tmp_path, CPU, dry_run=False)
+    assert first.recipe.epochs == int(0.01 * 3600 * 32 / 64) and first.recipe.hours is None
+    assert "measuring the speed" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text(to_yaml(first.recipe))
+    monkeypatch.setattr(probe, "pace", lambda *_: pytest.fail("measured again"))
+    assert run.prepare(timed, tmp_path, CPU, dry_run=False).recipe == first.recipe
+
+
+def test_a_backbone_is_checked_before_the_data(wanted, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'vit_tiny_patch16_224'"):
+        run.prepare(
+            wanted.model_copy(update={"backbone": "timm:vit_tiny_patch16_244", "data": "/nowhere"}),
+            tmp_path,
+            CPU,
+            False,
+        )
+    with pytest.raises(DataError, match="nowhere"):
+        run.prepare(wanted.model_copy(update={"data": "/nowhere"}), tmp_path, CPU, dry_run=False)
+
+
+def test_codes_that_are_balanced_per_process_are_named_in_the_output(wanted, tmp_path):
+    local = run.prepare(wanted.model_copy(update={"sinkhorn": "local"}), tmp_path, CPU, dry_run=True)
+    assert "warning    sinkhorn=local: codes are balanced over each of the 1 process(es) alone" in run.describe(local)
+    assert "sinkhorn" not in run.describe(run.prepare(wanted, tmp_path, CPU, dry_run=True))
+
+
+def test_every_choice_is_told_as_it_would_be_typed(wanted, tmp_path):
+    said = run.describe(run.prepare(wanted, tmp_path, CPU, dry_run=True))
+    assert "auto       crops = [{count: 2, size: 32, scale: [0.2, 1]}]: short side of the images: 32 pixels" in said
+    assert "auto       batch = 16: " in said

@@ -13,8 +13,9 @@ import torch
 
 from swav import checkpoint, train
 from swav.algorithm import sinkhorn_codes, swapped_loss
-from swav.config import Recipe, derive, load_recipe
+from swav.config import Recipe, load_recipe
 from swav.data.shapes import write_shapes
+from swav.derive import Facts, derive
 from swav.errors import ConfigError, EnvironmentError_, NumericsError
 from swav.monitor import STEP_VALUES
 from swav.network.encoder import load
@@ -46,7 +47,7 @@ def shapes(tmp_path_factory) -> Path:
 def recipe(**changes: object) -> Recipe:
     """Settings without `auto`, for 4 steps an epoch."""
     wanted = load_recipe("tiny", SMALL | {"data": "unused"} | changes)
-    return derive(wanted, num_images=64, world_size=1, device="cpu", cpus=1, has_bf16=False)[0]
+    return derive(wanted, Facts(num_images=64))[0]
 
 
 def lines(run: Path) -> list[dict[str, float]]:

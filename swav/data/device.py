@@ -15,7 +15,7 @@ from swav.data.views import to_input
 class Pieces(Sequence[list[Tensor]]):
     """The pieces of a batch, each made when it is asked for: float crops of a large batch are never all in memory.
 
-    A piece is one tensor per kind of crop [count * n, 3, S, S] of n images, crop-major. Asked for twice, it is made twice,
+    A piece is one tensor per kind of crop [count * n, C, S, S] of n images, crop-major. Asked for twice, it is made twice,
     to the same bits; colour and blur are done here where the loader left them to the device.
 
     Args:
@@ -44,7 +44,7 @@ class Pieces(Sequence[list[Tensor]]):
             views = self._sent(views, first)
             if self.batch.params is not None:
                 views = apply_batched(views, self._sent(self.batch.params[kind], first), self.recipe)
-            crops.append(to_input(views, self.recipe.mean, self.recipe.std))
+            crops.append(to_input(views, self.recipe.mean, self.recipe.std, self.recipe.in_channels))
         return crops
 
     def _sent(self, rows: Tensor, first: int) -> Tensor:
@@ -53,3 +53,8 @@ class Pieces(Sequence[list[Tensor]]):
         if self.size == len(self.batch.indices):
             return of_crops.flatten(0, 1).to(self.device, non_blocking=True)
         return torch.cat([crop.to(self.device, non_blocking=True) for crop in of_crops])
+
+
+def crops_on(device: torch.device, batch: Batch, recipe: Recipe) -> list[Tensor]:
+    """The whole batch in one piece."""
+    return Pieces(batch, recipe, device, len(batch.indices))[0]

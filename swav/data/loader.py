@@ -194,7 +194,6 @@ class Loader:
         steps_per_epoch: int,
         on_device: bool,
     ):
-        assert isinstance(recipe.workers, int)
         self._steps = range(start_step, total_steps)
         self._maker = _Maker(images, recipe, rank, world_size, steps_per_epoch, on_device)
         self._on_device, self._pin = on_device, on_device and torch.cuda.is_available()

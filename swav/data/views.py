@@ -21,6 +21,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width [pixels]
 _TRIES = 10  # of torchvision's RandomResizedCrop
 _RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of a crop
 _CROP_UNIFORMS = 2 * _TRIES + 2
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's "L"
 
 
 class Draws:
@@ -106,10 +107,21 @@ def cut(image: UInt8[Tensor, "1 3 H W"], box: Box, out: UInt8[Tensor, "1 3 S S"]
 
 
 def to_input(
-    crops: UInt8[Tensor, "N S S 3"], mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> Float32[Tensor, "N 3 S S"]:
-    """Normalises uint8 RGB: (x / 255 - mean) / std; channels last."""
+    crops: UInt8[Tensor, "N S S 3"],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    in_channels: int = 3,
+) -> Float32[Tensor, "N C S S"]:
+    """Normalises uint8 RGB: (x / 255 - mean) / std; channels last.
+
+    Args:
+        in_channels: 3, or 1 for the luma, normalised by the luma of mean and std.
+    """
     x = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
+    if in_channels == 1:
+        luma = _LUMA[0] * x[:, :1] + _LUMA[1] * x[:, 1:2] + _LUMA[2] * x[:, 2:]
+        grey_mean, grey_std = (sum(w * v for w, v in zip(_LUMA, values, strict=True)) for values in (mean, std))
+        return luma.sub_(255 * grey_mean).div_(255 * grey_std)
     shift, scale = _of_255(mean, x.device), _of_255(std, x.device)
     return x.sub_(shift).div_(scale)
 

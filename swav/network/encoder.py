@@ -1,6 +1,6 @@
 """The one seam between a model and a benchmark: images in, features out, and what is needed to feed it.
 
-A weight source W is `random:NAME` (a backbone, a recipe or a run folder: that network with fresh weights), a run
+A weight source W is `random:NAME` (a backbone, timm:NAME, a recipe or a run folder: that network with fresh weights), a run
 folder (its newest verified checkpoint; `RUN@best` for the best), or one checkpoint's folder.
 """
 
@@ -15,26 +15,27 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from swav import checkpoint
-from swav.config import Recipe, load_recipe, recipe_names, validated
+from swav.config import TIMM, Recipe, load_recipe, recipe_names, validated
 from swav.data.views import evaluation_view, to_input
 from swav.errors import CheckpointError, ConfigError, did_you_mean
 from swav.network.heads import SwavNetwork, build_network
-from swav.network.trunk import BACKBONES
+from swav.network.trunk import BACKBONES, check_backbone
 from swav.strict_yaml import read_yaml
 
 
 class Encoder(nn.Module):
-    """A trunk in eval mode. `forward` takes normalised images [N, 3, H, W] and returns features [N, F].
+    """A trunk in eval mode. `forward` takes normalised images [N, C, H, W] and returns features [N, F].
 
     Attributes:
         trunk, head, prototypes: the parts; head and prototypes are as pre-trained.
         name: the weight source, as the user gave it.
         sha256: of the trunk's tensors, names and bytes.
         mean, std: of the normalisation, for RGB in 0..1.
+        in_channels: C, 3 or 1.
         size: side of images that the network was made for [pixels].
         settings: what built the network, for results.
         num_features: F.
-        stage_channels: channels of feature1..feature5.
+        stage_names, stage_channels: of the maps that `stages` gives.
     """
 
     def __init__(self, network: SwavNetwork, recipe: Recipe, name: str):
@@ -42,24 +43,27 @@ class Encoder(nn.Module):
         self.trunk, self.head, self.prototypes = network.trunk, network.projection_head, network.prototypes
         self.name, self.sha256 = name, weights_sha256(network.trunk)
         self.mean, self.std, self.size = recipe.mean, recipe.std, recipe.resolution
+        self.in_channels = recipe.in_channels
         self.settings: dict[str, Any] = {
-            key: getattr(recipe, key) for key in ("backbone", "width", "stem", "mean", "std", "seed")
+            key: getattr(recipe, key) for key in ("backbone", "width", "stem", "in_channels", "mean", "std", "seed")
         }
         self.num_features: int = int(network.trunk.num_features)  # type: ignore[arg-type]
+        self.stage_names: list[str] = list(network.trunk.stage_names)  # type: ignore[arg-type]
         self.stage_channels: list[int] = list(network.trunk.stage_channels)  # type: ignore[arg-type]
         self.eval()
 
-    def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N F"]:
+    def forward(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
         return self.trunk(images)  # type: ignore[no-any-return]
 
-    def stages(self, images: Float[Tensor, "N 3 H W"]) -> list[Tensor]:
-        """Feature maps feature1 (after the stem, before max-pool) and feature2..5 (layer1..4)."""
+    def stages(self, images: Float[Tensor, "N C H W"]) -> list[Tensor]:
+        """Feature maps: of a ResNet feature1 (after the stem, before max-pool) and feature2..5 (layer1..4); of a timm model
+        those of its own stages or blocks."""
         return self.trunk.stages(images)  # type: ignore[operator, no-any-return]
 
-    def preprocess(self, image: UInt8[np.ndarray, "H W 3"], size: int | None = None) -> Float[Tensor, "3 S S"]:
+    def preprocess(self, image: UInt8[np.ndarray, "H W 3"], size: int | None = None) -> Float[Tensor, "C S S"]:
         """Short side to 256/224 of `size`, centre crop, normalise. `size` defaults to the network's own."""
         view = torch.from_numpy(evaluation_view(image, size or self.size))
-        return to_input(view[None], self.mean, self.std)[0]
+        return to_input(view[None], self.mean, self.std, self.in_channels)[0]
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -105,15 +109,21 @@ def _frozen(encoder: Encoder) -> Encoder:
 
 def _recipe_of(name: str) -> Recipe:
     """The settings behind random weights: of a backbone, a recipe, or a run folder."""
-    if name in BACKBONES:
-        return load_recipe("default").model_copy(update={"backbone": name})
+    if name in BACKBONES or name.startswith(TIMM):
+        check_backbone(name, [])
+        return load_recipe("default", {"backbone": name})
     if (Path(name) / "config.yaml").is_file():
         text = (Path(name) / "config.yaml").read_text(encoding="utf-8")
         return validated(Recipe, read_yaml(text, f"{name}/config.yaml"), f"{name}/config.yaml")
     if name in recipe_names():
-        return load_recipe(name)
+        recipe = load_recipe(name)
+        if recipe.left_at_auto("backbone", "width", "stem", "in_channels", "head_hidden", "head_dim", "crops"):
+            raise ConfigError(
+                f"random:{name}: its network follows from images; name a backbone, another recipe or a run"
+            )
+        return recipe
     raise ConfigError(
-        f"random:{name}: expected a backbone ({', '.join(BACKBONES)}), a recipe or a run folder"
+        f"random:{name}: expected a backbone ({', '.join(BACKBONES)}, {TIMM}NAME), a recipe or a run folder"
         f"{did_you_mean(name, [*BACKBONES, *recipe_names()])}"
     )
 

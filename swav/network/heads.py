@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from swav.config import Recipe
-from swav.network.trunk import BACKBONES, in_channels_last
+from swav.network.trunk import build_trunk, in_channels_last
 
 
 class SwavNetwork(nn.Module):
@@ -18,7 +18,7 @@ class SwavNetwork(nn.Module):
     Scores are computed outside autocast, in float32 at least: they go through exp(1 / 0.05).
 
     Args:
-        trunk: images [N, 3, H, W] to features [N, F], with `num_features`.
+        trunk: images [N, C, H, W] to features [N, F], with `num_features`.
         hidden: width of the head's hidden layer.
         dim: D, dimension of an embedding.
         prototypes: K.
@@ -38,12 +38,12 @@ class SwavNetwork(nn.Module):
         self.prototypes = nn.Linear(dim, prototypes, bias=False)
 
     def forward(
-        self, crops: Sequence[Float[Tensor, "_ 3 _ _"]], batch: int
+        self, crops: Sequence[Float[Tensor, "_ C _ _"]], batch: int
     ) -> tuple[Float[Tensor, "V B D"], Float[Tensor, "V B K"]]:
         """Embeddings and scores of all views.
 
         Args:
-            crops: one tensor per kind of crop, [count * B, 3, S, S], crop-major.
+            crops: one tensor per kind of crop, [count * B, C, S, S], crop-major.
             batch: B.
 
         Returns:
@@ -75,11 +75,15 @@ def build_network(recipe: Recipe, prototypes: int | None = None) -> SwavNetwork:
         recipe: settings.
         prototypes: where the recipe says `auto`; 1 will do for a trunk alone.
     """
-    num_prototypes = recipe.prototypes if isinstance(recipe.prototypes, int) else prototypes or 1
+    num_prototypes = prototypes or 1 if recipe.left_at_auto("prototypes") else recipe.prototypes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        trunk = BACKBONES[recipe.backbone](
-            width=recipe.width, stem=recipe.stem, zero_init_residual=recipe.zero_init_residual
+        trunk = build_trunk(
+            recipe.backbone,
+            width=recipe.width,
+            stem=recipe.stem,
+            zero_init_residual=recipe.zero_init_residual,
+            in_channels=recipe.in_channels,
         )
         network = SwavNetwork(trunk, recipe.head_hidden, recipe.head_dim, num_prototypes)
     return in_channels_last(network)  # type: ignore[return-value]

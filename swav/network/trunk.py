@@ -1,12 +1,21 @@
-"""The trunk: image to features. ResNets with torchvision's blocks and key names, of any width, with three stems."""
+"""The trunk: image to features. ResNets with torchvision's blocks and key names, of any width, with three stems; and any
+model of timm's, with fresh weights.
 
+Every trunk has `num_features` (F), `stages(images)`, and `stage_names` and `stage_channels`, which agree with it.
+"""
+
+import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from types import ModuleType
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+
+from swav.config import TIMM
+from swav.errors import ConfigError, did_you_mean
 
 BLOCKS: dict[str, type[BasicBlock | Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
@@ -24,6 +33,7 @@ class ResNet(nn.Module):
         width: factor on all channels.
         stem: "imagenet": 7x7 stride 2 and max-pool; "half": 3x3 stride 2 and max-pool; "small": 3x3 alone.
         zero_init_residual: start each residual branch at zero.
+        in_channels: C of the images.
 
     Source: He et al. 2015 (arXiv 1512.03385); initialisation as in torchvision.
     """
@@ -35,14 +45,15 @@ class ResNet(nn.Module):
         width: float = 1.0,
         stem: Literal["imagenet", "half", "small"] = "imagenet",
         zero_init_residual: bool = False,
+        in_channels: int = 3,
     ):
         super().__init__()
         self._block = BLOCKS[block]
         self._channels = base = round(64 * width)
         self.conv1 = (
-            nn.Conv2d(3, base, 7, stride=2, padding=3, bias=False)
+            nn.Conv2d(in_channels, base, 7, stride=2, padding=3, bias=False)
             if stem == "imagenet"
-            else nn.Conv2d(3, base, 3, stride=2 if stem == "half" else 1, padding=1, bias=False)
+            else nn.Conv2d(in_channels, base, 3, stride=2 if stem == "half" else 1, padding=1, bias=False)
         )
         self.bn1 = nn.BatchNorm2d(base)
         self.relu = nn.ReLU(inplace=True)
@@ -51,6 +62,7 @@ class ResNet(nn.Module):
         self.layer2 = self._layer(base * 2, layers[1], stride=2)
         self.layer3 = self._layer(base * 4, layers[2], stride=2)
         self.layer4 = self._layer(base * 8, layers[3], stride=2)
+        self.stage_names = ["stem", "layer1", "layer2", "layer3", "layer4"]
         self.stage_channels = [base, *(base * 2**i * self._block.expansion for i in range(4))]
         self.num_features = self.stage_channels[-1]
         self._initialise(zero_init_residual)
@@ -73,7 +85,7 @@ class ResNet(nn.Module):
             elif zero_init_residual and isinstance(module, BasicBlock):
                 nn.init.zeros_(module.bn2.weight)
 
-    def stages(self, images: Float[Tensor, "N 3 H W"]) -> list[Tensor]:
+    def stages(self, images: Float[Tensor, "N C H W"]) -> list[Tensor]:
         """Feature maps after the stem (before max-pool) and after each of the four layers."""
         maps = [self.relu(self.bn1(self.conv1(images)))]
         x = self.maxpool(maps[0])
@@ -82,7 +94,7 @@ class ResNet(nn.Module):
             maps.append(x)
         return maps
 
-    def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N F"]:
+    def forward(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
         """Features after global average pooling."""
         x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
@@ -94,6 +106,127 @@ BACKBONES: dict[str, Callable[..., ResNet]] = {
     "resnet34": lambda **options: ResNet("basic", (3, 4, 6, 3), **options),
     "resnet50": lambda **options: ResNet("bottleneck", (3, 4, 6, 3), **options),
 }
+
+
+class TimmTrunk(nn.Module):
+    """A model of timm's without its classifier, with its own pooling and fresh weights (never downloaded).
+
+    Vision transformers are made to take images of any size that their patches divide. Stages are the model's own: the
+    feature stages of a hierarchical model, every block of a plain transformer, as [N, C, H, W]; their names are timm's.
+
+    Args:
+        name: of the model in timm, without a tag (a tag names weights).
+        in_channels: C of the images.
+
+    Raises:
+        ConfigError: timm has no such model, or it gives no features [N, F].
+    """
+
+    def __init__(self, name: str, in_channels: int = 3):
+        super().__init__()
+        shape = timm_shape(name, in_channels)
+        self.model = _timm_model(name, in_channels)
+        self.num_features, self.stage_names, self.stage_channels = shape.num_features, shape.names, shape.channels
+
+    def stages(self, images: Float[Tensor, "N C H W"]) -> list[Tensor]:
+        """Feature maps after each of `stage_names`."""
+        maps: list[Tensor] = self.model.forward_intermediates(images, intermediates_only=True)  # type: ignore[operator]
+        return maps
+
+    def forward(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
+        return self.model(images)  # type: ignore[no-any-return]
+
+
+class TimmShape(NamedTuple):
+    """What a model of timm's gives: F features, and the names and channels of its stages (none, where it has none)."""
+
+    num_features: int
+    names: list[str]
+    channels: list[int]
+
+
+def check_backbone(name: str, sizes: Sequence[int], in_channels: int = 3) -> None:
+    """Finds out, without weights and without time, whether a trunk exists and takes images of these sides.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if name.startswith(TIMM):
+        model = name.removeprefix(TIMM)
+        timm_shape(model, in_channels)
+        for size in sorted(set(sizes)):
+            _on_meta(model, in_channels, size)
+
+
+@functools.cache
+def timm_shape(name: str, in_channels: int = 3) -> TimmShape:
+    """Runs a model without weights at the size that it was made for (see TimmTrunk)."""
+    size = _timm().get_pretrained_cfg(name).input_size[-1] if _is_timm(name) else 0
+    model, features = _on_meta(name, in_channels, size)
+    if features.ndim != 2:
+        raise ConfigError(f"backbone {TIMM}{name}: expected features [N, F], found {list(features.shape)}; use another")
+    info = getattr(model, "feature_info", None)
+    if info is None or not hasattr(model, "forward_intermediates"):
+        return TimmShape(features.shape[1], [], [])
+    intermediates: Callable[..., list[Tensor]] = model.forward_intermediates  # type: ignore[assignment]
+    maps = intermediates(_image(in_channels, size), intermediates_only=True)
+    names = [stage["module"] for stage in (info if isinstance(info, list) else info.info)]
+    if len(names) != len(maps):
+        names = [f"stage {i + 1}" for i in range(len(maps))]
+    return TimmShape(features.shape[1], names, [m.shape[1] for m in maps])
+
+
+@functools.cache
+def _on_meta(name: str, in_channels: int, size: int) -> tuple[nn.Module, Tensor]:
+    """The model on the meta device, which computes shapes and nothing else, and its features of one image."""
+    with torch.device("meta"):
+        model = _timm_model(name, in_channels).eval()
+        try:
+            return model, model(_image(in_channels, size))
+        except Exception as error:  # a model may raise anything at a size that it was not made for
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ConfigError(
+                f"backbone {TIMM}{name}: does not take crops of {size} pixels ({reason}); use other crops or another model"
+            ) from None
+
+
+def _image(in_channels: int, size: int) -> Tensor:
+    return torch.zeros(1, in_channels, size, size, device="meta")
+
+
+def _timm_model(name: str, in_channels: int) -> nn.Module:
+    if not _is_timm(name):
+        known = _timm().list_models()
+        raise ConfigError(
+            f"backbone {TIMM}{name}: expected one of timm's {len(known)} models, without a tag{did_you_mean(name.partition('.')[0], known)}"
+        )
+    options = {"pretrained": False, "num_classes": 0, "in_chans": in_channels}
+    try:
+        model: nn.Module = _timm().create_model(name, dynamic_img_size=True, **options)
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
+        model = _timm().create_model(name, **options)
+    return model
+
+
+def _is_timm(name: str) -> bool:
+    # not timm's own is_model, which takes off a tag; and hf-hub:NAME would be fetched
+    return name in _timm().list_models()
+
+
+def _timm() -> ModuleType:
+    """Imported where it is asked for: it takes seconds."""
+    import timm
+
+    return timm
+
+
+def build_trunk(name: str, *, width: float, stem: str, zero_init_residual: bool, in_channels: int) -> nn.Module:
+    """A trunk with fresh weights: one of BACKBONES, or timm:NAME (whose shape and initialisation are timm's own)."""
+    if name.startswith(TIMM):
+        return TimmTrunk(name.removeprefix(TIMM), in_channels)
+    return BACKBONES[name](width=width, stem=stem, zero_init_residual=zero_init_residual, in_channels=in_channels)
 
 
 def count_parameters(module: nn.Module) -> int:

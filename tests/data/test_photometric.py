@@ -260,6 +260,18 @@ def test_the_crop_given_to_opencv_stays_as_it_is():
     np.testing.assert_array_equal(image, before)
 
 
+@pytest.mark.parametrize("execute", [opencv, batched])
+def test_a_flip_comes_first_or_last_to_the_same_pixels(execute):
+    """The benchmark page's code base flips last, ours and the original's first. No setting: it would set nothing."""
+    crops = [picture(48, 48, seed) for seed in range(40)]
+    first = draw(len(crops), seed=3)
+    first[:, FLIP] = 1
+    last = first.copy()
+    last[:, FLIP] = 0
+    d = difference(execute(crops, first), execute(crops, last)[:, :, ::-1])
+    assert d.max() <= 1 and (d > 0).mean() < 1e-4  # a tie that is rounded the other way
+
+
 @pytest.mark.gpu
 def test_compiled_on_a_gpu_it_gives_the_same_and_never_waits():
     images, params = (

@@ -115,6 +115,19 @@ def test_input_is_normalised_as_torchvision_does_and_channels_last():
     assert ours.data_ptr() != to_input(crops, RECIPE.mean, RECIPE.std).data_ptr()
 
 
+def test_input_of_one_channel_is_the_luma_normalised_as_a_grey_pixel_in_rgb_would_be():
+    crops = torch.from_numpy(np.stack([picture(24, 24, seed) for seed in range(2)]))
+    luma = np.stack([np.asarray(Image.fromarray(crop.numpy()).convert("L"), np.float32) for crop in crops])
+    ours = to_input(crops, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2), in_channels=1)
+    assert ours.shape == (2, 1, 24, 24)
+    theirs = (torch.from_numpy(luma)[:, None] / 255 - 0.4) / 0.2
+    torch.testing.assert_close(ours, theirs, atol=1.01 / 255 / 0.2, rtol=0)  # Pillow rounds to whole numbers
+    grey = crops[..., :1].expand(-1, -1, -1, 3)
+    one, three = (to_input(grey, RECIPE.mean, RECIPE.std, in_channels) for in_channels in (1, 3))
+    weights = torch.tensor([0.299, 0.587, 0.114]) * torch.tensor(RECIPE.std)
+    torch.testing.assert_close(one[:, 0], (three * weights[:, None, None]).sum(dim=1) / weights.sum())
+
+
 @pytest.mark.parametrize("shape", [(375, 500), (500, 333), (64, 64), (37, 41), (5, 3)])
 @pytest.mark.parametrize("size", [224, 96, 32])
 def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop(shape, size):

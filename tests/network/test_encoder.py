@@ -12,7 +12,7 @@ import torch
 from swav import checkpoint
 from swav.config import load_recipe, to_yaml
 from swav.errors import CheckpointError, ConfigError
-from swav.network.encoder import load
+from swav.network.encoder import Encoder, load
 from swav.network.heads import build_network
 
 RECIPE = load_recipe("tiny", {"width": 0.125, "head_hidden": 16, "head_dim": 8, "prototypes": 12})
@@ -108,3 +108,17 @@ def test_tensors_of_another_network_are_refused(run):
     checkpoint.save(path, 15, model=network.state_dict(), optim={}, local={}, state=state, keep=3)
     with pytest.raises(CheckpointError, match="do not fit the resnet18"):
         load(run)
+
+
+def test_random_weights_may_be_timms_and_grey_ones_take_grey_images():
+    encoder = load("random:timm:resnet18")
+    assert encoder.num_features == 512 and encoder.stage_names[0] == "act1"
+    grey = RECIPE.model_copy(update={"in_channels": 1})
+    encoder = Encoder(build_network(grey), grey, "grey")
+    view = encoder.preprocess(np.full((60, 80, 3), 128, np.uint8), 32)
+    assert view.shape == (1, 32, 32) and encoder(view[None]).shape == (1, 64)
+
+
+def test_a_network_that_follows_from_images_is_not_guessed():
+    with pytest.raises(ConfigError, match="random:auto: its network follows from images"):
+        load("random:auto")

@@ -1,0 +1,353 @@
+"""What `auto` becomes: every setting that was left open, from the images and the machine, with its reason.
+
+The rules go through the published settings and bend towards small data sets, small images and small machines by
+judgement; docs/recipes.md lists them. They are asked in this order, so that a rule may build on the ones before it:
+machine, views, colour, network, batch, codes, optimiser, length of the run. A setting without a rule takes its default.
+No torch here: what has to be measured comes as functions, called only where a setting depends on them.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from swav.config import TIMM, Crop, Recipe, validated
+from swav.errors import ConfigError, DataError
+
+# `auto` is a value of these: they follow from the crops whatever those are, and from the processes of each sitting.
+FOLLOWING = ("code_crops", "eval_size", "sync_bn")
+RULED = frozenset(  # settings that have a rule
+    {
+        *("device", "precision", "workers"),
+        *("crops", "jitter", "grayscale", "blur"),
+        *("backbone", "width", "stem", "head_hidden", "prototypes"),
+        *("batch", "epsilon", "freeze_prototypes_steps"),
+        *("optimizer", "lr", "final_lr"),
+        *("epochs", "warmup_epochs", "queue_length", "queue_start_epoch"),
+    }
+)
+_MOST_EPOCHS = 2000  # that `hours` may make of few images
+_FEW_PROTOTYPES = 1000
+
+
+def _not_measured(*_: Any) -> Any:
+    raise AssertionError("a setting was to be measured, and nothing to measure it with was given")
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What settings follow from.
+
+    Attributes:
+        num_images: readable images that are trained on.
+        side: median of their short sides [pixels].
+        world_size: processes.
+        device: "cpu" or "cuda", what is there.
+        cpus: processor cores that this machine lends us.
+        has_bf16: whether the device computes in bfloat16.
+        is_grey: looks at some of the images and tells whether they hold no colour.
+        fits: fits(recipe, most): how many images per step and process, up to `most`, memory has room for, and how that
+            was found. Of the settings those of machine, views and network are settled.
+        pace: images per second of all processes together, for settings that are settled but for the length of the run.
+    """
+
+    num_images: int
+    side: int = 224
+    world_size: int = 1
+    device: str = "cpu"
+    cpus: int = 1
+    has_bf16: bool = False
+    is_grey: Callable[[], bool] = lambda: False
+    fits: Callable[[Recipe, int], tuple[int, str]] = _not_measured
+    pace: Callable[[Recipe], float] = _not_measured
+
+
+class _Choices:
+    """Settings of which more and more are settled.
+
+    Attributes:
+        recipe: as far as it is settled.
+        reasons: {key: reason} of what was chosen here.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.reasons: dict[str, str] = {}
+
+    def choose(self, key: str, value: Any, reason: str) -> None:
+        """Settles a key that was left at `auto`; what was given stays."""
+        if self.recipe.left_at_auto(key):
+            self.recipe = self.recipe.model_copy(update={key: value})
+            self.reasons[key] = reason
+
+
+def derive(recipe: Recipe, facts: Facts) -> tuple[Recipe, dict[str, str]]:
+    """Replaces every `auto` by a value, and says why.
+
+    Returns:
+        The settings without `auto` (but those of FOLLOWING), and {key: reason}.
+
+    Raises:
+        ConfigError: the batch is not a multiple of the number of processes, or derived values do not fit with given ones.
+        DataError: there are fewer images than the smallest batch needs.
+        EnvironmentError_: from `facts.fits`, where memory has no room for a single image.
+    """
+    if not recipe.left_at_auto("batch") and recipe.batch % facts.world_size:
+        raise ConfigError(
+            f"batch: expected a multiple of the {facts.world_size} processes, found {recipe.batch}; "
+            f"start {_divisor(recipe.batch, facts.world_size)}, or begin a run with another batch"
+        )
+    choices = _Choices(recipe)
+    for key, field in Recipe.model_fields.items():
+        if key not in FOLLOWING and key not in RULED:
+            choices.choose(key, field.default, "the default")
+    for rule in (_machine, _views, _colour, _network, _batch, _codes, _optimiser, _length):
+        rule(choices, facts)
+    settled = choices.recipe.model_dump() | {"hours": None}  # they are spent: `epochs` holds what came of them
+    chosen = validated(Recipe, settled, "settings")
+    if chosen.compile and chosen.device == "cpu":
+        raise ConfigError(
+            "compile=true: expected a GPU, found device=cpu, where compiling takes minutes and gains nothing; leave it out"
+        )
+    _check_shares(chosen, facts.world_size)
+    return chosen, choices.reasons
+
+
+def _check_shares(recipe: Recipe, world_size: int) -> None:
+    """Every process must have as much as every other, in whole micro-batches."""
+    share, size = recipe.batch // world_size, recipe.images_per_forward(world_size)
+    if share % size:
+        raise ConfigError(
+            f"micro_batch: expected a divisor of the {share} images per process, found {size}; use {_divisor(share, size)}"
+        )
+    if recipe.queue_length % world_size:
+        raise ConfigError(
+            f"queue_length: expected a multiple of the {world_size} processes, found {recipe.queue_length}; "
+            f"start {_divisor(recipe.queue_length, world_size)}"
+        )
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest up to `most`."""
+    return next(n for n in range(most, 0, -1) if number % n == 0)
+
+
+# -- machine
+
+
+def _machine(choices: _Choices, facts: Facts) -> None:
+    on_gpu = facts.device == "cuda"
+    choices.choose("device", facts.device, "a GPU is there" if on_gpu else "no GPU was found")
+    choices.choose(
+        "precision",
+        "bf16" if facts.has_bf16 else "fp32",
+        "the device computes in bfloat16" if facts.has_bf16 else "the device has no fast bfloat16 units",
+    )
+    choices.choose(
+        "workers",
+        min(max(1, facts.cpus // facts.world_size - 1), 8),
+        f"{facts.cpus} cores for {facts.world_size} training process{'es' if facts.world_size > 1 else ''} on {choices.recipe.device}",
+    )
+
+
+# -- views
+
+
+def _views(choices: _Choices, facts: Facts) -> None:
+    on_gpu = choices.recipe.device == "cuda"
+    most = 224 if on_gpu else 64
+    large = _crop_size(min(most, facts.side))
+    reason = f"short side of the images: {facts.side} pixels (median)"
+    if facts.side > most:
+        reason += "; 224 is the published size" if on_gpu else "; a CPU has time for crops of 64 pixels, a GPU for 224"
+    if large < 48:
+        crops: tuple[Crop, ...] = (Crop(count=2, size=large, scale=(0.2, 1.0)),)
+        reason += "; smaller crops of such images would show nothing"
+    else:
+        # The published sizes, 224 and 96, in their proportion. In the little time of a CPU fewer, wider crops teach more.
+        small = max(24, round(large * 3 / 7 / 16) * 16)
+        scales = ((0.14, 1.0), (0.05, 0.14)) if on_gpu else ((0.25, 1.0), (0.08, 0.25))
+        crops = (
+            Crop(count=2, size=large, scale=scales[0]),
+            Crop(count=6 if on_gpu else 4, size=small, scale=scales[1]),
+        )
+    choices.choose("crops", crops, reason)
+
+
+def _crop_size(pixels: int) -> int:
+    """At most so many, a multiple of 16 (patches of a ViT), below 48 of 4; the config allows 8 and more."""
+    return max(8, pixels // 16 * 16 if pixels >= 48 else pixels // 4 * 4)
+
+
+def _colour(choices: _Choices, facts: Facts) -> None:
+    recipe = choices.recipe
+    largest = max(recipe.view_sizes)
+    if largest >= 128:
+        strength, why = (0.8, 0.8, 0.8, 0.2), "the published strength"
+    elif largest >= 48:
+        strength, why = (0.5, 0.5, 0.5, 0.15), f"weaker than published: crops of {largest} pixels hold less to go by"
+    else:
+        strength, why = (
+            (0.4, 0.4, 0.4, 0.1),
+            f"half the published strength, as others use for crops of {largest} pixels",
+        )
+    if recipe.left_at_auto("jitter", "grayscale") and facts.is_grey():
+        choices.choose("jitter", (*strength[:2], 0.0, 0.0), f"the images are grey: no saturation, no hue; {why}")
+        choices.choose("grayscale", 0.0, "the images are grey")
+    choices.choose("jitter", strength, why)
+    choices.choose("grayscale", 0.2, "published; the images have colours")
+    choices.choose(
+        "blur",
+        0.5 if largest >= 128 else 0.0,
+        "published" if largest >= 128 else f"its kernel of 23 pixels would leave nothing of crops of {largest}",
+    )
+
+
+# -- network
+
+
+def _network(choices: _Choices, facts: Facts) -> None:
+    on_gpu = choices.recipe.device == "cuda"
+    choices.choose(
+        "backbone",
+        "resnet50" if on_gpu else "resnet18",
+        "the published one, on a GPU" if on_gpu else "what a CPU can train; on a GPU it would be resnet50",
+    )
+    recipe, largest = choices.recipe, max(choices.recipe.view_sizes)
+    if recipe.backbone.startswith(TIMM):
+        choices.choose("width", 1.0, "timm's own")
+        choices.choose("stem", "imagenet", "timm's own")
+    narrow = not on_gpu and largest <= 64
+    choices.choose(
+        "width", 0.5 if narrow else 1.0, f"half: crops of {largest} pixels on a CPU" if narrow else "published"
+    )
+    stem = "imagenet" if largest >= 128 else "half" if largest >= 48 else "small"
+    choices.choose("stem", stem, f"for crops of {largest} pixels")
+    width = choices.recipe.width
+    choices.choose(
+        "head_hidden",
+        8192 if width >= 2 else max(128, round(2048 * min(1.0, width))),
+        "published: 2048, from width 2 on 8192; less below width 1",
+    )
+    choices.choose(
+        "prototypes",
+        _between(10 * round(300 * (facts.num_images / 1.28e6) ** 0.6), 30, 3000),
+        f"3000 on ImageNet's 1.28 million images, to the power .6 of {facts.num_images} images",
+    )
+
+
+# -- batch
+
+
+def _batch(choices: _Choices, facts: Facts) -> None:
+    if not choices.recipe.left_at_auto("batch"):
+        return
+    images, world_size, on_gpu = facts.num_images, facts.world_size, choices.recipe.device == "cuda"
+    if images < 2 * world_size:
+        raise DataError(
+            f"expected at least 2 images per process ({2 * world_size}), found {images}; SwAV needs a batch"
+        )
+    most = 256 if on_gpu else 64
+    # 16 steps an epoch; but a batch below 16 balances hardly anything, so few images make fewer steps.
+    wanted = min(most, _power_of_two(max(images // 16, min(16, images))))
+    share = max(2, wanted // world_size)
+    reason = f"{'published small batch, on a GPU' if on_gpu else 'many small steps, on a CPU'}: {most}"
+    if wanted < most:
+        reason += f"; a power of 2 for {images} images"
+    fits, how = facts.fits(choices.recipe, share)
+    if fits < share:
+        share, reason = _power_of_two(fits), f"what fits into memory ({how}); more would be {share * world_size}"
+    choices.choose("batch", share * world_size, reason)
+
+
+# -- codes
+
+
+def _codes(choices: _Choices, facts: Facts) -> None:
+    few = choices.recipe.prototypes < _FEW_PROTOTYPES
+    choices.choose(
+        "epsilon",
+        0.03 if few else 0.05,
+        f"sharper than the published .05, against collapse with few prototypes ({choices.recipe.prototypes})"
+        if few
+        else "published",
+    )
+    steps = _steps_per_epoch(choices, facts)
+    choices.choose(
+        "freeze_prototypes_steps",
+        steps + 1,
+        f"one epoch ({steps} steps) and a step, as in the released recipes",
+    )
+
+
+def _steps_per_epoch(choices: _Choices, facts: Facts) -> int:
+    return max(1, facts.num_images // choices.recipe.batch)
+
+
+# -- optimiser
+
+
+def _optimiser(choices: _Choices, facts: Facts) -> None:
+    batch = choices.recipe.batch
+    choices.choose(
+        "optimizer",
+        "larc" if batch >= 256 else "adam",
+        "published, for large batches" if batch >= 256 else f"less sensitive to the learning rate at batch {batch}",
+    )
+    if choices.recipe.optimizer in ("larc", "lars"):
+        lr = 0.6 * (batch / 256) ** 0.75
+        reason = f"through the published 0.6 at batch 256 and 4.8 at 4096, for batch {batch}"
+    else:
+        lr = 1e-3 * (batch / 64) ** 0.5
+        reason = f"1e-3 at batch 64, by the square root, for batch {batch}"
+    choices.choose("lr", float(f"{lr:.4g}"), reason)
+    choices.choose("final_lr", float(f"{choices.recipe.lr / 1000:.4g}"), "lr / 1000, as in the released recipes")
+
+
+# -- length
+
+
+def _length(choices: _Choices, facts: Facts) -> None:
+    if choices.recipe.left_at_auto("epochs"):
+        choices.choose("epochs", *_epochs(choices.recipe, facts))
+    epochs, batch, images = choices.recipe.epochs, choices.recipe.batch, facts.num_images
+    choices.choose(
+        "warmup_epochs",
+        float(_between(round(0.05 * epochs), 1, 10) if epochs > 1 else 0),
+        f"5 % of {epochs} epochs, at most 10",
+    )
+    share = images // 4 // batch * batch
+    queue = 0 if batch >= 1024 or epochs < 4 else min(max(3840 // batch, 1) * batch, share)
+    choices.choose(
+        "queue_length",
+        queue,
+        "batch of 1024 or more needs none"
+        if batch >= 1024
+        else f"published 3840, at most a quarter of the {images} images, in whole batches",
+    )
+    choices.choose(
+        "queue_start_epoch",
+        min(15, max(1, round(0.15 * epochs))) if epochs > 1 else 0,
+        f"15, at most 15 % of {epochs} epochs",
+    )
+
+
+def _epochs(recipe: Recipe, facts: Facts) -> tuple[int, str]:
+    images = facts.num_images
+    if recipe.hours is None:
+        epochs = _between(round(200 * (1.28e6 / images) ** 0.25), 100, 800)
+        return epochs, f"200 on ImageNet; fewer images ({images}) need more passes"
+    pace = facts.pace(recipe)
+    fit = int(recipe.hours * 3600 * pace / images)
+    reason = f"{recipe.hours:g} hours at {pace:.0f} images/s, as measured just now"
+    if fit < 1:
+        return 1, reason + f", are less than one pass over {images} images"
+    return min(fit, _MOST_EPOCHS), reason + (f"; at most {_MOST_EPOCHS}" if fit > _MOST_EPOCHS else "")
+
+
+def _power_of_two(count: int) -> int:
+    """The largest that is not above a positive count."""
+    return 1 << count.bit_length() - 1
+
+
+def _between(value: int, low: int, high: int) -> int:
+    return max(low, min(high, value))

@@ -1,0 +1,281 @@
+"""A look ahead before the first step: how many images fit into memory, how fast a run will be, what it will take.
+
+What is measured is a step of training on its own, without the other processes: everything but Sinkhorn-Knopp (below a
+hundredth of a step) and the averaging of gradients. Networks made here are thrown away.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from swav import dist
+from swav.algorithm import swapped_loss
+from swav.config import Recipe
+from swav.data.device import crops_on
+from swav.data.images import Images
+from swav.data.loader import Loader
+from swav.errors import EnvironmentError_
+from swav.network.heads import SwavNetwork, build_network
+from swav.network.trunk import count_parameters
+from swav.optim import build_optimizer
+from swav.runtime import available_memory
+
+SECONDS = 6.0  # of steps that are timed
+LIMIT_SECONDS = 20.0  # after which what was seen must do
+CPU_SHARE, GPU_SHARE = 0.5, 0.9  # of the available memory that a step may take: on a CPU others live there too
+_OVERHEAD = 1.3  # of a CPU step over the values it keeps: gradients of activations, scratch space of the kernels
+_CPU_STEP_SECONDS = 1.0  # a probing step on a CPU is made of as few images as take about so long
+
+
+# -- memory
+
+
+def fits(recipe: Recipe, device: torch.device, most: int) -> tuple[int, str]:
+    """The most images per step and process, up to `most`, that memory has room for; and how that was found, in words.
+
+    On a GPU a power of two (`most` is one), tried: see `largest_that_fits`. On a CPU by the rule that a step may take CPU_SHARE of the
+    memory that is available now, shared by all processes, and that it takes what a forward of two images keeps for the
+    backward, per image, times _OVERHEAD, beside weights, gradients and the optimiser's state. (A CPU that runs out of
+    memory kills; there is nothing to try.)
+
+    Args:
+        recipe: machine, views, network and prototypes settled.
+
+    Raises:
+        EnvironmentError_: not even one image fits.
+    """
+
+    def found() -> int:
+        if device.type == "cuda":
+            return largest_that_fits(_gpu_peak(recipe, device), most, int(GPU_SHARE * available_memory(device)))
+        return min(most, _fits_cpu(recipe))
+
+    count = min(dist.on_every(found))
+    how = (
+        "tried on this GPU"
+        if device.type == "cuda"
+        else f"half of the {_gb(available_memory(device))} that are available"
+    )
+    if count < 1:
+        raise EnvironmentError_(
+            f"expected memory for a step of at least one image, found too little on {device.type}: use smaller crops or a "
+            "smaller backbone, or end other programs"
+        )
+    return count, how
+
+
+def largest_that_fits(peak: Callable[[int], int | None], most: int, budget: int) -> int:
+    """The largest power of two up to `most` whose step stays within a budget; 0 if none does.
+
+    Two small steps tell what an image takes, hence how many fit; steps of that size, halved as often as needed, verify.
+
+    Args:
+        peak: bytes at the peak of a step of so many images; None where memory ran out.
+        most: a power of two.
+        budget: bytes.
+    """
+    size = min(16, most)
+    few, more = peak(size // 2) if size > 1 else None, peak(size)
+    if few is not None and more is not None and more > few:
+        per_image = (more - few) / (size - size // 2)
+        room = size + int((budget - more) / per_image)
+        size = min(most, 1 << room.bit_length() - 1) if room > 0 else size
+    while size and ((used := peak(size)) is None or used > budget):
+        size //= 2
+    return size
+
+
+def _gpu_peak(recipe: Recipe, device: torch.device) -> Callable[[int], int | None]:
+    network, optimizer = _learner(recipe, device)
+
+    def peak(batch: int) -> int | None:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            crops = _random_crops(recipe, batch, device)
+            for _ in range(2):  # the second has the optimiser's state and the kernels' scratch space in place
+                _step(network, optimizer, crops, batch, recipe)
+        except torch.OutOfMemoryError:
+            return None
+        finally:
+            optimizer.zero_grad(set_to_none=True)
+        return torch.cuda.max_memory_reserved(device)
+
+    return peak
+
+
+def _fits_cpu(recipe: Recipe) -> int:
+    fixed, per_image = cpu_bytes(recipe)
+    budget = CPU_SHARE * available_memory(torch.device("cpu")) / dist.world_size()
+    return max(0, int((budget - fixed) / per_image))
+
+
+def cpu_bytes(recipe: Recipe) -> tuple[int, int]:
+    """What a training step takes on a CPU, by what a forward of two images keeps: bytes whatever the batch, and per image."""
+    device, images = torch.device("cpu"), 2
+    network = build_network(recipe)
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = _loss(network, _random_crops(recipe, images, device), images, recipe)  # holds what is counted
+    del loss
+    activations = sum(count for place, count in kept.items() if place not in weights)
+    saved = _checkpoint_bytes(recipe, network)
+    return saved + 4 * count_parameters(network), round(_OVERHEAD * activations / images)
+
+
+def _checkpoint_bytes(recipe: Recipe, network: nn.Module) -> int:
+    """Weights and the optimiser's state: one number more per weight, or two."""
+    return 4 * count_parameters(network) * (2 if recipe.optimizer in ("larc", "lars") else 3)
+
+
+# -- speed
+
+
+def pace(images: Images, recipe: Recipe, device: torch.device) -> float:
+    """Images per second of all processes together, by training for some seconds on the data itself.
+
+    Args:
+        recipe: settled but for the length of the run.
+    """
+    return dist.world_size() * min(dist.on_every(lambda: _own_pace(images, recipe, device)))
+
+
+def _own_pace(images: Images, recipe: Recipe, device: torch.device) -> float:
+    network, optimizer = _learner(recipe, device)
+    if device.type == "cpu":
+        recipe = _with_short_steps(recipe, network, optimizer)
+    share = recipe.batch // dist.world_size()
+    loader = Loader(
+        images,
+        recipe,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        start_step=0,
+        total_steps=1_000_000,
+        steps_per_epoch=len(images) // recipe.batch,
+        on_device=device.type == "cuda",
+    )
+    settling = 2 * recipe.workers + 2  # until then batches come that were made while the first step was slow
+    ends: list[float] = []
+    try:
+        for batch in loader:
+            _step(network, optimizer, crops_on(device, batch, recipe), share, recipe)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            ends.append(time.monotonic())
+            enough = len(ends) > settling and ends[-1] - ends[settling] > SECONDS
+            if enough or (len(ends) > 2 and ends[-1] - ends[0] > LIMIT_SECONDS):
+                break
+    finally:
+        loader.close()
+    begin = min(settling, len(ends) - 2)
+    return share * (len(ends) - 1 - begin) / (ends[-1] - ends[begin])
+
+
+def _with_short_steps(recipe: Recipe, network: SwavNetwork, optimizer: torch.optim.Optimizer) -> Recipe:
+    """A smaller batch, where steps would take long: on a CPU the time of a step is in proportion to its images."""
+    share, images = recipe.batch // dist.world_size(), 2
+    seconds = 0.0
+    while images < share and seconds < _CPU_STEP_SECONDS / 3:
+        images = min(2 * images, share)
+        crops = _random_crops(recipe, images, torch.device("cpu"))
+        began = time.monotonic()
+        _step(network, optimizer, crops, images, recipe)
+        seconds = time.monotonic() - began
+    return recipe.model_copy(update={"batch": min(images, share) * dist.world_size()})
+
+
+def _learner(recipe: Recipe, device: torch.device) -> tuple[SwavNetwork, torch.optim.Optimizer]:
+    if recipe.left_at_auto("optimizer"):  # the one that takes most
+        recipe = recipe.model_copy(update={"optimizer": "adam"})
+    network = build_network(recipe).to(device)
+    return network, build_optimizer(recipe, network)
+
+
+def _random_crops(recipe: Recipe, images: int, device: torch.device) -> list[Tensor]:
+    return [
+        torch.randn(crop.count * images, recipe.in_channels, crop.size, crop.size, device=device)
+        .contiguous(memory_format=torch.channels_last)
+        for crop in recipe.crops
+    ]  # fmt: skip
+
+
+def _step(
+    network: SwavNetwork, optimizer: torch.optim.Optimizer, crops: list[Tensor], batch: int, recipe: Recipe
+) -> None:
+    _loss(network, crops, batch, recipe).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()  # at a rate of 0, where optimisers are made
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _loss(network: SwavNetwork, crops: list[Tensor], batch: int, recipe: Recipe) -> Tensor:
+    half = {"bf16": torch.bfloat16}.get(recipe.precision)
+    with nullcontext() if half is None else torch.autocast(crops[0].device.type, dtype=half):
+        _, scores = network(crops, batch)
+    codes = scores.detach()[list(recipe.code_views)].softmax(dim=2)
+    return swapped_loss(scores, codes, recipe.code_views, recipe.temperature)
+
+
+# -- forecast
+
+
+def forecast(images: Images, scored: int, recipe: Recipe, device: torch.device, out: Path) -> str:
+    """Lines on the time, memory and disk that a run will take, and how far off they may be.
+
+    Args:
+        scored: images that each kNN evaluation runs through the network.
+        recipe: settled.
+        out: the run's folder; it need not exist.
+    """
+    speed = pace(images, recipe, device)
+    evaluations = int(recipe.epochs // max(1, round(recipe.knn_epochs))) if scored else 0
+    # An evaluation is a forward of one view; a step is worth three forwards of all crops. Decoding is the same.
+    pixels = sum(crop.count * crop.size**2 for crop in recipe.crops)
+    scoring = evaluations * scored / (speed * min(4.0, 3 * pixels / recipe.resolution**2))
+    trained = recipe.epochs * (len(images) // recipe.batch * recipe.batch)
+    disk = (recipe.keep + 2) * _checkpoint_bytes(recipe, build_network(recipe))  # the best, and the one being written
+    free = shutil.disk_usage(next(folder for folder in (out, *out.absolute().parents) if folder.exists())).free
+    memory, room = _memory(recipe, device), available_memory(device)
+    where = "of the GPU" if device.type == "cuda" else "a process"
+    lines = [
+        f"time       {_hours(trained / speed + scoring)} at {speed:.0f} images/s"
+        + (f", {_hours(scoring)} of it for kNN" if evaluations else ""),
+        f"memory     {_gb(memory)} {where}, of {_gb(room)} available" + (": TOO MUCH" if memory > room else ""),
+        f"disk       {_gb(disk)} of checkpoints, of {_gb(free)} free" + (": TOO MUCH" if disk > free else ""),
+        f"measured   in {SECONDS:g} s of steps on this machine, as busy as it is now: the time may be off by a third, "
+        "memory by half, disk by a tenth",
+    ]
+    return "\n".join(lines)
+
+
+def _memory(recipe: Recipe, device: torch.device) -> int:
+    share = recipe.batch // dist.world_size()
+    if device.type == "cuda":
+        peak = _gpu_peak(recipe, device)(share)
+        return available_memory(device) + 1 if peak is None else peak
+    fixed, per_image = cpu_bytes(recipe)
+    views = sum(crop.count * crop.size**2 * 3 for crop in recipe.crops) * share  # uint8, and float32 in the step
+    return fixed + share * per_image + (2 * recipe.workers + 2 + 4) * views + _BARE_PROCESS
+
+
+_BARE_PROCESS = 600_000_000  # Python with torch and this package, before a network is built [bytes]
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 5e7 else f"{count / 1e6:.1f} MB"
