@@ -316,13 +316,14 @@ def _length(choices: _Choices, facts: Facts) -> None:
         f"5 % of {epochs} epochs, at most 10",
     )
     share = images // 4 // batch * batch
-    queue = 0 if batch >= 1024 or epochs < 4 else min(max(3840 // batch, 1) * batch, share)
+    if batch >= 1024:
+        choices.choose("queue_length", 0, "a batch of 1024 or more needs none")
+    elif epochs < 4:
+        choices.choose("queue_length", 0, f"{epochs} epochs are over before a queue helps")
     choices.choose(
         "queue_length",
-        queue,
-        "batch of 1024 or more needs none"
-        if batch >= 1024
-        else f"published 3840, at most a quarter of the {images} images, in whole batches",
+        min(max(3840 // batch, 1) * batch, share),
+        f"published 3840, at most a quarter of the {images} images, in whole batches",
     )
     choices.choose(
         "queue_start_epoch",

@@ -270,7 +270,7 @@ def _memory(recipe: Recipe, device: torch.device) -> int:
     return fixed + share * per_image + (2 * recipe.workers + 2 + 4) * views + _BARE_PROCESS
 
 
-_BARE_PROCESS = 600_000_000  # Python with torch and this package, before a network is built [bytes]
+_BARE_PROCESS = 800_000_000  # Python with torch and this package, before a network is built [bytes]
 
 
 def _hours(seconds: float) -> str:
