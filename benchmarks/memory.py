@@ -21,17 +21,18 @@ def measure(name: str, batch: int, micro_batch: int) -> str:
 
     import torch
 
-    from swav.config import derive, load_recipe
+    from swav.config import load_recipe
     from swav.data.device import Pieces
     from swav.data.loader import Batch
     from swav.data.photometric import NUM_PARAMS
+    from swav.derive import Facts, derive
     from swav.network.heads import build_network
     from swav.runtime import computes_in_bf16, memory_gb, pick_device
     from swav.train import Learner
 
     device = pick_device()
     wanted = load_recipe(name, {"batch": batch, "micro_batch": micro_batch, "queue_length": 0, "workers": 0})
-    recipe, _ = derive(wanted, 10 * batch, 1, device.type, 1, computes_in_bf16(device))
+    recipe, _ = derive(wanted, Facts(10 * batch, device=device.type, has_bf16=computes_in_bf16(device)))
     learner = Learner(recipe, build_network(recipe).to(device), steps_per_epoch=10)
     views = [torch.randint(256, (c.count * batch, c.size, c.size, 3), dtype=torch.uint8) for c in recipe.crops]
     neutral = [torch.zeros(len(kind), NUM_PARAMS) for kind in views] if device.type == "cuda" else None

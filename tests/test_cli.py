@@ -129,5 +129,7 @@ def test_dry_run_gives_reasons_and_estimates_and_writes_nothing(swav, images, tm
     code, printed, _ = swav("pretrain", "auto", f"data={images}", "batch=2", "width=0.25", "--out", out, "--dry-run")
     assert code == 0
     assert "prototypes = 30: " in printed and "crops = " in printed
-    assert {"images", "time", "memory", "disk", "measured"} <= {line.split()[0] for line in printed.splitlines()}
+    assert {"images", "time", "memory", "disk", "measured"} <= {
+        line.split()[0] for line in printed.splitlines() if line
+    }
     assert not out.exists()

@@ -62,7 +62,7 @@ def test_what_is_found_fits_and_twice_as_much_would_not(
     fixed: int, per_image: int, budget: int, most: int, bend: float
 ) -> None:
     def takes(batch: int) -> int:
-        return fixed + round(per_image * float(batch) ** bend)  # not in proportion: kernels change with the batch
+        return fixed + int(per_image * float(batch) ** bend)  # not in proportion: kernels change with the batch
 
     def peak(batch: int) -> int | None:
         tried.append(batch)

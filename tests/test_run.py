@@ -81,6 +81,7 @@ def test_hours_are_spent_when_a_run_begins(wanted, tmp_path, monkeypatch, capsys
     assert first.recipe.epochs == int(0.01 * 3600 * 32 / 64) and first.recipe.hours is None
     assert "measuring the speed" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text(to_yaml(first.recipe))
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
     monkeypatch.setattr(probe, "pace", lambda *_: pytest.fail("measured again"))
     assert run.prepare(timed, tmp_path, CPU, dry_run=False).recipe == first.recipe
 
