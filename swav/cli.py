@@ -79,7 +79,9 @@ def bench(
     ],
     weights: Annotated[
         list[str],
-        typer.Option("--weights", metavar="W", help="A run folder, a checkpoint, or random:NAME; may be repeated."),
+        typer.Option(
+            "--weights", metavar="W", help="A run, a checkpoint, a weight file, or random:NAME; may be repeated."
+        ),
     ],
     data: Annotated[
         str, typer.Option("--data", metavar="ROOT", help="The labelled data set, or a folder of data sets.")

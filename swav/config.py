@@ -144,6 +144,11 @@ class Recipe(Settings):
     head_dim: Count = Field(128, description="dimension of an embedding")
     prototypes: Count = Field(3000, description="number of prototypes; auto: from the number of images")
 
+    init: str | None = Field(
+        None,
+        description="weights to start from: a run, a checkpoint or another project's file; on the command line a path",
+    )
+
     # -- codes and loss (section 3.1, appendix A.1)
     temperature: Positive = Field(0.1, description="of the predictions' softmax")
     epsilon: Annotated[float, BeforeValidator(_no_bool), Field(ge=MIN_EPSILON)] = Field(
@@ -279,6 +284,17 @@ class Recipe(Settings):
             yield f"hours: expected epochs=auto beside it, found epochs={self.epochs}; the time to spend derives the epochs"
 
 
+class WeightOptions(Settings):
+    """What another project's weight file does not say. With several files they hold for each."""
+
+    model: str | None = Field(None, description="the network: a backbone's name, module:function or timm:NAME")
+    prefix: str | None = Field(None, description="what the trunk's names begin with, where two trunks are there")
+    stem: Stem | None = Field(None, description="the trunk's stem; 3x3 is taken for small")
+    mean: tuple[float, float, float] | None = Field(None, description="subtracted, in the order of `channels`")
+    std: tuple[Positive, Positive, Positive] | None = Field(None, description="divides, in the order of `channels`")
+    channels: Literal["rgb", "bgr"] | None = Field(None, description="order in which the network saw them")
+
+
 # Settings that may change between the sittings of one run: they leave every weight as it is (another kind of device to
 # rounding), or have done their work when it began (hours).
 HARMLESS = frozenset(
@@ -333,7 +349,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"expected key=value, found '{word}'{did_you_mean(word, Recipe.model_fields)}")
         if key in values:
             raise ConfigError(f"{key}: given twice on the command line")
-        if key == "data":  # a path is a path, whatever YAML would make of it
+        if key in ("data", "init"):  # a path is a path, whatever YAML would make of it
             values[key] = text
             continue
         values[key] = read_yaml(f"value: {text}", f"{key}={text}").get("value")

@@ -24,6 +24,7 @@ from swav.monitor import STEP_VALUES, Monitor, Watch, code_statistics, verdict
 from swav.network.batch_norm import running_statistics_kept, synchronised
 from swav.network.heads import SwavNetwork, build_network
 from swav.network.parallel import gradients_averaged, in_parallel
+from swav.network.start import take_over, weights_to_start_from
 from swav.optim import LossScale, Undo, build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
 from swav.probe import forecast
 from swav.record import Clock, Log, draw_views, metrics_line, score_by_knn
@@ -248,17 +249,22 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         if dist.world_size() > 1:  # torchrun leaves each process one thread; a process alone keeps what the user set
             torch.set_num_threads(max(1, available_cpus() // dist.world_size()))
         run = prepare(wanted, out, device, dry_run)
+        start = weights_to_start_from(run.recipe, out)
         if dry_run:
             scored = sum(map(len, run.labelled)) if run.labelled else 0
             say("trying some steps, to estimate time and memory")
             lines = forecast(run.images, scored, run.recipe, device, out)
+            taken = f"\ninit       {take_over(build_network(run.recipe), start)}" if start is not None else ""
             if dist.rank() == 0:
-                print(describe(run), lines, f"\n{to_yaml(run.recipe)}", sep="\n", end="")
+                print(describe(run) + taken, lines, f"\n{to_yaml(run.recipe)}", sep="\n", end="")
             return out
         if dist.rank() == 0:
             stack.enter_context(checkpoint.RunLock(out))
         stop = stack.enter_context(StopRequest())
-        learner = Learner(run.recipe, build_network(run.recipe).to(device), run.steps_per_epoch)
+        network = build_network(run.recipe)
+        taken = f"\ninit       {take_over(network, start)}" if start is not None else ""
+        del start  # its memory is the network's to use
+        learner = Learner(run.recipe, network.to(device), run.steps_per_epoch)
         start_step, best = 0, None
         saved = resume(run)
         seed_process(run.recipe.seed, saved.step if saved else 0, dist.rank())
@@ -271,7 +277,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
             if dist.rank() == 0 and not (out / "report.html").exists():
                 write_report(out)
             return out
-        say(describe(run) if saved is None else going_on(run, saved))
+        say(describe(run) + taken if saved is None else going_on(run, saved))
         _loop(run, learner, start_step, best, stop)
     return out
 

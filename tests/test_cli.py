@@ -3,6 +3,7 @@
 Run: pytest tests/test_cli.py
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from swav import cli
+from tests.network import foreign
 
 
 @pytest.fixture
@@ -88,6 +90,54 @@ def test_bad_input_gives_one_message_and_the_code_of_its_kind(name, swav, tmp_pa
     assert complaint.startswith("swav: ")
     assert len(complaint.splitlines()) <= 3
     assert not (out / "config.yaml").exists()
+
+
+def bad_weights(folder: Path) -> dict[str, Path]:
+    """Files of weights that must not be taken."""
+    whole = foreign.write(folder / "whole.pth", foreign.swav_flat(foreign.network()))
+    (folder / "cut.pth").write_bytes(whole.read_bytes()[:-5000])
+    deeper = foreign.torchvision(foreign.network("bottleneck", (3, 4, 23, 3), width=0.0625))
+    return {
+        "whole": whole,
+        "cut": folder / "cut.pth",
+        "deeper": foreign.write(folder / "deeper.pth", deeper),
+        "hostile": foreign.write(
+            folder / "hostile.pth", {"state_dict": foreign.swav_flat(foreign.network()), "x": Trap(folder / "sprung")}
+        ),
+    }
+
+
+class Trap:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+BAD_WEIGHTS = {
+    "cut short": ("cut", [], 6, "cut short or damaged"),
+    "another depth": ("deeper", [], 6, "too many layer3.6"),
+    "hostile": ("hostile", [], 6, "as in an attack"),
+    "not that model": ("whole", ["model=resnet18"], 6, "nearest: resnet18"),
+    "unknown model": ("whole", ["model=resnet51"], 2, "did you mean 'resnet50'"),
+    "unknown key": ("whole", ["modle=resnet50"], 2, "did you mean 'model'"),
+    "wrong channels": ("whole", ["channels=gbr"], 2, "channels"),
+}
+
+
+def test_bad_weights_give_one_message_and_write_nothing(swav, tmp_path):
+    weights = bad_weights(tmp_path)
+    out = tmp_path / "results"
+    for name, words, code, expected in BAD_WEIGHTS.values():
+        found, printed, complaint = swav(
+            "bench", "knn", *words, "--weights", weights[name], "--data", tmp_path, "--out", out
+        )
+        assert (found, printed) == (code, "") and expected in complaint
+        assert complaint.startswith("swav: ") and len(complaint.splitlines()) <= 3
+        assert not out.exists() and not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("words", [["pretrian"], ["pretrain", "tiny"], ["bench", "knn"], ["pretrain", "--bogus"]])

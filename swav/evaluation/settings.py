@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from swav.config import Auto, Count, Fraction, NonNegative, Positive, Settings, Steps, validated
+from swav.config import Auto, Count, Fraction, NonNegative, Positive, Settings, Steps, WeightOptions, validated
 from swav.errors import ConfigError, did_you_mean
 
 Protocol = Literal["page", "smoke"]
@@ -81,6 +81,13 @@ SMOKE: dict[str, dict[str, Any]] = {
 _HARMLESS = frozenset({"device", "workers", "seed"})
 
 
+def split_options(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parts what is said of other projects' weight files (config.WeightOptions) from what is said of benchmarks."""
+    options = {key: value for key, value in overrides.items() if key in WeightOptions.model_fields}
+    validated(WeightOptions, options, "weights")
+    return options, {key: value for key, value in overrides.items() if key not in options}
+
+
 def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[Protocol, dict[str, BenchSettings]]:
     """Settings of the benchmarks that are asked for.
 
@@ -123,6 +130,7 @@ def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str]) -> None:
     shared = [*BenchSettings.model_fields, "protocol"]
     if inner in (BENCH_SETTINGS[bench].model_fields if bench else shared):
         return
+    shared += WeightOptions.model_fields
     own = [f"{name}.{field}" for name in wanted for field in BENCH_SETTINGS[name].model_fields if field not in shared]
     by_last = {word.split(".")[-1]: word for word in [*own, *shared]}
     near = difflib.get_close_matches(inner, by_last, n=1, cutoff=0.5)

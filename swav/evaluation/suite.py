@@ -13,7 +13,7 @@ from typing import Any
 from swav.data.images import Images, labelled_halves
 from swav.errors import ConfigError, DataError
 from swav.evaluation import knn, linear
-from swav.evaluation.settings import BenchSettings, LinearSettings, Protocol, resolve
+from swav.evaluation.settings import BenchSettings, LinearSettings, Protocol, resolve, split_options
 from swav.evaluation.task import Score, Task, drawn
 from swav.features import pooled_features
 from swav.network import encoder
@@ -45,7 +45,8 @@ def bench(
         weights: sources, as swav.load takes them.
         data: the labelled data set, or a folder of data sets.
         out: folder for results, logs and the state of benchmarks that train.
-        overrides: `protocol`, `size`, `knn.k` ...; see swav.evaluation.settings.
+        overrides: `protocol`, `size`, `knn.k` ...; see swav.evaluation.settings. And what other projects' weight files
+            do not say, as `model`; see swav.config.WeightOptions.
         dry_run: say what would be run, and for how long; write nothing.
 
     Returns:
@@ -58,12 +59,13 @@ def bench(
         CheckpointError: weights are damaged.
     """
     out = Path(out)
-    protocol, settings = resolve(names, overrides or {})
+    options, overrides = split_options(overrides or {})
+    protocol, settings = resolve(names, overrides)
     if not weights:
         raise ConfigError("weights: expected at least one source (a run folder, a checkpoint, random:NAME), found none")
     read_results(out)  # a file that is none is found before the work
     devices = {name: pick_device(chosen.device) for name, chosen in settings.items()}
-    encoders = [encoder.load(source) for source in dict.fromkeys(weights)]
+    encoders = _encoders(list(dict.fromkeys(weights)), options)
     everything = "all" in names
     try:
         halves = labelled_halves(_root(Path(data)), cache=None if dry_run else out)
@@ -78,6 +80,9 @@ def bench(
         for name, chosen in settings.items()
     ]
     tasks, absent = _possible(tasks, everything)
+    for network in encoders:
+        if network.story:
+            print(network.story, file=sys.stderr)
     if dry_run:
         rows = [_forecast(name, task) for name, task in tasks]
         print(_rendered(rows), file=sys.stderr)
@@ -114,6 +119,12 @@ def _possible(
         else:
             possible.append((name, task))
     return possible, list(absent.values())
+
+
+def _encoders(sources: Sequence[str], options: Mapping[str, Any]) -> list[Encoder]:
+    """Options are for the foreign ones; where there is none, the first says that it has no use for them."""
+    foreign = [source for source in sources if encoder.is_foreign(source)] or sources[:1]
+    return [encoder.load(source, **(options if source in foreign else {})) for source in sources]
 
 
 def _root(data: Path) -> Path:

@@ -1,7 +1,8 @@
 """The one seam between a model and a benchmark: images in, features out, and what is needed to feed it.
 
 A weight source W is `random:NAME` (a backbone, timm:NAME, a recipe or a run folder: that network with fresh weights), a run
-folder (its newest verified checkpoint; `RUN@best` for the best), or one checkpoint's folder.
+folder (its newest verified checkpoint; `RUN@best` for the best), one checkpoint's folder, another project's file
+(weights.py), or `timm:NAME` (the pre-trained weights of that name that timm finds on this machine).
 """
 
 import hashlib
@@ -15,11 +16,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from swav import checkpoint
-from swav.config import TIMM, Recipe, load_recipe, recipe_names, validated
+from swav.config import TIMM, Recipe, WeightOptions, load_recipe, recipe_names, validated
 from swav.data.views import evaluation_view, to_input
 from swav.errors import CheckpointError, ConfigError, did_you_mean
 from swav.network.heads import SwavNetwork, build_network
 from swav.network.trunk import BACKBONES, check_backbone
+from swav.network.weights import Foreign, cached_timm_file, load_foreign
 from swav.strict_yaml import read_yaml
 
 
@@ -27,29 +29,33 @@ class Encoder(nn.Module):
     """A trunk in eval mode. `forward` takes normalised images [N, C, H, W] and returns features [N, F].
 
     Attributes:
-        trunk, head, prototypes: the parts; head and prototypes are as pre-trained.
+        trunk, head, prototypes: the parts, as pre-trained; head and prototypes are None where a file has none.
         name: the weight source, as the user gave it.
         sha256: of the trunk's tensors, names and bytes.
         mean, std: of the normalisation, for RGB in 0..1.
         in_channels: C, 3 or 1.
         size: side of images that the network was made for [pixels].
         settings: what built the network, for results.
+        story: what was found in another project's file, in words; empty for our own.
         num_features: F.
-        stage_names, stage_channels: of the maps that `stages` gives.
+        stage_names, stage_channels: of the maps that `stages` gives; empty where the trunk has no stages.
     """
 
-    def __init__(self, network: SwavNetwork, recipe: Recipe, name: str):
+    def __init__(self, network: SwavNetwork, recipe: Recipe, name: str, foreign: Foreign | None = None):
         super().__init__()
-        self.trunk, self.head, self.prototypes = network.trunk, network.projection_head, network.prototypes
+        self.trunk = network.trunk
+        self.head = network.projection_head if foreign is None or foreign.has_head else None
+        self.prototypes = network.prototypes if foreign is None or foreign.has_prototypes else None
+        self.story = foreign.story if foreign is not None else ""
         self.name, self.sha256 = name, weights_sha256(network.trunk)
         self.mean, self.std, self.size = recipe.mean, recipe.std, recipe.resolution
         self.in_channels = recipe.in_channels
         self.settings: dict[str, Any] = {
             key: getattr(recipe, key) for key in ("backbone", "width", "stem", "in_channels", "mean", "std", "seed")
-        }
+        } | (foreign.settings if foreign is not None else {})
         self.num_features: int = int(network.trunk.num_features)  # type: ignore[arg-type]
-        self.stage_names: list[str] = list(network.trunk.stage_names)  # type: ignore[arg-type]
-        self.stage_channels: list[int] = list(network.trunk.stage_channels)  # type: ignore[arg-type]
+        self.stage_names: list[str] = list(getattr(network.trunk, "stage_names", ()))
+        self.stage_channels: list[int] = list(getattr(network.trunk, "stage_channels", ()))
         self.eval()
 
     def forward(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
@@ -57,7 +63,15 @@ class Encoder(nn.Module):
 
     def stages(self, images: Float[Tensor, "N C H W"]) -> list[Tensor]:
         """Feature maps: of a ResNet feature1 (after the stem, before max-pool) and feature2..5 (layer1..4); of a timm model
-        those of its own stages or blocks."""
+        those of its own stages or blocks.
+
+        Raises:
+            ConfigError: the trunk has none.
+        """
+        if not self.stage_channels:
+            raise ConfigError(
+                f"{self.name}: expected a trunk with stages, found {self.settings['backbone']}, which has none"
+            )
         return self.trunk.stages(images)  # type: ignore[operator, no-any-return]
 
     def preprocess(self, image: UInt8[np.ndarray, "H W 3"], size: int | None = None) -> Float[Tensor, "C S S"]:
@@ -75,19 +89,27 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load(weights: str | Path) -> Encoder:
+def load(weights: str | Path, **options: Any) -> Encoder:
     """Builds the encoder that a weight source names.
 
+    Args:
+        weights: the source.
+        options: what another project's file does not say, as `model="resnet50"`; see config.WeightOptions.
+
     Raises:
-        ConfigError: the source is none of the known kinds.
+        ConfigError: the source is none of the known kinds, or an option is unknown or has no use for it.
         CheckpointError: no checkpoint in it verifies, or its tensors do not fit the network.
     """
     source = str(weights)
+    wanted = validated(WeightOptions, options, "weights")
+    if is_foreign(source):
+        return _of_another_project(source, wanted)
+    if given := [key for key, value in wanted if value is not None]:
+        raise ConfigError(f"{given[0]}: is for other projects' weight files; {source} says itself what it is")
     if source.startswith("random:"):
         recipe = _recipe_of(source.removeprefix("random:"))
         return _frozen(Encoder(build_network(recipe), recipe, source))
-    folder = source.removesuffix("@best")  # any other @ belongs to the path
-    path = _checkpoint_folder(Path(folder), best=folder != source)
+    path = _checkpoint_folder(source)
     saved = checkpoint.read(path)
     recipe = validated(Recipe, saved.state["recipe"], f"{path.name}/state.json")
     network = build_network(recipe)
@@ -101,6 +123,26 @@ def load(weights: str | Path) -> Encoder:
     with torch.no_grad():  # saved a step away from unit norm, see algorithm.normalize_prototypes_
         network.prototypes.weight.copy_(nn.functional.normalize(network.prototypes.weight, dim=1))
     return _frozen(Encoder(network, recipe, source))
+
+
+def is_foreign(source: str) -> bool:
+    """Whether a source is not ours: a file (but for those of our checkpoints), or timm's."""
+    return source.startswith("timm:") or (Path(source).is_file() and not _of_a_checkpoint(source))
+
+
+def _of_a_checkpoint(source: str) -> bool:
+    return Path(source).with_name("manifest.json").is_file()
+
+
+def _of_another_project(source: str, options: WeightOptions) -> Encoder:
+    path = Path(source)
+    if source.startswith("timm:"):
+        name = source.removeprefix("timm:")
+        path = cached_timm_file(name)
+        architecture = name.partition(".")[0]
+        options = options.model_copy(update={"model": architecture if architecture in BACKBONES else source})
+    foreign = load_foreign(path, options)
+    return _frozen(Encoder(foreign.network, foreign.recipe, source, foreign))
 
 
 def _frozen(encoder: Encoder) -> Encoder:
@@ -128,12 +170,19 @@ def _recipe_of(name: str) -> Recipe:
     )
 
 
-def _checkpoint_folder(folder: Path, best: bool) -> Path:
+def _checkpoint_folder(source: str) -> Path:
+    name = source.removesuffix("@best")  # any other @ belongs to the path
+    best = name != source
+    folder = Path(source).parent if _of_a_checkpoint(source) and Path(source).is_file() else Path(name)
     if (folder / "manifest.json").is_file() and not best:
         return folder
     if not (folder / "checkpoints").is_dir():
-        wanted = "a run folder" if best else "a run folder (RUN@best: its best), a checkpoint's folder or random:NAME"
-        raise ConfigError(f"weights '{folder}{'@best' if best else ''}': expected {wanted}, found none")
+        wanted = (
+            "a run folder"
+            if best
+            else "a run folder (RUN@best: its best), a checkpoint's folder, a weight file, random:NAME or timm:NAME"
+        )
+        raise ConfigError(f"weights '{source}': expected {wanted}, found none")
     newest = checkpoint.newest(folder / "checkpoints")
     if newest is None:
         raise CheckpointError(f"{folder}: the run has saved no checkpoint yet; let it run, or use random:{folder}")

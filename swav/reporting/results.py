@@ -132,9 +132,22 @@ def table(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         head = ("bench", f"metric [{', '.join(units)}]", "protocol", "n", *columns)
         body = [(*name, *(values.get(column, "-") for column in columns)) for name, values in cells.items()]
         lines += _aligned([head, *body], left=3)
+    lines += [f"{weights}: {words}" for weights, words in _normalisations(results).items()]
     lines += [f"not comparable with published numbers: {remark}" for remark in remarks]
     lines += [f"not run: {row['bench']}: {row['reason']}; needs {row['expected']}" for row in content["not_run"]]
     return "\n".join(lines)
+
+
+def _normalisations(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """How each weights' images were normalised: weights that see wrongly normalised images score less, and don't say why."""
+    words: dict[str, str] = {}
+    for row in results:
+        config = row.get("config", {})
+        if "mean" in config and "std" in config:
+            channels = config.get("network", {}).get("channels", "rgb")
+            turned = " (trained on BGR, turned to RGB)" if channels == "bgr" else ""
+            words[str(row["weights"])] = f"normalised by mean {list(config['mean'])}, std {list(config['std'])}{turned}"
+    return words
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:

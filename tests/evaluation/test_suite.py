@@ -15,7 +15,8 @@ from swav.data.images import labelled_halves
 from swav.errors import CheckpointError, ConfigError, DataError
 from swav.evaluation import suite
 from swav.evaluation.settings import BENCH_SETTINGS, SMOKE, KnnSettings, LinearSettings, resolve
-from swav.reporting.results import read_results
+from swav.reporting.results import read_results, table
+from tests.network import foreign
 
 QUICK = {"size": 16, "workers": 0, "knn.k": [1, 5], "linear.epochs": 2, "linear.batch": 8}
 QUICK_KNN = {"size": 16, "workers": 0, "knn.k": [1]}
@@ -109,6 +110,20 @@ def test_settings_are_checked_before_weights_and_weights_before_data(tmp_path):
         suite.bench(["knn"], ["nothing"], tmp_path / "nowhere", tmp_path, {"knn.kk": 5})
     with pytest.raises((ConfigError, CheckpointError), match="nothing"):
         suite.bench(["knn"], ["nothing"], tmp_path / "nowhere", tmp_path)
+
+
+def test_other_projects_weights_are_scored_beside_ours_with_their_own_normalisation(colours, tmp_path, capsys):
+    path = str(foreign.write(tmp_path / "w.pth", foreign.swav_flat(foreign.network("basic", (2, 2, 2, 2)))))
+    weights = ["random:tiny", path]
+    content = suite.bench(["knn"], weights, colours, tmp_path / "out", QUICK_KNN | {"mean": [0.5, 0.5, 0.5]})
+    ours, theirs = content["results"][0], content["results"][-1]
+    assert (ours["weights"], ours["config"]["mean"]) == ("random:tiny", [0.485, 0.456, 0.406])
+    assert (theirs["weights"], theirs["config"]["mean"], theirs["config"]["std"][0]) == (path, [0.5, 0.5, 0.5], 0.228)
+    assert theirs["config"]["network"]["layout"] == "facebookresearch/swav"
+    assert "all 120 trunk keys at 'module.'" in capsys.readouterr().err
+    assert f"{path}: normalised by mean [0.5, 0.5, 0.5], std [0.228, 0.224, 0.225]" in table(content)
+    with pytest.raises(ConfigError, match="random:tiny says itself"):
+        suite.bench(["knn"], ["random:tiny"], colours, tmp_path / "out", QUICK_KNN | {"mean": [0.5, 0.5, 0.5]})
 
 
 def test_a_dry_run_says_what_there_is_and_writes_nothing(colours, tmp_path, capsys):

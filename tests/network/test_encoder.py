@@ -75,7 +75,7 @@ def test_an_encoder_is_in_eval_mode_without_gradients_and_prototypes_are_unit_ve
     encoder = load(run)
     assert not encoder.training
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
-    torch.testing.assert_close(encoder.prototypes.weight.norm(dim=1), torch.ones(12))
+    torch.testing.assert_close(encoder.get_parameter("prototypes.weight").norm(dim=1), torch.ones(12))
     maps = encoder.stages(torch.zeros(1, 3, 48, 48))
     assert [m.shape[1] for m in maps] == encoder.stage_channels
 
