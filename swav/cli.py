@@ -165,7 +165,7 @@ def main() -> None:
     # worker, sleeping at once costs a wake-up per layer (12 % of a small network's step). Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # Where a process dies, torch's own threads print a page of C++ frames each; what there is to know we say.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]

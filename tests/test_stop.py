@@ -55,6 +55,7 @@ def start() -> Iterator[Start]:
             port = free.getsockname()[1]
         plain = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES}
         plain |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+        plain["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # as the command line has it
         if sys.platform == "linux":
             plain.setdefault("GLOO_SOCKET_IFNAME", "lo")
         for rank in range(count) if ranks is None else ranks:
