@@ -263,14 +263,14 @@ def _batch(choices: _Choices, facts: Facts) -> None:
 
 
 def _codes(choices: _Choices, facts: Facts) -> None:
-    few = choices.recipe.prototypes < _FEW_PROTOTYPES
-    choices.choose(
-        "epsilon",
-        0.03 if few else 0.05,
-        f"sharper than the published .05, against collapse with few prototypes ({choices.recipe.prototypes})"
-        if few
-        else "published",
-    )
+    batch, prototypes = choices.recipe.batch, choices.recipe.prototypes
+    if prototypes < _FEW_PROTOTYPES and batch < 256:
+        choices.choose(
+            "epsilon", 0.02, f"sharper codes start sooner with few samples in the balance ({batch}); docs/log.md"
+        )
+    elif prototypes < _FEW_PROTOTYPES:
+        choices.choose("epsilon", 0.03, f"sharper than the published .05, with few prototypes ({prototypes})")
+    choices.choose("epsilon", 0.05, "published")
     steps = _steps_per_epoch(choices, facts)
     choices.choose(
         "freeze_prototypes_steps",
@@ -318,8 +318,8 @@ def _length(choices: _Choices, facts: Facts) -> None:
     share = images // 4 // batch * batch
     if batch >= 1024:
         choices.choose("queue_length", 0, "a batch of 1024 or more needs none")
-    elif epochs < 4:
-        choices.choose("queue_length", 0, f"{epochs} epochs are over before a queue helps")
+    elif epochs < 30:
+        choices.choose("queue_length", 0, f"it disturbs the first 15 epochs, and {epochs} are hardly more")
     choices.choose(
         "queue_length",
         min(max(3840 // batch, 1) * batch, share),
@@ -327,8 +327,8 @@ def _length(choices: _Choices, facts: Facts) -> None:
     )
     choices.choose(
         "queue_start_epoch",
-        min(15, max(1, round(0.15 * epochs))) if epochs > 1 else 0,
-        f"15, at most 15 % of {epochs} epochs",
+        min(15, epochs // 2),
+        f"15, at most half of {epochs} epochs",
     )
 
 

@@ -193,6 +193,19 @@ def test_a_batch_that_the_processes_cannot_share_is_refused():
         settled(10_000, "default", {"world_size": 3})
 
 
+@pytest.mark.parametrize(
+    ("images", "device", "epsilon"), [(5000, "cpu", 0.02), (100_000, "cuda", 0.03), (1_281_167, "cuda", 0.05)]
+)
+def test_codes_are_sharper_with_few_prototypes_and_sharpest_with_a_small_batch(images, device, epsilon):
+    assert settled(images, facts={"device": device}).epsilon == epsilon
+
+
+@pytest.mark.parametrize(("epochs", "batch", "queue"), [(29, 64, 0), (30, 64, 1216), (100, 1024, 0)])
+def test_a_queue_is_left_out_where_it_would_do_harm_or_nothing(epochs, batch, queue):
+    chosen = settled(5000, epochs=epochs, batch=batch)
+    assert chosen.queue_length == queue and (not queue or chosen.queue_start_epoch == 15)
+
+
 # -- hours
 
 

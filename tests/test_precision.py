@@ -20,10 +20,11 @@ from swav.network.heads import build_network
 from swav.optim import LossScale
 
 ROOT = Path(__file__).parents[1]
-# Blunt codes and predictions: at the paper's .05 and .1 they are so sharp on a batch of 16 that any rounding changes some
+# No crop below 17 pixels: over a map of one pixel, PyTorch 2.15's bfloat16 gradient of a 3x3 convolution of stride 2 reads
+# memory that nobody wrote, on a CPU. Blunt codes and predictions: at the paper's .05 and .1 they are so sharp on a batch of 16 that any rounding changes some
 # code, and two runs go apart within three steps like two seeds.
 SMALL: dict[str, Any] = {
-    "crops": [{"count": 2, "size": 24, "scale": [0.3, 1.0]}, {"count": 1, "size": 16, "scale": [0.1, 0.3]}],
+    "crops": [{"count": 2, "size": 24, "scale": [0.3, 1.0]}, {"count": 1, "size": 20, "scale": [0.1, 0.3]}],
     "epsilon": 0.2,
     "temperature": 0.2,
     "batch": 16,
@@ -34,8 +35,8 @@ SMALL: dict[str, Any] = {
     "lr": 0.6,
     "warmup_epochs": 0.0,
 }
-STEPS = 5
-CLOSE = {"bf16": 0.09, "fp16": 0.02}  # kernels round in their own ways: bf16 gave .01 on one CPU and .067 on another
+STEPS = 8
+CLOSE = {"bf16": 0.02, "fp16": 0.01}  # measured: .007 and .002, while the loss falls by .41
 
 
 def learner(precision: str, device: str = "cpu", **changes: Any) -> train.Learner:
@@ -55,7 +56,7 @@ def crops(device: str = "cpu", count: int = 1) -> list[list[Tensor]]:
     views = [images + 0.2 * torch.randn(images.shape, generator=generator) for _ in range(3)]
     cut = [view.chunk(count) for view in views]
     return [
-        [torch.cat([resized(one, 24), resized(two, 24)]).to(device), resized(three, 16).to(device)]
+        [torch.cat([resized(one, 24), resized(two, 24)]).to(device), resized(three, 20).to(device)]
         for one, two, three in zip(*cut, strict=True)
     ]
 
@@ -74,7 +75,7 @@ def test_the_first_losses_are_those_of_float32(precision):
     print(f"{precision}: largest difference {max(differences):.4f}, of losses from {exact[0]:.3f} to {exact[-1]:.3f}")
     assert rounded == pytest.approx(exact, abs=CLOSE[precision])
     assert rounded != exact
-    assert exact[0] - exact[-1] > 3 * CLOSE[precision]  # steps that do nothing would be seen
+    assert exact[0] - exact[-1] > 10 * CLOSE[precision]  # steps that do nothing would be seen
 
 
 @pytest.mark.gpu
@@ -119,7 +120,7 @@ def state(ours: train.Learner) -> list[Tensor]:
 
 
 def test_an_overflow_skips_the_step_and_halves_the_scale_and_only_at_the_floor_is_it_an_error():
-    ours = learner("fp16", freeze_prototypes_steps=0)
+    ours = learner("fp16", width=0.125, freeze_prototypes_steps=0)
     assert ours.scale is not None
     ours.step(crops(), 0)
     weight = dict(ours.network.named_parameters())["projection_head.0.weight"]
@@ -137,12 +138,12 @@ def test_an_overflow_skips_the_step_and_halves_the_scale_and_only_at_the_floor_i
 
 
 def test_a_scale_that_begins_too_high_falls_by_itself_and_the_run_goes_on():
-    ours = learner("fp16")
+    ours = learner("fp16", width=0.125)
     assert ours.scale is not None
-    ours.scale.value.fill_(2.0**24)
-    values = [ours.step(crops(), step) for step in range(20)]
+    ours.scale.value.fill_(2.0**20)
+    values = [ours.step(crops(), step) for step in range(10)]
     assert not any(found[len(STEP_VALUES)] for found in values)
-    assert 2.0**4 < ours.scale.value < 2.0**22
+    assert 2.0**8 < ours.scale.value < 2.0**20
     assert values[-1][0] < values[0][0]
 
 
@@ -157,7 +158,7 @@ def test_the_scale_itself_changes_no_gradient():
     """A power of two divides out exactly, up to what float16 loses."""
     norms = []
     for scale in (2.0**4, 2.0**8):
-        ours = learner("fp16")
+        ours = learner("fp16", width=0.125)
         assert ours.scale is not None
         ours.scale.value.fill_(scale)
         norms.append(float(ours.step(crops(), 0)[STEP_VALUES.index("gradient_norm")]))

@@ -4,6 +4,7 @@ or files behind; and a forecast that is far from what a run then does.
 On a GPU the same functions measure for real; here `peak` is a model of one. Run: pytest tests/test_probe.py
 """
 
+import math
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_what_is_found_fits_and_twice_as_much_would_not(
     fixed: int, per_image: int, budget: int, most: int, bend: float
 ) -> None:
     def takes(batch: int) -> int:
-        return fixed + int(per_image * float(batch) ** bend)  # not in proportion: kernels change with the batch
+        return fixed + round(per_image * math.pow(batch, bend))  # not in proportion: kernels change with the batch
 
     def peak(batch: int) -> int | None:
         tried.append(batch)

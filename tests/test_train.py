@@ -240,7 +240,8 @@ def test_a_full_disk_under_the_log_is_exit_4(shapes, tmp_path, monkeypatch):
         train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
 
 
-def test_a_dry_run_prints_every_resolved_setting(shapes, tmp_path, capsys):
+def test_a_dry_run_prints_every_resolved_setting(shapes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("swav.probe.SECONDS", 0.1)
     train.pretrain("tiny", tmp_path / "run", dry_run=True, **SMALL | {"data": str(shapes)})
     printed = capsys.readouterr().out
     assert not [key for key in Recipe.model_fields if f"\n{key}: " not in printed]
