@@ -66,7 +66,11 @@ def test_a_run_leaves_the_folder_that_is_promised(shapes, tmp_path):
     assert features.shape == (2, 64)
 
 
-@pytest.mark.parametrize("changes", [{}, {"micro_batch": 4}, {"precision": "fp16"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"micro_batch": 4}, pytest.param({"precision": "fp16"}, marks=pytest.mark.slow)],  # float16 is slow on a CPU
+    ids=str,
+)
 def test_stopping_and_going_on_gives_the_same_weights_to_the_bit(shapes, tmp_path, monkeypatch, changes):
     settings = SMALL | {"data": str(shapes)} | changes
     whole = train.pretrain("tiny", tmp_path / "whole", **settings)

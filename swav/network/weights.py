@@ -79,11 +79,15 @@ def load_foreign(path: Path, options: WeightOptions) -> Foreign:
     recipe = load_recipe("default").model_copy(update={**settings, "mean": mean, "std": std})
     if recipe.stem == "small":
         recipe = recipe.model_copy(update={"eval_size": 32})
-    trunk = fit.model.trunk or BACKBONES[recipe.backbone](width=recipe.width, stem=recipe.stem)
-    parts = _parts(tensors, layout, int(trunk.num_features))  # type: ignore[arg-type]
-    network, lengths = _filled(file, tensors, trunk, fit, parts)
-    if recipe.stem == "small" and layout.padding != 1:
-        trunk.get_submodule("conv1").padding = (layout.padding, layout.padding)  # type: ignore[assignment]
+    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn on the way, and written over
+        trunk = fit.model.trunk or BACKBONES[recipe.backbone](width=recipe.width, stem=recipe.stem)
+        parts = _parts(tensors, layout, int(trunk.num_features))  # type: ignore[arg-type]
+        network = SwavNetwork(trunk, parts.hidden, parts.dim, parts.count)
+    lengths = _fill(network, file, tensors, fit, parts)
+    network = cast(SwavNetwork, in_channels_last(network))
+    padding = layout.padding if recipe.stem == "small" else 0
+    if padding:
+        trunk.get_submodule("conv1").padding = (padding, padding)  # type: ignore[assignment]
     channels = options.channels or "rgb"
     if channels == "bgr":
         recipe = recipe.model_copy(update={"mean": mean[::-1], "std": std[::-1]})
@@ -94,7 +98,7 @@ def load_foreign(path: Path, options: WeightOptions) -> Foreign:
         "prefix": fit.prefix,
         "channels": channels,
         "normalisation": source,
-    }
+    } | ({"padding": padding} if padding else {})
     story = _story(path, tensors, fit, layout, parts, lengths)
     story += f"\n{path}: images normalised by mean {list(mean)}, std {list(std)}, channels {channels} ({source})"
     return Foreign(network, recipe, bool(parts.head), bool(parts.prototypes), found, story)
@@ -243,12 +247,8 @@ def _parts(tensors: Tensors, layout: Layout, features: int) -> _Parts:
     return _Parts(head, prototypes, hidden, dim, tensors[prototypes[-1]].shape[0] if prototypes else 1)
 
 
-def _filled(
-    file: WeightFile, tensors: Tensors, trunk: nn.Module, fit: Fit, parts: _Parts
-) -> tuple[SwavNetwork, tuple[float, float]]:
-    """The network, and the shortest and longest of the prototypes as they were in the file."""
-    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn on the way, and written over
-        network = SwavNetwork(trunk, parts.hidden, parts.dim, parts.count)
+def _fill(network: SwavNetwork, file: WeightFile, tensors: Tensors, fit: Fit, parts: _Parts) -> tuple[float, float]:
+    """Puts the file's tensors in place; returns the lengths of the shortest and longest prototype in the file."""
     places = {f"trunk.{key}": name for key, name in fit.places.items()}
     places |= {f"projection_head.{key}": name for key, name in parts.head.items()}
     read = file.tensors({key: tensors[name] for key, name in places.items()})
@@ -267,7 +267,7 @@ def _filled(
         own[key].copy_(value)
     lengths = network.prototypes.weight.detach().norm(dim=1)
     own["prototypes.weight"].copy_(nn.functional.normalize(own["prototypes.weight"], dim=1))
-    return cast(SwavNetwork, in_channels_last(network)), (float(lengths.min()), float(lengths.max()))
+    return float(lengths.min()), float(lengths.max())
 
 
 def _story(path: Path, tensors: Tensors, fit: Fit, layout: Layout, parts: _Parts, lengths: tuple[float, float]) -> str:
