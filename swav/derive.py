@@ -20,7 +20,7 @@ RULED = frozenset(  # settings that have a rule
         *("device", "precision", "workers"),
         *("crops", "jitter", "grayscale", "blur"),
         *("backbone", "width", "stem", "head_hidden", "prototypes"),
-        *("batch", "epsilon", "freeze_prototypes_steps"),
+        *("batch", "micro_batch", "epsilon", "freeze_prototypes_steps"),
         *("optimizer", "lr", "final_lr"),
         *("epochs", "warmup_epochs", "queue_length", "queue_start_epoch"),
     }
@@ -45,8 +45,8 @@ class Facts:
         cpus: processor cores that this machine lends us.
         has_bf16: whether the device computes in bfloat16.
         is_grey: looks at some of the images and tells whether they hold no colour.
-        fits: fits(recipe, most): how many images per step and process, up to `most`, memory has room for, and how that
-            was found. Of the settings those of machine, views and network are settled.
+        fits: fits(recipe, most): how many images at a time a process has memory for, up to `most`, and how that was found.
+            Of the settings those of machine, views and network are settled.
         pace: images per second of all processes together, for settings that are settled but for the length of the run.
     """
 
@@ -239,9 +239,31 @@ def _network(choices: _Choices, facts: Facts) -> None:
 
 
 def _batch(choices: _Choices, facts: Facts) -> None:
-    if not choices.recipe.left_at_auto("batch"):
-        return
-    images, world_size, on_gpu = facts.num_images, facts.world_size, choices.recipe.device == "cuda"
+    """What teaches well is the batch; what memory has room for is the micro-batch, if that may be chosen too."""
+    world_size = facts.world_size
+    if choices.recipe.left_at_auto("batch"):
+        share, reason = _share_that_suits(choices.recipe, facts)
+        if not choices.recipe.left_at_auto("micro_batch") and choices.recipe.micro_batch == 0:
+            fits, how = facts.fits(choices.recipe, share)
+            if fits < share:
+                share, reason = (
+                    _power_of_two(fits),
+                    f"what fits into memory ({how}); more would be {share * world_size}",
+                )
+        choices.choose("batch", share * world_size, reason)
+    if choices.recipe.left_at_auto("micro_batch"):
+        share = choices.recipe.batch // world_size
+        fits, how = facts.fits(choices.recipe, share)
+        if fits >= share:
+            choices.choose("micro_batch", 0, f"all {share} images of a step and process fit into memory ({how})")
+        choices.choose(
+            "micro_batch", _divisor(share, max(1, fits)), f"of {share} images, what fits into memory ({how})"
+        )
+
+
+def _share_that_suits(recipe: Recipe, facts: Facts) -> tuple[int, str]:
+    """Images per step and process, whatever the memory."""
+    images, world_size, on_gpu = facts.num_images, facts.world_size, recipe.device == "cuda"
     if images < 2 * world_size:
         raise DataError(
             f"expected at least 2 images per process ({2 * world_size}), found {images}; SwAV needs a batch"
@@ -249,14 +271,10 @@ def _batch(choices: _Choices, facts: Facts) -> None:
     most = 256 if on_gpu else 64
     # 16 steps an epoch; but a batch below 16 balances hardly anything, so few images make fewer steps.
     wanted = min(most, _power_of_two(max(images // 16, min(16, images))))
-    share = max(2, wanted // world_size)
     reason = f"{'published small batch, on a GPU' if on_gpu else 'many small steps, on a CPU'}: {most}"
     if wanted < most:
         reason += f"; a power of 2 for {images} images"
-    fits, how = facts.fits(choices.recipe, share)
-    if fits < share:
-        share, reason = _power_of_two(fits), f"what fits into memory ({how}); more would be {share * world_size}"
-    choices.choose("batch", share * world_size, reason)
+    return max(2, wanted // world_size), reason
 
 
 # -- codes

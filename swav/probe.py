@@ -36,12 +36,12 @@ _CPU_STEP_SECONDS = 1.0  # a probing step on a CPU is made of as few images as t
 
 
 def fits(recipe: Recipe, device: torch.device, most: int) -> tuple[int, str]:
-    """The most images per step and process, up to `most`, that memory has room for; and how that was found, in words.
+    """The most images at a time, up to `most`, that a process has memory for; and how that was found, in words.
 
-    On a GPU a power of two (`most` is one), tried: see `largest_that_fits`. On a CPU by the rule that a step may take CPU_SHARE of the
-    memory that is available now, shared by all processes, and that it takes what a forward of two images keeps for the
-    backward, per image, times _OVERHEAD, beside weights, gradients and the optimiser's state. (A CPU that runs out of
-    memory kills; there is nothing to try.)
+    On a GPU tried: see `largest_that_fits`. On a CPU by the rule that a step may take CPU_SHARE of the memory that is
+    available now, shared by all processes, and that it takes what a forward of two images keeps for the backward, per
+    image, times _OVERHEAD, beside weights, gradients and the optimiser's state. (A CPU that runs out of memory kills;
+    there is nothing to try.)
 
     Args:
         recipe: machine, views, network and prototypes settled.
@@ -70,24 +70,28 @@ def fits(recipe: Recipe, device: torch.device, most: int) -> tuple[int, str]:
 
 
 def largest_that_fits(peak: Callable[[int], int | None], most: int, budget: int) -> int:
-    """The largest power of two up to `most` whose step stays within a budget; 0 if none does.
+    """`most`, or else the largest power of two below it, whose step stays within a budget; 0 if none does.
 
     Two small steps tell what an image takes, hence how many fit; steps of that size, halved as often as needed, verify.
 
     Args:
         peak: bytes at the peak of a step of so many images; None where memory ran out.
-        most: a power of two.
         budget: bytes.
     """
-    size = min(16, most)
+    size = min(16, _power_of_two(most))
     few, more = peak(size // 2) if size > 1 else None, peak(size)
     if few is not None and more is not None and more > few:
         per_image = (more - few) / (size - size // 2)
         room = size + int((budget - more) / per_image)
-        size = min(most, 1 << room.bit_length() - 1) if room > 0 else size
+        size = most if room >= most else _power_of_two(room) if room > 0 else size
     while size and ((used := peak(size)) is None or used > budget):
-        size //= 2
+        size = _power_of_two(size - 1) if size > 1 else 0
     return size
+
+
+def _power_of_two(count: int) -> int:
+    """The largest that is not above a positive count."""
+    return 1 << count.bit_length() - 1
 
 
 def _gpu_peak(recipe: Recipe, device: torch.device) -> Callable[[int], int | None]:
@@ -154,6 +158,9 @@ def pace(images: Images, recipe: Recipe, device: torch.device) -> float:
 
 def _own_pace(images: Images, recipe: Recipe, device: torch.device) -> float:
     network, optimizer = _learner(recipe, device)
+    share, at_a_time = recipe.batch // dist.world_size(), recipe.images_per_forward(dist.world_size())
+    in_pieces = at_a_time < share
+    recipe = recipe.model_copy(update={"batch": at_a_time * dist.world_size()})
     if device.type == "cpu":
         recipe = _with_short_steps(recipe, network, optimizer)
     share = recipe.batch // dist.world_size()
@@ -171,7 +178,11 @@ def _own_pace(images: Images, recipe: Recipe, device: torch.device) -> float:
     ends: list[float] = []
     try:
         for batch in loader:
-            _step(network, optimizer, crops_on(device, batch, recipe), share, recipe)
+            crops = crops_on(device, batch, recipe)
+            if in_pieces:  # each goes through the network once more before, for the codes of the whole batch
+                with torch.no_grad():
+                    _loss(network, crops, share, recipe)
+            _step(network, optimizer, crops, share, recipe)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             ends.append(time.monotonic())
@@ -221,7 +232,7 @@ def _step(
 
 
 def _loss(network: SwavNetwork, crops: list[Tensor], batch: int, recipe: Recipe) -> Tensor:
-    half = {"bf16": torch.bfloat16}.get(recipe.precision)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
     with nullcontext() if half is None else torch.autocast(crops[0].device.type, dtype=half):
         _, scores = network(crops, batch)
     codes = scores.detach()[list(recipe.code_views)].softmax(dim=2)
@@ -231,15 +242,19 @@ def _loss(network: SwavNetwork, crops: list[Tensor], batch: int, recipe: Recipe)
 # -- forecast
 
 
-def forecast(images: Images, scored: int, recipe: Recipe, device: torch.device, out: Path) -> str:
+def forecast(
+    images: Images, scored: int, recipe: Recipe, device: torch.device, out: Path, speed: float | None = None
+) -> str:
     """Lines on the time, memory and disk that a run will take, and how far off they may be.
 
     Args:
         scored: images that each kNN evaluation runs through the network.
         recipe: settled.
         out: the run's folder; it need not exist.
+        speed: images per second, where they are known.
     """
-    speed = pace(images, recipe, device)
+    if speed is None:
+        speed = pace(images, recipe, device)
     evaluations = int(recipe.epochs // max(1, round(recipe.knn_epochs))) if scored else 0
     # An evaluation is a forward of one view; a step is worth three forwards of all crops. Decoding is the same.
     pixels = sum(crop.count * crop.size**2 for crop in recipe.crops)
@@ -261,13 +276,13 @@ def forecast(images: Images, scored: int, recipe: Recipe, device: torch.device, 
 
 
 def _memory(recipe: Recipe, device: torch.device) -> int:
-    share = recipe.batch // dist.world_size()
+    share, at_a_time = recipe.batch // dist.world_size(), recipe.images_per_forward(dist.world_size())
     if device.type == "cuda":
-        peak = _gpu_peak(recipe, device)(share)
+        peak = _gpu_peak(recipe, device)(at_a_time)
         return available_memory(device) + 1 if peak is None else peak
     fixed, per_image = cpu_bytes(recipe)
     views = sum(crop.count * crop.size**2 * 3 for crop in recipe.crops) * share  # uint8, and float32 in the step
-    return fixed + share * per_image + (2 * recipe.workers + 2 + 4) * views + _BARE_PROCESS
+    return fixed + at_a_time * per_image + (2 * recipe.workers + 2 + 4) * views + _BARE_PROCESS
 
 
 _BARE_PROCESS = 800_000_000  # Python with torch and this package, before a network is built [bytes]

@@ -35,6 +35,7 @@ class Run:
     unlabelled: str  # why there is nothing to score by
     device: torch.device
     kept: list[str] = dataclasses.field(default_factory=list)  # settings left at `auto` that an earlier sitting chose
+    speed: float | None = None  # images per second, where it had to be measured
 
     @property
     def steps_per_epoch(self) -> int:
@@ -60,7 +61,8 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
         raise DataError(
             f"{wanted.data}: expected at least one batch of {wanted.batch} images, found {len(images)}; use batch={_power_of_two(len(images))} or more images"
         )
-    recipe, reasons = derive(wanted, _facts(images, device))
+    speeds: list[float] = []
+    recipe, reasons = derive(wanted, _facts(images, device, speeds))
     check_backbone(recipe.backbone, (*recipe.view_sizes, recipe.resolution), recipe.in_channels)
     _check_bad(images, recipe)
     if recipe.compile and not has_compiler():
@@ -73,11 +75,12 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
             labelled = labelled_halves(path, cache=cache)
         except DataError as error:
             unlabelled = str(error)  # usual where there are no labels; said, as it also tells of halves that differ
-    return Run(out, recipe, reasons, images, labelled, unlabelled, device, kept)
+    return Run(out, recipe, reasons, images, labelled, unlabelled, device, kept, speeds[0] if speeds else None)
 
 
-def _facts(images: Images, device: torch.device) -> Facts:
-    """What settings are derived from; what takes time is looked at only where a setting depends on it."""
+def _facts(images: Images, device: torch.device, speeds: list[float]) -> Facts:
+    """What settings are derived from; what takes time is looked at only where a setting depends on it. A speed that was
+    measured is noted in `speeds`."""
 
     def fits(recipe: Recipe, most: int) -> tuple[int, str]:
         if device.type == "cuda":
@@ -86,7 +89,8 @@ def _facts(images: Images, device: torch.device) -> Facts:
 
     def pace(recipe: Recipe) -> float:
         say(f"measuring the speed of this machine, in about {probe.SECONDS:g} s of training")
-        return probe.pace(images, recipe, device)
+        speeds.append(probe.pace(images, recipe, device))
+        return speeds[0]
 
     return Facts(
         num_images=len(images),

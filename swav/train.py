@@ -253,7 +253,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         if dry_run:
             scored = sum(map(len, run.labelled)) if run.labelled else 0
             say("trying some steps, to estimate time and memory")
-            lines = forecast(run.images, scored, run.recipe, device, out)
+            lines = forecast(run.images, scored, run.recipe, device, out, run.speed)
             taken = f"\ninit       {take_over(build_network(run.recipe), start)}" if start is not None else ""
             if dist.rank() == 0:
                 print(describe(run) + taken, lines, f"\n{to_yaml(run.recipe)}", sep="\n", end="")

@@ -83,7 +83,7 @@ def test_nothing_is_measured_that_no_setting_depends_on():
 
     asked = {"is_grey": refuse, "fits": refuse, "pace": refuse}
     settled(50_000, "imagenette", asked)
-    settled(50_000, "auto", asked, batch=64, jitter=[0, 0, 0, 0], grayscale=0)
+    settled(50_000, "auto", asked, batch=64, micro_batch=0, jitter=[0, 0, 0, 0], grayscale=0)
 
 
 # -- the published settings
@@ -158,9 +158,21 @@ def test_few_images_make_one_batch(images, batch):
     assert settled(images).batch == batch
 
 
-def test_memory_bounds_the_batch_and_says_so():
-    chosen, reasons = derived(10**6, facts=GPU | {"fits": lambda recipe, most: (100, "tried on this GPU")})
+def test_memory_bounds_the_micro_batch_and_says_so():
+    small = GPU | {"fits": lambda recipe, most: (min(most, 100), "tried on this GPU")}
+    chosen, reasons = derived(10**6, facts=small)
+    assert (chosen.batch, chosen.micro_batch) == (256, 64) and "tried on this GPU" in reasons["micro_batch"]
+    assert settled(10**6, facts=GPU).micro_batch == 0
+    large = settled(10**6, "swav_200ep", small, micro_batch="auto")
+    assert (large.batch, large.micro_batch) == (4096, 64)
+    assert settled(10**6, "swav_200ep", small | {"world_size": 64}, micro_batch="auto").micro_batch == 0
+
+
+def test_where_the_batch_goes_through_at_once_memory_bounds_the_batch():
+    small = GPU | {"fits": lambda recipe, most: (100, "tried on this GPU")}
+    chosen, reasons = derived(10**6, facts=small, micro_batch=0)
     assert chosen.batch == 64 and "tried on this GPU" in reasons["batch"]
+    assert settled(10**6, facts=GPU | {"fits": lambda *_: pytest.fail("asked in vain")}, micro_batch=8).batch == 256
 
 
 def test_what_memory_is_asked_about_is_settled():

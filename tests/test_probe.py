@@ -56,7 +56,7 @@ def shapes(tmp_path_factory) -> Path:
     fixed=st.integers(0, 10**10),
     per_image=st.integers(1, 10**9),
     budget=st.integers(1, 10**11),
-    most=st.sampled_from([1, 2, 8, 64, 256, 4096]),
+    most=st.sampled_from([1, 2, 8, 21, 64, 96, 256, 4096]),
     bend=st.floats(0.7, 1.5),
 )
 def test_what_is_found_fits_and_twice_as_much_would_not(
@@ -74,7 +74,8 @@ def test_what_is_found_fits_and_twice_as_much_would_not(
     assert found == 0 or (found <= most and takes(found) <= budget and found in tried)
     assert max(tried) <= most and len(tried) <= 15
     if bend == 1:
-        assert found == max([0, *(2**i for i in range(13) if 2**i <= most and takes(2**i) <= budget)])
+        sizes = {most, *(2**i for i in range(13) if 2**i <= most)}
+        assert found == max([0, *(size for size in sizes if takes(size) <= budget)])
 
 
 @pytest.mark.parametrize(
@@ -156,6 +157,19 @@ def test_the_pace_is_that_of_the_steps_after_the_first_ones(shapes, monkeypatch)
     pace = probe.pace(open_images(shapes), recipe(), CPU)
     assert pace == pytest.approx(16 / 1.0)
     assert set(batches) == {16} and len(batches) <= 3 + probe.SECONDS / 1.0 + 1
+
+
+def test_a_batch_in_micro_batches_is_timed_by_these_each_twice_through_the_network(shapes, monkeypatch):
+    batches = timed(monkeypatch, Clock(), lambda n: 0.9)
+    forwards: list[int] = []
+
+    def loss(network: object, crops: object, batch: int, recipe: Recipe) -> None:
+        assert not torch.is_grad_enabled()
+        forwards.append(batch)
+
+    monkeypatch.setattr(probe, "_loss", loss)
+    assert probe.pace(open_images(shapes), recipe(micro_batch=4), CPU) == pytest.approx(4 / 1.0)
+    assert set(batches) == {4} and forwards == batches
 
 
 def test_slow_steps_are_not_waited_for_longer_than_the_limit(shapes, monkeypatch):

@@ -97,6 +97,16 @@ def test_stopping_and_going_on_gives_the_same_weights_to_the_bit(shapes, tmp_pat
     assert [line["loss"] for line in lines(parts)] == [line["loss"] for line in lines(whole)]
 
 
+def test_a_timm_trunk_learns_from_grey_images_and_comes_back(shapes, tmp_path):
+    settings = SMALL | {"data": str(shapes), "width": 1, "stem": "imagenet", "epochs": 1, "queue_length": 0}
+    changes = {"backbone": "timm:vit_tiny_patch16_224", "in_channels": 1, "warmup_epochs": 0}
+    crops = [{"count": 2, "size": 32, "scale": [0.3, 1.0]}, {"count": 1, "size": 16, "scale": [0.1, 0.3]}]
+    run = train.pretrain("tiny", tmp_path / "run", **settings | changes | {"crops": crops})
+    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
+    encoder = load(run)
+    assert encoder(torch.zeros(2, 1, 32, 32)).shape == (2, 192) and len(encoder.stages(torch.zeros(2, 1, 32, 32))) == 12
+
+
 def test_a_finished_run_is_left_alone(shapes, tmp_path):
     run = train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
