@@ -66,6 +66,15 @@ def sinkhorn_codes(scores: Float[Tensor, "B K"], epsilon: float = 0.05, iteratio
     return codes
 
 
+def hardened(codes: Float[Tensor, "*B K"]) -> Float[Tensor, "*B K"]:
+    """One-hot codes: all on the largest entry (the first of equal ones). An option, not the paper's choice.
+
+    Source: section 3.1 compares both and keeps soft codes ("rounding is a more aggressive optimization step"); the
+    original's maintainers advise hard ones for runs that do not leave ln K.
+    """
+    return torch.zeros_like(codes).scatter_(-1, codes.argmax(dim=-1, keepdim=True), 1.0)
+
+
 def swapped_loss(
     scores: Float[Tensor, "V B K"],
     codes: Float[Tensor, "A B K"],
@@ -110,6 +119,35 @@ def swapped_loss(
     is_other = torch.ones(len(codes), num_views, dtype=scores.dtype, device=scores.device)
     is_other[range(len(codes)), list(code_views)] = 0
     return ((normaliser - agreement) * is_other).sum() / (batch * len(codes) * (num_views - 1))
+
+
+def koleo_loss(embeddings: Float[Tensor, "A B D"], eps: float = 1e-8) -> Float[Tensor, ""]:
+    """Minus the mean log-distance from each embedding to the nearest other one of the same crop: it spreads them.
+
+    An option, not part of the method. The neighbour is sought among the samples at hand: those of this process, and of
+    the micro-batch where the batch is cut into such.
+
+    Args:
+        embeddings: [A, B, D] unit vectors, B at least 2.
+        eps: added to the distance.
+
+    Raises:
+        ValueError: a single sample has no other.
+
+    Source: Sablayrolles et al. 2019 (arXiv 1806.03198), equation 2; per crop as in DINOv2 (arXiv 2304.07193), weight .1 there.
+    """
+    count = embeddings.shape[1]
+    if count < 2:
+        raise ValueError(f"expected at least 2 samples to spread, found {count}")
+    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+    with torch.no_grad():
+        similarity = embeddings @ embeddings.transpose(1, 2)
+        similarity.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+        nearest = similarity.argmax(dim=2, keepdim=True)
+    others = embeddings.gather(1, nearest.expand_as(embeddings))
+    distance = torch.linalg.vector_norm(embeddings - others, dim=2)
+    spread: Tensor = (distance + eps).log().mean()
+    return -spread
 
 
 @torch.no_grad()

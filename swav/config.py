@@ -7,6 +7,7 @@ No torch here: `swav recipes` and every complaint about settings answer at once.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -142,7 +143,11 @@ class Recipe(Settings):
     )
     head_hidden: Count = Field(2048, description="width of the projection head's hidden layer")
     head_dim: Count = Field(128, description="dimension of an embedding")
-    prototypes: Count = Field(3000, description="number of prototypes; auto: from the number of images")
+    prototypes: Count | Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
+        3000,
+        description="number of prototypes, or of each of several sets ([3000, 1000]), each with codes of its own; "
+        "auto: from the number of images",
+    )
 
     init: str | None = Field(
         None,
@@ -157,6 +162,13 @@ class Recipe(Settings):
     sinkhorn_iterations: Count = Field(3, description="iterations of Sinkhorn-Knopp")
     sinkhorn: Literal["global", "local"] = Field(
         "global", description="codes are balanced over all processes, or (local; not the method) over each one alone"
+    )
+    hard_codes: bool = Field(False, description="each code all on its largest entry; the original's advice on collapse")
+    teacher_momentum: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)] = Field(
+        0.0, description="codes from a copy of the network that follows it, t <- m t + (1 - m) s; 0: from the network"
+    )
+    koleo: NonNegative = Field(
+        0.0, description="weight of the KoLeo term, which spreads the embeddings of the code-giving crops; 0: none"
     )
     freeze_prototypes_steps: Steps = Field(
         AUTO, description="steps without a prototype update; auto: one epoch and a step"
@@ -238,6 +250,16 @@ class Recipe(Settings):
         """Side of images when features are evaluated [pixels]."""
         return max(self.view_sizes) if self.eval_size == "auto" else self.eval_size
 
+    @property
+    def prototype_heads(self) -> tuple[int, ...]:
+        """Number of prototypes in each set; most often there is one."""
+        return self.prototypes if isinstance(self.prototypes, tuple) else (self.prototypes,)
+
+    @property
+    def ln_prototypes(self) -> float:
+        """Mean over the sets of ln K: the loss where every code is uniform, as after a collapse [nats]."""
+        return sum(math.log(count) for count in self.prototype_heads) / len(self.prototype_heads)
+
     def images_per_forward(self, world_size: int) -> int:
         """Images that a process takes through the network at a time: a micro-batch, or its share of the batch."""
         share = self.batch // world_size
@@ -280,6 +302,8 @@ class Recipe(Settings):
             yield f"queue_start_epoch: expected below epochs ({self.epochs}), found {self.queue_start_epoch}; the queue would never be used"
         if known("warmup_epochs", "epochs") and self.warmup_epochs >= self.epochs:
             yield f"warmup_epochs: expected below epochs ({self.epochs}), found {self.warmup_epochs}"
+        if known("koleo", "batch", "micro_batch") and self.koleo > 0 and 1 in (self.batch, self.micro_batch):
+            yield "koleo: expected at least 2 images per forward, found 1: an embedding is spread from its nearest other one"
         if known("hours", "epochs") and self.hours is not None:
             yield f"hours: expected epochs=auto beside it, found epochs={self.epochs}; the time to spend derives the epochs"
 

@@ -281,7 +281,7 @@ def _share_that_suits(recipe: Recipe, facts: Facts) -> tuple[int, str]:
 
 
 def _codes(choices: _Choices, facts: Facts) -> None:
-    batch, prototypes = choices.recipe.batch, choices.recipe.prototypes
+    batch, prototypes = choices.recipe.batch, max(choices.recipe.prototype_heads)
     if prototypes < _FEW_PROTOTYPES and batch < 256:
         choices.choose(
             "epsilon", 0.02, f"sharper codes start sooner with few samples in the balance ({batch}); docs/log.md"

@@ -16,17 +16,17 @@ STEP_VALUES = ("loss", "code_entropy", "code_confidence", "gradient_norm")
 
 
 @torch.no_grad()
-def code_statistics(codes: Float[Tensor, "A B K"]) -> tuple[Tensor, Tensor]:
-    """Mean entropy of a sample's code [nats], and mean of its largest entry."""
-    entropy = -torch.xlogy(codes, codes).sum(dim=-1).mean()
-    return entropy, codes.amax(dim=-1).mean()
+def code_statistics(codes: Sequence[Float[Tensor, "A B _"]]) -> tuple[Tensor, Tensor]:
+    """Mean entropy of a sample's code [nats], and mean of its largest entry; over all sets of prototypes."""
+    entropy = torch.stack([-torch.xlogy(part, part).sum(dim=-1).mean() for part in codes])
+    return entropy.mean(), torch.stack([part.amax(dim=-1).mean() for part in codes]).mean()
 
 
 class Monitor:
     """Counts which prototypes are used and keeps recent embeddings, on the device, between two lines of the log.
 
     Args:
-        prototypes: K.
+        prototypes: K, of all sets together.
         dim: D.
         device: where codes and embeddings are.
         recent: embeddings kept for the effective rank and the spread.
@@ -39,15 +39,16 @@ class Monitor:
         self.window = 0
 
     @torch.no_grad()
-    def watch(self, embeddings: Float[Tensor, "V B D"], codes: Float[Tensor, "A B K"]) -> None:
+    def watch(self, embeddings: Float[Tensor, "V B D"], codes: Sequence[Float[Tensor, "A B _"]]) -> None:
         """Takes note of one step. The usage covers at least 10 samples per prototype before it is started afresh."""
         if self.window > 10 * len(self.usage):
             self.usage, self.window = torch.zeros_like(self.usage), 0
-        chosen = codes[0].argmax(dim=-1)
-        self.usage += torch.zeros_like(self.usage).index_add_(
-            0, chosen, torch.ones_like(chosen, dtype=self.usage.dtype)
-        )
-        self.window += len(chosen)
+        before = 0
+        for part in codes:
+            chosen = part[0].argmax(dim=-1) + before
+            self.usage.index_add_(0, chosen, torch.ones_like(chosen, dtype=self.usage.dtype))
+            before += part.shape[-1]
+        self.window += codes[0].shape[1]
         self.recent = torch.cat([embeddings[0].detach().float(), self.recent])[: self.capacity]
 
     def summary(self) -> dict[str, float]:
@@ -66,23 +67,23 @@ class Watch:
     """Judges a run while it goes on, and speaks up where the judgement changes.
 
     Args:
-        num_prototypes: K.
+        ln_k: the loss of uniform codes, Recipe.ln_prototypes [nats].
     """
 
-    def __init__(self, num_prototypes: int):
-        self.num_prototypes = num_prototypes
+    def __init__(self, ln_k: float):
+        self.ln_k = ln_k
         self.state = "healthy"
 
     def news(self, history: Sequence[Mapping[str, float | None]]) -> str | None:
         """The verdict and its advice, where it is another than the last time; else None."""
-        state, advice = verdict(history, self.num_prototypes)
+        state, advice = verdict(history, self.ln_k)
         if state in ("too early", self.state):
             return None
         self.state = state
         return f"{state}: {advice}"
 
 
-def verdict(history: Sequence[Mapping[str, float | None]], num_prototypes: int) -> tuple[str, str]:
+def verdict(history: Sequence[Mapping[str, float | None]], ln_k: float) -> tuple[str, str]:
     """Judges a run by its last lines of metrics.
 
     Returns:
@@ -99,12 +100,12 @@ def verdict(history: Sequence[Mapping[str, float | None]], num_prototypes: int) 
         for key in ("loss_gap", "embedding_std", "prototypes_used", "data_wait")
     }
     at_start = len(lines) < 50
-    still = mean["loss_gap"] < 0.02 * math.log(num_prototypes) or mean["embedding_std"] < 0.05
+    still = mean["loss_gap"] < 0.02 * ln_k or mean["embedding_std"] < 0.05
     if still and at_start:
-        return "too early", f"the loss has not left ln K = {math.log(num_prototypes):.2f} yet"
+        return "too early", f"the loss has not left ln K = {ln_k:.2f} yet"
     if still:
         return "collapsing", (
-            f"the loss stays at ln K = {math.log(num_prototypes):.2f} or embeddings are all alike: lower epsilon (0.03), "
+            f"the loss stays at ln K = {ln_k:.2f} or embeddings are all alike: lower epsilon (0.03), "
             "freeze prototypes longer, lower the learning rate, or start the queue later"
         )
     if not at_start and mean["prototypes_used"] < 0.2:

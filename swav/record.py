@@ -106,7 +106,7 @@ def metrics_line(
         "step": done,
         "epoch": done / run.steps_per_epoch,
         **named,
-        "loss_gap": math.log(run.recipe.prototypes) - named["loss"],
+        "loss_gap": run.recipe.ln_prototypes - named["loss"],
         **monitor.summary(),
         "lr": learning_rate(run.recipe, done - 1, run.steps_per_epoch),
         "images_per_second": steps_per_second * run.recipe.batch,

@@ -162,7 +162,7 @@ def describe(run: Run) -> str:
         + (f"; {len(run.images.bad)} unreadable left out" if run.images.bad else ""),
         f"steps      {run.total_steps} = {recipe.epochs} epochs x {run.steps_per_epoch}, batch {recipe.batch} over {dist.world_size()} process(es)",
         f"views      {' + '.join(f'{crop.count}x{crop.size}' for crop in recipe.crops)}, codes from {list(recipe.code_views)}",
-        f"network    {_network_in_words(recipe)}, {recipe.prototypes} prototypes",
+        f"network    {_network_in_words(recipe)}, {_prototypes_in_words(recipe)}",
         f"forward    {_forward_in_words(recipe, dist.world_size())}",
         f"optimiser  {recipe.optimizer}, learning rate {recipe.lr:g} to {recipe.final_lr:g}, {recipe.warmup_epochs:g} epochs of warm-up",
         f"labels     {'kNN every ' + format(recipe.knn_epochs, 'g') + ' epochs' if run.labelled else f'none used ({run.unlabelled})'}",
@@ -233,6 +233,15 @@ def _network_in_words(recipe: Recipe) -> str:
     if recipe.backbone in RESNETS:
         words += f", width {recipe.width:g}, stem {recipe.stem}"
     return words + (", on the luma of the images" if recipe.in_channels == 1 else "")
+
+
+def _prototypes_in_words(recipe: Recipe) -> str:
+    words = f"{' + '.join(map(str, recipe.prototype_heads))} prototypes"
+    if recipe.teacher_momentum:
+        words += f", codes from a teacher of momentum {recipe.teacher_momentum:g}"
+    if recipe.hard_codes:
+        words += ", hard codes"
+    return words + (f", KoLeo {recipe.koleo:g}" if recipe.koleo else "")
 
 
 def kept_in_words(run: Run) -> str:

@@ -1,13 +1,12 @@
 """Pre-training: from a recipe and a folder of images to a run folder, in reading order.
 
-`pretrain` sets the scene, `_loop` walks through the steps, `Learner.step` is one step of the algorithm.
+`pretrain` sets the scene, `_loop` walks through the steps; `Learner.step` (learner.py) is one step of the algorithm.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,14 @@ import torch
 from torch import Tensor
 
 from swav import checkpoint, dist
-from swav.algorithm import Queue, normalize_prototypes_, sinkhorn_codes, swapped_loss
 from swav.config import Recipe, load_recipe, to_yaml, validated
 from swav.data.device import Pieces
 from swav.data.loader import Loader
 from swav.errors import ConfigError, DataError, NumericsError, Stopped
-from swav.monitor import STEP_VALUES, Monitor, Watch, code_statistics, verdict
-from swav.network.batch_norm import running_statistics_kept, synchronised
-from swav.network.heads import SwavNetwork, build_network
-from swav.network.parallel import gradients_averaged, in_parallel
+from swav.learner import Learner
+from swav.monitor import STEP_VALUES, Monitor, Watch, verdict
+from swav.network.heads import build_network
 from swav.network.start import take_over, weights_to_start_from
-from swav.optim import LossScale, Undo, build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
 from swav.probe import forecast
 from swav.record import Clock, Log, draw_views, metrics_line, score_by_knn
 from swav.reporting.page import write_report
@@ -38,186 +34,9 @@ from swav.runtime import (
     fault_point,
     out_of_memory_told,
     pick_device,
-    random_state,
     seed_process,
-    set_random_state,
     write_text_durably,
 )
-
-Crops = Sequence[Tensor]  # normalised images, one tensor per kind of crop [count * B, 3, S, S], crop-major
-_HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Learner:
-    """Network, optimiser and queue of one process, and the step that moves them.
-
-    Args:
-        recipe: settings without `auto`.
-        network: on its device. Its BatchNorm layers become synchronised ones where the recipe says so.
-        steps_per_epoch: of this run, for the schedules.
-
-    Attributes:
-        queue: of this process, or None.
-        scale: of the loss, or None (precision other than fp16).
-        embeddings, codes: of the last step, detached, for the monitor.
-
-    Raises:
-        ConfigError: BatchNorm layers that cannot be synchronised.
-    """
-
-    def __init__(self, recipe: Recipe, network: SwavNetwork, steps_per_epoch: int):
-        self.recipe, self.steps_per_epoch = recipe, steps_per_epoch
-        self.prototypes = network.prototypes.weight
-        self.device = self.prototypes.device
-        self.batch = recipe.batch // dist.world_size()
-        if recipe.synchronises(dist.world_size()):
-            synchronised(network, self.device)
-        self.network = network
-        self.optimizer = build_optimizer(recipe, network)
-        self.scale = LossScale(self.device) if recipe.precision == "fp16" else None
-        self.parallel = in_parallel(network, self.device)
-        self.model: Callable[..., Any] = (
-            torch.compile(self.parallel, dynamic=False) if recipe.compile else self.parallel
-        )
-        self.queue: Queue | None = None
-        if recipe.queue_length:
-            self.queue = Queue(
-                recipe.queue_length // dist.world_size(),
-                recipe.head_dim,
-                len(recipe.code_views),
-                dtype=self.prototypes.dtype,
-                device=self.device,
-            )
-        # What a forward changes before it is known whether the step counts.
-        self._touched = [self.prototypes.data, *(b for b in network.buffers() if b.is_floating_point())]
-
-    def step(self, pieces: Sequence[Crops], step: int, requests: Callable[[], Sequence[float]] = lambda: ()) -> Tensor:
-        """One step of SwAV: codes from the code-giving crops, predicted by the other crops.
-
-        Args:
-            pieces: the batch of this process; whole, or cut into several pieces of equal size if it is larger than
-                memory: then each is asked for twice.
-            step: 0-based, over the whole run.
-            requests: gives numbers whose maximum over all processes is to be known by all (see Returns). It is called
-                in the middle of the step, so that what a signal asks for is known at the step's end.
-
-        Returns:
-            On the device: the values of STEP_VALUES, means over all processes, then whether something was not finite on
-            any process (0 or 1), then the maximum of each request. Read it a step later and the host never waits for a
-            GPU. A step with a loss or gradient that is not finite changes no parameter, no statistic, no momentum and
-            no queue. In fp16 a gradient that is not finite is reported only once the loss cannot be scaled down further.
-        """
-        recipe = self.recipe
-        undo = Undo(self._touched)
-        normalize_prototypes_(self.prototypes.data)
-        self.optimizer.zero_grad(set_to_none=True)
-
-        if len(pieces) == 1:
-            embeddings, scores = self._forward(pieces[0])
-            codes = self._codes(scores.detach()[list(recipe.code_views)])
-            loss = swapped_loss(scores, codes, recipe.code_views, recipe.temperature)
-            self._backward(loss)
-        else:
-            embeddings, codes, loss = self._by_pieces(pieces)
-        fault_point("step:middle")
-
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        if self.scale is not None:
-            torch._foreach_mul_(gradients, 1 / self.scale.value)
-        gradient_norm = torch.stack(torch._foreach_norm(gradients)).norm()
-        loss = loss.detach()
-        problems = [~torch.isfinite(loss), ~torch.isfinite(gradient_norm)]
-        asked = [torch.tensor(x, dtype=torch.float32, device=self.device) for x in requests()]
-        shared = dist.all_reduce_max(torch.stack([*(problem.float() for problem in problems), *asked]))
-        skip = stop = shared[:2].amax()
-        if self.scale is not None:
-            stop = torch.maximum(shared[0], shared[1] * self.scale.exhausted)
-            self.scale.update_(skip > 0)
-
-        self._update(step, skip)
-        undo.where(skip > 0)
-        if self.queue is not None and step >= self._queue_start_step:
-            self.queue.push(embeddings.detach()[list(recipe.code_views)], keep=skip > 0)
-
-        self.embeddings, self.codes = embeddings.detach(), codes
-        values = dist.all_reduce_mean(torch.stack([loss, *code_statistics(codes), gradient_norm]))
-        return torch.cat([values, stop[None].to(values.dtype), shared[2:].to(values.dtype)])
-
-    def _by_pieces(self, pieces: Sequence[Crops]) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings [V, B, D], codes and loss of a batch larger than memory; gradients are left in the parameters.
-
-        Pass 1 runs all crops without gradient, for the codes of the whole batch. Pass 2 runs them again, to the same
-        embeddings (BatchNorm's statistics are a piece's in both), and learns. Running statistics follow pass 2 only.
-        """
-        recipe = self.recipe
-        seen, states = [], []
-        with torch.no_grad(), running_statistics_kept(self.network):
-            for crops in pieces:
-                states.append(random_state(self.device))
-                embeddings, scores = self._forward(crops)
-                seen.append((embeddings, scores[list(recipe.code_views)]))
-        embeddings, scores = (torch.cat(parts, dim=1) for parts in zip(*seen, strict=True))
-        codes = self._codes(scores)
-        loss = torch.zeros((), dtype=codes.dtype, device=self.device)
-        for i, its_codes in enumerate(codes.chunk(len(pieces), dim=1)):
-            set_random_state(states[i], self.device)  # whatever a network draws, it draws again
-            with gradients_averaged(self.parallel, now=i == len(pieces) - 1):
-                _, scores = self._forward(pieces[i])
-                its_loss = swapped_loss(scores, its_codes, recipe.code_views, recipe.temperature) / len(pieces)
-                self._backward(its_loss)
-            loss += its_loss.detach()
-        return embeddings, codes, loss
-
-    def _forward(self, crops: Crops) -> tuple[Tensor, Tensor]:
-        """Embeddings [V, B, D] and scores [V, B, K] of a piece."""
-        half = _HALF_TYPES.get(self.recipe.precision)
-        with nullcontext() if half is None else torch.autocast(self.device.type, dtype=half):
-            embeddings, scores = self.model(crops, len(crops[0]) // self.recipe.crops[0].count)
-        return embeddings, scores
-
-    def _backward(self, loss: Tensor) -> None:
-        (loss if self.scale is None else loss * self.scale.value).backward()  # type: ignore[no-untyped-call]
-
-    @torch.no_grad()
-    def _codes(self, scores: Tensor) -> Tensor:
-        """Codes [A, B, K] of the code-giving crops' scores, with the queue's embeddings in the balance once it is full."""
-        if self.queue is not None and self.queue.full:
-            scores = torch.cat([self.queue.embeddings @ self.prototypes.T, scores], dim=1)
-        with dist.alone() if self.recipe.sinkhorn == "local" else nullcontext():
-            codes = [sinkhorn_codes(view, self.recipe.epsilon, self.recipe.sinkhorn_iterations) for view in scores]
-        return torch.stack([view[-self.batch :] for view in codes])
-
-    def _update(self, step: int, skip: Tensor) -> None:
-        if step < self.recipe.freeze_prototypes_steps:
-            self.prototypes.grad = None  # no gradient, no momentum, no weight decay: the optimiser passes it over
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, step, self.steps_per_epoch)
-        self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # the fused kernels skip the update where it is 1
-        self.optimizer.step()
-
-    @property
-    def _queue_start_step(self) -> int:
-        return self.recipe.queue_start_epoch * self.steps_per_epoch
-
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        """The optimiser's state, and the loss scale's."""
-        return optimizer_tensors(self.optimizer, self.network) | (self.scale.state_dict() if self.scale else {})
-
-    def local_tensors(self) -> dict[str, Tensor]:
-        """What differs between processes: the queue's share and torch's random state."""
-        queue = {f"queue/{key}": value for key, value in self.queue.state_dict().items()} if self.queue else {}
-        return queue | random_state(self.device)
-
-    def load(self, saved: checkpoint.Checkpoint, own: dict[str, Tensor]) -> None:
-        """Puts a checkpoint's tensors in place: those that all share, and this process's own."""
-        self.network.load_state_dict(saved.model)
-        load_optimizer_tensors(self.optimizer, self.network, saved.optim)
-        if self.scale is not None:
-            self.scale.load_state_dict(saved.optim)
-        if self.queue is not None:
-            self.queue.load_state_dict({"embeddings": own["queue/embeddings"], "count": own["queue/count"]})
-        if "rng/torch" in own:
-            set_random_state(own, self.device)
 
 
 def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **settings: Any) -> Path:
@@ -288,7 +107,7 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
     log = Log(run.out)
     log.add_bad(run.images.bad)
     allowed_bad = max(10, math.floor(recipe.max_bad * (len(run.images) + len(run.images.bad))))
-    monitor = Monitor(recipe.prototypes, recipe.head_dim, device)
+    monitor = Monitor(sum(recipe.prototype_heads), recipe.head_dim, device)
     loader = Loader(
         run.images,
         recipe,
@@ -300,7 +119,7 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
         on_device=device.type == "cuda",
     )
     progress = Progress("pre-training", run.total_steps, start_step, quiet=not first)
-    watch = Watch(recipe.prototypes)
+    watch = Watch(recipe.ln_prototypes)
     clock = Clock()
     pending: Tensor | None = None
     saved_at, save_time = start_step, time.monotonic()
@@ -391,7 +210,7 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
         loader.close()
         log.close()
     if first:
-        judgement, advice = verdict(log.recent, recipe.prototypes)
+        judgement, advice = verdict(log.recent, recipe.ln_prototypes)
         write_text_durably(run.out / "report" / "verdict.json", json.dumps({"state": judgement, "advice": advice}))
         say(f"{judgement}: {advice}")
         say(f"report: {write_report(run.out)}")

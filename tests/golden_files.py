@@ -14,8 +14,10 @@ from unittest import mock
 import numpy as np
 import torch
 
-from swav import algorithm, optim, train
+from swav import algorithm, optim
+from swav import learner as of_a_step
 from swav.config import Crop, Recipe
+from swav.learner import Learner
 from swav.network import heads
 from swav.network.trunk import ResNet
 from tests.checks import Run
@@ -101,9 +103,9 @@ def trace_difference(trace: Mapping[str, Any], two_processes: Run, steps: int | 
 
 def run_trace(trace: Mapping[str, Any], steps: int | None = None) -> dict[str, Any]:
     """This process's part of a trace: after every step its rate, its loss and what the file tells of the parameters."""
-    learner = train.Learner(_recipe(trace), _network(trace), _steps_per_epoch(trace))
+    learner = Learner(_recipe(trace), _network(trace), _steps_per_epoch(trace))
     losses: list[float] = []
-    real_loss = vars(train)["swapped_loss"]
+    real_loss = vars(of_a_step)["swapped_loss"]
 
     def noted(*arguments: Any) -> torch.Tensor:
         loss: torch.Tensor = real_loss(*arguments)
@@ -111,7 +113,7 @@ def run_trace(trace: Mapping[str, Any], steps: int | None = None) -> dict[str, A
         return loss
 
     rows = []
-    with mock.patch.object(train, "swapped_loss", noted):
+    with mock.patch.object(of_a_step, "swapped_loss", noted):
         for step in range(len(trace["steps"][:steps])):
             learner.step([_crops(trace, step)], step)
             (rate,) = {group["lr"] for group in learner.optimizer.param_groups}

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from swav import algorithm, dist, optim, train
+from swav import algorithm, dist, learner, optim
 from swav.config import Recipe
 from swav.network import heads
 from tests import checks, golden_files
@@ -65,19 +65,22 @@ _LOCAL_MAXIMUM = SimpleNamespace(all_reduce_sum=dist.all_reduce_sum, all_reduce_
 
 # name -> (where, which name, what in its place); codes and loss have two names, as the loop imports them
 MUTANTS: dict[str, list[tuple[Any, str, Any]]] = {
-    "own code predicted": [(algorithm, "swapped_loss", _own_code), (train, "swapped_loss", _own_code)],
-    "no 1/(V-1)": [(algorithm, "swapped_loss", _no_mean_over_views), (train, "swapped_loss", _no_mean_over_views)],
+    "own code predicted": [(algorithm, "swapped_loss", _own_code), (learner, "swapped_loss", _own_code)],
+    "no 1/(V-1)": [(algorithm, "swapped_loss", _no_mean_over_views), (learner, "swapped_loss", _no_mean_over_views)],
     "codes from local crops": [(Recipe, "code_views", _EVERY_VIEW)],
     "prototypes with bias": [(heads.SwavNetwork, "__init__", _network_with_bias)],
     "no all-reduce": [(algorithm, "dist", _LOCAL_SUMS)],
     "local maximum": [(algorithm, "dist", _LOCAL_MAXIMUM)],
     "per-sample shift": [
         (algorithm, "sinkhorn_codes", _shift_per_sample),
-        (train, "sinkhorn_codes", _shift_per_sample),
+        (learner, "sinkhorn_codes", _shift_per_sample),
     ],
-    "temperature twice": [(algorithm, "swapped_loss", _temperature_twice), (train, "swapped_loss", _temperature_twice)],
-    "no balancing": [(algorithm, "sinkhorn_codes", _no_balancing), (train, "sinkhorn_codes", _no_balancing)],
-    "rate of the next step": [(train, "learning_rate", _rate_of_the_next_step)],
+    "temperature twice": [
+        (algorithm, "swapped_loss", _temperature_twice),
+        (learner, "swapped_loss", _temperature_twice),
+    ],
+    "no balancing": [(algorithm, "sinkhorn_codes", _no_balancing), (learner, "sinkhorn_codes", _no_balancing)],
+    "rate of the next step": [(learner, "learning_rate", _rate_of_the_next_step)],
 }
 UNMUTATED = "(none)"
 

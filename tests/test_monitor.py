@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from swav.monitor import Monitor, Watch, verdict
+from swav.monitor import Monitor, Watch, code_statistics, verdict
 
 K = 100
 GOOD = {"loss": 3.9, "loss_gap": 0.7, "embedding_std": 0.3, "prototypes_used": 0.9, "data_wait": 0.0}
@@ -30,11 +30,11 @@ COLLAPSED = GOOD | {"loss": math.log(K), "loss_gap": 0.0, "prototypes_used": 0.0
     ],
 )
 def test_the_verdict_of_a_history(lines, state):
-    assert verdict(lines, K)[0] == state
+    assert verdict(lines, math.log(K))[0] == state
 
 
 def test_what_changes_is_said_once_while_the_run_goes_on():
-    watch, history, said = Watch(K), [], []
+    watch, history, said = Watch(math.log(K)), [], []
     for line in [GOOD] * 60 + [GOOD | {"loss_gap": 0.0}] * 30 + [GOOD] * 30:
         history.append(line)
         said.append(watch.news(history))
@@ -45,5 +45,18 @@ def test_what_changes_is_said_once_while_the_run_goes_on():
 def test_prototypes_in_use_are_those_that_some_sample_chose():
     monitor = Monitor(4, 3, torch.device("cpu"))
     codes = torch.eye(4)[[0, 0, 2]].expand(2, 3, 4)
-    monitor.watch(torch.nn.functional.normalize(torch.randn(2, 3, 3), dim=2), codes)
+    monitor.watch(torch.nn.functional.normalize(torch.randn(2, 3, 3), dim=2), [codes])
     assert monitor.summary()["prototypes_used"] == 0.5
+
+
+def test_prototypes_of_several_sets_are_told_apart():
+    monitor = Monitor(7, 3, torch.device("cpu"))
+    codes = [torch.eye(4)[[0, 0, 2]].expand(2, 3, 4), torch.eye(3)[[0, 1, 1]].expand(2, 3, 3)]
+    monitor.watch(torch.nn.functional.normalize(torch.randn(2, 3, 3), dim=2), codes)
+    assert monitor.usage.tolist() == [2, 0, 1, 0, 1, 2, 0]
+
+
+def test_code_statistics_are_means_over_sets():
+    even, sure = torch.full((2, 3, 4), 0.25), torch.eye(2)[[0, 1, 1]].expand(2, 3, 2)
+    entropy, confidence = code_statistics([even, sure])
+    assert float(entropy) == pytest.approx(math.log(4) / 2) and float(confidence) == pytest.approx((0.25 + 1) / 2)

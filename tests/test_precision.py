@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from swav import train
 from swav.config import Recipe, load_recipe
 from swav.derive import Facts, derive
+from swav.learner import Learner
 from swav.monitor import STEP_VALUES
 from swav.network.heads import build_network
 from swav.optim import LossScale
@@ -39,10 +39,10 @@ STEPS = 8
 CLOSE = {"bf16": 0.02, "fp16": 0.01}  # measured: .007 and .002, while the loss falls by .41
 
 
-def learner(precision: str, device: str = "cpu", **changes: Any) -> train.Learner:
+def learner(precision: str, device: str = "cpu", **changes: Any) -> Learner:
     wanted: Recipe = load_recipe("tiny", SMALL | {"data": "unused", "precision": precision, "device": device} | changes)
     recipe, _ = derive(wanted, Facts(64, device=device, has_bf16=True))
-    return train.Learner(recipe, build_network(recipe).to(device), steps_per_epoch=4)
+    return Learner(recipe, build_network(recipe).to(device), steps_per_epoch=4)
 
 
 def crops(device: str = "cpu", count: int = 1) -> list[list[Tensor]]:
@@ -112,7 +112,7 @@ def test_the_second_pass_over_pieces_makes_the_embeddings_of_the_first_to_the_bi
 # -- the loss scale
 
 
-def state(ours: train.Learner) -> list[Tensor]:
+def state(ours: Learner) -> list[Tensor]:
     assert ours.queue is not None
     momentum = [value for values in ours.optimizer.state.values() for value in values.values()]
     kept = [buffer for buffer in ours.network.buffers() if buffer.is_floating_point()]

@@ -17,6 +17,7 @@ from swav.config import Recipe, load_recipe
 from swav.data.shapes import write_shapes
 from swav.derive import Facts, derive
 from swav.errors import ConfigError, EnvironmentError_, NumericsError
+from swav.learner import Learner
 from swav.monitor import STEP_VALUES
 from swav.network.encoder import load
 from swav.network.heads import build_network
@@ -84,7 +85,7 @@ def test_stopping_and_going_on_gives_the_same_weights_to_the_bit(shapes, tmp_pat
             raise Interrupted
 
     passed: list[str] = []
-    monkeypatch.setattr(train, "fault_point", interrupt)
+    monkeypatch.setattr("swav.learner.fault_point", interrupt)
     torch.manual_seed(4711)  # torch's generator begins anywhere in a new process
     with pytest.raises(Interrupted):
         train.pretrain("tiny", tmp_path / "parts", **settings)
@@ -132,7 +133,7 @@ def test_other_images_are_refused_on_resume(shapes, tmp_path):
 @pytest.mark.parametrize("optimizer", ["larc", "lars", "adam", "adamw"])
 def test_a_step_that_is_not_finite_touches_nothing(optimizer):
     settings = recipe(optimizer=optimizer, lr=0.1, queue_start_epoch=0, freeze_prototypes_steps=0)
-    learner = train.Learner(settings, build_network(settings), steps_per_epoch=4)
+    learner = Learner(settings, build_network(settings), steps_per_epoch=4)
     crops = [torch.randn(32, 3, 24, 24), torch.randn(16, 3, 16, 16)]
     learner.step([crops], 0)
     assert learner.queue is not None
@@ -162,7 +163,7 @@ def test_a_run_that_turns_not_finite_stops_with_advice_and_keeps_its_checkpoint(
         calls.append(1)
         return real(*arguments) * (float("nan") if len(calls) == 7 else 1.0)
 
-    monkeypatch.setattr(train, "swapped_loss", poisoned)
+    monkeypatch.setattr("swav.learner.swapped_loss", poisoned)
     with pytest.raises(NumericsError, match=r"step 6: .*\n.*learning rate.*step 4"):
         train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")] == ["step_00000004"]
@@ -173,7 +174,7 @@ def test_want_of_memory_names_a_micro_batch(shapes, tmp_path, monkeypatch, error
     def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(train, "swapped_loss", fail)
+    monkeypatch.setattr("swav.learner.swapped_loss", fail)
     with pytest.raises(EnvironmentError_, match=r"Tried to allocate 2 GiB\.\n16 images .*micro_batch=8") as caught:
         train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
     assert caught.value.exit_code == 4
@@ -190,7 +191,7 @@ def test_a_micro_batched_run_says_whose_statistics_batchnorm_has(shapes, tmp_pat
 
 def test_frozen_prototypes_keep_their_directions_until_they_are_freed():
     settings = recipe(optimizer="larc", lr=0.5, freeze_prototypes_steps=2, queue_length=0)
-    learner = train.Learner(settings, build_network(settings), steps_per_epoch=4)
+    learner = Learner(settings, build_network(settings), steps_per_epoch=4)
     crops = [torch.randn(32, 3, 24, 24), torch.randn(16, 3, 16, 16)]
     start = torch.nn.functional.normalize(learner.prototypes.detach().clone(), dim=1)
     for step in range(2):
@@ -202,14 +203,14 @@ def test_frozen_prototypes_keep_their_directions_until_they_are_freed():
 
 def test_the_queue_joins_only_once_full(monkeypatch):
     settings = recipe(queue_length=32, queue_start_epoch=0)
-    learner = train.Learner(settings, build_network(settings), steps_per_epoch=4)
+    learner = Learner(settings, build_network(settings), steps_per_epoch=4)
     sizes = []
 
     def noted(scores, *rest):
         sizes.append(len(scores))
         return sinkhorn_codes(scores, *rest)
 
-    monkeypatch.setattr(train, "sinkhorn_codes", noted)
+    monkeypatch.setattr("swav.learner.sinkhorn_codes", noted)
     crops = [torch.randn(32, 3, 24, 24), torch.randn(16, 3, 16, 16)]
     for step in range(3):
         learner.step([crops], step)

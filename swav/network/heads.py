@@ -21,7 +21,7 @@ class SwavNetwork(nn.Module):
         trunk: images [N, C, H, W] to features [N, F], with `num_features`.
         hidden: width of the head's hidden layer.
         dim: D, dimension of an embedding.
-        prototypes: K.
+        prototypes: K; of all sets together where there are several.
 
     Source: section A.1; batch statistics as in the released code.
     """
@@ -75,7 +75,7 @@ def build_network(recipe: Recipe, prototypes: int | None = None) -> SwavNetwork:
         recipe: settings.
         prototypes: where the recipe says `auto`; 1 will do for a trunk alone.
     """
-    num_prototypes = prototypes or 1 if recipe.left_at_auto("prototypes") else recipe.prototypes
+    num_prototypes = prototypes or 1 if recipe.left_at_auto("prototypes") else sum(recipe.prototype_heads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         trunk = build_trunk(

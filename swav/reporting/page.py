@@ -141,14 +141,22 @@ def _crops(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def charts(names: Sequence[str], runs: Sequence[RunFolder]) -> list[Chart]:
     """The curves for which there are numbers."""
     drawn = []
-    prototypes = {run.settings.get("prototypes") for run in runs}
-    level = next(iter(prototypes)) if len(prototypes) == 1 else None
-    ln_k = (math.log(level), "ln K") if isinstance(level, int) and level > 1 else None
+    levels = {_ln_k(run.settings.get("prototypes")) for run in runs}
+    level = next(iter(levels)) if len(levels) == 1 else None
+    ln_k = (level, "ln K") if level else None
     for key, title, unit, factor, floor, help_text in CURVES:
         series = [(name, _points(run.metrics, key, factor)) for name, run in zip(names, runs, strict=True)]
         reference = ln_k if key == "loss" else None
         drawn.append(line_chart(title, unit, series, help=help_text, floor=floor, reference=reference))
     return [chart for chart in drawn if chart is not None]
+
+
+def _ln_k(prototypes: Any) -> float | None:
+    """The loss of uniform codes; of several sets of prototypes the mean."""
+    counts = prototypes if isinstance(prototypes, list) else [prototypes]
+    if not counts or not all(isinstance(count, int) and count > 1 for count in counts):
+        return None
+    return sum(math.log(count) for count in counts) / len(counts)
 
 
 def _points(metrics: Sequence[Mapping[str, Any]], key: str, factor: float) -> list[tuple[float, float | None]]:
