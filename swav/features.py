@@ -3,6 +3,7 @@
 Images are decoded and cut by the loader's workers, cross as uint8, and are normalised where the encoder is.
 """
 
+import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
-from torch import Tensor
+from jaxtyping import Float, Float32, Int64, UInt8
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from swav.data.images import Images, Unreadable
@@ -23,6 +24,12 @@ from swav.network.encoder import Encoder
 from swav.runtime import Progress
 
 Precision = Literal["fp32", "bf16"]
+
+# Sides of the grids that feature1..feature5 are pooled to, and, of maps of an image of 224 pixels, by which windows:
+# {(grid, side of the map): (kernel, stride, padding)}. MMSelfSup 0.x and VISSL, pool type "specified".
+PAGE_GRIDS = (12, 6, 4, 3, 2)
+SPECIFIED = {(12, 112): (10, 10, 4), (6, 56): (16, 8, 0), (4, 28): (13, 5, 0), (3, 14): (8, 3, 0), (2, 7): (6, 1, 0)}
+MOST_VALUES = 9216  # of a pooled map
 
 
 class Features(NamedTuple):
@@ -50,6 +57,40 @@ def features_of(
             images = to_input(part.to(device, non_blocking=True), encoder.mean, encoder.std, encoder.in_channels)
             parts.append(encoder(images).float())
     return torch.cat(parts)
+
+
+def stage_grids(channels: Sequence[int]) -> tuple[int, ...]:
+    """Sides of the grids that a trunk's maps are pooled to.
+
+    Five stages: the page's 12, 6, 4, 3, 2, whatever their channels. Others, as the blocks of a transformer: the largest
+    grid of at most 9,216 values, a rule that gives the page's for the page's ResNet-50.
+    """
+    if len(channels) == len(PAGE_GRIDS):
+        return PAGE_GRIDS
+    return tuple(max(1, math.isqrt(MOST_VALUES // count)) for count in channels)
+
+
+def pool_stages(maps: Sequence[Tensor], grids: Sequence[int]) -> list[Tensor]:
+    """Averages each map [N, C, H, W] over the cells of its grid: [N, C * grid * grid], channel by channel, row by row.
+
+    Maps of a 224-pixel image's size are averaged by the page's windows (SPECIFIED), which overlap, and of which the first
+    map's count padding as zeros; others adaptively, by cells that cover the map. A grid finer than its map is the map.
+
+    Args:
+        maps: of the stages, as Encoder.stages gives them.
+        grids: side of each map's grid, as stage_grids gives them.
+
+    Source: MMSelfSup 0.x MultiPooling("specified"); of a ResNet-50 at 224 pixels 9216, 9216, 8192, 9216, 8192 values.
+    """
+    return [_pooled(one, grid).flatten(1) for one, grid in zip(maps, grids, strict=True)]
+
+
+def _pooled(one: Float[Tensor, "N C H W"], grid: int) -> Float[Tensor, "N C h w"]:
+    high, wide = one.shape[2:]
+    if high == wide and (grid, high) in SPECIFIED:
+        kernel, stride, padding = SPECIFIED[grid, high]
+        return nn.functional.avg_pool2d(one, kernel, stride, padding)
+    return nn.functional.adaptive_avg_pool2d(one, (min(grid, high), min(grid, wide)))
 
 
 def pooled_features(
