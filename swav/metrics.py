@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from swav.errors import ConfigError
@@ -105,6 +105,33 @@ def top_k_accuracy(ranked: Int64[Tensor, "M R"], labels: Int64[Tensor, " M"], k:
         labels: the truth.
     """
     return 100.0 * float((ranked[:, :k] == labels[:, None]).any(dim=1).double().mean())
+
+
+@torch.no_grad()
+def average_precision(
+    scores: Float[Tensor, "N M"], positive: Bool[Tensor, " N"], envelope: bool = True
+) -> Float64[Tensor, " M"]:
+    """Area under the curve of precision over recall, of M scorings of the same samples, each 0..1.
+
+    Args:
+        scores: the higher, the surer. Of equal scores the sample with the lower index counts as surer, with `envelope`;
+            without, equal scores make one point of the curve.
+        positive: the truth; with no positive there is no recall, and the result is NaN.
+        envelope: precision at a recall is the best one at that recall or beyond (VOC 2010 and later, "all-point"; the
+            page's SVM). False: the plain step function, as scikit-learn's average_precision_score (the page's
+            cross-validation).
+    """
+    ordered, order = scores.double().sort(dim=0, descending=True, stable=True)
+    hits = positive[order].double()
+    precision = hits.cumsum(dim=0) / torch.arange(1, len(hits) + 1, dtype=torch.float64, device=hits.device)[:, None]
+    if envelope:
+        precision = precision.flip(0).cummax(dim=0).values.flip(0)
+    else:  # that of the last of equal scores
+        last = torch.ones_like(hits, dtype=torch.bool)
+        last[:-1] = ordered[:-1] != ordered[1:]
+        places = torch.arange(len(hits), device=hits.device)[:, None].where(last, len(hits))
+        precision = precision.gather(0, places.flip(0).cummin(dim=0).values.flip(0))
+    return (hits * precision).sum(dim=0) / hits.sum(dim=0)
 
 
 @torch.no_grad()

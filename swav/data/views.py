@@ -132,6 +132,21 @@ def _of_255(values: tuple[float, float, float], device: torch.device) -> Tensor:
     return (torch.tensor(values) * 255)[:, None, None].to(device)
 
 
+def squeezed_view(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Short side to 256/224 of `size`, then both sides to `size`: all of the image, in another shape (VOC's SVM).
+
+    An image more than eight times as long as high is brought to `size` at once: the first step could take all memory.
+    """
+    height, width = image.shape[:2]
+    short = round(size * 256 / 224)
+    x = planes(image)
+    if max(height, width) <= 8 * min(height, width):
+        high, wide = (int(short * side / min(height, width)) for side in (height, width))
+        x = torch.nn.functional.interpolate(x, (high, wide), mode="bilinear", antialias=True)
+    squeezed = torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
+    return squeezed[0].permute(1, 2, 0).contiguous().numpy()
+
+
 def evaluation_view(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
     """Short side to 256/224 of `size`, then the centre: the field's view for evaluation (256 and 224 at full size)."""
     height, width = image.shape[:2]

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
 COSTS = (1.0, 10.0, 100.0, *(0.5**i for i in range(4, 20)))  # the published 19, in the published order
@@ -207,7 +207,8 @@ def _direction(
         scaled = inverse * residual
         before, product = product, (residual * scaled).sum(dim=0)
         p = scaled + _ratio(product, before) * p
-    return x * size.float()
+    direction: Tensor = x * size.float()
+    return direction
 
 
 def _rows_of(spectrum: Tensor, z: Tensor) -> float:
