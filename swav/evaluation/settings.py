@@ -6,7 +6,7 @@ complaint about settings answers at once.
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -22,7 +22,9 @@ def _as_list(value: Any) -> Any:
 
 
 class BenchSettings(Settings):
-    """What all benchmarks of classification share."""
+    """What all benchmarks of classification share. `published`: how many images and classes the published numbers are of."""
+
+    published: ClassVar[Mapping[str, int]] = {"training images": 1_281_167, "scored images": 50_000, "classes": 1000}
 
     size: Annotated[Count, Field(ge=8)] = Field(224, description="side of the view [pixels], from 256/224 of it")
     train_images: Steps = Field(0, description="images to learn labels from, drawn by the seed; 0: all")
@@ -69,12 +71,50 @@ class LinearSettings(BenchSettings):
         return self
 
 
-BENCH_SETTINGS: dict[str, type[BenchSettings]] = {"knn": KnnSettings, "linear": LinearSettings}
+class SvmSettings(BenchSettings):
+    """Of the linear SVMs on VOC 2007."""
+
+    published: ClassVar[Mapping[str, int]] = {"training images": 5011, "scored images": 4952, "classes": 20}
+
+    costs: tuple[Positive, ...] = Field(
+        (1.0, 10.0, 100.0, *(0.5**i for i in range(4, 20))), min_length=1, description="C, of which one is chosen"
+    )
+    positive_weight: Positive = Field(2.0, description="of a positive's cost; a negative's is 1")
+    folds: Annotated[Count, Field(ge=2)] = Field(3, description="of the cross-validation that chooses the cost")
+    tolerance: Positive = Field(1e-5, description="|w - w*| / |w| at which a machine is done")
+
+
+class LowshotSettings(BenchSettings):
+    """Of the linear SVMs on a few images of VOC 2007."""
+
+    published: ClassVar[Mapping[str, int]] = SvmSettings.published
+
+    k: Annotated[tuple[Count, ...], BeforeValidator(_as_list)] = Field(
+        (1, 2, 4, 8, 16, 32, 64, 96), min_length=1, description="positives per class; with 19 negatives for each"
+    )
+    draws: Count = Field(5, description="samples per k")
+    samples: str | None = Field(None, description="folder of train_targets_sampleS_kK.npy; none: drawn by the seed")
+    layers: Literal["last", "all"] = Field("last", description="stages whose features are used")
+    costs: tuple[Positive, ...] = Field(
+        (1.0, 10.0, 100.0, *(0.5**i for i in range(4, 20))), min_length=1, description="C, of which one is chosen"
+    )
+    positive_weight: Positive = Field(2.0, description="of a positive's cost; a negative's is 1")
+    tolerance: Positive = Field(1e-5, description="|w - w*| / |w| at which a machine is done")
+
+
+BENCH_SETTINGS: dict[str, type[BenchSettings]] = {
+    "knn": KnnSettings,
+    "linear": LinearSettings,
+    "svm": SvmSettings,
+    "lowshot": LowshotSettings,
+}
 
 # Protocol smoke: at most 5 minutes each on two cores, with a ResNet-18.
 SMOKE: dict[str, dict[str, Any]] = {
     "knn": {"size": 112, "train_images": 5000, "score_images": 1000},
     "linear": {"size": 64, "train_images": 5000, "score_images": 1000, "epochs": 8},
+    "svm": {"size": 112, "train_images": 2000, "score_images": 2000},
+    "lowshot": {"size": 112, "train_images": 2000, "score_images": 2000, "k": (1, 2, 4, 8, 16)},
 }
 
 # What may change without a word: it leaves the number as it is, or is a field of the result.
@@ -144,7 +184,12 @@ def departures(settings: BenchSettings) -> list[str]:
     """What differs from the published protocol, in words."""
     page = type(settings)()
     changed = [key for key in type(settings).model_fields if getattr(settings, key) != getattr(page, key)]
-    quiet = _HARMLESS | {"k", "train_images", "score_images"}  # a k is a row of its own; images are counted elsewhere
+    quiet = _HARMLESS | {
+        "k",
+        "samples",
+        "train_images",
+        "score_images",
+    }  # a k is a row of its own; images are counted elsewhere
     return [
         f"{key} {_text(getattr(settings, key))} instead of {_text(getattr(page, key))}"
         for key in changed

@@ -27,8 +27,6 @@ import torch
 from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
-COSTS = (1.0, 10.0, 100.0, *(0.5**i for i in range(4, 20)))  # the published 19, in the published order
-POSITIVE_WEIGHT = 2.0  # of a positive's cost; a negative's is 1
 TOLERANCE = 1e-5
 MAX_STEPS = 60  # of Newton
 CG_STEPS = 200  # for a direction
@@ -98,22 +96,30 @@ def _with_one(x: Float64[Tensor, "N F"]) -> Float64[Tensor, "N G"]:
     return torch.cat([x, x.new_ones(len(x), 1)], dim=1)
 
 
-def decide(
-    alpha: Float64[Tensor, "N M"], x: Float32[Tensor, "N F"], scored: Float32[Tensor, "S F"]
-) -> Float64[Tensor, "S M"]:
-    """Decision values w.[x, 1] of other rows, from the machines' alpha over the rows x that they were trained on."""
+def weights_of(alpha: Float64[Tensor, "N M"], x: Float32[Tensor, "N F"]) -> Float64[Tensor, "F M"]:
+    """w of the machines, without the bias, which is the sum of alpha."""
     weights = torch.zeros(x.shape[1], alpha.shape[1], dtype=torch.float64)
     for some, its_alpha in zip(x.split(ROWS_AT_A_TIME), alpha.split(ROWS_AT_A_TIME), strict=True):  # type: ignore[no-untyped-call]
         weights.addmm_(some.double().T, its_alpha)
-    parts = [some.double() @ weights for some in scored.split(ROWS_AT_A_TIME)]  # type: ignore[no-untyped-call]
-    return torch.cat(parts) + alpha.sum(dim=0)
+    return weights
+
+
+def decide(
+    alpha: Float64[Tensor, "N M"], x: Float32[Tensor, "N F"], *scored: Float32[Tensor, "S F"]
+) -> list[Float64[Tensor, "S M"]]:
+    """Decision values w.[x, 1] of other rows, from the machines' alpha over the rows x that they were trained on."""
+    weights, bias = weights_of(alpha, x), alpha.sum(dim=0)
+    return [
+        torch.cat([some.double() @ weights + bias for some in rows.split(ROWS_AT_A_TIME)])  # type: ignore[no-untyped-call]
+        for rows in scored
+    ]
 
 
 def machines(
     axes: Axes,
     signs: Float64[Tensor, "N M"],
     weights: Float64[Tensor, "N M"],
-    costs: Sequence[float] = COSTS,
+    costs: Sequence[float],
     tolerance: float = TOLERANCE,
 ) -> Iterator[tuple[int, Machines]]:
     """Solves all columns for one cost after the other, the smallest first, each from the solution of the one before.

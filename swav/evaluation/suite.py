@@ -1,33 +1,59 @@
 """The benchmarks by name: settings, weights and data are checked in this order, then each benchmark runs on each weights.
 
-protocols: knn.py, linear.py       their settings: settings.py       what they are given: task.py
+protocols: knn.py, linear.py, svm.py, lowshot.py       their settings: settings.py       what they are given: task.py
 """
 
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swav.data import voc
 from swav.data.images import Images, labelled_halves
 from swav.errors import ConfigError, DataError
-from swav.evaluation import knn, linear
+from swav.evaluation import knn, linear, lowshot, svm
 from swav.evaluation.settings import BenchSettings, LinearSettings, Protocol, resolve, split_options
-from swav.evaluation.task import Score, Task, drawn
+from swav.evaluation.task import NoScore, Score, Task, drawn
 from swav.features import pooled_features
 from swav.network import encoder
 from swav.network.encoder import Encoder
 from swav.reporting.results import NotRun, Result, read_results, table, write_results
 from swav.runtime import pick_device, versions
 
-BENCHES: dict[str, Callable[[Task[Any]], list[Score]]] = {"knn": knn.run, "linear": linear.run}
-CHECKS: dict[str, Callable[[Task[Any]], None]] = {"knn": knn.check, "linear": linear.check}  # before any is run
+BENCHES: dict[str, Callable[[Task[Any]], Sequence[Score | NoScore]]] = {
+    "knn": knn.run,
+    "linear": linear.run,
+    "svm": svm.run,
+    "lowshot": lowshot.run,
+}
+CHECKS: dict[str, Callable[[Task[Any]], None]] = {  # before any is run
+    "knn": knn.check,
+    "linear": linear.check,
+    "svm": svm.check,
+    "lowshot": lowshot.check,
+}
 
 # Folders of this name are looked for where ROOT is a folder of data sets.
 DATA_SETS = ("imagenet", "imagenette")
 POSSIBLE = "more training images, or other settings"
 EXPECTED = "a labelled data set under --data: train/CLASS/ beside val/CLASS/ (or test/), class folders, a CSV path,label[,split], or CIFAR"
+
+Halves = tuple[Images, Images]
+
+
+def _labelled(root: Path, cache: Path | None, protocol: Protocol) -> Halves:
+    return labelled_halves(_root(root), cache)
+
+
+# What a benchmark learns from and what it scores; each finds its data set at ROOT or below it.
+DATA: dict[str, Callable[[Path, Path | None, Protocol], Halves]] = {
+    "knn": _labelled,
+    "linear": _labelled,
+    "svm": voc.classification_halves,
+    "lowshot": voc.classification_halves,
+}
 
 
 def bench(
@@ -67,19 +93,15 @@ def bench(
     devices = {name: pick_device(chosen.device) for name, chosen in settings.items()}
     encoders = _encoders(list(dict.fromkeys(weights)), options)
     everything = "all" in names
-    try:
-        halves = labelled_halves(_root(Path(data)), cache=None if dry_run else out)
-    except DataError as error:
-        if not everything:
-            raise
-        absent = [NotRun(name, str(error), EXPECTED) for name in settings]
-        return _told(read_results(out), absent) if dry_run else write_results(out, [], absent)
+    halves, missing = _halves(settings, Path(data), None if dry_run else out, protocol, everything)
     tasks = [
-        (name, _task(network, halves, chosen, protocol, devices[name], out))
+        (name, _task(network, halves[name], chosen, protocol, devices[name], out))
         for network in encoders
         for name, chosen in settings.items()
+        if name in halves
     ]
     tasks, absent = _possible(tasks, everything)
+    absent = [*missing, *absent]
     for network in encoders:
         if network.story:
             print(network.story, file=sys.stderr)
@@ -100,8 +122,39 @@ def bench(
             continue
         finally:
             task.encoder.cpu()  # makes room for the next
-        write_results(out, [_result(name, task, score) for score in scores])
+        write_results(
+            out,
+            [_result(name, task, score) for score in scores if isinstance(score, Score)],
+            [
+                NotRun(name, score.reason, score.expected, score.metric)
+                for score in scores
+                if isinstance(score, NoScore)
+            ],
+        )
     return read_results(out)
+
+
+def _halves(
+    names: Iterable[str], data: Path, cache: Path | None, protocol: Protocol, everything: bool
+) -> tuple[dict[str, Halves], list[NotRun]]:
+    """The data of each benchmark, opened once per kind; under `all` also which are missing, elsewhere an error."""
+    opened: dict[Callable[..., Halves], Halves | DataError] = {}
+    halves, absent = dict[str, Halves](), list[NotRun]()
+    for name in names:
+        find = DATA[name]
+        if find not in opened:
+            try:
+                opened[find] = find(data, cache, protocol)
+            except DataError as error:
+                opened[find] = error
+        found = opened[find]
+        if not isinstance(found, DataError):
+            halves[name] = found
+        elif not everything:
+            raise found
+        else:
+            absent.append(NotRun(name, str(found), EXPECTED if find is _labelled else "its data set under --data"))
+    return halves, absent
 
 
 def _possible(
