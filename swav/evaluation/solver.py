@@ -105,8 +105,8 @@ def weights_of(alpha: Float64[Tensor, "N M"], x: Float32[Tensor, "N F"]) -> Floa
 
 
 def decide(
-    alpha: Float64[Tensor, "N M"], x: Float32[Tensor, "N F"], *scored: Float32[Tensor, "S F"]
-) -> list[Float64[Tensor, "S M"]]:
+    alpha: Float64[Tensor, "N M"], x: Float32[Tensor, "N F"], *scored: Float32[Tensor, "_ F"]
+) -> list[Float64[Tensor, "_ M"]]:
     """Decision values w.[x, 1] of other rows, from the machines' alpha over the rows x that they were trained on."""
     weights, bias = weights_of(alpha, x), alpha.sum(dim=0)
     return [

@@ -10,13 +10,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from swav.data import voc
 from swav.data.images import Images, labelled_halves
 from swav.errors import ConfigError, DataError
 from swav.evaluation import knn, linear, lowshot, svm
-from swav.evaluation.settings import BenchSettings, LinearSettings, Protocol, resolve, split_options
+from swav.evaluation.settings import (
+    BenchSettings,
+    LinearSettings,
+    LowshotSettings,
+    Protocol,
+    SvmSettings,
+    resolve,
+    split_options,
+)
 from swav.evaluation.task import NoScore, Score, Task, drawn
-from swav.features import pooled_features
+from swav.features import pooled_features, stage_features_of
 from swav.network import encoder
 from swav.network.encoder import Encoder
 from swav.reporting.results import NotRun, Result, read_results, table, write_results
@@ -39,6 +49,7 @@ CHECKS: dict[str, Callable[[Task[Any]], None]] = {  # before any is run
 DATA_SETS = ("imagenet", "imagenette")
 POSSIBLE = "more training images, or other settings"
 EXPECTED = "a labelled data set under --data: train/CLASS/ beside val/CLASS/ (or test/), class folders, a CSV path,label[,split], or CIFAR"
+EXPECTED_VOC = f"PASCAL VOC 2007 as VOCdevkit/VOC2007 under --data: {voc.HOW}"
 
 Halves = tuple[Images, Images]
 
@@ -153,7 +164,7 @@ def _halves(
         elif not everything:
             raise found
         else:
-            absent.append(NotRun(name, str(found), EXPECTED if find is _labelled else "its data set under --data"))
+            absent.append(NotRun(name, str(found).splitlines()[0], EXPECTED if find is _labelled else EXPECTED_VOC))
     return halves, absent
 
 
@@ -230,6 +241,11 @@ def _forecast(name: str, task: Task[Any]) -> dict[str, Any]:
     """What a benchmark would take, from the time of its first images on this machine."""
     sample = drawn(task.train, 64, seed=0)
     task.encoder.to(task.device)
+    stages = isinstance(task.settings, SvmSettings | LowshotSettings)
+    values = 0  # per image, on disk
+    if stages:
+        view = torch.zeros(1, task.settings.size, task.settings.size, 3, dtype=torch.uint8)
+        values = sum(one.shape[1] for one in stage_features_of(task.encoder, view, task.device))
     began = time.monotonic()
     features = pooled_features(
         task.encoder,
@@ -244,13 +260,16 @@ def _forecast(name: str, task: Task[Any]) -> dict[str, Any]:
     trains = isinstance(task.settings, LinearSettings)
     passes = task.settings.epochs if isinstance(task.settings, LinearSettings) else 1
     kept = len(task.score) + (0 if trains else len(task.train))
+    disk = 4 * features.shape[1] * task.num_classes * 4 if trains else 4 * values * kept
+    # of SVMs: a stage's features, and some matrices between all training images in float64
+    memory = 4 * kept * (values / max(1, len(task.encoder.stage_channels))) + 40 * len(task.train) ** 2
     return {
         "bench": name,
         "weights": task.encoder.name,
         "data": f"{task.train.note}: {len(task.train)}; {task.score.note}: {len(task.score)}",
         "hours": round(seconds * (passes * len(task.train) + len(task.score)) / 3600, 3),
-        "memory_gb": round(kept * features.shape[1] * 4 / 1e9, 3),
-        "disk_gb": round(4 * features.shape[1] * task.num_classes * 4 / 1e9, 3) if trains else 0.0,
+        "memory_gb": round((memory if stages else kept * features.shape[1] * 4) / 1e9, 3),
+        "disk_gb": round(disk / 1e9, 3),
     }
 
 

@@ -100,9 +100,7 @@ def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[Not
     rows = {_key(row): row for row in before["results"]}
     new = [dataclasses.asdict(result) for result in results]
     rows |= {_key(row): row for row in new}
-    missing = {
-        (row["bench"], row.get("metric", "")): row for row in [*before["not_run"], *map(dataclasses.asdict, not_run)]
-    }
+    missing = {(row["bench"], row.get("metric", "")): row for row in [*before["not_run"], *map(_told, not_run)]}
     done = {(row["bench"], metric) for row in new for metric in ("", row["metric"])}
     content = {
         "results": list(rows.values()),
@@ -168,6 +166,11 @@ def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
         for row in rows
     ]
     return [f"| {' | '.join(row)} |" for row in (padded[0], rule, *padded[1:])]
+
+
+def _told(what: NotRun) -> dict[str, Any]:
+    """As a row of the file: `metric` is there only where the rest of the benchmark has run."""
+    return {key: value for key, value in dataclasses.asdict(what).items() if value or key != "metric"}
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

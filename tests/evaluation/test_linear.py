@@ -265,7 +265,7 @@ def test_images_that_cannot_be_decoded_do_not_count_as_training_images_nor_after
     assert all("27 training images" in score.difference for score in linear.run(broken))
     monkeypatch.undo()
     exactly = {"training images": 30, "scored images": len(score), "classes": 3}
-    monkeypatch.setattr("swav.evaluation.task.IMAGENET", exactly)
+    monkeypatch.setattr("swav.evaluation.settings.LinearSettings.published", exactly)
     monkeypatch.setattr("swav.evaluation.task.departures", lambda _: [])
     assert linear.run(broken)[0].difference == "27 training images instead of 30"
 

@@ -74,7 +74,7 @@ def test_scores_are_those_of_machines_trained_one_by_one_and_costs_are_chosen_wh
     assert curve.unfinished == 0
     for place, cost in enumerate(settings.costs):
         for number, sample in enumerate(samples):
-            test, outside = [], []
+            test, outside = list[float](), list[float]()
             for c in range(4):
                 rows = sample[:, c] != 0
                 machine = LinearSVC(C=cost, class_weight={1: 2, -1: 1}, tol=1e-9, max_iter=100_000, random_state=0)

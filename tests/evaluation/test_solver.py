@@ -87,7 +87,8 @@ def test_a_choice_of_rows_keeps_the_axes_of_all():
 
 def test_machines_that_run_out_of_steps_are_counted_not_hidden(monkeypatch):
     monkeypatch.setattr(solver, "MAX_STEPS", 1)
-    ((_, found),) = machines(principal_axes(problem(60, 90)[0]), *problem(60, 90)[1:], [100.0])
+    x, signs, weights = problem(60, 90)
+    ((_, found),) = machines(principal_axes(x), signs, weights, [100.0])
     assert not found.converged.all() and (found.bound > 0).all()
 
 
