@@ -1,4 +1,5 @@
-"""Linear support vector machines, many at once: what LIBLINEAR computes, to a certified distance, in a hundredth of its time.
+"""Linear support vector machines, many at once: what LIBLINEAR computes, to a certified distance, and much faster
+(benchmarks/svm.py).
 
 Each column of signs is one machine over the same rows x, to which a constant 1 is appended (the bias, so that it counts in
 the penalty, as in LIBLINEAR with intercept_scaling 1):

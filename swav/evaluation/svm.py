@@ -83,7 +83,7 @@ def run(task: Task[SvmSettings]) -> list[Score | NoScore]:
     layers: list[Layer] = []
     with Progress("svm", len(train.stages) * len(settings.costs)) as progress:
         for x, scored in zip(train.stages, score.stages, strict=True):
-            layers.append(_layer(unit_rows(x), labels, unit_rows(scored), truth, settings, progress))
+            layers.append(score_stage(unit_rows(x), labels, unit_rows(scored), truth, settings, progress))
     means = [100 * float(layer.precision.mean()) for layer in layers]
     difference = task.difference(len(labels), len(truth))
     names = [stage_name(task.encoder, i) for i in range(len(layers))]
@@ -118,7 +118,7 @@ def _doubt(layer: Layer, settings: SvmSettings) -> str:
     return f"{layer.unfinished} of {total} machines did not converge to svm.tolerance={settings.tolerance:g}"
 
 
-def _layer(
+def score_stage(
     x: Tensor, labels: Int8[np.ndarray, "N C"], scored: Tensor, truth: Int8[np.ndarray, "M C"], settings: SvmSettings,
     progress: Progress,
 ) -> Layer:  # fmt: skip

@@ -53,7 +53,7 @@ def test_costs_validation_and_scores_are_those_of_scikit_learn():
     (x, labels), (scored, truth) = features(), features(seed=1)
     settings = SvmSettings(costs=(1.0, 10.0, 0.5**4, 0.5**8, 0.5**12), tolerance=1e-8)
     with Progress("svm", 5, quiet=True) as progress:
-        layer = svm._layer(x, labels, scored, truth, settings, progress)
+        layer = svm.score_stage(x, labels, scored, truth, settings, progress)
     for k in range(labels.shape[1]):
         signs = np.where(labels[:, k] == 1, 1, -1)  # difficult ones are negatives
         machine = [
