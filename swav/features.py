@@ -71,8 +71,12 @@ def stage_features_of(
     device: torch.device,
     precision: Precision = "fp32",
     pooled: bool = False,
+    lighting: Float32[Tensor, "B 3"] | None = None,
 ) -> list[Float32[Tensor, "B D"]]:
     """Pooled maps of every stage of cut images, as features_of; with `pooled`, the features too, as the last.
+
+    Args:
+        lighting: of each image, see views.to_input.
 
     Raises:
         ConfigError: the trunk has no stages.
@@ -80,8 +84,9 @@ def stage_features_of(
     at_a_time = len(views) if device.type == "cuda" else 32  # the maps of 32 images at 224 pixels: .3 GB of a ResNet-50
     grids, parts = stage_grids(encoder.stage_channels), []
     with torch.no_grad(), _autocast(device, precision):
-        for part in views.split(max(1, at_a_time)):  # type: ignore[no-untyped-call]
-            images = to_input(part.to(device, non_blocking=True), encoder.mean, encoder.std, encoder.in_channels)
+        for place, part in enumerate(views.split(max(1, at_a_time))):  # type: ignore[no-untyped-call]
+            lit = None if lighting is None else lighting[place * at_a_time :][: len(part)].to(device)
+            images = to_input(part.to(device, non_blocking=True), encoder.mean, encoder.std, encoder.in_channels, lit)
             maps = encoder.stages(images)
             found = [one.float() for one in pool_stages(maps, grids)]
             if pooled:  # of our own trunks it is the last map's average; timm's pool in ways of their own

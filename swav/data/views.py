@@ -61,8 +61,14 @@ class Draws:
 
 def generator(seed: int, epoch: int, purpose: str, sample: int = 0) -> np.random.Generator:
     """Random numbers that depend on nothing but these four."""
-    stream = ("views", "order", "replacement").index(purpose)
+    stream = ("views", "order", "replacement", "lighting").index(purpose)
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, stream, sample]))
+
+
+def lighting(seed: int, epoch: int, samples: Sequence[int], std: float) -> Float32[np.ndarray, "B 3"]:
+    """What is added to the RGB of each sample's images [of 1]: a draw of its own for each (seed, epoch, sample)."""
+    normals = np.stack([generator(seed, epoch, "lighting", sample).standard_normal(3) for sample in samples])
+    return photometric.light(std * normals)
 
 
 def _relative_sides(uniforms: Float[np.ndarray, "B V 20"], scales: Float[np.ndarray, "V 2"]) -> np.ndarray:
@@ -111,13 +117,17 @@ def to_input(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     in_channels: int = 3,
+    lighting: Float32[Tensor, "N 3"] | None = None,
 ) -> Float32[Tensor, "N C S S"]:
     """Normalises uint8 RGB: (x / 255 - mean) / std; channels last.
 
     Args:
         in_channels: 3, or 1 for the luma, normalised by the luma of mean and std.
+        lighting: is added to x / 255, as `lighting` gives it.
     """
     x = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
+    if lighting is not None:
+        x += 255 * lighting[:, :, None, None]
     if in_channels == 1:
         luma = _LUMA[0] * x[:, :1] + _LUMA[1] * x[:, 1:2] + _LUMA[2] * x[:, 2:]
         grey_mean, grey_std = (sum(w * v for w, v in zip(_LUMA, values, strict=True)) for values in (mean, std))

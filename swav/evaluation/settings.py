@@ -13,12 +13,13 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from swav.config import Auto, Count, Fraction, NonNegative, Positive, Settings, Steps, WeightOptions, validated
 from swav.errors import ConfigError, did_you_mean
 
+Share = Annotated[float, Field(gt=0, le=1)]
 Protocol = Literal["page", "smoke"]
 PROTOCOLS: tuple[Protocol, ...] = ("page", "smoke")
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 class BenchSettings(Settings):
@@ -51,23 +52,68 @@ class KnnSettings(BenchSettings):
         return k
 
 
-class LinearSettings(BenchSettings):
-    """Of the linear layer on a frozen trunk."""
+class TrainSettings(BenchSettings):
+    """What the benchmarks share that train."""
 
-    epochs: Count = Field(100, description="passes over the training images")
-    batch: Count = Field(256, description="images per step")
-    lr: Positive = Field(0.3, description="learning rate of the first epoch; cosine to 0, constant within an epoch")
-    momentum: Fraction = Field(0.9, description="of SGD, without Nesterov")
-    weight_decay: NonNegative = Field(1e-6, description="on weights and bias")
+    epochs: Count = Field(description="passes over the training images")
+    batch: Count = Field(256, description="images per step, of all processes")
+    momentum: Fraction = Field(0.9, description="of SGD")
+    weight_decay: NonNegative = Field(description="on all that is trained")
     crop_scale: tuple[Fraction, Fraction] = Field(
         (0.08, 1.0), description="share of the image's area that a crop covers"
     )
     flip: Fraction = Field(0.5, description="probability of a horizontal flip")
+    score_epochs: Steps = Field(
+        0, description="epochs between scores on the way; the last is always scored; 0: only it"
+    )
 
     @model_validator(mode="after")
-    def _scale_is_a_range(self) -> "LinearSettings":
+    def _scale_is_a_range(self) -> "TrainSettings":
         if not 0 < self.crop_scale[0] <= self.crop_scale[1]:
             raise ValueError(f"crop_scale: expected 0 < min <= max <= 1, found {list(self.crop_scale)}")
+        return self
+
+
+class LinearSettings(TrainSettings):
+    """Of the linear layer on a frozen trunk."""
+
+    epochs: Count = Field(100, description="passes over the training images")
+    lr: Positive = Field(0.3, description="learning rate of the first epoch; cosine to 0, constant within an epoch")
+    weight_decay: NonNegative = Field(1e-6, description="on weights and bias")
+    score_epochs: Steps = Field(1, description="epochs between scores; these features are kept, a score costs nothing")
+
+
+class StagesSettings(TrainSettings):
+    """Of linear layers on every stage of a frozen trunk."""
+
+    epochs: Count = Field(90, description="passes over the training images")
+    lr: Positive = Field(0.01, description="learning rate of the first epoch")
+    steps: tuple[Count, ...] = Field((30, 60), description="epochs after which the learning rate is a tenth")
+    weight_decay: NonNegative = Field(1e-4, description="on weights and bias")
+    jitter: Fraction = Field(0.4, description="strength of brightness, contrast and saturation, in random order")
+    lighting: NonNegative = Field(0.1, description="standard deviation of the noise along ImageNet's axes of colour")
+    score_epochs: Steps = Field(10, description="epochs between scores on the way; the last is always scored")
+
+
+class SemisupSettings(TrainSettings):
+    """Of fine-tuning on a fraction of the labels."""
+
+    fraction: Annotated[tuple[Share, ...], BeforeValidator(_as_list)] = Field(
+        (0.01, 0.1), min_length=1, description="shares of the training images; 1: all, a recipe of ours"
+    )
+    list: str | None = Field(None, description="file that names the images of the one fraction; none: drawn per class")
+    epochs: Count = Field(20, description="passes over the training images")
+    lr_trunk: Positive | Auto = Field("auto", description="learning rate of the trunk: .02 below 5 %, else .01")
+    lr_head: Positive | Auto = Field("auto", description="of the layer on it: 5 below 5 %, else .2")
+    steps: tuple[Count, ...] = Field((12, 16), description="epochs after which learning rates are a fifth")
+    weight_decay: NonNegative = Field(0.0, description="on all parameters")
+
+    @model_validator(mode="after")
+    def _a_list_is_of_one_fraction(self) -> "SemisupSettings":
+        if self.list is not None and len(self.fraction) > 1:
+            raise ValueError(
+                f"list: expected one fraction with it, as semisup.fraction=0.01, found {list(self.fraction)}"
+            )
         return self
 
 
@@ -105,6 +151,8 @@ class LowshotSettings(BenchSettings):
 BENCH_SETTINGS: dict[str, type[BenchSettings]] = {
     "knn": KnnSettings,
     "linear": LinearSettings,
+    "linear-stages": StagesSettings,
+    "semisup": SemisupSettings,
     "svm": SvmSettings,
     "lowshot": LowshotSettings,
 }
@@ -113,6 +161,15 @@ BENCH_SETTINGS: dict[str, type[BenchSettings]] = {
 SMOKE: dict[str, dict[str, Any]] = {
     "knn": {"size": 112, "train_images": 5000, "score_images": 1000},
     "linear": {"size": 64, "train_images": 5000, "score_images": 1000, "epochs": 8},
+    "linear-stages": {
+        "size": 64,
+        "train_images": 2000,
+        "score_images": 1000,
+        "epochs": 6,
+        "steps": (3, 5),
+        "batch": 64,
+    },
+    "semisup": {"size": 64, "train_images": 5000, "score_images": 1000, "batch": 32},
     "svm": {"size": 112, "train_images": 2000, "score_images": 2000},
     "lowshot": {"size": 112, "train_images": 2000, "score_images": 2000, "k": (1, 2, 4, 8, 16)},
 }
@@ -187,6 +244,9 @@ def departures(settings: BenchSettings) -> list[str]:
     quiet = _HARMLESS | {
         "k",
         "samples",
+        "fraction",
+        "list",
+        "score_epochs",
         "train_images",
         "score_images",
     }  # a k is a row of its own; images are counted elsewhere

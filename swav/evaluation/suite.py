@@ -1,6 +1,6 @@
 """The benchmarks by name: settings, weights and data are checked in this order, then each benchmark runs on each weights.
 
-protocols: knn.py, linear.py, svm.py, lowshot.py       their settings: settings.py       what they are given: task.py
+protocols: knn.py, linear.py, linear_stages.py, semisup.py, svm.py, lowshot.py       their settings: settings.py       what they are given: task.py
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ import torch
 from swav.data import voc
 from swav.data.images import Images, labelled_halves
 from swav.errors import ConfigError, DataError
-from swav.evaluation import knn, linear, lowshot, svm
+from swav.evaluation import knn, linear, linear_stages, lowshot, semisup, svm
 from swav.evaluation.settings import (
     BenchSettings,
-    LinearSettings,
     LowshotSettings,
     Protocol,
     SvmSettings,
+    TrainSettings,
     resolve,
     split_options,
 )
@@ -35,12 +35,16 @@ from swav.runtime import pick_device, versions
 BENCHES: dict[str, Callable[[Task[Any]], Sequence[Score | NoScore]]] = {
     "knn": knn.run,
     "linear": linear.run,
+    "linear-stages": linear_stages.run,
+    "semisup": semisup.run,
     "svm": svm.run,
     "lowshot": lowshot.run,
 }
 CHECKS: dict[str, Callable[[Task[Any]], None]] = {  # before any is run
     "knn": knn.check,
     "linear": linear.check,
+    "linear-stages": linear_stages.check,
+    "semisup": semisup.check,
     "svm": svm.check,
     "lowshot": lowshot.check,
 }
@@ -62,6 +66,8 @@ def _labelled(root: Path, cache: Path | None, protocol: Protocol) -> Halves:
 DATA: dict[str, Callable[[Path, Path | None, Protocol], Halves]] = {
     "knn": _labelled,
     "linear": _labelled,
+    "linear-stages": _labelled,
+    "semisup": _labelled,
     "svm": voc.classification_halves,
     "lowshot": voc.classification_halves,
 }
@@ -257,8 +263,8 @@ def _forecast(name: str, task: Task[Any]) -> dict[str, Any]:
     ).features
     seconds = (time.monotonic() - began) / len(sample)
     task.encoder.cpu()
-    trains = isinstance(task.settings, LinearSettings)
-    passes = task.settings.epochs if isinstance(task.settings, LinearSettings) else 1
+    trains = isinstance(task.settings, TrainSettings)
+    passes = task.settings.epochs if isinstance(task.settings, TrainSettings) else 1
     kept = len(task.score) + (0 if trains else len(task.train))
     disk = 4 * features.shape[1] * task.num_classes * 4 if trains else 4 * values * kept
     # of SVMs: a stage's features, and some matrices between all training images in float64
