@@ -103,9 +103,55 @@ def _list_voc(folder: Path, listed: dict[str, list[_Listed]]) -> None:
             (home / f"{label}_{split}.txt").write_text(text, encoding="ascii")
 
 
+# --- places205: FOLDER/data/vision/.../images256/LETTER/CLASS/NAME.jpg, and lists of a path and a label a line ------------
+
+_PLACES_IMAGES = "data/vision/torralba/deeplearning/images256"
+
+
+def _draw_places205(drawn: Scene, folder: Path, split: str, index: int) -> str:
+    label = CLASSES[drawn.label]
+    name = f"{label[0]}/{label}/{split}_{index:08d}.jpg"
+    _write_image(folder / _PLACES_IMAGES / name, drawn.image, cv2.IMWRITE_JPEG_QUALITY, 95)
+    return f"{name} {drawn.label}\n"
+
+
+def _list_places205(folder: Path, listed: dict[str, list[str]]) -> None:
+    home = folder / "trainvalsplit_places205"
+    home.mkdir(parents=True, exist_ok=True)
+    for split, lines in listed.items():
+        (home / f"{split}_places205.csv").write_text("".join(lines), encoding="ascii")
+
+
+# --- inat18: FOLDER/train_val2018/Shapes/NUMBER/NAME.jpg, and train2018.json and val2018.json ---------------------------
+
+
+def _draw_inat18(drawn: Scene, folder: Path, split: str, index: int) -> tuple[str, int]:
+    name = f"train_val2018/Shapes/{drawn.label}/{split}{index:08d}.jpg"
+    _write_image(folder / name, drawn.image, cv2.IMWRITE_JPEG_QUALITY, 95)
+    return name, drawn.label
+
+
+def _list_inat18(folder: Path, listed: dict[str, list[tuple[str, int]]]) -> None:
+    categories = [{"id": k, "name": name, "supercategory": "Shapes"} for k, name in enumerate(CLASSES)]
+    first = 1
+    for split, rows in listed.items():
+        numbers = range(first, first + len(rows))
+        first += len(rows)
+        content = {
+            "images": [{"id": i, "file_name": name} for i, (name, _) in zip(numbers, rows, strict=True)],
+            "annotations": [
+                {"id": i, "image_id": i, "category_id": label} for i, (_, label) in zip(numbers, rows, strict=True)
+            ],
+            "categories": categories,
+        }
+        (folder / f"{split}2018.json").write_text(json.dumps(content), encoding="ascii")
+
+
 LAYOUTS: dict[str, Layout] = {
     "imagenet": Layout(_draw_imagenet, _no_lists),
     "voc": Layout(_draw_voc, _list_voc),
+    "places205": Layout(_draw_places205, _list_places205),
+    "inat18": Layout(_draw_inat18, _list_inat18),
 }
 
 

@@ -64,7 +64,8 @@ def light(weights: Float[np.ndarray, "B 3"]) -> Float32[np.ndarray, "B 3"]:
 
     Source: Krizhevsky et al. 2012 (AlexNet), section 4.1: [p1 p2 p3] [a1 l1, a2 l2, a3 l3], a drawn from N(0, .1).
     """
-    return ((weights * _EIGENVALUES) @ _EIGENVECTORS.T).astype(np.float32)
+    change: Float32[np.ndarray, "B 3"] = ((weights * _EIGENVALUES) @ _EIGENVECTORS.T).astype(np.float32)
+    return change
 
 
 # -- in the worker: OpenCV, one crop

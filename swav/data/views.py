@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from swav.config import Recipe
+from swav.config import Crop, Recipe
 from swav.data import photometric
 
 Box = tuple[int, int, int, int]  # top, left, height, width [pixels]
@@ -22,6 +22,19 @@ _TRIES = 10  # of torchvision's RandomResizedCrop
 _RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of a crop
 _CROP_UNIFORMS = 2 * _TRIES + 2
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's "L"
+
+
+class CentreWindow(Crop):
+    """A crop at full scale: a window of `size` anywhere in the centre square of the image, of 256/224 of `size` after
+    resizing. Places205's protocol cuts so. `scale` has no meaning."""
+
+    @property
+    def square(self) -> int:
+        return round(self.size * 256 / 224)
+
+
+def centre_window(size: int) -> CentreWindow:
+    return CentreWindow(count=1, size=size, scale=(1.0, 1.0))
 
 
 class Draws:
@@ -49,13 +62,18 @@ class Draws:
         self.params = photometric.parameters(uniforms[..., _CROP_UNIFORMS:], recipe)
         scales = np.array([crop.scale for crop in recipe.crops for _ in range(crop.count)])
         self._sides = _relative_sides(uniforms[..., : 2 * _TRIES], scales).tolist()
+        self._windows = [
+            crop.size if isinstance(crop, CentreWindow) else 0 for crop in recipe.crops for _ in range(crop.count)
+        ]
         self._places = uniforms[..., 2 * _TRIES : _CROP_UNIFORMS].tolist()
 
     def boxes(self, place: int, height: int, width: int) -> list[Box]:
         """Where the views of the sample at this place in the batch are cut from an image of this size [pixels]."""
         return [
-            _box(sides, down, right, height, width)
-            for sides, (down, right) in zip(self._sides[place], self._places[place], strict=True)
+            (int(down * (height - window + 1)), int(right * (width - window + 1)), window, window)
+            if window
+            else _box(sides, down, right, height, width)
+            for window, sides, (down, right) in zip(self._windows, self._sides[place], self._places[place], strict=True)
         ]
 
 
@@ -159,8 +177,12 @@ def squeezed_view(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndar
 
 def evaluation_view(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
     """Short side to 256/224 of `size`, then the centre: the field's view for evaluation (256 and 224 at full size)."""
+    return centre_view(image, round(size * 256 / 224), size)
+
+
+def centre_view(image: UInt8[np.ndarray, "H W 3"], short: int, size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Short side to `short`, then the centre square of `size` [pixels]."""
     height, width = image.shape[:2]
-    short = round(size * 256 / 224)
     most = 8 * min(height, width)  # of a very long image only the middle, or resizing it would take all memory
     if max(height, width) > most:
         top, left = max(0, (height - most) // 2), max(0, (width - most) // 2)

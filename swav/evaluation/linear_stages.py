@@ -22,47 +22,13 @@ The trunk sees every augmented image once per epoch, for all heads. (Together th
 values: kept, those of ImageNet would fill 226 GB, and they are of other crops in every epoch.)
 """
 
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor, nn
-
 from swav.config import Recipe
-from swav.errors import ConfigError
 from swav.evaluation import finetune
 from swav.evaluation.settings import StagesSettings
-from swav.evaluation.stages import stage_name
+from swav.evaluation.stage_heads import check_stages, train_heads
 from swav.evaluation.task import Score, Task
-from swav.features import stage_features_of
 
 BENCH = "linear-stages"
-
-
-class StageHeads(nn.Module):
-    """BatchNorm without affine and a linear layer for each stage.
-
-    Args:
-        channels, values: of each stage, before and after it is pooled and flattened, channel by channel.
-        num_classes: outputs of each layer.
-        seed: of the layers' weights.
-    """
-
-    def __init__(self, channels: Sequence[int], values: Sequence[int], num_classes: int, seed: int):
-        super().__init__()
-        self.norms = nn.ModuleList(nn.BatchNorm1d(count, affine=False, momentum=0.1) for count in channels)
-        self.layers = nn.ModuleList(nn.Linear(count, num_classes) for count in values)
-        generator = torch.Generator().manual_seed(seed)
-        for layer in self.layers:
-            nn.init.normal_(layer.weight, std=0.01, generator=generator)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-
-    def forward(self, stages: Sequence[Tensor]) -> list[Tensor]:
-        """Takes pooled stages [N, D], returns logits [N, classes] of each."""
-        logits = []
-        for norm, layer, x in zip(self.norms, self.layers, stages, strict=True):
-            by_channel = x.view(len(x), norm.num_features, -1)  # type: ignore[call-overload]
-            logits.append(layer(norm(by_channel).flatten(1)))
-        return logits
 
 
 def check(task: Task[StagesSettings]) -> None:
@@ -72,11 +38,7 @@ def check(task: Task[StagesSettings]) -> None:
         ConfigError: the trunk has no stages.
         DataError: there are fewer images than a batch.
     """
-    if not task.encoder.stage_channels:
-        raise ConfigError(
-            f"{task.encoder.name}: expected a trunk with stages for {BENCH}, found {task.encoder.settings['backbone']}, "
-            "which has none; use another, or linear"
-        )
+    check_stages(task, BENCH)
     _recipe(task)
 
 
@@ -90,52 +52,7 @@ def run(task: Task[StagesSettings]) -> list[Score]:
         CheckpointError: there is saved state, and none of it verifies.
     """
     check(task)
-    settings, recipe = task.settings, _recipe(task)
-
-    def inputs(views: Tensor, lighting: Tensor | None) -> list[Tensor]:
-        return stage_features_of(task.encoder, views, task.device, settings.precision, lighting=lighting)
-
-    heads = _start(task)
-    names = tuple(stage_name(task.encoder, i) for i in range(len(heads.layers)))
-    course = finetune.Course(
-        bench=BENCH,
-        label=BENCH,
-        folder=finetune.state_folder(task, BENCH, task.train),
-        heads=names,
-        model=heads,
-        optimizer=_optimizer(heads, settings),
-        rates=lambda epoch: [_learning_rate(settings, epoch)],
-        inputs=inputs,
-        scored=finetune.evaluation_batches(task, inputs),
-        recipe=recipe,
-        lighting=settings.lighting,
-    )
-    outcome = finetune.train(task, task.train, course)
-    difference = task.difference(outcome.trained, outcome.scored)
-    best = max(names, key=lambda name: float(outcome.last[f"top1 {name}"]))
-    return [
-        Score(f"top-{k} {shown}", outcome.last[f"top{k} {name}"], outcome.scored, difference, outcome.log)
-        for shown, name in [*((name, name) for name in names), ("best layer", best)]
-        for k in (1, 5)
-    ]
-
-
-def _start(task: Task[StagesSettings]) -> StageHeads:
-    size = task.settings.size
-    view = torch.zeros(1, size, size, 3, dtype=torch.uint8)
-    values = [part.shape[1] for part in stage_features_of(task.encoder, view, task.device)]
-    heads = StageHeads(task.encoder.stage_channels, values, task.num_classes, task.settings.seed)
-    return finetune.placed(heads, task.device)
-
-
-def _optimizer(heads: nn.Module, settings: StagesSettings) -> torch.optim.SGD:
-    return torch.optim.SGD(
-        heads.parameters(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.momentum > 0,
-    )
+    return train_heads(task, BENCH, _recipe(task), task.settings.lighting)
 
 
 def _recipe(task: Task[StagesSettings]) -> Recipe:
@@ -147,7 +64,3 @@ def _recipe(task: Task[StagesSettings]) -> Recipe:
         jitter=(strength, strength, strength, 0.0),
         jitter_probability=1.0 if strength else 0.0,
     )
-
-
-def _learning_rate(settings: StagesSettings, epoch: int) -> float:
-    return settings.lr * 0.1 ** finetune.steps_passed(settings.steps, epoch)

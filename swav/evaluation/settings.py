@@ -83,16 +83,48 @@ class LinearSettings(TrainSettings):
     score_epochs: Steps = Field(1, description="epochs between scores; these features are kept, a score costs nothing")
 
 
-class StagesSettings(TrainSettings):
-    """Of linear layers on every stage of a frozen trunk."""
+class StageTraining(TrainSettings):
+    """What the benchmarks share that train a linear layer on every stage of a frozen trunk."""
+
+    lr: Positive = Field(0.01, description="learning rate of the first epoch")
+    steps: tuple[Count, ...] = Field(description="epochs after which the learning rate is a tenth")
+    weight_decay: NonNegative = Field(1e-4, description="on weights and bias")
+    score_epochs: Steps = Field(10, description="epochs between scores on the way; the last is always scored")
+
+
+class StagesSettings(StageTraining):
+    """Of linear layers on every stage, on ImageNet."""
 
     epochs: Count = Field(90, description="passes over the training images")
-    lr: Positive = Field(0.01, description="learning rate of the first epoch")
     steps: tuple[Count, ...] = Field((30, 60), description="epochs after which the learning rate is a tenth")
-    weight_decay: NonNegative = Field(1e-4, description="on weights and bias")
     jitter: Fraction = Field(0.4, description="strength of brightness, contrast and saturation, in random order")
     lighting: NonNegative = Field(0.1, description="standard deviation of the noise along ImageNet's axes of colour")
-    score_epochs: Steps = Field(10, description="epochs between scores on the way; the last is always scored")
+
+
+class Places205Settings(StageTraining):
+    """Of linear layers on every stage, on Places205."""
+
+    published: ClassVar[Mapping[str, int]] = {"training images": 2_448_873, "scored images": 20_500, "classes": 205}
+
+    epochs: Count = Field(28, description="passes over the training images")
+    steps: tuple[Count, ...] = Field((7, 14, 21), description="epochs after which the learning rate is a tenth")
+    crop_scale: tuple[Fraction, Fraction] = Field((1.0, 1.0), description="of no meaning: crops are of one scale")
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _of_one_scale(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale != (1.0, 1.0):
+            raise ValueError("expected nothing else: this protocol's crops are of one scale")
+        return scale
+
+
+class Inat18Settings(StageTraining):
+    """Of linear layers on every stage, on iNaturalist 2018."""
+
+    published: ClassVar[Mapping[str, int]] = {"training images": 437_513, "scored images": 24_426, "classes": 8142}
+
+    epochs: Count = Field(84, description="passes over the training images")
+    steps: tuple[Count, ...] = Field((24, 48, 72), description="epochs after which the learning rate is a tenth")
 
 
 class SemisupSettings(TrainSettings):
@@ -152,6 +184,8 @@ BENCH_SETTINGS: dict[str, type[BenchSettings]] = {
     "knn": KnnSettings,
     "linear": LinearSettings,
     "linear-stages": StagesSettings,
+    "places205": Places205Settings,
+    "inat18": Inat18Settings,
     "semisup": SemisupSettings,
     "svm": SvmSettings,
     "lowshot": LowshotSettings,
@@ -169,6 +203,8 @@ SMOKE: dict[str, dict[str, Any]] = {
         "steps": (3, 5),
         "batch": 64,
     },
+    "places205": {"size": 64, "train_images": 2000, "score_images": 1000, "epochs": 4, "steps": (2, 3), "batch": 64},
+    "inat18": {"size": 64, "train_images": 2000, "score_images": 1000, "epochs": 4, "steps": (2, 3), "batch": 64},
     "semisup": {"size": 64, "train_images": 5000, "score_images": 1000, "batch": 32},
     "svm": {"size": 112, "train_images": 2000, "score_images": 2000},
     "lowshot": {"size": 112, "train_images": 2000, "score_images": 2000, "k": (1, 2, 4, 8, 16)},

@@ -1,6 +1,6 @@
 """The benchmarks by name: settings, weights and data are checked in this order, then each benchmark runs on each weights.
 
-protocols: knn.py, linear.py, linear_stages.py, semisup.py, svm.py, lowshot.py       their settings: settings.py       what they are given: task.py
+protocols: knn.py, linear.py, linear_stages.py, places205.py, inat18.py, semisup.py, svm.py, lowshot.py       their settings: settings.py       what they are given: task.py
 """
 
 import dataclasses
@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from swav.data import voc
+from swav.data import lists, voc
 from swav.data.images import Images, labelled_halves
 from swav.errors import ConfigError, DataError
-from swav.evaluation import knn, linear, linear_stages, lowshot, semisup, svm
+from swav.evaluation import inat18, knn, linear, linear_stages, lowshot, places205, semisup, svm
 from swav.evaluation.settings import (
     BenchSettings,
     LowshotSettings,
@@ -36,6 +36,8 @@ BENCHES: dict[str, Callable[[Task[Any]], Sequence[Score | NoScore]]] = {
     "knn": knn.run,
     "linear": linear.run,
     "linear-stages": linear_stages.run,
+    "places205": places205.run,
+    "inat18": inat18.run,
     "semisup": semisup.run,
     "svm": svm.run,
     "lowshot": lowshot.run,
@@ -44,6 +46,8 @@ CHECKS: dict[str, Callable[[Task[Any]], None]] = {  # before any is run
     "knn": knn.check,
     "linear": linear.check,
     "linear-stages": linear_stages.check,
+    "places205": places205.check,
+    "inat18": inat18.check,
     "semisup": semisup.check,
     "svm": svm.check,
     "lowshot": lowshot.check,
@@ -52,8 +56,18 @@ CHECKS: dict[str, Callable[[Task[Any]], None]] = {  # before any is run
 # Folders of this name are looked for where ROOT is a folder of data sets.
 DATA_SETS = ("imagenet", "imagenette")
 POSSIBLE = "more training images, or other settings"
-EXPECTED = "a labelled data set under --data: train/CLASS/ beside val/CLASS/ (or test/), class folders, a CSV path,label[,split], or CIFAR"
+LABELLED = "a labelled data set under --data: train/CLASS/ beside val/CLASS/ (or test/), class folders, a CSV path,label[,split], or CIFAR"
 EXPECTED_VOC = f"PASCAL VOC 2007 as VOCdevkit/VOC2007 under --data: {voc.HOW}"
+EXPECTED: dict[str, str] = {
+    "knn": LABELLED,
+    "linear": LABELLED,
+    "linear-stages": LABELLED,
+    "places205": f"Places205 as Places205/ under --data: {lists.HOW_PLACES205}",
+    "inat18": f"iNaturalist 2018 as iNaturalist2018/ under --data: {lists.HOW_INAT18}",
+    "semisup": LABELLED,
+    "svm": EXPECTED_VOC,
+    "lowshot": EXPECTED_VOC,
+}
 
 Halves = tuple[Images, Images]
 
@@ -67,6 +81,8 @@ DATA: dict[str, Callable[[Path, Path | None, Protocol], Halves]] = {
     "knn": _labelled,
     "linear": _labelled,
     "linear-stages": _labelled,
+    "places205": lists.places205_halves,
+    "inat18": lists.inat18_halves,
     "semisup": _labelled,
     "svm": voc.classification_halves,
     "lowshot": voc.classification_halves,
@@ -170,7 +186,7 @@ def _halves(
         elif not everything:
             raise found
         else:
-            absent.append(NotRun(name, str(found).splitlines()[0], EXPECTED if find is _labelled else EXPECTED_VOC))
+            absent.append(NotRun(name, str(found).splitlines()[0], EXPECTED[name]))
     return halves, absent
 
 

@@ -243,7 +243,7 @@ def test_what_stands_in_for_an_unreadable_image_is_not_learned_under_its_label(t
     train, score = labelled_halves(flat_colours(tmp_path / "flat", 30))
     for i in np.flatnonzero(train.labels == 0):
         (train.root / train.name(i)).write_bytes(b"gone bad")
-    seen = []
+    seen: list[int] = []
     step = finetune._step
 
     def spy(head, optimizer, features, labels):

@@ -17,7 +17,7 @@ from swav.data.images import labelled_halves
 from swav.data.photometric import parameters
 from swav.data.views import lighting, to_input
 from swav.errors import ConfigError, DataError
-from swav.evaluation import finetune, linear_stages
+from swav.evaluation import finetune, linear_stages, stage_heads
 from swav.evaluation.settings import StagesSettings
 from swav.evaluation.task import Task
 from swav.features import stage_features_of
@@ -49,14 +49,15 @@ def test_settings_are_the_published_ones(task):
     page = StagesSettings()
     assert (page.epochs, page.batch, page.lr, page.momentum, page.weight_decay) == (90, 256, 0.01, 0.9, 1e-4)
     assert (page.size, page.crop_scale, page.flip, page.jitter, page.lighting) == (224, (0.08, 1.0), 0.5, 0.4, 0.1)
-    rates = [linear_stages._learning_rate(page, epoch) for epoch in (0, 29, 30, 59, 60, 89)]
+    rates = [stage_heads.learning_rate(page, epoch) for epoch in (0, 29, 30, 59, 60, 89)]
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
-    (group,) = linear_stages._optimizer(nn.Linear(2, 2), page).param_groups
+    (group,) = stage_heads.optimizer_of(nn.Linear(2, 2), page).param_groups
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 1e-4, True)
-    heads = linear_stages._start(dataclasses.replace(task, settings=page.model_copy(update={"size": 32})))
+    heads = stage_heads.fresh_heads(dataclasses.replace(task, settings=page.model_copy(update={"size": 32})))
     assert all(not norm.affine and norm.momentum == 0.1 for norm in heads.norms)
-    assert all(not layer.bias.any() for layer in heads.layers)
-    assert float(heads.layers[-1].weight.detach().std()) == pytest.approx(0.01, rel=0.2)
+    state = heads.state_dict()
+    assert not any(value.any() for key, value in state.items() if key.endswith("bias"))
+    assert float(state["layers.4.weight"].std()) == pytest.approx(0.01, rel=0.2)
 
 
 def test_a_resnet50_at_224_pixels_gives_the_published_dimensions():
@@ -65,14 +66,14 @@ def test_a_resnet50_at_224_pixels_gives_the_published_dimensions():
     encoder = Encoder(build_network(recipe), recipe, "random:resnet50").requires_grad_(False)
     found = stage_features_of(encoder, torch.zeros(1, 224, 224, 3, dtype=torch.uint8), CPU)
     assert encoder.stage_channels == channels and [x.shape[1] for x in found] == values
-    logits = linear_stages.StageHeads(channels, values, 7, seed=0).eval()(found)
+    logits = stage_heads.StageHeads(channels, values, 7, seed=0).eval()(found)
     assert [list(x.shape) for x in logits] == [[1, 7]] * 5
 
 
 def test_heads_normalise_each_channel_over_images_and_places():
     torch.manual_seed(0)
     x = torch.randn(6, 3 * 4) * 5 + 2
-    heads = linear_stages.StageHeads([3], [12], 2, seed=0).train()
+    heads = stage_heads.StageHeads([3], [12], 2, seed=0).train()
     (logits,) = heads([x])
     maps = x.view(6, 3, 4)
     normal = (maps - maps.mean((0, 2), keepdim=True)) / (maps.var((0, 2), unbiased=False, keepdim=True) + 1e-5).sqrt()
@@ -84,9 +85,9 @@ def test_heads_together_become_scikit_learns_logistic_regressions():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 120)
     stages = [torch.tensor(rng.normal(0, 1, (120, d)) + np.eye(3, d)[labels], dtype=torch.float32) for d in (4, 6)]
-    heads = linear_stages.StageHeads([4, 6], [4, 6], 3, seed=0)
+    heads = stage_heads.StageHeads([4, 6], [4, 6], 3, seed=0)
     settings = StagesSettings(lr=0.3, weight_decay=0)
-    optimizer = linear_stages._optimizer(heads, settings)
+    optimizer = stage_heads.optimizer_of(heads, settings)
     for _ in range(600):  # all images are the batch: its statistics are those of the set
         finetune._step(heads.train(), optimizer, stages, torch.from_numpy(labels))
     with torch.no_grad():
