@@ -43,7 +43,7 @@ def places205_halves(root: str | Path, cache: Path | None = None, protocol: Prot
     Raises:
         DataError: there is no such data set, a list is missing or damaged, or a list names a missing image.
     """
-    home = _home(root, "Places205", f"{_PLACES_LISTS}/train_places205.csv", HOW_PLACES205)
+    home, _ = _home(root, "Places205", [f"{_PLACES_LISTS}/train_places205.csv"], HOW_PLACES205)
     train, val = (_listed(home / _PLACES_LISTS / f"{half}_places205.csv", HOW_PLACES205) for half in ("train", "val"))
     return _halves(home, _PLACES_IMAGES, train, val, cache, protocol)
 
@@ -54,15 +54,9 @@ def inat18_halves(root: str | Path, cache: Path | None = None, protocol: Protoco
 
     Args, Raises: as places205_halves.
     """
-    for place in ("train2018.json", "annotations/train2018.json", "meta/train.txt"):
-        try:
-            home = _home(root, "iNaturalist2018", place, HOW_INAT18)
-            break
-        except DataError as error:
-            missing = error
-    else:
-        raise missing
-    first = home / place
+    marks = ("train2018.json", "annotations/train2018.json", "meta/train.txt")
+    home, mark = _home(root, "iNaturalist2018", marks, HOW_INAT18)
+    first = home / mark
     read = _listed if first.suffix == ".txt" else read_inat_json
     train, val = (read(first.with_name(first.name.replace("train", half)), HOW_INAT18) for half in ("train", "val"))
     return _halves(home, _INAT_IMAGES, train, val, cache, protocol)
@@ -117,13 +111,14 @@ def _listed(path: Path, how: str) -> Rows:
     return names, labels
 
 
-def _home(root: str | Path, name: str, mark: str, how: str) -> Path:
-    """The data set itself, or the folder of its name below."""
+def _home(root: str | Path, name: str, marks: Sequence[str], how: str) -> tuple[Path, str]:
+    """The data set itself, or the folder of its name below, and which of its marks is there."""
     path = Path(root).expanduser()
     for place in (path, path / name):
-        if (place / mark).is_file():
-            return place
-    raise DataError(f"{printable(str(path))}: expected {name} there or as {name}/ below it, found no {mark}\n{how}")
+        for mark in marks:
+            if (place / mark).is_file():
+                return place, mark
+    raise DataError(f"{printable(str(path))}: expected {name} there or as {name}/ below it, found no {marks[0]}\n{how}")
 
 
 def _halves(
