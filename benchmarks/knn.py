@@ -1,4 +1,5 @@
-"""Exact nearest neighbours: swav's search against scikit-learn's brute force, on the same features in one run.
+"""Exact nearest neighbours: swav's search against faiss's IndexFlatIP (where faiss is importable; no dependency of ours) and
+scikit-learn's brute force, on the same features in one run.
 
 Run: python benchmarks/knn.py [--bank 100000] [--dim 512] [--queries 1024] [--k 200] [--threads 1] [--device cpu]
 
@@ -11,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import sklearn
@@ -19,6 +21,7 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from swav.metrics import knn_vote, nearest
+from swav.runtime import memory_gb
 
 
 def clusters(rows: int, dim: int, seed: int, classes: int = 100) -> tuple[np.ndarray, np.ndarray]:
@@ -43,6 +46,16 @@ def seconds(work: Callable[[], object], device: str) -> tuple[float, float]:
     if device != "cpu":
         torch.cuda.synchronize()
     return time.perf_counter() - wall, time.process_time() - processor
+
+
+def faiss_with(threads: int) -> ModuleType | None:
+    try:
+        import faiss
+    except ImportError:
+        return None
+    faiss.omp_set_num_threads(threads)
+    module: ModuleType = faiss
+    return module
 
 
 def main() -> None:
@@ -71,22 +84,34 @@ def main() -> None:
         ),
         "scikit-learn NearestNeighbors(brute, cosine)": lambda: oracle.kneighbors(queries),
     }
+    index = None
+    if (faiss := faiss_with(wanted.threads)) is not None:
+        index = faiss.IndexFlatIP(wanted.dim)
+        index.add(bank)
+        searches[f"faiss {faiss.__version__} IndexFlatIP"] = lambda: index.search(queries, wanted.k)
     with threadpool_limits(wanted.threads):
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in searches}
         for _ in range(wanted.rounds):
             for name, search in searches.items():
                 times[name].append(seconds(search, wanted.device))
-        ours, theirs = nearest(x, q, wanted.k)[1].cpu().numpy(), oracle.kneighbors(queries)[1]
+        ours, some = nearest(x, q[:500], wanted.k)[1].cpu().numpy(), queries[:500]
+        oracles = {"scikit-learn": oracle.kneighbors(some, return_distance=False)}
+        if index is not None:
+            oracles["faiss"] = index.search(some, wanted.k)[1]
 
-    shared = np.mean([len(np.intersect1d(a, b)) / wanted.k for a, b in zip(ours, theirs, strict=True)])
+    shared = {
+        name: np.mean([len(np.intersect1d(a, b)) / wanted.k for a, b in zip(ours, theirs, strict=True)])
+        for name, theirs in oracles.items()
+    }
     print(
         f"{wanted.queries} queries, bank {wanted.bank} x {wanted.dim}, k={wanted.k}, {wanted.threads} thread(s), {wanted.device}"
     )
     print(f"{machine()}, torch {torch.__version__}, scikit-learn {sklearn.__version__}")
-    for name, found in times.items():
-        wall, processor = np.min(found, axis=0)
+    for name, taken in times.items():
+        wall, processor = np.min(taken, axis=0)
         print(f"{wall:8.3f} s  (processor {processor:7.3f} s)  {name}")
-    print(f"neighbours in common: {shared:.6f}")
+    told = ", ".join(f"{share:.6f} with {name}" for name, share in shared.items())
+    print(f"neighbours in common (500 queries): {told}; peak memory {memory_gb(torch.device('cpu')):.2f} GB")
 
 
 if __name__ == "__main__":

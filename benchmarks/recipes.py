@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from swav.config import Recipe, load_recipe
-from swav.data.shapes import write_shapes
+from swav.data.layouts import write_shapes
 from swav.derive import Facts, derive
 from swav.network.heads import SwavNetwork, build_network
 from swav.network.trunk import count_parameters

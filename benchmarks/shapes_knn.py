@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from swav.data.images import Images, labelled_halves
-from swav.data.shapes import write_shapes
+from swav.data.layouts import write_shapes
 from swav.evaluation.suite import bench
 from swav.metrics import knn_vote, top_k_accuracy
 from swav.train import pretrain

@@ -146,14 +146,14 @@ def scan_data(path: str, as_json: Annotated[bool, typer.Option("--json", help="P
 @data_app.command()
 def shapes(
     folder: Path,
-    layout: Annotated[str, typer.Option(help="imagenet")] = "imagenet",
+    layout: Annotated[str, typer.Option(help="imagenet, voc")] = "imagenet",
     train: Annotated[int, typer.Option(min=1, help="Training images.")] = 2000,
     val: Annotated[int, typer.Option(min=1, help="Validation images.")] = 500,
     size: Annotated[int, typer.Option(min=16, help="Side of an image [pixels].")] = 64,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Write the drawn data set `shapes`: ten classes that neither colour nor raw pixels tell apart."""
-    from swav.data.shapes import write_shapes
+    from swav.data.layouts import write_shapes
 
     write_shapes(folder, layout, train=train, val=val, size=size, seed=seed)
     print(folder)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from swav.data.shapes import write_shapes
+from swav.data.layouts import write_shapes
 from swav.evaluation.suite import bench
 from swav.reporting.page import write_report
 from swav.reporting.results import read_results, table

@@ -3,26 +3,39 @@
 Images are decoded and cut by the loader's workers, cross as uint8, and are normalised where the encoder is.
 """
 
+import math
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
-from torch import Tensor
+from jaxtyping import Float, Float32, Int64, UInt8
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from swav.data.images import Images, Unreadable
-from swav.data.views import evaluation_view, to_input
+from swav.data.views import evaluation_view, squeezed_view, to_input
 from swav.errors import DataError, EnvironmentError_
 from swav.metrics import knn_vote, top_k_accuracy
 from swav.network.encoder import Encoder
+from swav.network.trunk import ResNet
 from swav.runtime import Progress
 
 Precision = Literal["fp32", "bf16"]
+View = Literal["centre", "squeezed"]
+VIEWS: dict[View, Callable[[UInt8[np.ndarray, "H W 3"], int], UInt8[np.ndarray, "S S 3"]]] = {
+    "centre": evaluation_view,
+    "squeezed": squeezed_view,
+}
+
+# Sides of the grids that feature1..feature5 are pooled to, and, of maps of an image of 224 pixels, by which windows:
+# {(grid, side of the map): (kernel, stride, padding)}. MMSelfSup 0.x and VISSL, pool type "specified".
+PAGE_GRIDS = (12, 6, 4, 3, 2)
+SPECIFIED = {(12, 112): (10, 10, 4), (6, 56): (16, 8, 0), (4, 28): (13, 5, 0), (3, 14): (8, 3, 0), (2, 7): (6, 1, 0)}
+MOST_VALUES = 9216  # of a pooled map
 
 
 class Features(NamedTuple):
@@ -50,6 +63,72 @@ def features_of(
             images = to_input(part.to(device, non_blocking=True), encoder.mean, encoder.std, encoder.in_channels)
             parts.append(encoder(images).float())
     return torch.cat(parts)
+
+
+def stage_features_of(
+    encoder: Encoder,
+    views: UInt8[Tensor, "B S S 3"],
+    device: torch.device,
+    precision: Precision = "fp32",
+    pooled: bool = False,
+    lighting: Float32[Tensor, "B 3"] | None = None,
+) -> list[Float32[Tensor, "B D"]]:
+    """Pooled maps of every stage of cut images, as features_of; with `pooled`, the features too, as the last.
+
+    Args:
+        lighting: of each image, see views.to_input.
+
+    Raises:
+        ConfigError: the trunk has no stages.
+    """
+    at_a_time = len(views) if device.type == "cuda" else 32  # the maps of 32 images at 224 pixels: .3 GB of a ResNet-50
+    grids, parts = stage_grids(encoder.stage_channels), []
+    with torch.no_grad(), _autocast(device, precision):
+        for place, part in enumerate(views.split(max(1, at_a_time))):  # type: ignore[no-untyped-call]
+            lit = None if lighting is None else lighting[place * at_a_time :][: len(part)].to(device)
+            images = to_input(part.to(device, non_blocking=True), encoder.mean, encoder.std, encoder.in_channels, lit)
+            maps = encoder.stages(images)
+            found = [one.float() for one in pool_stages(maps, grids)]
+            if pooled:  # of our own trunks it is the last map's average; timm's pool in ways of their own
+                found.append(
+                    maps[-1].mean((2, 3)).float() if isinstance(encoder.trunk, ResNet) else encoder(images).float()
+                )
+            parts.append(found)
+    return [torch.cat(some) for some in zip(*parts, strict=True)]
+
+
+def stage_grids(channels: Sequence[int]) -> tuple[int, ...]:
+    """Sides of the grids that a trunk's maps are pooled to.
+
+    Five stages: the page's 12, 6, 4, 3, 2, whatever their channels. Others, as the blocks of a transformer: the largest
+    grid of at most 9,216 values, a rule that gives the page's for the page's ResNet-50.
+    """
+    if len(channels) == len(PAGE_GRIDS):
+        return PAGE_GRIDS
+    return tuple(max(1, math.isqrt(MOST_VALUES // count)) for count in channels)
+
+
+def pool_stages(maps: Sequence[Tensor], grids: Sequence[int]) -> list[Tensor]:
+    """Averages each map [N, C, H, W] over the cells of its grid: [N, C * grid * grid], channel by channel, row by row.
+
+    Maps of a 224-pixel image's size are averaged by the page's windows (SPECIFIED), which overlap, and of which the first
+    map's count padding as zeros; others adaptively, by cells that cover the map. A grid finer than its map is the map.
+
+    Args:
+        maps: of the stages, as Encoder.stages gives them.
+        grids: side of each map's grid, as stage_grids gives them.
+
+    Source: MMSelfSup 0.x MultiPooling("specified"); of a ResNet-50 at 224 pixels 9216, 9216, 8192, 9216, 8192 values.
+    """
+    return [_pooled(one, grid).flatten(1) for one, grid in zip(maps, grids, strict=True)]
+
+
+def _pooled(one: Float[Tensor, "N C H W"], grid: int) -> Float[Tensor, "N C h w"]:
+    high, wide = one.shape[2:]
+    if high == wide and (grid, high) in SPECIFIED:
+        kernel, stride, padding = SPECIFIED[grid, high]
+        return nn.functional.avg_pool2d(one, kernel, stride, padding)
+    return nn.functional.adaptive_avg_pool2d(one, (min(grid, high), min(grid, wide)))
 
 
 def pooled_features(
@@ -84,7 +163,7 @@ def pooled_features(
     batch = batch or (256 if device.type == "cuda" else 64)
     features: Tensor | None = None
     kept: list[int] = []
-    for views, places in _batches(images, size, batch, workers):
+    for views, places in read_views(images, size, batch, workers):
         if places:
             part = features_of(encoder, torch.from_numpy(views), device, precision)
             if features is None:  # filled in place: at ImageNet's size a second copy would be 10 GB
@@ -130,8 +209,8 @@ class _Views(Dataset[Views]):
     As arrays, not tensors: those would go through /dev/shm, which containers keep at 64 MB.
     """
 
-    def __init__(self, images: Images, size: int):
-        self.images, self.size = images, size
+    def __init__(self, images: Images, size: int, view: View):
+        self.images, self.size, self.cut = images, size, VIEWS[view]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -144,14 +223,22 @@ class _Views(Dataset[Views]):
                 image = self.images.read(i)
             except Unreadable:
                 continue
-            views[len(kept)] = evaluation_view(image, self.size)
+            views[len(kept)] = self.cut(image, self.size)
             kept.append(i)
         return views[: len(kept)], kept
 
 
-def _batches(images: Images, size: int, batch: int, workers: int) -> Iterator[Views]:
+def read_views(
+    images: Images, size: int, batch: int, workers: int, view: View = "centre", start: int = 0
+) -> Iterator[Views]:
+    """Views of all images from place `start` on, a batch at a time, and the places that could be read.
+
+    Raises:
+        EnvironmentError_: a loader process died.
+    """
     loader: DataLoader[Any] = DataLoader(
-        _Views(images, size),
+        _Views(images, size, view),
+        sampler=range(start, len(images)),
         batch_size=batch,
         num_workers=workers,
         collate_fn=_as_it_is,

@@ -15,10 +15,11 @@ from PIL import Image
 from swav.config import load_recipe
 from swav.data.images import labelled_halves
 from swav.errors import DataError, EnvironmentError_
-from swav.features import knn_top1, pooled_features
+from swav.features import knn_top1, pool_stages, pooled_features, stage_grids
 from swav.metrics import knn_vote, top_k_accuracy
 from swav.network.encoder import Encoder
 from swav.network.heads import build_network
+from swav.network.trunk import BACKBONES
 from swav.runtime import Progress
 
 CPU = torch.device("cpu")
@@ -115,3 +116,39 @@ def test_a_bank_smaller_than_k_is_used_whole_and_that_is_told(folder, encoder):
     bank = len(pooled_features(encoder, train, 24, workers=0, device=CPU).labels)
     whole = knn_top1(encoder, train, val, 24, bank, CPU, 0)
     assert knn_top1(encoder, train, val, 24, 1000, CPU, 0) == whole and whole[1] == bank
+
+
+def test_pooled_stages_of_a_resnet50_at_224_have_the_pages_dimensions():
+    trunk = BACKBONES["resnet50"]().eval()
+    with torch.no_grad():
+        maps = trunk.stages(torch.randn(1, 3, 224, 224))
+    pooled = pool_stages(maps, stage_grids(trunk.stage_channels))
+    assert [tuple(one.shape) for one in pooled] == [(1, dim) for dim in (9216, 9216, 8192, 9216, 8192)]
+
+
+def test_at_224_pixels_the_windows_are_the_pages():
+    """By hand, in the first and the last cell of each map: the source's kernel, stride and padding."""
+    rows = torch.arange(112.0)
+    for grid, side, first, last in (
+        (12, 112, rows[:6].sum() * 6 / 100, rows[106:].sum() * 6 / 100),  # padding of 4 counts as zeros
+        (6, 56, rows[:16].mean(), rows[40:56].mean()),
+        (4, 28, rows[:13].mean(), rows[15:28].mean()),
+        (3, 14, rows[:8].mean(), rows[6:14].mean()),
+        (2, 7, rows[:6].mean(), rows[1:7].mean()),
+    ):
+        ramp = rows[:side].expand(1, 1, side, side).mT.contiguous()  # each row holds its number
+        (cells,) = pool_stages([ramp], [grid])
+        assert cells.shape == (1, grid * grid)
+        torch.testing.assert_close(torch.stack([cells[0, 0], cells[0, -1]]), torch.stack([first, last]))
+
+
+def test_below_224_pixels_cells_cover_the_map_and_no_grid_is_finer_than_it():
+    maps = [torch.randn(2, 3, side, side) for side in (32, 16, 8, 4, 1)]
+    pooled = pool_stages(maps, (12, 6, 4, 3, 2))
+    assert [one.shape[1] for one in pooled] == [3 * 144, 3 * 36, 3 * 16, 3 * 9, 3]
+    torch.testing.assert_close(pooled[2].view(2, 3, 4, 4), maps[2].unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5)))
+
+
+def test_grids_of_blocks_follow_the_rule_behind_the_pages():
+    assert stage_grids([64, 256, 512, 1024, 2048]) == (12, 6, 4, 3, 2) == stage_grids([8, 16, 32, 64, 128])
+    assert stage_grids([64, 256, 512, 1024, 2048, 384, 20_000]) == (12, 6, 4, 3, 2, 4, 1)

@@ -8,11 +8,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from swav import metrics
 from swav.errors import ConfigError
-from swav.metrics import knn_vote, nearest, rankme, top_k_accuracy
+from swav.metrics import average_precision, knn_vote, nearest, rankme, top_k_accuracy
 
 CLASSES = 7
 
@@ -110,3 +111,23 @@ def test_rankme_counts_equal_directions_and_survives_what_is_broken():
     assert rankme(torch.ones(50, 12)) == pytest.approx(1, abs=1e-3)
     assert rankme(torch.zeros(5, 3)) == 0
     assert math.isnan(rankme(torch.tensor([[1.0, float("inf")], [0.0, 1.0]])))
+
+
+def test_average_precision_of_voc_is_the_hand_worked_one():
+    """Ranked: hit, miss, miss, hit, hit. Precision 1, 1/2, 1/3, 1/2, 3/5; from any place on at best 1, then 3/5, 3/5."""
+    scores = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4], [0.5, 0.5]])
+    positive = torch.tensor([True, False, False, True, True])
+    expected = [(1 + 3 / 5 + 3 / 5) / 3, (1 + 1 + 3 / 5) / 3]  # the second scoring is the reverse of the first
+    torch.testing.assert_close(average_precision(scores, positive), torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("values", [3, 1000])
+def test_plain_average_precision_is_scikit_learns_with_and_without_ties(values):
+    rng = np.random.default_rng(values)
+    scores, positive = rng.integers(0, values, (60, 4)) / 7.0, rng.random(60) < 0.2
+    ours = average_precision(torch.from_numpy(scores), torch.from_numpy(positive), envelope=False)
+    assert ours.tolist() == pytest.approx([average_precision_score(positive, column) for column in scores.T], abs=1e-12)
+
+
+def test_without_a_positive_there_is_no_average_precision():
+    assert average_precision(torch.rand(5, 2), torch.zeros(5, dtype=torch.bool)).isnan().all()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from swav import probe
 from swav.config import Recipe, load_recipe
 from swav.data.images import open_images
-from swav.data.shapes import write_shapes
+from swav.data.layouts import write_shapes
 from swav.derive import Facts, derive
 from swav.errors import EnvironmentError_
 from swav.network.heads import build_network

@@ -12,7 +12,7 @@ import torch
 
 from swav import probe, run
 from swav.config import Recipe, load_recipe, to_yaml
-from swav.data.shapes import write_shapes
+from swav.data.layouts import write_shapes
 from swav.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")

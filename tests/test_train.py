@@ -14,7 +14,7 @@ import torch
 from swav import checkpoint, train
 from swav.algorithm import sinkhorn_codes, swapped_loss
 from swav.config import Recipe, load_recipe
-from swav.data.shapes import write_shapes
+from swav.data.layouts import write_shapes
 from swav.derive import Facts, derive
 from swav.errors import ConfigError, EnvironmentError_, NumericsError
 from swav.learner import Learner

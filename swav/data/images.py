@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, SupportsIndex
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int8, Int64, UInt8
 from numpy.typing import NDArray
 
 from swav.data import cifar
@@ -54,7 +54,8 @@ class Images:
     Attributes:
         root: what names are relative to.
         rows: per image what is known without decoding it (find.ROW).
-        labels: indices into `classes`, or None.
+        labels: indices into `classes` [N]; of images that may show several (VOC) marks [N, C]: 1 present, 0 ignored, -1
+            absent; or None.
         classes: names of the classes, or None.
         bad: (name, reason) of what was found unreadable when opened; it is not in the sequence.
         others: how many files were passed over, by extension.
@@ -67,7 +68,7 @@ class Images:
         names: Iterable[bytes],
         rows: np.ndarray,
         *,
-        labels: Int64[np.ndarray, " N"] | None = None,
+        labels: Int64[np.ndarray, " N"] | Int8[np.ndarray, "N C"] | None = None,
         classes: list[str] | None = None,
         bad: Sequence[tuple[str, str]] = (),
         others: Mapping[str, int] | None = None,

@@ -34,7 +34,7 @@ from torch import Tensor
 from swav.config import Recipe
 from swav.data.images import Images, Unreadable
 from swav.data.photometric import NUM_PARAMS, apply_opencv
-from swav.data.views import Draws, cut, generator, planes
+from swav.data.views import CentreWindow, Draws, centre_view, cut, generator, planes
 from swav.errors import DataError, EnvironmentError_, SwavError
 
 _AHEAD = 2  # stretches of a batch that each worker may be ahead of the training
@@ -90,6 +90,7 @@ class _Maker:
         self, images: Images, recipe: Recipe, rank: int, world_size: int, steps_per_epoch: int, on_device: bool
     ):
         self.images, self.recipe, self.steps_per_epoch, self.on_device = images, recipe, steps_per_epoch, on_device
+        self.window = next((crop for crop in recipe.crops if isinstance(crop, CentreWindow)), None)
         self.share = recipe.batch // world_size
         self.first = rank * self.share
         self._order, self._order_of = np.empty(0, np.int64), -1
@@ -129,6 +130,8 @@ class _Maker:
         places = [view.permute(0, 3, 1, 2) for view in views]
         for b in chunk:
             image = self._read(samples[b], unreadable)
+            if self.window is not None:
+                image = centre_view(image, self.window.square, self.window.square)
             source = planes(image)
             for v, box in enumerate(draws.boxes(b, *image.shape[:2])):
                 cut(source, box, places[v][b : b + 1])

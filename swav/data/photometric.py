@@ -54,6 +54,20 @@ def _between(low: float, high: float, uniforms: np.ndarray) -> np.ndarray:
     return low + (high - low) * uniforms
 
 
+# Eigenvalues and, column by column, eigenvectors of the covariance of RGB [of 1] over the pixels of ImageNet.
+_EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
+_EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+
+
+def light(weights: Float[np.ndarray, "B 3"]) -> Float32[np.ndarray, "B 3"]:
+    """The change of RGB [of 1] that has these weights along the principal axes of ImageNet's colours, one for all pixels.
+
+    Source: Krizhevsky et al. 2012 (AlexNet), section 4.1: [p1 p2 p3] [a1 l1, a2 l2, a3 l3], a drawn from N(0, .1).
+    """
+    change: Float32[np.ndarray, "B 3"] = ((weights * _EIGENVALUES) @ _EIGENVECTORS.T).astype(np.float32)
+    return change
+
+
 # -- in the worker: OpenCV, one crop
 
 

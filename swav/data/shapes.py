@@ -1,4 +1,4 @@
-"""`shapes`: a drawn data set with everything that the benchmarks ask for, so that all of them run offline.
+"""`shapes`: drawn scenes with everything that the benchmarks ask for. As folders of images they are written by layouts.py.
 
 Ten classes of objects that differ by form alone. Colour, contrast, filling, position, size, rotation, stretch and
 background are drawn at random, the same for all classes: neither colour nor raw pixels tell them apart. An image holds
@@ -9,23 +9,19 @@ A scene is drawn 4 times as large and averaged: edges are smooth at every size.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from swav.errors import ConfigError, DataError, EnvironmentError_, did_you_mean
-from swav.runtime import Progress, write_text_durably
+from swav.errors import ConfigError
 
 SPLITS = ("train", "val")
 SUPERSAMPLING = 4  # drawn pixels per pixel, along a side
 PLAN_SIZE = 96  # side of the raster on which a plan is checked [pixels]; one for all sizes, or plans would differ
 SATURATION = 0.35  # of colours, 0..1: those of a picture must not be all there is to know it by
-RECORD = "shapes.json"  # what a folder holds, and whether it is complete
 
 Polygon = Float[np.ndarray, "_ 2"]
 Part = tuple[Polygon, bool]  # painted in order: True adds the polygon to the object, False cuts it out
@@ -311,104 +307,3 @@ def scene(seed: int, split: str, index: int, size: int = 64) -> Scene:
 def _box(mask: Mask) -> Int[np.ndarray, " 4"]:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-
-
-# --- folders: layouts of data sets ------------------------------------------------------------------------------------
-
-
-def _write_imagenet(drawn: Scene, folder: Path, split: str, index: int) -> None:
-    """FOLDER/SPLIT/CLASS/INDEX.png"""
-    path = folder / split / CLASSES[drawn.label] / f"{index:06d}.png"
-    _, data = cv2.imencode(".png", drawn.image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.tobytes())
-
-
-# Each writes one scene.
-LAYOUTS: dict[str, Callable[[Scene, Path, str, int], None]] = {"imagenet": _write_imagenet}
-
-
-def write_shapes(
-    folder: str | Path,
-    layout: str = "imagenet",
-    *,
-    train: int = 2000,
-    val: int = 500,
-    size: int = 64,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> None:
-    """Writes the data set. Same arguments, same bytes; where it is complete already, nothing is done.
-
-    A write that was cut off is known by its record (shapes.json says `"complete": false`) and is made again.
-
-    Args:
-        folder: new, empty, or one that this function wrote with the same arguments.
-        layout: of which data set the folder takes the form.
-        train, val: images.
-        size: side of an image [pixels].
-        seed: another seed, other images.
-        progress: told how many images are done.
-
-    Raises:
-        ConfigError: an unknown layout, or a folder that holds shapes of other arguments.
-        DataError: a folder that holds something else.
-        EnvironmentError_: the disk is full, or refuses.
-    """
-    if layout not in LAYOUTS:
-        raise ConfigError(
-            f"layout: expected one of {', '.join(LAYOUTS)}, found '{layout}'{did_you_mean(layout, LAYOUTS)}"
-        )
-    folder = Path(folder)
-    wanted: dict[str, str | int] = {"layout": layout, "train": train, "val": val, "size": size, "seed": seed}
-    try:
-        if _is_complete(folder, wanted):
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_record(folder, wanted, complete=False)
-        jobs = [(split, index) for split, count in zip(SPLITS, (train, val), strict=True) for index in range(count)]
-        for done, (split, index) in enumerate(jobs, start=1):
-            LAYOUTS[layout](scene(seed, split, index, size), folder, split, index)
-            if progress is not None:
-                progress.update(done)
-        _write_record(folder, wanted, complete=True)
-    except OSError as error:
-        raise EnvironmentError_(f"{folder}: cannot be written ({error}); make room, or name another folder") from None
-
-
-def _is_complete(folder: Path, wanted: dict[str, str | int]) -> bool:
-    """Whether all is there already.
-
-    Raises:
-        ConfigError, DataError: the folder holds something else, which is left alone.
-    """
-    if not folder.exists():
-        return False
-    if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder, found a file; name another folder")
-    record = folder / RECORD
-    if not record.exists():
-        if any(not path.name.startswith(f".{RECORD}") for path in folder.iterdir()):
-            raise DataError(
-                f"{folder}: expected an empty folder or one of shapes, found other files; name another folder"
-            )
-        return False
-    try:
-        found = json.loads(record.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("complete"), bool):
-        raise DataError(
-            f"{record}: expected what `swav data shapes` wrote, found something else; remove it, or name another folder"
-        )
-    complete: bool = found.pop("complete")
-    if found != wanted:
-        changed = [
-            f"{key}={found.get(key)} instead of {value}" for key, value in wanted.items() if found.get(key) != value
-        ]
-        raise ConfigError(f"{folder}: holds shapes with {', '.join(changed)}; remove it, or name another folder")
-    return complete
-
-
-def _write_record(folder: Path, wanted: dict[str, str | int], complete: bool) -> None:
-    write_text_durably(folder / RECORD, json.dumps(wanted | {"complete": complete}) + "\n")

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from swav.config import Recipe
+from swav.config import Crop, Recipe
 from swav.data import photometric
 
 Box = tuple[int, int, int, int]  # top, left, height, width [pixels]
@@ -22,6 +22,19 @@ _TRIES = 10  # of torchvision's RandomResizedCrop
 _RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of a crop
 _CROP_UNIFORMS = 2 * _TRIES + 2
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's "L"
+
+
+class CentreWindow(Crop):
+    """A crop at full scale: a window of `size` anywhere in the centre square of the image, of 256/224 of `size` after
+    resizing. Places205's protocol cuts so. `scale` has no meaning."""
+
+    @property
+    def square(self) -> int:
+        return round(self.size * 256 / 224)
+
+
+def centre_window(size: int) -> CentreWindow:
+    return CentreWindow(count=1, size=size, scale=(1.0, 1.0))
 
 
 class Draws:
@@ -49,20 +62,31 @@ class Draws:
         self.params = photometric.parameters(uniforms[..., _CROP_UNIFORMS:], recipe)
         scales = np.array([crop.scale for crop in recipe.crops for _ in range(crop.count)])
         self._sides = _relative_sides(uniforms[..., : 2 * _TRIES], scales).tolist()
+        self._windows = [
+            crop.size if isinstance(crop, CentreWindow) else 0 for crop in recipe.crops for _ in range(crop.count)
+        ]
         self._places = uniforms[..., 2 * _TRIES : _CROP_UNIFORMS].tolist()
 
     def boxes(self, place: int, height: int, width: int) -> list[Box]:
         """Where the views of the sample at this place in the batch are cut from an image of this size [pixels]."""
         return [
-            _box(sides, down, right, height, width)
-            for sides, (down, right) in zip(self._sides[place], self._places[place], strict=True)
+            (int(down * (height - window + 1)), int(right * (width - window + 1)), window, window)
+            if window
+            else _box(sides, down, right, height, width)
+            for window, sides, (down, right) in zip(self._windows, self._sides[place], self._places[place], strict=True)
         ]
 
 
 def generator(seed: int, epoch: int, purpose: str, sample: int = 0) -> np.random.Generator:
     """Random numbers that depend on nothing but these four."""
-    stream = ("views", "order", "replacement").index(purpose)
+    stream = ("views", "order", "replacement", "lighting").index(purpose)
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, stream, sample]))
+
+
+def lighting(seed: int, epoch: int, samples: Sequence[int], std: float) -> Float32[np.ndarray, "B 3"]:
+    """What is added to the RGB of each sample's images [of 1]: a draw of its own for each (seed, epoch, sample)."""
+    normals = np.stack([generator(seed, epoch, "lighting", sample).standard_normal(3) for sample in samples])
+    return photometric.light(std * normals)
 
 
 def _relative_sides(uniforms: Float[np.ndarray, "B V 20"], scales: Float[np.ndarray, "V 2"]) -> np.ndarray:
@@ -111,13 +135,17 @@ def to_input(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     in_channels: int = 3,
+    lighting: Float32[Tensor, "N 3"] | None = None,
 ) -> Float32[Tensor, "N C S S"]:
     """Normalises uint8 RGB: (x / 255 - mean) / std; channels last.
 
     Args:
         in_channels: 3, or 1 for the luma, normalised by the luma of mean and std.
+        lighting: is added to x / 255, as `lighting` gives it.
     """
     x = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
+    if lighting is not None:
+        x += 255 * lighting[:, :, None, None]
     if in_channels == 1:
         luma = _LUMA[0] * x[:, :1] + _LUMA[1] * x[:, 1:2] + _LUMA[2] * x[:, 2:]
         grey_mean, grey_std = (sum(w * v for w, v in zip(_LUMA, values, strict=True)) for values in (mean, std))
@@ -132,10 +160,29 @@ def _of_255(values: tuple[float, float, float], device: torch.device) -> Tensor:
     return (torch.tensor(values) * 255)[:, None, None].to(device)
 
 
-def evaluation_view(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """Short side to 256/224 of `size`, then the centre: the field's view for evaluation (256 and 224 at full size)."""
+def squeezed_view(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Short side to 256/224 of `size`, then both sides to `size`: all of the image, in another shape (VOC's SVM).
+
+    An image more than eight times as long as high is brought to `size` at once: the first step could take all memory.
+    """
     height, width = image.shape[:2]
     short = round(size * 256 / 224)
+    x = planes(image)
+    if max(height, width) <= 8 * min(height, width):
+        high, wide = (int(short * side / min(height, width)) for side in (height, width))
+        x = torch.nn.functional.interpolate(x, (high, wide), mode="bilinear", antialias=True)
+    squeezed = torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
+    return squeezed[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def evaluation_view(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Short side to 256/224 of `size`, then the centre: the field's view for evaluation (256 and 224 at full size)."""
+    return centre_view(image, round(size * 256 / 224), size)
+
+
+def centre_view(image: UInt8[np.ndarray, "H W 3"], short: int, size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Short side to `short`, then the centre square of `size` [pixels]."""
+    height, width = image.shape[:2]
     most = 8 * min(height, width)  # of a very long image only the middle, or resizing it would take all memory
     if max(height, width) > most:
         top, left = max(0, (height - most) // 2), max(0, (width - most) // 2)

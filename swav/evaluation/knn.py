@@ -12,10 +12,13 @@ Where we differ: any number of queries and classes; Pillow's antialiased bilinea
 Smoke       size 112, at most 5,000 + 1,000 images; a k above the bank is left out instead of refused.
 """
 
+import torch
+
 from swav.errors import ConfigError
 from swav.evaluation.settings import KnnSettings
 from swav.evaluation.task import Score, Task
-from swav.features import Features, pooled_features
+from swav.feature_cache import cached_features
+from swav.features import Features
 from swav.metrics import knn_vote, top_k_accuracy
 from swav.runtime import Progress
 
@@ -60,19 +63,25 @@ def run(task: Task[KnnSettings]) -> list[Score]:
 
 
 def _features(task: Task[KnnSettings], progress: Progress) -> tuple[Features, Features]:
-    bank, queries = (
-        pooled_features(
+    """Of bank and queries; they stay on disk, so that an interrupted pass over ImageNet goes on."""
+    halves = []
+    for images in (task.train, task.score):
+        found = cached_features(
             task.encoder,
             images,
             task.settings.size,
+            out=task.out,
+            stages=False,
+            pooled=True,
             workers=task.workers,
             device=task.device,
             progress=progress,
             precision=task.settings.precision,
         )
-        for images in (task.train, task.score)
-    )
-    return bank, queries
+        assert found.pooled is not None and images.labels is not None
+        labels = torch.from_numpy(images.labels[found.kept])
+        halves.append(Features(found.pooled, labels, [images.name(i) for i in found.kept]))
+    return halves[0], halves[1]
 
 
 def _usable(ks: tuple[int, ...], bank: int, protocol: str) -> list[int]:

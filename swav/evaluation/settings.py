@@ -6,23 +6,26 @@ complaint about settings answers at once.
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from swav.config import Auto, Count, Fraction, NonNegative, Positive, Settings, Steps, WeightOptions, validated
 from swav.errors import ConfigError, did_you_mean
 
+Share = Annotated[float, Field(gt=0, le=1)]
 Protocol = Literal["page", "smoke"]
 PROTOCOLS: tuple[Protocol, ...] = ("page", "smoke")
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 class BenchSettings(Settings):
-    """What all benchmarks of classification share."""
+    """What all benchmarks of classification share. `published`: how many images and classes the published numbers are of."""
+
+    published: ClassVar[Mapping[str, int]] = {"training images": 1_281_167, "scored images": 50_000, "classes": 1000}
 
     size: Annotated[Count, Field(ge=8)] = Field(224, description="side of the view [pixels], from 256/224 of it")
     train_images: Steps = Field(0, description="images to learn labels from, drawn by the seed; 0: all")
@@ -49,32 +52,162 @@ class KnnSettings(BenchSettings):
         return k
 
 
-class LinearSettings(BenchSettings):
-    """Of the linear layer on a frozen trunk."""
+class TrainSettings(BenchSettings):
+    """What the benchmarks share that train."""
 
-    epochs: Count = Field(100, description="passes over the training images")
-    batch: Count = Field(256, description="images per step")
-    lr: Positive = Field(0.3, description="learning rate of the first epoch; cosine to 0, constant within an epoch")
-    momentum: Fraction = Field(0.9, description="of SGD, without Nesterov")
-    weight_decay: NonNegative = Field(1e-6, description="on weights and bias")
+    epochs: Count = Field(description="passes over the training images")
+    batch: Count = Field(256, description="images per step, of all processes")
+    momentum: Fraction = Field(0.9, description="of SGD")
+    weight_decay: NonNegative = Field(description="on all that is trained")
     crop_scale: tuple[Fraction, Fraction] = Field(
         (0.08, 1.0), description="share of the image's area that a crop covers"
     )
     flip: Fraction = Field(0.5, description="probability of a horizontal flip")
+    score_epochs: Steps = Field(
+        0, description="epochs between scores on the way; the last is always scored; 0: only it"
+    )
 
     @model_validator(mode="after")
-    def _scale_is_a_range(self) -> "LinearSettings":
+    def _scale_is_a_range(self) -> "TrainSettings":
         if not 0 < self.crop_scale[0] <= self.crop_scale[1]:
             raise ValueError(f"crop_scale: expected 0 < min <= max <= 1, found {list(self.crop_scale)}")
         return self
 
 
-BENCH_SETTINGS: dict[str, type[BenchSettings]] = {"knn": KnnSettings, "linear": LinearSettings}
+class LinearSettings(TrainSettings):
+    """Of the linear layer on a frozen trunk."""
+
+    epochs: Count = Field(100, description="passes over the training images")
+    lr: Positive = Field(0.3, description="learning rate of the first epoch; cosine to 0, constant within an epoch")
+    weight_decay: NonNegative = Field(1e-6, description="on weights and bias")
+    score_epochs: Steps = Field(1, description="epochs between scores; these features are kept, a score costs nothing")
+
+
+class StageTraining(TrainSettings):
+    """What the benchmarks share that train a linear layer on every stage of a frozen trunk."""
+
+    lr: Positive = Field(0.01, description="learning rate of the first epoch")
+    steps: tuple[Count, ...] = Field(description="epochs after which the learning rate is a tenth")
+    weight_decay: NonNegative = Field(1e-4, description="on weights and bias")
+    score_epochs: Steps = Field(10, description="epochs between scores on the way; the last is always scored")
+
+
+class StagesSettings(StageTraining):
+    """Of linear layers on every stage, on ImageNet."""
+
+    epochs: Count = Field(90, description="passes over the training images")
+    steps: tuple[Count, ...] = Field((30, 60), description="epochs after which the learning rate is a tenth")
+    jitter: Fraction = Field(0.4, description="strength of brightness, contrast and saturation, in random order")
+    lighting: NonNegative = Field(0.1, description="standard deviation of the noise along ImageNet's axes of colour")
+
+
+class Places205Settings(StageTraining):
+    """Of linear layers on every stage, on Places205."""
+
+    published: ClassVar[Mapping[str, int]] = {"training images": 2_448_873, "scored images": 20_500, "classes": 205}
+
+    epochs: Count = Field(28, description="passes over the training images")
+    steps: tuple[Count, ...] = Field((7, 14, 21), description="epochs after which the learning rate is a tenth")
+    crop_scale: tuple[Fraction, Fraction] = Field((1.0, 1.0), description="of no meaning: crops are of one scale")
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _of_one_scale(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale != (1.0, 1.0):
+            raise ValueError("expected nothing else: this protocol's crops are of one scale")
+        return scale
+
+
+class Inat18Settings(StageTraining):
+    """Of linear layers on every stage, on iNaturalist 2018."""
+
+    published: ClassVar[Mapping[str, int]] = {"training images": 437_513, "scored images": 24_426, "classes": 8142}
+
+    epochs: Count = Field(84, description="passes over the training images")
+    steps: tuple[Count, ...] = Field((24, 48, 72), description="epochs after which the learning rate is a tenth")
+
+
+class SemisupSettings(TrainSettings):
+    """Of fine-tuning on a fraction of the labels."""
+
+    fraction: Annotated[tuple[Share, ...], BeforeValidator(_as_list)] = Field(
+        (0.01, 0.1), min_length=1, description="shares of the training images; 1: all, a recipe of ours"
+    )
+    list: str | None = Field(None, description="file that names the images of the one fraction; none: drawn per class")
+    epochs: Count = Field(20, description="passes over the training images")
+    lr_trunk: Positive | Auto = Field("auto", description="learning rate of the trunk: .02 below 5 %, else .01")
+    lr_head: Positive | Auto = Field("auto", description="of the layer on it: 5 below 5 %, else .2")
+    steps: tuple[Count, ...] = Field((12, 16), description="epochs after which learning rates are a fifth")
+    weight_decay: NonNegative = Field(0.0, description="on all parameters")
+
+    @model_validator(mode="after")
+    def _a_list_is_of_one_fraction(self) -> "SemisupSettings":
+        if self.list is not None and len(self.fraction) > 1:
+            raise ValueError(
+                f"list: expected one fraction with it, as semisup.fraction=0.01, found {list(self.fraction)}"
+            )
+        return self
+
+
+class SvmSettings(BenchSettings):
+    """Of the linear SVMs on VOC 2007."""
+
+    published: ClassVar[Mapping[str, int]] = {"training images": 5011, "scored images": 4952, "classes": 20}
+
+    costs: tuple[Positive, ...] = Field(
+        (1.0, 10.0, 100.0, *(0.5**i for i in range(4, 20))), min_length=1, description="C, of which one is chosen"
+    )
+    positive_weight: Positive = Field(2.0, description="of a positive's cost; a negative's is 1")
+    folds: Annotated[Count, Field(ge=2)] = Field(3, description="of the cross-validation that chooses the cost")
+    tolerance: Positive = Field(1e-5, description="|w - w*| / |w| at which a machine is done")
+
+
+class LowshotSettings(BenchSettings):
+    """Of the linear SVMs on a few images of VOC 2007."""
+
+    published: ClassVar[Mapping[str, int]] = SvmSettings.published
+
+    k: Annotated[tuple[Count, ...], BeforeValidator(_as_list)] = Field(
+        (1, 2, 4, 8, 16, 32, 64, 96), min_length=1, description="positives per class; with 19 negatives for each"
+    )
+    draws: Count = Field(5, description="samples per k")
+    samples: str | None = Field(None, description="folder of train_targets_sampleS_kK.npy; none: drawn by the seed")
+    layers: Literal["last", "all"] = Field("last", description="stages whose features are used")
+    costs: tuple[Positive, ...] = Field(
+        (1.0, 10.0, 100.0, *(0.5**i for i in range(4, 20))), min_length=1, description="C, of which one is chosen"
+    )
+    positive_weight: Positive = Field(2.0, description="of a positive's cost; a negative's is 1")
+    tolerance: Positive = Field(1e-5, description="|w - w*| / |w| at which a machine is done")
+
+
+BENCH_SETTINGS: dict[str, type[BenchSettings]] = {
+    "knn": KnnSettings,
+    "linear": LinearSettings,
+    "linear-stages": StagesSettings,
+    "places205": Places205Settings,
+    "inat18": Inat18Settings,
+    "semisup": SemisupSettings,
+    "svm": SvmSettings,
+    "lowshot": LowshotSettings,
+}
 
 # Protocol smoke: at most 5 minutes each on two cores, with a ResNet-18.
 SMOKE: dict[str, dict[str, Any]] = {
     "knn": {"size": 112, "train_images": 5000, "score_images": 1000},
     "linear": {"size": 64, "train_images": 5000, "score_images": 1000, "epochs": 8},
+    "linear-stages": {
+        "size": 64,
+        "train_images": 2000,
+        "score_images": 1000,
+        "epochs": 6,
+        "steps": (3, 5),
+        "batch": 64,
+    },
+    "places205": {"size": 64, "train_images": 2000, "score_images": 1000, "epochs": 4, "steps": (2, 3), "batch": 64},
+    "inat18": {"size": 64, "train_images": 2000, "score_images": 1000, "epochs": 4, "steps": (2, 3), "batch": 64},
+    "semisup": {"size": 64, "train_images": 5000, "score_images": 1000, "batch": 32},
+    "svm": {"size": 112, "train_images": 2000, "score_images": 2000},
+    "lowshot": {"size": 112, "train_images": 2000, "score_images": 2000, "k": (1, 2, 4, 8, 16)},
 }
 
 # What may change without a word: it leaves the number as it is, or is a field of the result.
@@ -144,7 +277,15 @@ def departures(settings: BenchSettings) -> list[str]:
     """What differs from the published protocol, in words."""
     page = type(settings)()
     changed = [key for key in type(settings).model_fields if getattr(settings, key) != getattr(page, key)]
-    quiet = _HARMLESS | {"k", "train_images", "score_images"}  # a k is a row of its own; images are counted elsewhere
+    quiet = _HARMLESS | {
+        "k",
+        "samples",
+        "fraction",
+        "list",
+        "score_epochs",
+        "train_images",
+        "score_images",
+    }  # a k is a row of its own; images are counted elsewhere
     return [
         f"{key} {_text(getattr(settings, key))} instead of {_text(getattr(page, key))}"
         for key in changed

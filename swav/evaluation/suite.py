@@ -1,33 +1,92 @@
 """The benchmarks by name: settings, weights and data are checked in this order, then each benchmark runs on each weights.
 
-protocols: knn.py, linear.py       their settings: settings.py       what they are given: task.py
+protocols: knn.py, linear.py, linear_stages.py, places205.py, inat18.py, semisup.py, svm.py, lowshot.py       their settings: settings.py       what they are given: task.py
 """
 
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from swav.data import lists, voc
 from swav.data.images import Images, labelled_halves
 from swav.errors import ConfigError, DataError
-from swav.evaluation import knn, linear
-from swav.evaluation.settings import BenchSettings, LinearSettings, Protocol, resolve, split_options
-from swav.evaluation.task import Score, Task, drawn
-from swav.features import pooled_features
+from swav.evaluation import inat18, knn, linear, linear_stages, lowshot, places205, semisup, svm
+from swav.evaluation.settings import (
+    BenchSettings,
+    LowshotSettings,
+    Protocol,
+    SvmSettings,
+    TrainSettings,
+    resolve,
+    split_options,
+)
+from swav.evaluation.task import NoScore, Score, Task, drawn
+from swav.features import pooled_features, stage_features_of
 from swav.network import encoder
 from swav.network.encoder import Encoder
 from swav.reporting.results import NotRun, Result, read_results, table, write_results
 from swav.runtime import pick_device, versions
 
-BENCHES: dict[str, Callable[[Task[Any]], list[Score]]] = {"knn": knn.run, "linear": linear.run}
-CHECKS: dict[str, Callable[[Task[Any]], None]] = {"knn": knn.check, "linear": linear.check}  # before any is run
+BENCHES: dict[str, Callable[[Task[Any]], Sequence[Score | NoScore]]] = {
+    "knn": knn.run,
+    "linear": linear.run,
+    "linear-stages": linear_stages.run,
+    "places205": places205.run,
+    "inat18": inat18.run,
+    "semisup": semisup.run,
+    "svm": svm.run,
+    "lowshot": lowshot.run,
+}
+CHECKS: dict[str, Callable[[Task[Any]], None]] = {  # before any is run
+    "knn": knn.check,
+    "linear": linear.check,
+    "linear-stages": linear_stages.check,
+    "places205": places205.check,
+    "inat18": inat18.check,
+    "semisup": semisup.check,
+    "svm": svm.check,
+    "lowshot": lowshot.check,
+}
 
 # Folders of this name are looked for where ROOT is a folder of data sets.
 DATA_SETS = ("imagenet", "imagenette")
 POSSIBLE = "more training images, or other settings"
-EXPECTED = "a labelled data set under --data: train/CLASS/ beside val/CLASS/ (or test/), class folders, a CSV path,label[,split], or CIFAR"
+LABELLED = "a labelled data set under --data: train/CLASS/ beside val/CLASS/ (or test/), class folders, a CSV path,label[,split], or CIFAR"
+EXPECTED_VOC = f"PASCAL VOC 2007 as VOCdevkit/VOC2007 under --data: {voc.HOW}"
+EXPECTED: dict[str, str] = {
+    "knn": LABELLED,
+    "linear": LABELLED,
+    "linear-stages": LABELLED,
+    "places205": f"Places205 as Places205/ under --data: {lists.HOW_PLACES205}",
+    "inat18": f"iNaturalist 2018 as iNaturalist2018/ under --data: {lists.HOW_INAT18}",
+    "semisup": LABELLED,
+    "svm": EXPECTED_VOC,
+    "lowshot": EXPECTED_VOC,
+}
+
+Halves = tuple[Images, Images]
+
+
+def _labelled(root: Path, cache: Path | None, protocol: Protocol) -> Halves:
+    return labelled_halves(_root(root), cache)
+
+
+# What a benchmark learns from and what it scores; each finds its data set at ROOT or below it.
+DATA: dict[str, Callable[[Path, Path | None, Protocol], Halves]] = {
+    "knn": _labelled,
+    "linear": _labelled,
+    "linear-stages": _labelled,
+    "places205": lists.places205_halves,
+    "inat18": lists.inat18_halves,
+    "semisup": _labelled,
+    "svm": voc.classification_halves,
+    "lowshot": voc.classification_halves,
+}
 
 
 def bench(
@@ -67,19 +126,15 @@ def bench(
     devices = {name: pick_device(chosen.device) for name, chosen in settings.items()}
     encoders = _encoders(list(dict.fromkeys(weights)), options)
     everything = "all" in names
-    try:
-        halves = labelled_halves(_root(Path(data)), cache=None if dry_run else out)
-    except DataError as error:
-        if not everything:
-            raise
-        absent = [NotRun(name, str(error), EXPECTED) for name in settings]
-        return _told(read_results(out), absent) if dry_run else write_results(out, [], absent)
+    halves, missing = _halves(settings, Path(data), None if dry_run else out, protocol, everything)
     tasks = [
-        (name, _task(network, halves, chosen, protocol, devices[name], out))
+        (name, _task(network, halves[name], chosen, protocol, devices[name], out))
         for network in encoders
         for name, chosen in settings.items()
+        if name in halves
     ]
     tasks, absent = _possible(tasks, everything)
+    absent = [*missing, *absent]
     for network in encoders:
         if network.story:
             print(network.story, file=sys.stderr)
@@ -100,8 +155,39 @@ def bench(
             continue
         finally:
             task.encoder.cpu()  # makes room for the next
-        write_results(out, [_result(name, task, score) for score in scores])
+        write_results(
+            out,
+            [_result(name, task, score) for score in scores if isinstance(score, Score)],
+            [
+                NotRun(name, score.reason, score.expected, score.metric)
+                for score in scores
+                if isinstance(score, NoScore)
+            ],
+        )
     return read_results(out)
+
+
+def _halves(
+    names: Iterable[str], data: Path, cache: Path | None, protocol: Protocol, everything: bool
+) -> tuple[dict[str, Halves], list[NotRun]]:
+    """The data of each benchmark, opened once per kind; under `all` also which are missing, elsewhere an error."""
+    opened: dict[Callable[..., Halves], Halves | DataError] = {}
+    halves, absent = dict[str, Halves](), list[NotRun]()
+    for name in names:
+        find = DATA[name]
+        if find not in opened:
+            try:
+                opened[find] = find(data, cache, protocol)
+            except DataError as error:
+                opened[find] = error
+        found = opened[find]
+        if not isinstance(found, DataError):
+            halves[name] = found
+        elif not everything:
+            raise found
+        else:
+            absent.append(NotRun(name, str(found).splitlines()[0], EXPECTED[name]))
+    return halves, absent
 
 
 def _possible(
@@ -177,6 +263,11 @@ def _forecast(name: str, task: Task[Any]) -> dict[str, Any]:
     """What a benchmark would take, from the time of its first images on this machine."""
     sample = drawn(task.train, 64, seed=0)
     task.encoder.to(task.device)
+    stages = isinstance(task.settings, SvmSettings | LowshotSettings)
+    values = 0  # per image, on disk
+    if stages:
+        view = torch.zeros(1, task.settings.size, task.settings.size, 3, dtype=torch.uint8)
+        values = sum(one.shape[1] for one in stage_features_of(task.encoder, view, task.device))
     began = time.monotonic()
     features = pooled_features(
         task.encoder,
@@ -188,16 +279,19 @@ def _forecast(name: str, task: Task[Any]) -> dict[str, Any]:
     ).features
     seconds = (time.monotonic() - began) / len(sample)
     task.encoder.cpu()
-    trains = isinstance(task.settings, LinearSettings)
-    passes = task.settings.epochs if isinstance(task.settings, LinearSettings) else 1
+    trains = isinstance(task.settings, TrainSettings)
+    passes = task.settings.epochs if isinstance(task.settings, TrainSettings) else 1
     kept = len(task.score) + (0 if trains else len(task.train))
+    disk = 4 * features.shape[1] * task.num_classes * 4 if trains else 4 * values * kept
+    # of SVMs: a stage's features, and some matrices between all training images in float64
+    memory = 4 * kept * (values / max(1, len(task.encoder.stage_channels))) + 40 * len(task.train) ** 2
     return {
         "bench": name,
         "weights": task.encoder.name,
         "data": f"{task.train.note}: {len(task.train)}; {task.score.note}: {len(task.score)}",
         "hours": round(seconds * (passes * len(task.train) + len(task.score)) / 3600, 3),
-        "memory_gb": round(kept * features.shape[1] * 4 / 1e9, 3),
-        "disk_gb": round(4 * features.shape[1] * task.num_classes * 4 / 1e9, 3) if trains else 0.0,
+        "memory_gb": round((memory if stages else kept * features.shape[1] * 4) / 1e9, 3),
+        "disk_gb": round(disk / 1e9, 3),
     }
 
 

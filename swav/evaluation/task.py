@@ -12,7 +12,7 @@ from swav.evaluation.settings import BenchSettings, departures
 from swav.network.encoder import Encoder
 from swav.runtime import available_cpus
 
-IMAGENET = {"training images": 1_281_167, "scored images": 50_000, "classes": 1000}
+IMAGENET = BenchSettings.published
 
 AnyBench = TypeVar("AnyBench", bound=BenchSettings)
 
@@ -56,8 +56,11 @@ class Task(Generic[AnyBench]):
             trained, scored: images that took part (unreadable ones do not).
             more: what only the benchmark knows.
         """
-        found = dict(zip(IMAGENET, (trained, scored, self.num_classes), strict=True))
-        sizes = [f"{found[key]:,} {key} instead of {count:,}" for key, count in IMAGENET.items() if found[key] != count]
+        published = self.settings.published
+        found = dict(zip(published, (trained, scored, self.num_classes), strict=True))
+        sizes = [
+            f"{found[key]:,} {key} instead of {count:,}" for key, count in published.items() if found[key] != count
+        ]
         protocol = [] if self.protocol == "page" else [f"protocol {self.protocol}"]
         return "; ".join([*protocol, *sizes, *departures(self.settings), *more])
 
@@ -79,6 +82,20 @@ class Score:
     n: int
     difference: str
     log: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class NoScore:
+    """A number that the data do not allow, though others of the same benchmark are there.
+
+    Attributes:
+        metric: its name.
+        reason, expected: why, and what it would take.
+    """
+
+    metric: str
+    reason: str
+    expected: str
 
 
 def drawn(images: Images, count: int, seed: int) -> Images:

@@ -58,11 +58,12 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class NotRun:
-    """A benchmark that could not be run, why, and what it would take."""
+    """A benchmark, or one metric of it, that could not be run, why, and what it would take."""
 
     bench: str
     reason: str
     expected: str
+    metric: str = ""
 
 
 def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -99,11 +100,11 @@ def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[Not
     rows = {_key(row): row for row in before["results"]}
     new = [dataclasses.asdict(result) for result in results]
     rows |= {_key(row): row for row in new}
-    missing = {row["bench"]: row for row in [*before["not_run"], *map(dataclasses.asdict, not_run)]}
-    done = {row["bench"] for row in new}
+    missing = {(row["bench"], row.get("metric", "")): row for row in [*before["not_run"], *map(_told, not_run)]}
+    done = {(row["bench"], metric) for row in new for metric in ("", row["metric"])}
     content = {
         "results": list(rows.values()),
-        "not_run": [row for bench, row in missing.items() if bench not in done],
+        "not_run": [row for what, row in missing.items() if what not in done],
     }
     try:
         _write_durably(folder / FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -134,7 +135,9 @@ def table(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         lines += _aligned([head, *body], left=3)
     lines += [f"{weights}: {words}" for weights, words in _normalisations(results).items()]
     lines += [f"not comparable with published numbers: {remark}" for remark in remarks]
-    lines += [f"not run: {row['bench']}: {row['reason']}; needs {row['expected']}" for row in content["not_run"]]
+    for row in content["not_run"]:
+        what = f"{row['bench']} {row.get('metric', '')}".rstrip()
+        lines.append(f"not run: {what}: {row['reason']}; needs {row['expected']}")
     return "\n".join(lines)
 
 
@@ -163,6 +166,11 @@ def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
         for row in rows
     ]
     return [f"| {' | '.join(row)} |" for row in (padded[0], rule, *padded[1:])]
+
+
+def _told(what: NotRun) -> dict[str, Any]:
+    """As a row of the file: `metric` is there only where the rest of the benchmark has run."""
+    return {key: value for key, value in dataclasses.asdict(what).items() if value or key != "metric"}
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

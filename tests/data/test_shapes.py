@@ -1,23 +1,15 @@
 """Attacks: a drawn data set that depends on more than its seed, gives its classes away by colour or by pixels, has labels,
-boxes or masks that contradict each other, or takes half a folder for a whole one.
+boxes or masks that contradict each other.
 
 Run: pytest tests/data/test_shapes.py
 """
-
-import json
 
 import cv2
 import numpy as np
 import pytest
 
-from swav.data import shapes
-from swav.data.images import labelled_halves
-from swav.data.shapes import CLASSES, scene, write_shapes
-from swav.errors import ConfigError, DataError, EnvironmentError_
-
-
-def files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+from swav.data.shapes import CLASSES, scene
+from swav.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -145,83 +137,3 @@ def test_what_shows_form_alone_does_tell_them_apart():
     train, val = ([scene(0, split, i) for i in range(count)] for split, count in (("train", 400), ("val", 100)))
     labels, truth = (np.array([drawn.label for drawn in half]) for half in (train, val))
     assert knn_accuracy(*(np.stack([form(d) for d in train]), labels, np.stack([form(d) for d in val]), truth)) > 60
-
-
-def test_the_folder_is_one_that_our_reader_takes_for_a_labelled_data_set(tmp_path):
-    write_shapes(tmp_path / "data", train=20, val=10, size=32, seed=4)
-    train, val = labelled_halves(tmp_path / "data")
-    assert (len(train), len(val)) == (20, 10)
-    assert train.classes == list(CLASSES)
-    for half, split in ((train, "train"), (val, "val")):
-        for i in range(len(half)):
-            index = int(half.name(i)[-10:-4])
-            assert np.array_equal(half.read(i), scene(4, split, index, 32).image)
-            assert half.labels is not None and half.labels[i] == index % 10
-
-
-def test_the_same_arguments_give_the_same_bytes(tmp_path):
-    for name in ("a", "b"):
-        write_shapes(tmp_path / name, train=10, val=10, size=32)
-    assert files(tmp_path / "a") == files(tmp_path / "b")
-    assert len(files(tmp_path / "a")) == 21
-
-
-def test_a_complete_folder_is_left_alone(tmp_path):
-    write_shapes(tmp_path, train=10, val=10, size=32)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    write_shapes(tmp_path, train=10, val=10, size=32)
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-
-
-def test_a_write_that_was_cut_off_is_known_and_made_whole(tmp_path, monkeypatch):
-    write_shapes(tmp_path / "whole", train=10, val=10, size=32)
-    draw = shapes._write_imagenet
-
-    def dies_half_way(drawn, folder, split, index):
-        draw(drawn, folder, split, index)
-        if index == 6:
-            (folder / split / CLASSES[drawn.label] / f"{index:06d}.png").write_bytes(b"half a")
-            raise KeyboardInterrupt
-
-    monkeypatch.setitem(shapes.LAYOUTS, "imagenet", dies_half_way)
-    with pytest.raises(KeyboardInterrupt):
-        write_shapes(tmp_path / "cut", train=10, val=10, size=32)
-    monkeypatch.undo()
-    assert json.loads((tmp_path / "cut" / "shapes.json").read_text())["complete"] is False
-    write_shapes(tmp_path / "cut", train=10, val=10, size=32)
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
-
-
-def test_other_arguments_are_refused_and_named(tmp_path):
-    write_shapes(tmp_path, train=10, val=10, size=32)
-    before = files(tmp_path)
-    with pytest.raises(ConfigError, match="holds shapes with val=10 instead of 20, seed=0 instead of 1"):
-        write_shapes(tmp_path, train=10, val=20, size=32, seed=1)
-    assert files(tmp_path) == before
-
-
-def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
-    (tmp_path / "holiday.png").write_bytes(b"dear")
-    with pytest.raises(DataError, match="expected an empty folder"):
-        write_shapes(tmp_path, train=10, val=10)
-    (tmp_path / "shapes.json").write_text("[]")
-    with pytest.raises(DataError, match="found something else"):
-        write_shapes(tmp_path, train=10, val=10)
-    with pytest.raises(DataError, match="expected a folder, found a file"):
-        write_shapes(tmp_path / "holiday.png", train=10, val=10)
-    assert sorted(files(tmp_path)) == ["holiday.png", "shapes.json"]
-
-
-def test_an_unknown_layout_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(ConfigError, match=r"expected one of imagenet, found 'imagenett' \(did you mean 'imagenet'\?\)"):
-        write_shapes(tmp_path / "data", "imagenett")
-    assert not (tmp_path / "data").exists()
-
-
-def test_a_disk_that_refuses_is_told_as_such(tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setitem(shapes.LAYOUTS, "imagenet", full)
-    with pytest.raises(EnvironmentError_, match="No space left on device"):
-        write_shapes(tmp_path / "data", train=10, val=10)

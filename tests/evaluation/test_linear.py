@@ -20,7 +20,7 @@ from swav.config import load_recipe
 from swav.data.images import labelled_halves
 from swav.data.loader import Loader
 from swav.errors import DataError
-from swav.evaluation import linear
+from swav.evaluation import finetune, linear
 from swav.evaluation.settings import LinearSettings
 from swav.evaluation.task import Task
 from swav.features import pooled_features
@@ -113,7 +113,7 @@ def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(task, monkeypa
         if len(passed) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(linear, "fault_point", die_after_two_epochs)
+    monkeypatch.setattr(finetune, "fault_point", die_after_two_epochs)
     with pytest.raises(KeyboardInterrupt):
         linear.run(torn)
     assert saved_head(torn).step == 2
@@ -132,9 +132,9 @@ def test_a_finished_benchmark_is_not_trained_again_and_other_settings_start_afre
 
     def count(*_):
         steps.append(1)
-        return torch.zeros(())
+        return torch.zeros(()), 1
 
-    monkeypatch.setattr(linear, "_step", count)
+    monkeypatch.setattr(finetune, "_step", count)
     assert linear.run(task) == scores and not steps
     linear.run(with_settings(task, seed=1))
     assert len(steps) == 4 * 3  # 24 images, batches of 8
@@ -221,7 +221,7 @@ def test_layer_optimiser_and_schedule_are_the_published_ones(task):
     assert linear._learning_rate(settings, 50) == pytest.approx(0.15)
     assert linear._learning_rate(settings, 99) == pytest.approx(0.15 * (1 + math.cos(math.pi * 0.99)))
     page = dataclasses.replace(task, settings=settings)
-    head, optimizer, *_ = linear._start(page, task.out / "none")
+    head, optimizer = linear._start(page)
     assert float(head.weight.detach().std()) == pytest.approx(0.01, rel=0.15) and not head.bias.any()
     (group,) = optimizer.param_groups
     assert (group["momentum"], group["weight_decay"], group["nesterov"], group["dampening"]) == (0.9, 1e-6, False, 0)
@@ -243,14 +243,14 @@ def test_what_stands_in_for_an_unreadable_image_is_not_learned_under_its_label(t
     train, score = labelled_halves(flat_colours(tmp_path / "flat", 30))
     for i in np.flatnonzero(train.labels == 0):
         (train.root / train.name(i)).write_bytes(b"gone bad")
-    seen = []
-    step = linear._step
+    seen: list[int] = []
+    step = finetune._step
 
-    def spy(head, optimizer, features, labels, rate):
-        seen.extend(labels.tolist())
-        return step(head, optimizer, features, labels, rate)
+    def spy(head, optimizer, features, labels):
+        seen.extend(label for label in labels.tolist() if label != finetune.IGNORED)
+        return step(head, optimizer, features, labels)
 
-    monkeypatch.setattr(linear, "_step", spy)
+    monkeypatch.setattr(finetune, "_step", spy)
     linear.run(dataclasses.replace(with_settings(task, batch=10), train=train, score=score))
     assert len(seen) == 4 * 20 and 0 not in seen
 
@@ -261,11 +261,11 @@ def test_images_that_cannot_be_decoded_do_not_count_as_training_images_nor_after
         (train.root / train.name(i)).write_bytes(b"gone bad")  # after its header was read
     broken = dataclasses.replace(with_settings(task, batch=10), train=train, score=score)
     assert all("27 training images" in score.difference for score in linear.run(broken))
-    monkeypatch.setattr(linear, "_step", lambda *_: pytest.fail("trains a finished benchmark again"))
+    monkeypatch.setattr(finetune, "_step", lambda *_: pytest.fail("trains a finished benchmark again"))
     assert all("27 training images" in score.difference for score in linear.run(broken))
     monkeypatch.undo()
     exactly = {"training images": 30, "scored images": len(score), "classes": 3}
-    monkeypatch.setattr("swav.evaluation.task.IMAGENET", exactly)
+    monkeypatch.setattr("swav.evaluation.settings.LinearSettings.published", exactly)
     monkeypatch.setattr("swav.evaluation.task.departures", lambda _: [])
     assert linear.run(broken)[0].difference == "27 training images instead of 30"
 
@@ -275,8 +275,8 @@ def test_the_last_partial_batch_of_an_epoch_is_dropped(task, monkeypatch):
 
     def count(*rest):
         seen.append(len(rest[3]))
-        return torch.zeros(())
+        return torch.zeros(()), 1
 
-    monkeypatch.setattr(linear, "_step", count)
+    monkeypatch.setattr(finetune, "_step", count)
     linear.run(with_settings(task, batch=9, epochs=2))
     assert seen == [9, 9, 9, 9]  # of 24 images

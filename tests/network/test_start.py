@@ -11,7 +11,7 @@ import torch
 
 from swav import train
 from swav.config import load_recipe, parse_overrides, settings_hash
-from swav.data.shapes import write_shapes
+from swav.data.layouts import write_shapes
 from swav.errors import CheckpointError, ConfigError
 from swav.network.encoder import load
 from swav.network.heads import build_network

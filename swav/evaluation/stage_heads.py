@@ -1,0 +1,115 @@
+"""Linear layers on every stage of a frozen trunk, trained at once: what linear-stages, places205 and inat18 share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swav.config import Recipe
+from swav.errors import ConfigError
+from swav.evaluation import finetune
+from swav.evaluation.settings import StageTraining
+from swav.evaluation.stages import stage_name
+from swav.evaluation.task import Score, Task
+from swav.features import stage_features_of
+
+
+class StageHeads(nn.Module):
+    """BatchNorm without affine and a linear layer for each stage.
+
+    Args:
+        channels, values: of each stage, before and after it is pooled and flattened, channel by channel.
+        num_classes: outputs of each layer.
+        seed: of the layers' weights.
+    """
+
+    def __init__(self, channels: Sequence[int], values: Sequence[int], num_classes: int, seed: int):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm1d(count, affine=False, momentum=0.1) for count in channels)
+        self.layers = nn.ModuleList(nn.Linear(count, num_classes) for count in values)
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self.layers:
+            nn.init.normal_(layer.weight, std=0.01, generator=generator)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, stages: Sequence[Tensor]) -> list[Tensor]:
+        """Takes pooled stages [N, D], returns logits [N, classes] of each."""
+        logits = []
+        for norm, layer, x in zip(self.norms, self.layers, stages, strict=True):
+            by_channel = x.view(len(x), norm.num_features, -1)  # type: ignore[call-overload]
+            logits.append(layer(norm(by_channel).flatten(1)))
+        return logits
+
+
+def check_stages(task: Task[Any], bench: str) -> None:
+    """Raises ConfigError where the trunk has no stages."""
+    if not task.encoder.stage_channels:
+        raise ConfigError(
+            f"{task.encoder.name}: expected a trunk with stages for {bench}, found {task.encoder.settings['backbone']}, "
+            "which has none; use another, or linear"
+        )
+
+
+def train_heads(task: Task[Any], bench: str, recipe: Recipe, lighting: float = 0.0) -> list[Score]:
+    """Trains and scores all heads at once, going on from the last finished epoch of an earlier sitting.
+
+    Args:
+        bench: its name.
+        recipe: of the training views, see finetune.view_recipe.
+        lighting: standard deviation of its noise; 0: none.
+
+    Returns:
+        Top-1 and top-5 of each head, and of the one whose top-1 is best.
+    """
+    settings: StageTraining = task.settings
+
+    def inputs(views: Tensor, light: Tensor | None) -> list[Tensor]:
+        return stage_features_of(task.encoder, views, task.device, settings.precision, lighting=light)
+
+    heads = fresh_heads(task)
+    names = tuple(stage_name(task.encoder, i) for i in range(len(heads.layers)))
+    course = finetune.Course(
+        bench=bench,
+        label=bench,
+        folder=finetune.state_folder(task, bench, task.train),
+        heads=names,
+        model=heads,
+        optimizer=optimizer_of(heads, settings),
+        rates=lambda epoch: [learning_rate(settings, epoch)],
+        inputs=inputs,
+        scored=finetune.evaluation_batches(task, inputs),
+        recipe=recipe,
+        lighting=lighting,
+    )
+    outcome = finetune.train(task, task.train, course)
+    difference = task.difference(outcome.trained, outcome.scored)
+    best = max(names, key=lambda name: float(outcome.last[f"top1 {name}"]))
+    return [
+        Score(f"top-{k} {shown}", outcome.last[f"top{k} {name}"], outcome.scored, difference, outcome.log)
+        for shown, name in [*((name, name) for name in names), ("best layer", best)]
+        for k in (1, 5)
+    ]
+
+
+def fresh_heads(task: Task[Any]) -> StageHeads:
+    """On the task's device, of the values that its views are pooled to."""
+    size = task.settings.size
+    view = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+    values = [part.shape[1] for part in stage_features_of(task.encoder, view, task.device)]
+    heads = StageHeads(task.encoder.stage_channels, values, task.num_classes, task.settings.seed)
+    return finetune.placed(heads, task.device)
+
+
+def optimizer_of(heads: nn.Module, settings: StageTraining) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        heads.parameters(),
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.momentum > 0,
+    )
+
+
+def learning_rate(settings: StageTraining, epoch: int) -> float:
+    return settings.lr * 0.1 ** finetune.steps_passed(settings.steps, epoch)

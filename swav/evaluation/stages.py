@@ -1,0 +1,89 @@
+"""What the benchmarks on VOC 2007 share: its marks, cached features of the stages, their names, and a log."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int8
+
+from swav.errors import DataError
+from swav.evaluation.settings import BenchSettings
+from swav.evaluation.task import Task
+from swav.feature_cache import Cached, cached_features
+from swav.network.encoder import Encoder
+from swav.network.trunk import ResNet
+from swav.runtime import Progress, write_text_durably
+
+_HARMLESS = {"workers", "device"}
+
+
+class Marked(NamedTuple):
+    """Marks of both halves: 1 present, 0 ignored (difficult), -1 absent."""
+
+    train: Int8[np.ndarray, "N C"]
+    score: Int8[np.ndarray, "M C"]
+    classes: list[str]
+
+    @classmethod
+    def of(cls, task: Task[Any]) -> "Marked":
+        """Checks that the task has what the benchmarks on VOC need.
+
+        Raises:
+            ConfigError: the trunk has no stages.
+            DataError: images have one label instead of marks.
+        """
+        if not task.encoder.stage_channels:
+            task.encoder.stages(torch.empty(0, task.encoder.in_channels, 1, 1))  # has the words for it
+        train, score, classes = task.train.labels, task.score.labels, task.train.classes
+        if train is None or score is None or classes is None or train.ndim != 2 or score.ndim != 2:
+            raise DataError(
+                f"{task.train.root}: expected several labels per image (PASCAL VOC 2007), found one or none"
+            )
+        return cls(train.astype(np.int8), score.astype(np.int8), classes)
+
+
+def marked_features(task: Task[Any], label: str) -> tuple[Cached, Cached]:
+    """Pooled stages of both halves, by the squeezed view, from the cache or computed."""
+    with Progress(label, len(task.train) + len(task.score)) as progress:
+        train, score = (
+            cached_features(
+                task.encoder,
+                images,
+                task.settings.size,
+                out=task.out,
+                stages=True,
+                pooled=False,
+                view="squeezed",
+                workers=task.workers,
+                device=task.device,
+                progress=progress,
+                precision=task.settings.precision,
+            )
+            for images in (task.train, task.score)
+        )
+    return train, score
+
+
+def stage_name(encoder: Encoder, place: int) -> str:
+    """feature1 ... feature5, as the page has it; of trunks that are not ResNets with the stage's own name."""
+    own = "" if isinstance(encoder.trunk, ResNet) else f" ({encoder.stage_names[place]})"
+    return f"feature{place + 1}{own}"
+
+
+def write_log(task: Task[Any], bench: str, content: dict[str, Any]) -> str:
+    """Writes what the scores were made of; returns its path below the results' folder."""
+    settings: BenchSettings = task.settings
+    key = {
+        "weights": task.encoder.sha256,
+        "train": task.train.fingerprint,
+        "score": task.score.fingerprint,
+        "settings": settings.model_dump(mode="json", exclude=_HARMLESS),
+    }
+    place = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = Path(bench) / place / "log.json"
+    (task.out / path).parent.mkdir(parents=True, exist_ok=True)
+    write_text_durably(task.out / path, json.dumps({"of": key} | content, indent=1) + "\n")
+    return str(path)

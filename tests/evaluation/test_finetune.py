@@ -1,0 +1,73 @@
+"""Attacks: a loss that is not finite and goes on; stand-ins that are learned from; a state that other settings go on from.
+
+Run: pytest tests/evaluation/test_finetune.py
+"""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from swav.config import load_recipe
+from swav.data.images import labelled_halves
+from swav.errors import NumericsError
+from swav.evaluation import finetune, linear_stages
+from swav.evaluation.settings import StagesSettings
+from swav.evaluation.task import Task
+from swav.network.encoder import Encoder
+from swav.network.heads import build_network
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 3), nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.a(x), self.b(x)
+
+
+@pytest.fixture
+def task(colours, tmp_path) -> Task[StagesSettings]:
+    recipe = load_recipe("tiny", {"width": 0.125, "prototypes": 4})
+    encoder = Encoder(build_network(recipe), recipe, "random:tiny").requires_grad_(False)
+    settings = StagesSettings(size=16, epochs=2, batch=8, workers=0)
+    return Task(encoder, *labelled_halves(colours), settings, "page", torch.device("cpu"), tmp_path / "out")
+
+
+def test_a_loss_that_is_not_finite_ends_it_and_saves_nothing(task):
+    with pytest.raises(NumericsError, match="linear-stages, epoch 1"):
+        linear_stages.run(dataclasses.replace(task, settings=task.settings.model_copy(update={"lr": 1e30})))
+    assert not list((task.out / "linear-stages").glob("*/checkpoints/step_*"))
+
+
+def test_stand_ins_change_no_gradient():
+    torch.manual_seed(0)
+    x, labels = torch.randn(6, 2), torch.tensor([0, 1, 2, 1, finetune.IGNORED, finetune.IGNORED])
+    moved = []
+    for inputs, its_labels in ((x, labels), (x[:4], labels[:4])):
+        torch.manual_seed(1)
+        model = TwoHeads()
+        loss, count = finetune._step(model, torch.optim.SGD(model.parameters(), lr=1.0), inputs, its_labels)
+        moved.append([*model.state_dict().values(), loss])
+        assert count == 4
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*moved, strict=True))
+    before = [p.clone() for p in model.parameters()]
+    loss, count = finetune._step(model, torch.optim.SGD(model.parameters(), lr=1.0), x, torch.full((6,), -100))
+    assert count == 0 and all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_the_state_belongs_to_settings_weights_and_images_and_not_to_workers(task):
+    def folder(**changed):
+        chosen = dataclasses.replace(task, settings=task.settings.model_copy(update=changed))
+        return finetune.state_folder(chosen, "x", chosen.train)
+
+    assert folder() == folder(workers=2, device="cuda", score_epochs=1)
+    assert len({folder(), folder(lr=0.02), folder(seed=1), folder(jitter=0.0)}) == 4
+    assert folder() != finetune.state_folder(task, "x", task.train.select([0, 1]))
+    assert finetune.state_folder(task, "x", task.train, 0.01) != finetune.state_folder(task, "x", task.train, 0.1)
+
+
+def test_steps_lie_behind_the_epoch_they_name():
+    assert [finetune.steps_passed((2, 4), epoch) for epoch in range(6)] == [0, 0, 1, 1, 2, 2]
