@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from swav import dist
 from swav.data import lists, voc
 from swav.data.images import Images, labelled_halves
 from swav.errors import ConfigError, DataError
@@ -112,7 +113,7 @@ def bench(
         The content of results.json (of a dry run: what is there, and the rows under `dry_run`).
 
     Raises:
-        ConfigError: a name, a setting or a weight source is unknown, or a k of a benchmark asked for by name is larger
+        ConfigError: a name, a setting or a weight source is unknown, there are several processes, or a k of a benchmark asked for by name is larger
             than the bank.
         DataError: the data of a benchmark asked for by name is missing, or less than a batch.
         CheckpointError: weights are damaged.
@@ -120,6 +121,10 @@ def bench(
     out = Path(out)
     options, overrides = split_options(overrides or {})
     protocol, settings = resolve(names, overrides)
+    if (processes := dist.launched_world_size()) > 1:  # each would write the same files
+        raise ConfigError(
+            f"swav bench: expected one process, found {processes}; start it without torchrun (it uses one GPU, and all cores)"
+        )
     if not weights:
         raise ConfigError("weights: expected at least one source (a run folder, a checkpoint, random:NAME), found none")
     read_results(out)  # a file that is none is found before the work

@@ -186,3 +186,10 @@ def test_a_draw_of_images_is_the_seeds(colours, tmp_path):
     rows = suite.bench(["knn"], ["random:tiny"], colours, tmp_path, quick)["results"]
     assert rows[0]["n"] == 5 and "10 training images" in rows[0]["difference"]
     assert json.dumps(rows) == json.dumps(suite.bench(["knn"], ["random:tiny"], colours, tmp_path, quick)["results"])
+
+
+def test_several_processes_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="expected one process, found 2; start it without torchrun"):
+        suite.bench(["knn"], ["random:tiny"], tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
