@@ -75,7 +75,9 @@ def pretrain(
 def bench(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME... [KEY=VALUE]...", help="Benchmarks (knn, linear, all), then settings."),
+        typer.Argument(
+            metavar="NAME... [KEY=VALUE]...", help="Benchmarks (knn, linear, svm, lowshot, all), then settings."
+        ),
     ],
     weights: Annotated[
         list[str],
@@ -95,7 +97,7 @@ def bench(
 
     benches = [name for name in names if "=" not in name]
     if not benches:
-        raise ConfigError("expected the name of a benchmark (knn, linear, all), found only settings")
+        raise ConfigError("expected the name of a benchmark (knn, linear, svm, lowshot, all), found only settings")
     overrides = parse_overrides([name for name in names if "=" in name])
     from swav.evaluation import suite
 
