@@ -146,12 +146,15 @@ def test_the_evaluation_view_of_a_long_or_tiny_image_is_its_middle(shape):
     assert (view[15:17, 15:17] > 200).all()
 
 
-@pytest.mark.parametrize(("shape", "size"), [((375, 500), 224), ((100, 400), 112), ((500, 333), 224)])
-def test_the_squeezed_view_is_torchvisions_two_resizes(shape, size):
+@pytest.mark.parametrize(
+    ("shape", "size", "mean"), [((375, 500), 224, 0.01), ((100, 400), 112, 0.01), ((500, 333), 224, 0.25)]
+)
+def test_the_squeezed_view_is_torchvisions_two_resizes(shape, size, mean):
+    """An upright image is shrunk down the columns first, and across them first by Pillow: both round in between."""
     image = picture(*shape)
     theirs = Resize((size, size))(Resize(round(size * 256 / 224))(Image.fromarray(image)))
     difference = np.abs(squeezed_view(image, size).astype(int) - np.asarray(theirs))
-    assert difference.mean() < 0.05 and difference.max() <= 1
+    assert difference.mean() < mean and difference.max() <= 1
 
 
 @pytest.mark.parametrize("shape", LONG)
