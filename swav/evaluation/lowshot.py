@@ -31,7 +31,7 @@ from torch import Tensor
 from swav.errors import ConfigError, DataError
 from swav.evaluation.settings import LowshotSettings
 from swav.evaluation.solver import Axes, decide, machines, principal_axes, unit_rows
-from swav.evaluation.stages import Marked, marked_features, stage_name, write_log
+from swav.evaluation.stages import Marked, marked_features, pooling, stage_name, write_log
 from swav.evaluation.task import NoScore, Score, Task
 from swav.metrics import average_precision
 from swav.runtime import Progress
@@ -89,7 +89,7 @@ def run(task: Task[LowshotSettings]) -> list[Score | NoScore]:
     marked = Marked(marked.train[train.kept], marked.score[score.kept], marked.classes)
     possible = [k for k in settings.k if not _lacks(marked, k, settings)]
     chosen = range(len(train.stages)) if settings.layers == "all" else [len(train.stages) - 1]
-    difference = task.difference(len(marked.train), len(marked.score))
+    difference = task.difference(len(marked.train), len(marked.score), *filter(None, [pooling(task)]))
     scores: list[Score | NoScore] = [
         NoScore(f"mAP k={k}", lack, "more training images") for k in settings.k if (lack := _lacks(marked, k, settings))
     ]

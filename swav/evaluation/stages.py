@@ -13,6 +13,7 @@ from swav.errors import DataError
 from swav.evaluation.settings import BenchSettings
 from swav.evaluation.task import Task
 from swav.feature_cache import Cached, cached_features
+from swav.features import stage_grids
 from swav.network.encoder import Encoder
 from swav.network.trunk import ResNet
 from swav.runtime import Progress, write_text_durably
@@ -71,6 +72,13 @@ def stage_name(encoder: Encoder, place: int) -> str:
     """feature1 ... feature5, as the page has it; of trunks that are not ResNets with the stage's own name."""
     own = "" if isinstance(encoder.trunk, ResNet) else f" ({encoder.stage_names[place]})"
     return f"feature{place + 1}{own}"
+
+
+def pooling(task: Task[Any]) -> str:
+    """How the stages are pooled, where that is not the published way; empty where it is."""
+    page = isinstance(task.encoder.trunk, ResNet) and task.settings.size == 224
+    grids = "/".join(map(str, stage_grids(task.encoder.stage_channels)))
+    return "" if page else f"stages pooled adaptively to {grids}"
 
 
 def write_log(task: Task[Any], bench: str, content: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from torch import Tensor
 from swav.errors import DataError
 from swav.evaluation.settings import SvmSettings
 from swav.evaluation.solver import decide, machines, principal_axes, unit_rows
-from swav.evaluation.stages import Marked, marked_features, stage_name, write_log
+from swav.evaluation.stages import Marked, marked_features, pooling, stage_name, write_log
 from swav.evaluation.task import NoScore, Score, Task
 from swav.metrics import average_precision
 from swav.runtime import Progress
@@ -85,7 +85,7 @@ def run(task: Task[SvmSettings]) -> list[Score | NoScore]:
         for x, scored in zip(train.stages, score.stages, strict=True):
             layers.append(score_stage(unit_rows(x), labels, unit_rows(scored), truth, settings, progress))
     means = [100 * float(layer.precision.mean()) for layer in layers]
-    difference = task.difference(len(labels), len(truth))
+    difference = task.difference(len(labels), len(truth), *filter(None, [pooling(task)]))
     names = [stage_name(task.encoder, i) for i in range(len(layers))]
     rows: dict[str, Any] = {
         name: {

@@ -11,7 +11,7 @@ from torchvision.transforms import CenterCrop, Normalize, RandomResizedCrop, Res
 from torchvision.transforms.functional import resize, resized_crop, to_tensor
 
 from swav.config import Crop, Recipe
-from swav.data.views import Draws, cut, evaluation_view, planes, to_input
+from swav.data.views import Draws, cut, evaluation_view, planes, squeezed_view, to_input
 from tests.data.pictures import cut_alone, photos, picture
 
 RECIPE = Recipe(crops=(Crop(count=2, size=224, scale=(0.14, 1.0)), Crop(count=2, size=96, scale=(0.05, 0.14))))
@@ -144,3 +144,23 @@ def test_the_evaluation_view_of_a_long_or_tiny_image_is_its_middle(shape):
     view = evaluation_view(image, 32)
     assert view.shape == (32, 32, 3) and view.flags.c_contiguous
     assert (view[15:17, 15:17] > 200).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "mean"), [((375, 500), 224, 0.01), ((100, 400), 112, 0.01), ((500, 333), 224, 0.25)]
+)
+def test_the_squeezed_view_is_torchvisions_two_resizes(shape, size, mean):
+    """An upright image is shrunk down the columns first, and across them first by Pillow: both round in between."""
+    image = picture(*shape)
+    theirs = Resize((size, size))(Resize(round(size * 256 / 224))(Image.fromarray(image)))
+    difference = np.abs(squeezed_view(image, size).astype(int) - np.asarray(theirs))
+    assert difference.mean() < mean and difference.max() <= 1
+
+
+@pytest.mark.parametrize("shape", LONG)
+def test_the_squeezed_view_shows_both_ends_of_an_image_of_any_shape(shape):
+    image = np.full((*shape, 3), 10, np.uint8)
+    image[-max(1, shape[0] // 2) :, -max(1, shape[1] // 2) :] = 250
+    view = squeezed_view(image, 32)
+    assert view.shape == (32, 32, 3) and view.flags.c_contiguous and view[-2, -2, 0] > 200
+    assert max(shape) == 1 or view[0, 0, 0] < 60

@@ -92,6 +92,7 @@ def test_a_row_per_stage_and_the_best_one_with_a_log(task):
     values = [score.value for score in scores]
     assert values[-1] == max(values[:-1]) and all(0 < value < 100 for value in values)
     assert all("80 training images instead of 5,011" in score.difference for score in scores)
+    assert all("pooled adaptively to 12/6/4/3/2" in score.difference for score in scores)
     log = json.loads((task.out / str(scores[0].log)).read_text())
     assert np.mean(list(log["feature2"]["AP"].values())) == pytest.approx(values[1])
     assert set(log["feature1"]["cost"].values()) <= set(task.settings.costs)
