@@ -317,6 +317,51 @@ def _checked(
     )
 
 
+def listed_half(
+    root: Path,
+    names: list[bytes],
+    labels: Int64[np.ndarray, " N"] | Int8[np.ndarray, "N C"],
+    classes: Sequence[str],
+    *,
+    half: str,
+    cache: Path | None,
+    forgiving: bool,
+) -> Images:
+    """A half of a data set whose lists say what belongs to it, as those of VOC, Places205 and iNaturalist do.
+
+    Args:
+        root: what `names` are relative to.
+        labels: of each name.
+        half: its name, for messages.
+        forgiving: leave out listed images that are not there, and say so in the note (protocol smoke).
+
+    Raises:
+        DataError: a listed image is missing, or none can be read.
+    """
+    where = printable(str(root))
+    found, kept = look_up(root, names)
+    if found.bad and (not forgiving or not len(kept)):
+        more = f" and {len(found.bad) - 1} more" if len(found.bad) > 1 else ""
+        raise DataError(
+            f"{where}: expected every image of the list of {half}, found none at {printable(found.bad[0][0])}{more}; "
+            "unpack the archives again, or use protocol=smoke"
+        )
+    rows, reasons = check_headers(root, found.names, found.rows, cache, half)
+    good = [i for i in range(len(rows)) if i not in reasons]
+    if not good:
+        raise DataError(f"{where}: expected readable images of {half}, found none; check the files")
+    missing = f" ({len(found.bad)} listed images are not there)" if found.bad else ""
+    return Images(
+        root,
+        (found.names[i] for i in good),
+        rows[good],
+        labels=labels[kept[good]],
+        classes=list(classes),
+        bad=sorted(found.bad + [(os.fsdecode(found.names[i]), reason) for i, reason in reasons.items()]),
+        note=f"{half} of {where}{missing}",
+    )
+
+
 def _sorted_classes(texts: Iterable[str]) -> list[str]:
     """Class names by their bytes, as folders are sorted; numbers (in a CSV) by their value."""
     names = set(texts)

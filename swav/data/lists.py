@@ -11,9 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from swav.data.decode import printable, reason_of
-from swav.data.find import look_up
-from swav.data.images import Images
-from swav.data.index import check_headers
+from swav.data.images import Images, listed_half
 from swav.errors import DataError
 
 Protocol = Literal["page", "smoke"]
@@ -130,37 +128,17 @@ def _halves(
             f"{printable(str(home))}: expected the classes of train in val too, found class {odd[0]} only in val; "
             "get the lists again"
         )
+    number = {label: k for k, label in enumerate(numbers)}
     first, second = (
-        _half(home / folder, half, rows, numbers, cache, protocol) for half, rows in (("train", train), ("val", val))
+        listed_half(
+            home / folder,
+            names,
+            np.array([number[label] for label in labels], dtype=np.int64),
+            list(map(str, numbers)),
+            half=half,
+            cache=cache,
+            forgiving=protocol == "smoke",
+        )
+        for half, (names, labels) in (("train", train), ("val", val))
     )
     return first, second
-
-
-def _half(
-    folder: Path, half: str, rows: Rows, numbers: Sequence[int], cache: Path | None, protocol: Protocol
-) -> Images:
-    names, labels = rows
-    where = printable(str(folder))
-    found, kept = look_up(folder, names)
-    if found.bad and (protocol == "page" or not len(kept)):
-        more = f" and {len(found.bad) - 1} more" if len(found.bad) > 1 else ""
-        raise DataError(
-            f"{where}: expected every image of the list of {half}, found none at {printable(found.bad[0][0])}{more}; "
-            "unpack the archives again, or use protocol=smoke"
-        )
-    headers, reasons = check_headers(folder, found.names, found.rows, cache, half)
-    good = [i for i in range(len(headers)) if i not in reasons]
-    if not good:
-        raise DataError(f"{where}: expected readable images of {half}, found none; check the files")
-    number = {label: k for k, label in enumerate(numbers)}
-    indices = np.array([number[label] for label in labels], dtype=np.int64)
-    missing = f" ({len(found.bad)} listed images are not there)" if found.bad else ""
-    return Images(
-        folder,
-        (found.names[i] for i in good),
-        headers[good],
-        labels=indices[kept[good]],
-        classes=[str(label) for label in numbers],
-        bad=[*found.bad, *((found.names[i].decode("utf-8", "replace"), why) for i, why in sorted(reasons.items()))],
-        note=f"{half} of {where}{missing}",
-    )

@@ -11,9 +11,7 @@ from typing import Literal
 import numpy as np
 
 from swav.data.decode import printable, reason_of
-from swav.data.find import look_up
-from swav.data.images import Images
-from swav.data.index import check_headers
+from swav.data.images import Images, listed_half
 from swav.errors import DataError
 
 TRAIN, SCORE = "trainval", "test"
@@ -82,26 +80,14 @@ def _half(home: Path, half: str, classes: Sequence[str], cache: Path | None, pro
                 f"both {classes[0]}_{half}.txt and {name}_{half}.txt; get the lists again"
             )
     labels = np.array([[marks[name][image] for name in classes] for image in ids], dtype=np.int8)
-    found, kept = look_up(home, [f"JPEGImages/{image}.jpg".encode() for image in ids])
-    if found.bad and protocol == "page":
-        more = f" and {len(found.bad) - 1} more" if len(found.bad) > 1 else ""
-        raise DataError(
-            f"{printable(str(home))}: expected every image of the lists of {half}, found none at "
-            f"{printable(found.bad[0][0])}{more}; unpack the archives again, or use protocol=smoke"
-        )
-    rows, reasons = check_headers(home, found.names, found.rows, cache, half)
-    good = [i for i in range(len(rows)) if i not in reasons]
-    if not good:
-        raise DataError(f"{printable(str(home))}: expected readable images of {half}, found none; check JPEGImages")
-    missing = f" ({len(found.bad)} listed images are not there)" if found.bad else ""
-    return Images(
+    return listed_half(
         home,
-        (found.names[i] for i in good),
-        rows[good],
-        labels=labels[kept[good]],
-        classes=list(classes),
-        bad=[*found.bad, *((printable(found.names[i].decode()), reason) for i, reason in sorted(reasons.items()))],
-        note=f"{half} of {printable(str(home))}{missing}",
+        [f"JPEGImages/{image}.jpg".encode() for image in ids],
+        labels,
+        classes,
+        half=half,
+        cache=cache,
+        forgiving=protocol == "smoke",
     )
 
 
