@@ -7,7 +7,6 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from swav.errors import DataError, EnvironmentError_
 from swav.metrics import knn_vote, top_k_accuracy
 from swav.network.encoder import Encoder
 from swav.network.trunk import ResNet
-from swav.runtime import Progress
+from swav.runtime import Progress, autocast
 
 Precision = Literal["fp32", "bf16"]
 View = Literal["centre", "squeezed"]
@@ -58,7 +57,7 @@ def features_of(
     """Features of cut images, without gradient, in float32 whatever they were computed in."""
     at_a_time = len(views) if device.type == "cuda" else 64  # on a CPU more is no faster, and its maps fill the memory
     parts = []
-    with torch.no_grad(), _autocast(device, precision):
+    with torch.no_grad(), autocast(device, precision):
         for part in views.split(max(1, at_a_time)):  # type: ignore[no-untyped-call]
             images = to_input(part.to(device, non_blocking=True), encoder.mean, encoder.std, encoder.in_channels)
             parts.append(encoder(images).float())
@@ -83,7 +82,7 @@ def stage_features_of(
     """
     at_a_time = len(views) if device.type == "cuda" else 32  # the maps of 32 images at 224 pixels: .3 GB of a ResNet-50
     grids, parts = stage_grids(encoder.stage_channels), []
-    with torch.no_grad(), _autocast(device, precision):
+    with torch.no_grad(), autocast(device, precision):
         for place, part in enumerate(views.split(max(1, at_a_time))):  # type: ignore[no-untyped-call]
             lit = None if lighting is None else lighting[place * at_a_time :][: len(part)].to(device)
             images = to_input(part.to(device, non_blocking=True), encoder.mean, encoder.std, encoder.in_channels, lit)
@@ -263,7 +262,3 @@ def _ignore_signals(_: int) -> None:
     """Those that ask for an end are the parent's to hear: it finishes its step and saves."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()

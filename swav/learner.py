@@ -20,10 +20,9 @@ from swav.network.batch_norm import running_statistics_kept, synchronised
 from swav.network.heads import SwavNetwork
 from swav.network.parallel import gradients_averaged, in_parallel
 from swav.optim import LossScale, Undo, build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
-from swav.runtime import fault_point, random_state, set_random_state
+from swav.runtime import autocast, fault_point, random_state, set_random_state
 
 Crops = Sequence[Tensor]  # normalised images, one tensor per kind of crop [count * B, C, S, S], crop-major
-_HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Learner:
@@ -159,8 +158,7 @@ class Learner:
 
     def _forward(self, crops: Crops, batch: int, model: Callable[..., Any]) -> tuple[Tensor, Tensor]:
         """Embeddings [V, B, D] and scores [V, B, K] of a piece, where K counts the prototypes of all sets."""
-        half = _HALF_TYPES.get(self.recipe.precision)
-        with nullcontext() if half is None else torch.autocast(self.device.type, dtype=half):
+        with autocast(self.device, self.recipe.precision):
             return model(crops, batch)  # type: ignore[no-any-return]
 
     def _images(self, crops: Crops) -> int:

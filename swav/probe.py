@@ -7,7 +7,6 @@ hundredth of a step) and the averaging of gradients. Networks made here are thro
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from swav.errors import EnvironmentError_
 from swav.network.heads import SwavNetwork, build_network
 from swav.network.trunk import count_parameters
 from swav.optim import build_optimizer
-from swav.runtime import available_memory
+from swav.runtime import autocast, available_memory
 
 SECONDS = 6.0  # of steps that are timed
 LIMIT_SECONDS = 20.0  # after which what was seen must do
@@ -232,8 +231,7 @@ def _step(
 
 
 def _loss(network: SwavNetwork, crops: list[Tensor], batch: int, recipe: Recipe) -> Tensor:
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
-    with nullcontext() if half is None else torch.autocast(crops[0].device.type, dtype=half):
+    with autocast(crops[0].device, recipe.precision):
         _, scores = network(crops, batch)
     codes = scores.detach()[list(recipe.code_views)].softmax(dim=2)
     return swapped_loss(scores, codes, recipe.code_views, recipe.temperature)

@@ -119,6 +119,12 @@ def computes_in_bf16(device: torch.device) -> bool:
     return bool(flags.get("avx512_bf16")) and _cpu_vendor() != "GenuineIntel"
 
 
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Computes in the half type of a precision (bf16, fp16) what bears it; fp32 leaves all as it is."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return contextlib.nullcontext() if half is None else torch.autocast(device.type, dtype=half)
+
+
 def _cpu_vendor() -> str:
     """As `/proc/cpuinfo` names it ("GenuineIntel", "AuthenticAMD"); elsewhere what the platform says of the processor."""
     try:

@@ -21,7 +21,6 @@ Smoke       size 64, batch 32, at most 5,000 images of which the fraction is tak
 import copy
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +35,9 @@ from swav.errors import DataError
 from swav.evaluation import finetune
 from swav.evaluation.settings import SemisupSettings
 from swav.evaluation.task import Score, Task
+from swav.features import Precision
 from swav.network.trunk import in_channels_last
+from swav.runtime import autocast
 
 BENCH = "semisup"
 FEW = 0.05  # of the images: below it the rates of 1 %, from it on those of 10 %
@@ -47,14 +48,14 @@ OFFICIAL = {0.01: 12_811, 0.1: 128_116}  # images of the published lists
 class Classifier(nn.Module):
     """A trunk and a linear layer on its features; one head."""
 
-    def __init__(self, trunk: nn.Module, num_features: int, num_classes: int, seed: int, bf16: bool):
+    def __init__(self, trunk: nn.Module, num_features: int, num_classes: int, seed: int, precision: Precision):
         super().__init__()
-        self.trunk, self.layer, self.bf16 = trunk, nn.Linear(num_features, num_classes), bf16
+        self.trunk, self.layer, self.precision = trunk, nn.Linear(num_features, num_classes), precision
         nn.init.normal_(self.layer.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
         nn.init.zeros_(self.layer.bias)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        with torch.autocast(images.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext():
+        with autocast(images.device, self.precision):
             features = self.trunk(images)
         return (self.layer(features.float()),)
 
@@ -110,8 +111,7 @@ def _start(task: Task[SemisupSettings]) -> Classifier:
     """A copy of the trunk, which other benchmarks want as it is, and a fresh layer."""
     trunk = copy.deepcopy(task.encoder.trunk).requires_grad_(True)
     settings = task.settings
-    bf16 = settings.precision == "bf16"
-    model = Classifier(trunk, task.encoder.num_features, task.num_classes, settings.seed, bf16)
+    model = Classifier(trunk, task.encoder.num_features, task.num_classes, settings.seed, settings.precision)
     in_channels_last(model)
     return model
 
