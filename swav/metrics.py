@@ -110,29 +110,20 @@ def top_k_accuracy(ranked: Int64[Tensor, "M R"], labels: Int64[Tensor, " M"], k:
 
 
 @torch.no_grad()
-def average_precision(
-    scores: Float[Tensor, "N M"], positive: Bool[Tensor, " N"], envelope: bool = True
-) -> Float64[Tensor, " M"]:
-    """Area under the curve of precision over recall, of M scorings of the same samples, each 0..1.
+def average_precision(scores: Float[Tensor, "N M"], positive: Bool[Tensor, " N"]) -> Float64[Tensor, " M"]:
+    """Area under the envelope of precision over recall, of M scorings of the same samples, each 0..1.
+
+    The precision at a recall is the best one at that recall or beyond (VOC 2010 and later, "all-point"; the page's SVM).
+    The plain curve's area is scikit-learn's average_precision_score.
 
     Args:
-        scores: the higher, the surer. Of equal scores the sample with the lower index counts as surer, with `envelope`;
-            without, equal scores make one point of the curve.
+        scores: the higher, the surer. Of equal scores the sample with the lower index counts as surer.
         positive: the truth; with no positive there is no recall, and the result is NaN.
-        envelope: precision at a recall is the best one at that recall or beyond (VOC 2010 and later, "all-point"; the
-            page's SVM). False: the plain step function, as scikit-learn's average_precision_score (the page's
-            cross-validation).
     """
-    ordered, order = scores.double().sort(dim=0, descending=True, stable=True)
+    order = scores.double().argsort(dim=0, descending=True, stable=True)
     hits = positive[order].double()
     precision = hits.cumsum(dim=0) / torch.arange(1, len(hits) + 1, dtype=torch.float64, device=hits.device)[:, None]
-    if envelope:
-        precision = precision.flip(0).cummax(dim=0).values.flip(0)
-    else:  # that of the last of equal scores
-        last = torch.ones_like(hits, dtype=torch.bool)
-        last[:-1] = ordered[:-1] != ordered[1:]
-        places = torch.arange(len(hits), device=hits.device)[:, None].where(last, len(hits))
-        precision = precision.gather(0, places.flip(0).cummin(dim=0).values.flip(0))
+    precision = precision.flip(0).cummax(dim=0).values.flip(0)
     return (hits * precision).sum(dim=0) / hits.sum(dim=0)
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int8, Int64
+from jaxtyping import Float64, Int8
 from torch import Tensor
 
 from swav.errors import DataError
@@ -123,8 +123,14 @@ def score_stage(
     progress: Progress,
 ) -> Layer:  # fmt: skip
     """Chooses the cost of each class by cross-validation and scores the machines of all training rows."""
+    from sklearn.metrics import average_precision_score  # a second to import, which other benchmarks need not pay
+    from sklearn.model_selection import StratifiedKFold
+
     positive = torch.from_numpy(labels == 1)
-    folds = stratified_folds(positive, settings.folds)
+    folds = torch.empty(positive.shape, dtype=torch.int64)  # the one that tests a row, for each class by itself
+    for k, column in enumerate(positive.T.numpy()):
+        for fold, (_, held) in enumerate(StratifiedKFold(settings.folds).split(column, column)):
+            folds[held, k] = fold
     count, classes = positive.shape
     # columns: fold by fold all classes without that fold's rows, then all classes with all rows
     signs = torch.where(positive, 1.0, -1.0).double()
@@ -140,9 +146,7 @@ def score_stage(
             decision = solved.decision[:, fold * classes : (fold + 1) * classes]
             for k in range(classes):
                 held = folds[:, k] == fold
-                validated[place, k] += average_precision(
-                    decision[held, k : k + 1], positive[held, k], envelope=False
-                ).item() / settings.folds  # fmt: skip
+                validated[place, k] += average_precision_score(positive[held, k], decision[held, k]) / settings.folds
         alphas[place] = solved.alpha[:, -classes:]
         unfinished += int((~solved.converged).sum())
         progress.update(base + done)
@@ -155,19 +159,3 @@ def score_stage(
         for kept in [torch.from_numpy(truth[:, k] != 0)]
     ]
     return Layer(torch.cat(precision), [settings.costs[i] for i in chosen.tolist()], validated, unfinished)
-
-
-def stratified_folds(positive: Bool[Tensor, "N C"], folds: int) -> Int64[Tensor, "N C"]:
-    """The fold that tests each row, for each class by itself: every fold gets its share of positives, in their order.
-
-    Source: scikit-learn's StratifiedKFold without shuffling.
-    """
-    out = torch.empty(positive.shape, dtype=torch.int64)
-    for k, column in enumerate(positive.T):
-        ordered = column.long().sort().values  # how many of either kind a fold tests
-        if column[0]:
-            ordered = 1 - (~column).long().sort().values  # the kind of the first row comes first
-        for kind in (0, 1):
-            sizes = torch.tensor([int((ordered[fold::folds] == kind).sum()) for fold in range(folds)])
-            out[column == bool(kind), k] = torch.arange(folds).repeat_interleave(sizes)
-    return out

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
-from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
 from swav.data.layouts import write_shapes
@@ -73,17 +73,6 @@ def test_costs_validation_and_scores_are_those_of_scikit_learn():
         plain = average_precision_score(truth[kept.numpy(), k] == 1, decision[kept.numpy()])
         assert expected.item() >= plain  # the envelope lies above
     assert layer.unfinished == 0
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_folds_are_scikit_learns(first):
-    rng = np.random.default_rng(3)
-    positive = rng.random((50, 3)) < 0.3
-    positive[0] = first
-    folds = svm.stratified_folds(torch.from_numpy(positive), 3)
-    for k in range(3):
-        for fold, (_, held) in enumerate(StratifiedKFold(3).split(positive, positive[:, k])):
-            assert np.flatnonzero(folds[:, k].numpy() == fold).tolist() == held.tolist()
 
 
 def test_a_row_per_stage_and_the_best_one_with_a_log(task):
