@@ -6,7 +6,6 @@ left out; which images these are changes with the epoch. Under torchrun each pro
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -33,8 +32,6 @@ from swav.runtime import Progress, fault_point, write_text_durably
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 IGNORED = -100  # label of what stands in for an image that cannot be read
-# leave every bit of the state as it is, or nearly (another device rounds otherwise)
-_HARMLESS = {"workers", "device", "score_epochs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,17 +110,13 @@ def view_recipe(task: Task[Any], bench: str, images: int, **photometric: Any) ->
 
 
 def state_folder(task: Task[Any], bench: str, train: Images, *more: Any) -> Path:
-    """Where the state lies, by a name of its own: other weights, images or settings never go on from it."""
-    key = {
-        "state": ["log", "unreadable"],  # what it must hold
-        "weights": task.encoder.sha256,
-        "normalisation": [task.encoder.mean, task.encoder.std],
-        "train": train.fingerprint,
-        "score": task.score.fingerprint,
-        "settings": task.settings.model_dump(mode="json", exclude=_HARMLESS),
-        "more": more,
-    }
-    return task.out / bench / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    """Where the state lies, below the benchmark's own folder.
+
+    Args:
+        train: the images to learn from; some of the task's, or all.
+        more: what else sets this training apart.
+    """
+    return task.out / bench / task.identity(train.fingerprint, *more)[1]
 
 
 def placed(model: AnyModel, device: torch.device) -> AnyModel:

@@ -17,10 +17,7 @@ import torch
 from swav.errors import ConfigError
 from swav.evaluation.settings import KnnSettings
 from swav.evaluation.task import Score, Task
-from swav.feature_cache import cached_features
-from swav.features import Features
 from swav.metrics import knn_vote, top_k_accuracy
-from swav.runtime import Progress
 
 
 def check(task: Task[KnnSettings]) -> None:
@@ -40,48 +37,28 @@ def run(task: Task[KnnSettings]) -> list[Score]:
         DataError: no image of a half can be read.
     """
     check(task)  # a complaint must not wait for the features
-    with Progress("knn: features", len(task.train) + len(task.score)) as progress:
-        bank, queries = _features(task, progress)
     device, settings = task.device, task.settings
-    ks = _usable(settings.k, len(bank.labels), task.protocol)
-    on_device = (bank.features.to(device), bank.labels.to(device), queries.features.to(device))
+    # on disk, so that an interrupted pass over ImageNet goes on
+    bank, queries = task.frozen("knn: features", stages=False, pooled=True)
+    assert bank.pooled is not None and queries.pooled is not None
+    assert task.train.labels is not None and task.score.labels is not None
+    labels = torch.from_numpy(task.train.labels[bank.kept])
+    truth = torch.from_numpy(task.score.labels[queries.kept])
+    ks = _usable(settings.k, len(labels), task.protocol)
+    on_device = (bank.pooled.to(device), labels.to(device), queries.pooled.to(device))
     ranked = knn_vote(*on_device, ks, task.num_classes, settings.temperature)
     dropped = sorted(set(settings.k) - set(ks))
-    difference = task.difference(
-        len(bank.labels), len(queries.labels), *([f"no k={dropped}, more than the bank"] if dropped else [])
-    )
+    difference = task.difference(len(labels), len(truth), *([f"no k={dropped}, more than the bank"] if dropped else []))
     return [
         Score(
             f"top-{rank} k={k}",
-            top_k_accuracy(ranked[k].cpu(), queries.labels, rank),
-            len(queries.labels),
+            top_k_accuracy(ranked[k].cpu(), truth, rank),
+            len(truth),
             _with_unpublished_k(k, difference),
         )
         for k in ks
         for rank in (1, 5)
     ]
-
-
-def _features(task: Task[KnnSettings], progress: Progress) -> tuple[Features, Features]:
-    """Of bank and queries; they stay on disk, so that an interrupted pass over ImageNet goes on."""
-    halves = []
-    for images in (task.train, task.score):
-        found = cached_features(
-            task.encoder,
-            images,
-            task.settings.size,
-            out=task.out,
-            stages=False,
-            pooled=True,
-            workers=task.workers,
-            device=task.device,
-            progress=progress,
-            precision=task.settings.precision,
-        )
-        assert found.pooled is not None and images.labels is not None
-        labels = torch.from_numpy(images.labels[found.kept])
-        halves.append(Features(found.pooled, labels, [images.name(i) for i in found.kept]))
-    return halves[0], halves[1]
 
 
 def _usable(ks: tuple[int, ...], bank: int, protocol: str) -> list[int]:

@@ -31,7 +31,7 @@ from torch import Tensor
 from swav.errors import ConfigError, DataError
 from swav.evaluation.settings import LowshotSettings
 from swav.evaluation.solver import Axes, decide, machines, principal_axes, unit_rows
-from swav.evaluation.stages import Marked, marked_features, pooling, stage_name, write_log
+from swav.evaluation.stages import Marked, pooling, stage_name, write_log
 from swav.evaluation.task import NoScore, Score, Task
 from swav.metrics import average_precision
 from swav.runtime import Progress
@@ -80,7 +80,7 @@ def run(task: Task[LowshotSettings]) -> list[Score | NoScore]:
     """
     check(task)
     settings, marked = task.settings, Marked.of(task)
-    train, score = marked_features(task, "lowshot: features")
+    train, score = task.frozen("lowshot: features", stages=True, pooled=False, view="squeezed")
     if settings.samples is not None and len(train.kept) < len(task.train):
         raise DataError(
             f"{task.train.root}: expected every image, as lowshot.samples={settings.samples} counts them, found "

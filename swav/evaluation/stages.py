@@ -1,6 +1,5 @@
 """What the benchmarks on VOC 2007 share: its marks, cached features of the stages, their names, and a log."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,15 +9,11 @@ import torch
 from jaxtyping import Int8
 
 from swav.errors import DataError
-from swav.evaluation.settings import BenchSettings
 from swav.evaluation.task import Task
-from swav.feature_cache import Cached, cached_features
 from swav.features import stage_grids
 from swav.network.encoder import Encoder
 from swav.network.trunk import ResNet
-from swav.runtime import Progress, write_text_durably
-
-_HARMLESS = {"workers", "device"}
+from swav.runtime import write_text_durably
 
 
 class Marked(NamedTuple):
@@ -46,28 +41,6 @@ class Marked(NamedTuple):
         return cls(train.astype(np.int8), score.astype(np.int8), classes)
 
 
-def marked_features(task: Task[Any], label: str) -> tuple[Cached, Cached]:
-    """Pooled stages of both halves, by the squeezed view, from the cache or computed."""
-    with Progress(label, len(task.train) + len(task.score)) as progress:
-        train, score = (
-            cached_features(
-                task.encoder,
-                images,
-                task.settings.size,
-                out=task.out,
-                stages=True,
-                pooled=False,
-                view="squeezed",
-                workers=task.workers,
-                device=task.device,
-                progress=progress,
-                precision=task.settings.precision,
-            )
-            for images in (task.train, task.score)
-        )
-    return train, score
-
-
 def stage_name(encoder: Encoder, place: int) -> str:
     """feature1 ... feature5, as the page has it; of trunks that are not ResNets with the stage's own name."""
     own = "" if isinstance(encoder.trunk, ResNet) else f" ({encoder.stage_names[place]})"
@@ -83,15 +56,8 @@ def pooling(task: Task[Any]) -> str:
 
 def write_log(task: Task[Any], bench: str, content: dict[str, Any]) -> str:
     """Writes what the scores were made of; returns its path below the results' folder."""
-    settings: BenchSettings = task.settings
-    key = {
-        "weights": task.encoder.sha256,
-        "train": task.train.fingerprint,
-        "score": task.score.fingerprint,
-        "settings": settings.model_dump(mode="json", exclude=_HARMLESS),
-    }
-    place = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    of, place = task.identity()
     path = Path(bench) / place / "log.json"
     (task.out / path).parent.mkdir(parents=True, exist_ok=True)
-    write_text_durably(task.out / path, json.dumps({"of": key} | content, indent=1) + "\n")
+    write_text_durably(task.out / path, json.dumps({"of": of} | content, indent=1) + "\n")
     return str(path)

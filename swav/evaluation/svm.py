@@ -29,7 +29,7 @@ from torch import Tensor
 from swav.errors import DataError
 from swav.evaluation.settings import SvmSettings
 from swav.evaluation.solver import decide, machines, principal_axes, unit_rows
-from swav.evaluation.stages import Marked, marked_features, pooling, stage_name, write_log
+from swav.evaluation.stages import Marked, pooling, stage_name, write_log
 from swav.evaluation.task import NoScore, Score, Task
 from swav.metrics import average_precision
 from swav.runtime import Progress
@@ -78,7 +78,7 @@ def run(task: Task[SvmSettings]) -> list[Score | NoScore]:
     """
     check(task)
     settings, marked = task.settings, Marked.of(task)
-    train, score = marked_features(task, "svm: features")
+    train, score = task.frozen("svm: features", stages=True, pooled=False, view="squeezed")
     labels, truth = marked.train[train.kept], marked.score[score.kept]
     layers: list[Layer] = []
     with Progress("svm", len(train.stages) * len(settings.costs)) as progress:

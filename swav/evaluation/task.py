@@ -1,18 +1,23 @@
 """What a benchmark is given and what it returns: the seam between the suite and a protocol."""
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
 from swav.data.images import Images
 from swav.evaluation.settings import BenchSettings, departures
+from swav.feature_cache import Cached, cached_features
+from swav.features import View
 from swav.network.encoder import Encoder
-from swav.runtime import available_cpus
+from swav.runtime import Progress, available_cpus
 
-IMAGENET = BenchSettings.published
+# Settings that leave every bit of a state as it is, or nearly (another device rounds otherwise).
+_HARMLESS = {"workers", "device", "score_epochs"}
 
 AnyBench = TypeVar("AnyBench", bound=BenchSettings)
 
@@ -63,6 +68,48 @@ class Task(Generic[AnyBench]):
         ]
         protocol = [] if self.protocol == "page" else [f"protocol {self.protocol}"]
         return "; ".join([*protocol, *sizes, *departures(self.settings), *more])
+
+    def identity(self, *more: Any) -> tuple[dict[str, Any], str]:
+        """What a state or a log of this task is of, and a name made of it: other weights, images or settings have another.
+
+        Args:
+            more: what only the benchmark knows.
+        """
+        of = {
+            "weights": self.encoder.sha256,
+            "normalisation": [self.encoder.mean, self.encoder.std],
+            "train": self.train.fingerprint,
+            "score": self.score.fingerprint,
+            "settings": self.settings.model_dump(mode="json", exclude=_HARMLESS),
+            "more": more,
+        }
+        return of, hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
+
+    def frozen(self, label: str, *, stages: bool, pooled: bool, view: View = "centre") -> tuple[Cached, Cached]:
+        """Features of both halves, from the cache or computed: for benchmarks that augment nothing.
+
+        Args:
+            label: of the progress.
+            stages, pooled, view: as for feature_cache.cached_features, with its errors.
+        """
+        with Progress(label, len(self.train) + len(self.score)) as progress:
+            train, score = (
+                cached_features(
+                    self.encoder,
+                    images,
+                    self.settings.size,
+                    out=self.out,
+                    stages=stages,
+                    pooled=pooled,
+                    view=view,
+                    workers=self.workers,
+                    device=self.device,
+                    progress=progress,
+                    precision=self.settings.precision,
+                )
+                for images in (self.train, self.score)
+            )
+        return train, score
 
 
 @dataclasses.dataclass(frozen=True)

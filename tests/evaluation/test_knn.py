@@ -13,8 +13,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from swav.data.images import labelled_halves
 from swav.errors import ConfigError
 from swav.evaluation import knn
-from swav.evaluation.settings import KnnSettings
-from swav.evaluation.task import IMAGENET, Task
+from swav.evaluation.settings import BenchSettings, KnnSettings
+from swav.evaluation.task import Task
 from swav.features import pooled_features
 from swav.network.encoder import load
 
@@ -52,7 +52,7 @@ def test_the_published_protocol_is_the_default():
 
 def test_a_k_above_the_bank_is_refused_by_page_and_left_out_by_smoke(task, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(ConfigError, match="at most 24"):
-        patch.setattr(knn, "cached_features", lambda *_, **__: pytest.fail("complains only after the work"))
+        patch.setattr("swav.evaluation.task.cached_features", lambda *_, **__: pytest.fail("complains only after the work"))
         knn.run(with_settings(task, k=(20, 25)))
     scores = knn.run(with_settings(task, "smoke", k=(20, 25)))
     assert [score.metric for score in scores] == ["top-1 k=20", "top-5 k=20"]
@@ -73,11 +73,13 @@ def test_the_difference_names_images_classes_size_and_k(task):
 
 
 def test_only_imagenet_by_the_letter_is_comparable(task):
-    class_names = [str(k) for k in range(IMAGENET["classes"])]
+    class_names = [str(k) for k in range(BenchSettings.published["classes"])]
     train = task.train.select(range(3))
     train.classes = class_names
     page = dataclasses.replace(task, train=train, settings=KnnSettings(workers=3, device="cpu"))
-    assert page.difference(IMAGENET["training images"], IMAGENET["scored images"]) == ""
-    assert "1,281,166" in page.difference(IMAGENET["training images"] - 1, IMAGENET["scored images"])
+    assert page.difference(BenchSettings.published["training images"], BenchSettings.published["scored images"]) == ""
+    assert "1,281,166" in page.difference(
+        BenchSettings.published["training images"] - 1, BenchSettings.published["scored images"]
+    )
     smaller = with_settings(page, size=128, precision="bf16")
     assert smaller.difference(1_281_167, 50_000) == "size 128 instead of 224; precision bf16 instead of fp32"
