@@ -17,33 +17,19 @@ Smoke       size 64, 4 epochs (steps 2, 3), batch 64, at most 2,000 + 1,000 imag
 from swav.config import Recipe
 from swav.evaluation import finetune
 from swav.evaluation.settings import Inat18Settings
-from swav.evaluation.stage_heads import check_stages, train_heads
+from swav.evaluation.stage_heads import check_heads, train_heads
 from swav.evaluation.task import Score, Task
 
 BENCH = "inat18"
 
 
 def check(task: Task[Inat18Settings]) -> None:
-    """Complains of what can be known without any work.
-
-    Raises:
-        ConfigError: the trunk has no stages.
-        DataError: there are fewer images than a batch.
-    """
-    check_stages(task, BENCH)
-    _recipe(task)
+    """Complains of what can be known without any work: see stage_heads.check_heads."""
+    check_heads(task, BENCH, _recipe)
 
 
 def run(task: Task[Inat18Settings]) -> list[Score]:
-    """Trains and scores all heads at once, going on from the last finished epoch of an earlier sitting.
-
-    Raises:
-        ConfigError: the trunk has no stages.
-        DataError: no image of a half can be read, or there are fewer than a batch.
-        NumericsError: the loss is not finite.
-        CheckpointError: there is saved state, and none of it verifies.
-    """
-    check(task)
+    """Trains and scores all heads at once: see stage_heads.train_heads."""
     return train_heads(task, BENCH, _recipe(task))
 
 

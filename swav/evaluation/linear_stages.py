@@ -25,33 +25,19 @@ values: kept, those of ImageNet would fill 226 GB, and they are of other crops i
 from swav.config import Recipe
 from swav.evaluation import finetune
 from swav.evaluation.settings import StagesSettings
-from swav.evaluation.stage_heads import check_stages, train_heads
+from swav.evaluation.stage_heads import check_heads, train_heads
 from swav.evaluation.task import Score, Task
 
 BENCH = "linear-stages"
 
 
 def check(task: Task[StagesSettings]) -> None:
-    """Complains of what can be known without any work.
-
-    Raises:
-        ConfigError: the trunk has no stages.
-        DataError: there are fewer images than a batch.
-    """
-    check_stages(task, BENCH)
-    _recipe(task)
+    """Complains of what can be known without any work: see stage_heads.check_heads."""
+    check_heads(task, BENCH, _recipe)
 
 
 def run(task: Task[StagesSettings]) -> list[Score]:
-    """Trains and scores all heads at once, going on from the last finished epoch of an earlier sitting.
-
-    Raises:
-        ConfigError: the trunk has no stages.
-        DataError: no image of a half can be read, or there are fewer than a batch.
-        NumericsError: the loss is not finite.
-        CheckpointError: there is saved state, and none of it verifies.
-    """
-    check(task)
+    """Trains and scores all heads at once: see stage_heads.train_heads."""
     return train_heads(task, BENCH, _recipe(task), task.settings.lighting)
 
 

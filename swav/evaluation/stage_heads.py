@@ -1,6 +1,6 @@
 """Linear layers on every stage of a frozen trunk, trained at once: what linear-stages, places205 and inat18 share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,13 +42,19 @@ class StageHeads(nn.Module):
         return logits
 
 
-def check_stages(task: Task[Any], bench: str) -> None:
-    """Raises ConfigError where the trunk has no stages."""
+def check_heads(task: Task[Any], bench: str, recipe: Callable[[Task[Any]], Recipe]) -> None:
+    """Complains of what can be known without any work.
+
+    Raises:
+        ConfigError: the trunk has no stages.
+        DataError: there are fewer images than a batch (from `recipe`).
+    """
     if not task.encoder.stage_channels:
         raise ConfigError(
             f"{task.encoder.name}: expected a trunk with stages for {bench}, found {task.encoder.settings['backbone']}, "
             "which has none; use another, or linear"
         )
+    recipe(task)
 
 
 def train_heads(task: Task[Any], bench: str, recipe: Recipe, lighting: float = 0.0) -> list[Score]:
@@ -61,6 +67,12 @@ def train_heads(task: Task[Any], bench: str, recipe: Recipe, lighting: float = 0
 
     Returns:
         Top-1 and top-5 of each head, and of the one whose top-1 is best.
+
+    Raises:
+        ConfigError: the trunk has no stages.
+        DataError: no image of a half can be read, or there are fewer than a batch.
+        NumericsError: the loss is not finite.
+        CheckpointError: there is saved state, and none of it verifies.
     """
     settings: StageTraining = task.settings
 

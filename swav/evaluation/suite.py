@@ -1,6 +1,6 @@
 """The benchmarks by name: settings, weights and data are checked in this order, then each benchmark runs on each weights.
 
-protocols: knn.py, linear.py, linear_stages.py, places205.py, inat18.py, semisup.py, svm.py, lowshot.py       their settings: settings.py       what they are given: task.py
+A protocol is a file of its own, named in BENCHES; its settings are in settings.py, what it is given in task.py.
 """
 
 import dataclasses
@@ -113,8 +113,8 @@ def bench(
         The content of results.json (of a dry run: what is there, and the rows under `dry_run`).
 
     Raises:
-        ConfigError: a name, a setting or a weight source is unknown, there are several processes, or a k of a benchmark asked for by name is larger
-            than the bank.
+        ConfigError: a name, a setting or a weight source is unknown, there are several processes, or a k of a benchmark
+            asked for by name is larger than the bank.
         DataError: the data of a benchmark asked for by name is missing, or less than a batch.
         CheckpointError: weights are damaged.
     """

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swav.data.layouts import write_shapes
+
 CLASSES = ("blue", "grey", "red")
 
 
@@ -25,3 +27,11 @@ def write_set(folder: Path, train: int = 8, val: int = 4, seed: int = 0) -> Path
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory) -> Path:
     return write_set(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Path:
+    """A root that holds shapes as VOC 2007, of 80 and 40 images."""
+    folder: Path = tmp_path_factory.mktemp("root")
+    write_shapes(folder / "VOCdevkit", "voc", train=80, val=40, size=32)
+    return folder

@@ -52,7 +52,9 @@ def test_the_published_protocol_is_the_default():
 
 def test_a_k_above_the_bank_is_refused_by_page_and_left_out_by_smoke(task, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(ConfigError, match="at most 24"):
-        patch.setattr("swav.evaluation.task.cached_features", lambda *_, **__: pytest.fail("complains only after the work"))
+        patch.setattr(
+            "swav.evaluation.task.cached_features", lambda *_, **__: pytest.fail("complains only after the work")
+        )
         knn.run(with_settings(task, k=(20, 25)))
     scores = knn.run(with_settings(task, "smoke", k=(20, 25)))
     assert [score.metric for score in scores] == ["top-1 k=20", "top-5 k=20"]

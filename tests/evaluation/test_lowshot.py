@@ -10,7 +10,6 @@ import pytest
 import torch
 from sklearn.svm import LinearSVC
 
-from swav.data.layouts import write_shapes
 from swav.data.voc import classification_halves
 from swav.errors import ConfigError, DataError
 from swav.evaluation import lowshot
@@ -27,13 +26,6 @@ from swav.runtime import Progress
 def marks(n=300, classes=4, seed=0):
     rng = np.random.default_rng(seed)
     return rng.choice(np.array([1, 0, -1], dtype=np.int8), p=(0.1, 0.1, 0.8), size=(n, classes))
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("root")
-    write_shapes(folder / "VOCdevkit", "voc", train=80, val=40, size=32)
-    return folder
 
 
 @pytest.fixture

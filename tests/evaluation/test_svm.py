@@ -13,7 +13,6 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
-from swav.data.layouts import write_shapes
 from swav.data.voc import classification_halves
 from swav.errors import ConfigError, DataError
 from swav.evaluation import solver, svm
@@ -24,13 +23,6 @@ from swav.evaluation.task import Score, Task
 from swav.metrics import average_precision
 from swav.network import encoder
 from swav.runtime import Progress
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("root")
-    write_shapes(folder / "VOCdevkit", "voc", train=80, val=40, size=32)
-    return folder
 
 
 @pytest.fixture
