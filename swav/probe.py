@@ -139,8 +139,9 @@ def cpu_bytes(recipe: Recipe) -> tuple[int, int]:
 
 
 def _checkpoint_bytes(recipe: Recipe, network: nn.Module) -> int:
-    """Weights and the optimiser's state: one number more per weight, or two."""
-    return 4 * count_parameters(network) * (2 if recipe.optimizer in ("larc", "lars") else 3)
+    """Weights, the optimiser's state (one number more per weight, or two), and a teacher's weights."""
+    numbers = (2 if recipe.optimizer in ("larc", "lars") else 3) + bool(recipe.teacher_momentum)
+    return 4 * count_parameters(network) * numbers
 
 
 # -- speed

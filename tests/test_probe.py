@@ -110,6 +110,7 @@ def test_a_step_on_a_cpu_keeps_so_much_per_image_and_so_much_anyway():
     weights = 4 * count_parameters(build_network(recipe()))
     assert fixed == 4 * weights  # weights, gradients, and Adam's two
     assert probe.cpu_bytes(recipe(optimizer="larc", lr=1.0))[0] == 3 * weights
+    assert probe.cpu_bytes(recipe(teacher_momentum=0.9))[0] == 5 * weights
 
 
 def test_on_a_cpu_half_of_the_available_memory_is_the_bound(monkeypatch):
