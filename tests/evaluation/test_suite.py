@@ -4,6 +4,7 @@ Run: pytest tests/evaluation/test_suite.py
 """
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -277,3 +278,22 @@ def test_two_processes_share_a_benchmark_and_come_to_what_one_comes_to(colours, 
 
 def _log(out, rows, bench):
     return (out / next(row["log"] for row in rows if row["bench"] == bench)).read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_killed_with_half_the_features_on_disk_it_computes_the_others_only(colours, tmp_path):
+    """A real kill -9 once the bank is noted, in a process of its own."""
+
+    def run(out, fault=None):
+        words = ["knn", "--weights", "random:tiny", "--data", str(colours), "--out", str(out), "size=16", "knn.k=[1,5]"]
+        environment = os.environ | ({"SWAV_FAULT": fault} if fault else {})
+        return subprocess.run([sys.executable, "-m", "swav", "bench", *words], env=environment, capture_output=True)
+
+    assert run(tmp_path / "whole").returncode == 0
+    assert run(tmp_path / "torn", "features:noted:1").returncode == -9
+    (bank,) = (tmp_path / "torn" / "features").glob("*/pooled.npy")
+    written = bank.stat().st_mtime_ns
+    assert run(tmp_path / "torn").returncode == 0
+    assert bank.stat().st_mtime_ns == written and len(list((tmp_path / "torn" / "features").iterdir())) == 2
+    whole, torn = (read_results(tmp_path / out)["results"] for out in ("whole", "torn"))
+    assert [row["value"] for row in whole] == [row["value"] for row in torn] and len(whole) == 4
