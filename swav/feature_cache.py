@@ -2,8 +2,8 @@
 
 OUT/features/KEY/ holds an array per kind (`stage1.npy` ... `stage5.npy`, `pooled.npy`; float32, a row per readable image)
 and `cache.json`: what they are of, how far they are, and which images could not be read. KEY and cache.json name the
-weights' SHA-256, the images' fingerprint and times of change, the view, its size, normalisation and precision; a folder that
-says another thing than is asked for is not used. An interrupted pass goes on from the last note in cache.json.
+weights' SHA-256, the network's architecture, the images' fingerprint and times of change, the view, its size, normalisation
+and precision; a folder that says another thing than is asked for is not used. An interrupted pass goes on from the last note in cache.json.
 
 Arrays are memory-mapped: the page cache holds them once for all that read them, and gives way when memory is short.
 """
@@ -20,15 +20,16 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from swav.data.images import Images
-from swav.errors import DataError
+from swav.errors import DataError, NumericsError
 from swav.features import Precision, View, features_of, read_views, stage_features_of, stage_grids
 from swav.network.encoder import Encoder
 from swav.runtime import Progress, environment_errors, fault_point, write_text_durably
 
-VERSION = 1  # of the arrays' meaning: another one is computed again
+VERSION = 2  # of the arrays' meaning: another one is computed again
 BATCH = {"cpu": 64, "cuda": 256}
 NOTED_IMAGES = 2048  # after so many, what was computed is made durable
 NOTE = "cache.json"
+ADVICE = "check the weights and their normalisation, or use precision=fp32"
 
 
 class Cached(NamedTuple):
@@ -71,11 +72,13 @@ def cached_features(
     Raises:
         ConfigError: stages are asked for, and the trunk has none.
         DataError: no image can be read.
+        NumericsError: a feature is not finite.
         EnvironmentError_: a loader process died, or the disk is full.
     """
     identity = {
         "version": VERSION,
         "weights_sha256": encoder.sha256,
+        "network": encoder.architecture,
         "images": images.fingerprint,
         "changed": hashlib.sha256(images.rows["time"].tobytes()).hexdigest(),  # in place, at the same size
         "view": [view, size],
@@ -89,13 +92,19 @@ def cached_features(
         encoder.stages(torch.empty(0, encoder.in_channels, 1, 1))  # has the words for it
     kinds += ["pooled"] if pooled else []
     note = _note(folder, identity, len(images), progress)
-    missing = [kind for kind in kinds if note["done"].get(kind, 0) < len(images)]
     base, total = progress.done, progress.total
-    if missing:
-        with environment_errors():
-            _compute(encoder, images, size, view, folder, note, missing, workers, device, progress, precision)
+    for _ in range(2):
+        missing = [kind for kind in kinds if note["done"].get(kind, 0) < len(images)]
+        if missing:
+            with environment_errors():
+                _compute(encoder, images, size, view, folder, note, missing, workers, device, progress, precision)
+        left_out = [note["unreadable"].get(kind, []) for kind in kinds]
+        if all(its == left_out[0] for its in left_out):
+            break
+        note |= {"done": {}, "unreadable": {}}  # at another time other images could be read: all kinds in one pass
+        progress.update(base)
     progress.update(min(base + len(images), total))
-    kept = np.delete(np.arange(len(images)), note["unreadable"])
+    kept = np.delete(np.arange(len(images)), left_out[0])
     if not len(kept):
         raise DataError(f"{images.root}: expected readable images, found none among {len(images)}; check the files")
     arrays = {kind: np.load(folder / f"{kind}.npy", mmap_mode="c")[: len(kept)] for kind in kinds}
@@ -105,7 +114,7 @@ def cached_features(
 
 def _note(folder: Path, identity: dict[str, Any], count: int, progress: Progress) -> dict[str, Any]:
     """What is there already; a fresh note where that is nothing, or of something else, or damaged, which is said."""
-    fresh: dict[str, Any] = {"of": identity, "done": {}, "unreadable": []}
+    fresh: dict[str, Any] = {"of": identity, "done": {}, "unreadable": {}}
     if not folder.is_dir():
         for other in sorted(folder.parent.glob(f"*/{NOTE}")):
             its = _read(other).get("of", {})
@@ -157,12 +166,15 @@ def _compute(
     """Fills the arrays of these kinds in one pass, from the place that all of them have reached."""
     folder.mkdir(parents=True, exist_ok=True)
     done = min(note["done"].get(kind, 0) for kind in kinds)
-    known = [i for i in note["unreadable"] if i < done]
-    row = done - len(known)
-    unreadable = set(note["unreadable"])
+    known = [[i for i in note["unreadable"].get(kind, []) if i < done] for kind in kinds]
+    if any(its != known[0] for its in known):
+        done, known = 0, [[]]
+    row = done - len(known[0])
+    unreadable = set(known[0])
     arrays: dict[str, np.memmap[Any, Any]] = {}
     if any(note["done"].get(kind, 0) > done for kind in kinds):  # is about to be overwritten
         note["done"] |= dict.fromkeys(kinds, done)
+        note["unreadable"] |= dict.fromkeys(kinds, known[0])
         write_text_durably(folder / NOTE, json.dumps(note) + "\n")
     batch, base = BATCH.get(device.type, BATCH["cpu"]), progress.done
     progress.update(base + done)
@@ -174,6 +186,8 @@ def _compute(
         if places:
             found = _kinds_of(encoder, torch.from_numpy(views), device, precision, kinds)
             for kind, part in found.items():
+                if not torch.isfinite(part).all():
+                    raise NumericsError(f"{encoder.name}: expected finite features, found others in {kind}; {ADVICE}")
                 if kind not in arrays:
                     arrays[kind] = _array(folder / f"{kind}.npy", (len(images), part.shape[1]), keep=done > 0)
                 arrays[kind][row : row + len(places)] = part.cpu().numpy()
@@ -181,8 +195,9 @@ def _compute(
         if end - last >= NOTED_IMAGES or end == len(images):
             for array in arrays.values():
                 array.flush()
-            reached = {kind: end for kind in kinds} if arrays else {}
-            note |= {"done": note["done"] | reached, "unreadable": sorted(unreadable)}
+            if arrays:
+                note["done"] |= dict.fromkeys(kinds, end)
+            note["unreadable"] |= dict.fromkeys(kinds, sorted(unreadable))
             write_text_durably(folder / NOTE, json.dumps(note) + "\n")
             last = end
             fault_point("features:noted")

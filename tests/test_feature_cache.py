@@ -14,8 +14,8 @@ from PIL import Image
 
 from swav import feature_cache
 from swav.config import load_recipe
-from swav.data.images import open_images
-from swav.errors import ConfigError
+from swav.data.images import Images, Unreadable, open_images
+from swav.errors import ConfigError, NumericsError
 from swav.feature_cache import cached_features
 from swav.features import pool_stages, pooled_features, read_views, stage_grids
 from swav.network.encoder import Encoder
@@ -36,8 +36,8 @@ def images(tmp_path, monkeypatch):
     return open_images(tmp_path / "data")
 
 
-def network(seed=0):
-    recipe = load_recipe("tiny", {"width": 0.125, "prototypes": 4, "seed": seed})
+def network(seed=0, **changed):
+    recipe = load_recipe("tiny", {"width": 0.125, "prototypes": 4, "seed": seed} | changed)
     return Encoder(build_network(recipe), recipe, "random:tiny").requires_grad_(False)
 
 
@@ -162,6 +162,41 @@ def test_a_damaged_array_is_computed_again_which_is_said(images, encoder, tmp_pa
     found, said = features(encoder, images, tmp_path, capsys)
     assert "stage3.npy: expected features of 10 images" in said
     np.testing.assert_array_equal(found.stages[2], expected)
+
+
+def test_rows_agree_though_an_image_could_not_be_read_at_another_time(images, encoder, tmp_path, monkeypatch):
+    expected = features(encoder, images, tmp_path / "whole")
+    read = Images.read
+
+    def hiccup(self, i):
+        if i == 5:
+            raise Unreadable(self.name(i), "Input/output error")
+        return read(self, i)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Images, "read", hiccup)
+        assert features(encoder, images, tmp_path / "out").kept.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    (array,) = (tmp_path / "out").glob("features/*/stage3.npy")
+    array.unlink()
+    found = features(encoder, images, tmp_path / "out")
+    assert found.kept.tolist() == list(range(10))
+    for ours, its in zip(found.stages, expected.stages, strict=True):
+        np.testing.assert_allclose(ours, its, rtol=1e-5, atol=1e-6)
+
+
+def test_networks_of_the_same_tensors_and_other_strides_do_not_share_features(images, tmp_path):
+    half, small = (network(stem=stem) for stem in ("half", "small"))
+    assert half.sha256 == small.sha256
+    first, second = (features(one, images, tmp_path).pooled for one in (half, small))
+    assert first is not None and second is not None and not torch.allclose(first, second, atol=1e-3)
+
+
+def test_features_that_are_not_finite_are_an_error_and_no_score(images, tmp_path):
+    broken = network()
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    with pytest.raises(NumericsError, match="random:tiny: expected finite features, found others in stage1"):
+        features(broken, images, tmp_path)
 
 
 def test_a_trunk_without_stages_is_refused(images, tmp_path, monkeypatch):

@@ -115,6 +115,14 @@ class Images:
             digest.update(name + b"\0%d\0" % size)
         return digest.hexdigest()
 
+    @functools.cached_property
+    def labels_fingerprint(self) -> str:
+        """SHA-256 over labels and classes, which the fingerprint leaves out: the data of who learns from labels."""
+        digest = hashlib.sha256(b"" if self.labels is None else self.labels.tobytes())
+        for name in self.classes or ():
+            digest.update(b"\0" + os.fsencode(name))
+        return digest.hexdigest()
+
     def select(self, indices: Sequence[int] | NDArray[np.integer], note: str | None = None) -> "Images":
         """Returns the images at these indices, in this order; `bad` and `others` stay with the whole."""
         chosen = np.asarray(indices, dtype=np.int64)

@@ -72,19 +72,23 @@ class Task(Generic[AnyBench]):
     def stage_values(self) -> list[int]:
         """How many values each stage of a view is pooled to."""
         view = torch.zeros(1, self.settings.size, self.settings.size, 3, dtype=torch.uint8)
-        return [part.shape[1] for part in stage_features_of(self.encoder, view, self.device)]
+        where = next(self.encoder.parameters()).device  # of a dry run, not yet where it will compute
+        return [part.shape[1] for part in stage_features_of(self.encoder, view, where)]
 
     def identity(self, *more: Any) -> tuple[dict[str, Any], str]:
-        """What a state or a log of this task is of, and a name made of it: other weights, images or settings have another.
+        """What a state or a log of this task is of, and a name made of it: other weights, images, labels or settings have
+        another.
 
         Args:
             more: what only the benchmark knows.
         """
         of = {
             "weights": self.encoder.sha256,
+            "network": self.encoder.architecture,
             "normalisation": [self.encoder.mean, self.encoder.std],
             "train": self.train.fingerprint,
             "score": self.score.fingerprint,
+            "labels": [self.train.labels_fingerprint, self.score.labels_fingerprint],
             "settings": self.settings.model_dump(mode="json", exclude=_HARMLESS),
             "more": more,
         }

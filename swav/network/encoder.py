@@ -58,6 +58,12 @@ class Encoder(nn.Module):
         self.stage_channels: list[int] = list(getattr(network.trunk, "stage_channels", ()))
         self.eval()
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What the trunk's tensors do not tell, and features depend on: as stems of one shape differ in their strides."""
+        told = ("backbone", "width", "stem", "in_channels", "padding")
+        return {key: self.settings[key] for key in told if key in self.settings}
+
     def forward(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
         return self.trunk(images)  # type: ignore[no-any-return]
 

@@ -28,12 +28,15 @@ class TwoHeads(nn.Module):
         return self.a(x), self.b(x)
 
 
+def encoder_of(**changed) -> Encoder:
+    recipe = load_recipe("tiny", {"width": 0.125, "prototypes": 4} | changed)
+    return Encoder(build_network(recipe), recipe, "random:tiny").requires_grad_(False)
+
+
 @pytest.fixture
 def task(colours, tmp_path) -> Task[StagesSettings]:
-    recipe = load_recipe("tiny", {"width": 0.125, "prototypes": 4})
-    encoder = Encoder(build_network(recipe), recipe, "random:tiny").requires_grad_(False)
     settings = StagesSettings(size=16, epochs=2, batch=8, workers=0)
-    return Task(encoder, *labelled_halves(colours), settings, "page", torch.device("cpu"), tmp_path / "out")
+    return Task(encoder_of(), *labelled_halves(colours), settings, "page", torch.device("cpu"), tmp_path / "out")
 
 
 def test_a_loss_that_is_not_finite_ends_it_and_saves_nothing(task):
@@ -67,6 +70,25 @@ def test_the_state_belongs_to_settings_weights_and_images_and_not_to_workers(tas
     assert len({folder(), folder(lr=0.02), folder(seed=1), folder(jitter=0.0)}) == 4
     assert folder() != finetune.state_folder(task, "x", task.train.select([0, 1]))
     assert finetune.state_folder(task, "x", task.train, 0.01) != finetune.state_folder(task, "x", task.train, 0.1)
+
+
+def test_corrected_labels_and_other_strides_begin_a_state_of_their_own(task):
+    before = finetune.state_folder(task, "x", task.train)
+    for half in ("train", "score"):
+        corrected = getattr(task, half).select(range(len(getattr(task, half))))
+        corrected.labels[0] = 2 - corrected.labels[0]
+        assert corrected.fingerprint == getattr(task, half).fingerprint
+        assert finetune.state_folder(dataclasses.replace(task, **{half: corrected}), "x", task.train) != before
+    other = encoder_of(stem="half" if task.encoder.settings["stem"] != "half" else "small")
+    assert other.sha256 == task.encoder.sha256
+    assert finetune.state_folder(dataclasses.replace(task, encoder=other), "x", task.train) != before
+
+
+def test_what_a_run_takes_is_found_out_where_the_network_is(task):
+    elsewhere = dataclasses.replace(
+        task, device=torch.device("meta")
+    )  # as a GPU, before a dry run has moved anything there
+    assert elsewhere.stage_values() == task.stage_values()
 
 
 def test_steps_lie_behind_the_epoch_they_name():
