@@ -122,11 +122,16 @@ def pool_stages(maps: Sequence[Tensor], grids: Sequence[int]) -> list[Tensor]:
     return [_pooled(one, grid).flatten(1) for one, grid in zip(maps, grids, strict=True)]
 
 
+def page_windows(one: Float[Tensor, "N C H W"], grid: int) -> tuple[int, int, int] | None:
+    """Kernel, stride and padding by which the page pools a map of this size; None where it has none of this size."""
+    high, wide = one.shape[2:]
+    return SPECIFIED.get((grid, high)) if high == wide else None
+
+
 def _pooled(one: Float[Tensor, "N C H W"], grid: int) -> Float[Tensor, "N C h w"]:
     high, wide = one.shape[2:]
-    if high == wide and (grid, high) in SPECIFIED:
-        kernel, stride, padding = SPECIFIED[grid, high]
-        return nn.functional.avg_pool2d(one, kernel, stride, padding)
+    if windows := page_windows(one, grid):
+        return nn.functional.avg_pool2d(one, *windows)
     return nn.functional.adaptive_avg_pool2d(one, (min(grid, high), min(grid, wide)))
 
 

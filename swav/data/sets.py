@@ -55,6 +55,24 @@ def labelled(root: Path, cache: Path | None = None, protocol: Protocol = "page")
     return labelled_halves(home, cache)
 
 
+def apart(halves: Halves) -> Halves:
+    """The halves, which have no image in common: one that is learned from and scored would flatter.
+
+    Raises:
+        DataError: there is one, by its path.
+    """
+    train, score = halves
+    if train.root == score.root:
+        scored = {score.name(i) for i in range(len(score))}
+        if shared := [name for i in range(len(train)) if (name := train.name(i)) in scored]:
+            more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
+            raise DataError(
+                f"{printable(str(train.root))}: expected no image both to learn from and to score, found "
+                f"{printable(shared[0])}{more} in both; list each image once"
+            )
+    return halves
+
+
 DATASETS: dict[str, DataSet] = {
     "labelled": DataSet(
         labelled,

@@ -29,10 +29,11 @@ from torch import Tensor, nn
 
 from swav import dist
 from swav.config import Recipe
+from swav.errors import DataError
 from swav.evaluation import finetune
 from swav.evaluation.settings import LinearSettings
 from swav.evaluation.task import Needs, Score, Task
-from swav.features import features_of, pooled_features
+from swav.features import features_of
 from swav.runtime import Progress
 
 
@@ -75,21 +76,17 @@ def run(task: Task[LinearSettings]) -> list[Score]:
     def inputs(views: Tensor, _: Tensor | None) -> Tensor:
         return features_of(task.encoder, views, task.device, settings.precision)
 
-    share = task.score.select(range(dist.rank(), len(task.score), dist.world_size()))
-    with Progress("linear: features", len(share), quiet=dist.rank() > 0) as progress:
-        known = pooled_features(
-            task.encoder,
-            share,
-            settings.size,
-            workers=task.workers,
-            device=task.device,
-            progress=progress,
-            precision=settings.precision,
-        )
+    known: list[tuple[Tensor, Tensor]] = []  # of this process's share of the images to score
+    share = len(range(dist.rank(), len(task.score), dist.world_size()))
+    with Progress("linear: features", share, quiet=dist.rank() > 0) as progress:
+        for features, labels in finetune.evaluation_batches(task, inputs)():
+            known.append((features.cpu(), labels))
+            progress.update(progress.done + len(labels))
+    if not any(dist.gather_objects(len(known))):
+        raise DataError(f"{task.score.root}: expected readable images to score, found none; check the files")
 
     def scored() -> Iterable[tuple[Any, Tensor]]:
-        parts = zip(known.features.split(4096), known.labels.split(4096), strict=True)  # type: ignore[no-untyped-call]
-        return ((features.to(task.device), labels) for features, labels in parts)
+        return ((features.to(task.device), labels) for features, labels in known)
 
     course = finetune.Course(
         bench="linear",

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float64, Int8
 from torch import Tensor
 
-from swav.errors import ConfigError, DataError
+from swav.errors import DataError
 from swav.evaluation.settings import LowshotSettings
 from swav.evaluation.solver import Axes, decide, machines, principal_axes, unit_rows
 from swav.evaluation.stages import Marked, pooling, stage_name, write_log
@@ -177,14 +177,11 @@ def read_sample(folder: Path, number: int, k: int, shape: tuple[int, ...]) -> Sa
     """Reads an official sample.
 
     Raises:
-        ConfigError: there is no such folder.
-        DataError: the file is missing, or not an array of this shape that holds positives and negatives of each class.
+        DataError: there is no such folder, the file is missing, or not an array of this shape that holds positives and negatives of each class.
     """
     path = folder / f"train_targets_sample{number}_k{k}.npy"
     if not folder.is_dir():
-        raise ConfigError(
-            f"lowshot.samples: expected a folder of train_targets_sampleS_kK.npy, found no folder {folder}"
-        )
+        raise DataError(f"lowshot.samples: expected a folder of train_targets_sampleS_kK.npy, found no folder {folder}")
     try:
         targets = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:

@@ -13,8 +13,9 @@ Schedule    20 epochs, learning rates x .2 after 12 and 16. No warm-up.
 Metric      top-1 and top-5 [%] at the last epoch, not the best.
 Seeds       one, for the drawn images, initial weights, order and crops.
 Source      Caron et al. 2020, section 4.1 and the released evaluation: top-1 53.9 and 70.2 (800 epochs, batch 4096).
-Where we differ: the last partial batch of an epoch is dropped. fraction=1.0 (all labels) is a recipe of ours, with the rates
-            of 10 %: no source gives one for SwAV, and its result is never comparable.
+Where we differ: the last partial batch of an epoch is dropped. The layer's initial weights are those of linear.py; the
+            source's layer is a plain one, whose are not written down. fraction=1.0 (all labels) is a recipe of ours, with
+            the rates of 10 %: no source gives one for SwAV, and its result is never comparable.
 Smoke       size 64, batch 32, at most 5,000 images of which the fraction is taken, 1,000 scored; fewer than a batch will do.
 """
 

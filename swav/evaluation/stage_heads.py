@@ -10,7 +10,7 @@ from swav.config import Recipe
 from swav.errors import ConfigError
 from swav.evaluation import finetune
 from swav.evaluation.settings import StageTraining
-from swav.evaluation.stages import stage_name
+from swav.evaluation.stages import pooling, stage_name
 from swav.evaluation.task import Needs, Score, Task
 from swav.features import stage_features_of
 
@@ -108,7 +108,7 @@ def train_heads(task: Task[Any], bench: str, recipe: Recipe, lighting: float = 0
         lighting=lighting,
     )
     outcome = finetune.train(task, task.train, course)
-    difference = task.difference(outcome.trained, outcome.scored)
+    difference = task.difference(outcome.trained, outcome.scored, *filter(None, [pooling(task)]))
     best = max(names, key=lambda name: float(outcome.last[f"top1 {name}"]))
     return [
         Score(f"top-{k} {shown}", outcome.last[f"top{k} {name}"], outcome.scored, difference, outcome.log)

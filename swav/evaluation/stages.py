@@ -1,4 +1,4 @@
-"""What the benchmarks on VOC 2007 share: its marks, cached features of the stages, their names, and a log."""
+"""What the benchmarks of stages share: their names and how they are pooled; and, on VOC 2007, its marks and a log."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from jaxtyping import Int8
 
 from swav.errors import DataError
 from swav.evaluation.task import Task
-from swav.features import stage_grids
+from swav.features import PAGE_GRIDS, page_windows, stage_grids
 from swav.network.encoder import Encoder
 from swav.network.trunk import ResNet
 from swav.runtime import write_text_durably
@@ -49,9 +49,11 @@ def stage_name(encoder: Encoder, place: int) -> str:
 
 def pooling(task: Task[Any]) -> str:
     """How the stages are pooled, where that is not the published way; empty where it is."""
-    page = isinstance(task.encoder.trunk, ResNet) and task.settings.size == 224
-    grids = "/".join(map(str, stage_grids(task.encoder.stage_channels)))
-    return "" if page else f"stages pooled adaptively to {grids}"
+    grids = stage_grids(task.encoder.stage_channels)
+    windows = [page_windows(one, grid) for one, grid in zip(task.stage_maps(), grids, strict=True)]
+    if grids == PAGE_GRIDS and all(windows):
+        return ""
+    return f"stages pooled {'' if all(windows) else 'adaptively '}to {'/'.join(map(str, grids))}"
 
 
 def write_log(task: Task[Any], bench: str, content: dict[str, Any]) -> str:

@@ -11,15 +11,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from swav import dist
-from swav.data.sets import DATASETS, Halves
-from swav.errors import ConfigError, DataError
+from swav.data.sets import DATASETS, Halves, apart
+from swav.errors import ConfigError, DataError, NumericsError
 from swav.evaluation import inat18, knn, linear, linear_stages, lowshot, places205, semisup, stage_heads, svm
 from swav.evaluation.forecast import forecast, told
 from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, by_seed, resolve, split_options
 from swav.evaluation.task import Needs, NoScore, Score, Task, drawn
 from swav.network import encoder
 from swav.network.encoder import Encoder
+from swav.network.trunk import ResNet
 from swav.reporting.formats import write_tables
 from swav.reporting.results import NotRun, Result, read_results, table, write_results
 from swav.runtime import environment_errors, pick_device, share_cpus, versions
@@ -149,8 +152,9 @@ def _run(name: str, task: Task[Any], label: str, everything: bool) -> tuple[list
     task.encoder.to(task.device)
     try:
         scores = run(task) if BENCHES[name].shared else dist.on_first(lambda: _by_itself(run, task))
-    except ConfigError as error:  # a bank that undecodable images left smaller than k
-        if not everything:
+    except (ConfigError, DataError, NumericsError) as error:  # as of a bank that undecodable images left smaller than k
+        of_one = isinstance(error, DataError) and BENCHES[name].shared and dist.is_active()
+        if not everything or of_one:  # of one process: the others still wait for it in the benchmark
             raise
         return [], [NotRun(name, str(error), POSSIBLE, weights=task.encoder.name)]
     finally:
@@ -177,7 +181,7 @@ def _halves(
         wanted = BENCHES[name].data
         if wanted not in opened:
             try:
-                opened[wanted] = DATASETS[wanted].find(data, cache, protocol)
+                opened[wanted] = apart(DATASETS[wanted].find(data, cache, protocol))
             except DataError as error:
                 opened[wanted] = error
         found = opened[wanted]
@@ -197,6 +201,7 @@ def _possible(
     possible, absent = [], dict[tuple[str, str], NotRun]()
     for name, task in tasks:
         try:
+            _check_size(name, task)
             BENCHES[name].check(task)
         except (ConfigError, DataError) as error:
             if not everything:
@@ -206,6 +211,20 @@ def _possible(
         else:
             possible.append((name, task))
     return possible, list(absent.values())
+
+
+def _check_size(name: str, task: Task[Any]) -> None:
+    """Complains of a network that does not take images of this size, as a transformer whose patches do not divide it."""
+    if isinstance(task.encoder.trunk, ResNet):  # takes all
+        return
+    try:
+        with torch.no_grad():
+            task.encoder(task.one_image())
+    except Exception as error:  # a model may raise anything at a size that it was not made for
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ConfigError(
+            f"{task.encoder.name}: does not take images of {task.settings.size} pixels ({reason}); use another {name}.size"
+        ) from None
 
 
 def _encoders(sources: Sequence[str], options: Mapping[str, Any]) -> list[Encoder]:

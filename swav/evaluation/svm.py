@@ -58,7 +58,10 @@ def check(task: Task[SvmSettings]) -> None:
         ConfigError: the trunk has no stages.
         DataError: labels are not VOC's, or a class has too few images to be learned or scored.
     """
-    marked = Marked.of(task)
+    _check_classes(task, Marked.of(task))
+
+
+def _check_classes(task: Task[SvmSettings], marked: Marked) -> None:
     for half, marks, need in (("training", marked.train, task.settings.folds), ("scored", marked.score, 1)):
         few = {name: int(n) for name, n in zip(marked.classes, (marks == 1).sum(axis=0), strict=True) if n < need}
         if few:
@@ -93,6 +96,7 @@ def run(task: Task[SvmSettings]) -> list[Score | NoScore]:
     settings, marked = task.settings, Marked.of(task)
     train, score = task.frozen("svm: features", stages=True, pooled=False, view="squeezed")
     labels, truth = marked.train[train.kept], marked.score[score.kept]
+    _check_classes(task, Marked(labels, truth, marked.classes))  # without those that could not be read
     layers: list[Layer] = []
     with Progress("svm", len(train.stages) * len(settings.costs)) as progress:
         for x, scored in zip(train.stages, score.stages, strict=True):

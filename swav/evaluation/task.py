@@ -8,11 +8,12 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from swav.data.images import Images
 from swav.evaluation.settings import BenchSettings, departures
 from swav.feature_cache import Cached, cached_features
-from swav.features import View, stage_features_of
+from swav.features import View, pool_stages, stage_grids
 from swav.network.encoder import Encoder
 from swav.runtime import Progress, available_cpus
 
@@ -69,11 +70,20 @@ class Task(Generic[AnyBench]):
         protocol = [] if self.protocol == "page" else [f"protocol {self.protocol}"]
         return "; ".join([*protocol, *sizes, *departures(self.settings), *more])
 
+    def one_image(self) -> Tensor:
+        """An image of the size that is asked for, where the network is: of a dry run not yet where it will compute."""
+        where = next(self.encoder.parameters()).device
+        return torch.zeros(1, self.encoder.in_channels, self.settings.size, self.settings.size, device=where)
+
+    def stage_maps(self) -> list[Tensor]:
+        """The maps of one image, for their sizes."""
+        with torch.no_grad():
+            return self.encoder.stages(self.one_image())
+
     def stage_values(self) -> list[int]:
         """How many values each stage of a view is pooled to."""
-        view = torch.zeros(1, self.settings.size, self.settings.size, 3, dtype=torch.uint8)
-        where = next(self.encoder.parameters()).device  # of a dry run, not yet where it will compute
-        return [part.shape[1] for part in stage_features_of(self.encoder, view, where)]
+        grids = stage_grids(self.encoder.stage_channels)
+        return [part.shape[1] for part in pool_stages(self.stage_maps(), grids)]
 
     def identity(self, *more: Any) -> tuple[dict[str, Any], str]:
         """What a state or a log of this task is of, and a name made of it: other weights, images, labels or settings have

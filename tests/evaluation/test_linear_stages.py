@@ -16,12 +16,14 @@ from swav.config import load_recipe
 from swav.data.images import labelled_halves
 from swav.data.photometric import parameters
 from swav.data.views import lighting, to_input
+from swav.data.voc import classification_halves
 from swav.errors import ConfigError, DataError
-from swav.evaluation import finetune, linear_stages, stage_heads
-from swav.evaluation.settings import StagesSettings
+from swav.evaluation import finetune, linear_stages, stage_heads, svm
+from swav.evaluation.settings import StagesSettings, SvmSettings
+from swav.evaluation.stages import pooling
 from swav.evaluation.task import Task
 from swav.features import stage_features_of
-from swav.network.encoder import Encoder, weights_sha256
+from swav.network.encoder import Encoder, load, weights_sha256
 from swav.network.heads import build_network
 
 CPU = torch.device("cpu")
@@ -126,9 +128,35 @@ def test_the_trunk_is_frozen_and_sees_every_augmented_image_once_for_all_heads(t
     trunk = task.encoder.trunk
     trunk.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     linear_stages.run(task)
-    asked_for_sizes = 1
+    asked_for_sizes = 2  # of the heads, and of the maps that the page pools otherwise
     assert sum(seen) == asked_for_sizes + 3 * len(task.train) + len(task.score)  # scored after the last epoch only
     assert weights_sha256(trunk) == before and not trunk.training
+
+
+@pytest.mark.parametrize(
+    ("stem", "size", "told"), [("imagenet", 224, ""), ("small", 224, "adaptively"), ("imagenet", 192, "adaptively")]
+)
+def test_pools_that_are_not_the_pages_are_told(task, stem, size, told):
+    """A small stem's maps are four times as large; at 224 pixels, too, no window of the page's fits them."""
+    settings = task.settings.model_copy(update={"size": size})
+    words = pooling(dataclasses.replace(task, encoder=fresh(stem=stem), settings=settings))
+    assert words == (f"stages pooled {told} to 12/6/4/3/2" if told else "")
+
+
+def test_scores_of_other_pools_are_not_comparable(task):
+    assert all("stages pooled adaptively to" in score.difference for score in linear_stages.run(task))
+
+
+@pytest.mark.parametrize(("name", "stages"), [("test_vit", 6), ("test_resnet", 5)])
+def test_a_model_of_timms_is_scored_by_its_own_stages(task, drawn, name, stages):
+    encoder = load(f"random:timm:{name}")
+    assert len(encoder.stage_names) == stages
+    found = linear_stages.run(dataclasses.replace(task, encoder=encoder))
+    names = [f"feature{i + 1} ({own})" for i, own in enumerate(encoder.stage_names)]
+    assert [score.metric for score in found[::2]] == [f"top-1 {own}" for own in [*names, "best layer"]]
+    of_voc = SvmSettings(size=32, workers=0, device="cpu", costs=(1.0,))
+    rows = svm.run(Task(encoder, *classification_halves(drawn), of_voc, "smoke", CPU, task.out))
+    assert [row.metric for row in rows] == [f"mAP {own}" for own in [*names, "best layer"]]
 
 
 def test_colours_are_jittered_always_by_the_published_factors_and_nothing_else(task):

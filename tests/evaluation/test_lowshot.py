@@ -11,7 +11,7 @@ import torch
 from sklearn.svm import LinearSVC
 
 from swav.data.voc import classification_halves
-from swav.errors import ConfigError, DataError
+from swav.errors import DataError
 from swav.evaluation import lowshot
 from swav.evaluation.lowshot import draw_sample
 from swav.evaluation.settings import LowshotSettings
@@ -121,7 +121,7 @@ def test_samples_that_are_missing_or_of_other_images_are_refused(task, tmp_path)
         settings = task.settings.model_copy(update={"samples": str(folder), "k": (1,)})
         lowshot.check(dataclasses.replace(task, settings=settings))
 
-    with pytest.raises(ConfigError, match="found no folder"):
+    with pytest.raises(DataError, match="found no folder"):
         check(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"train_targets_sample1_k1\.npy: expected the targets of a sample"):
         check(tmp_path)

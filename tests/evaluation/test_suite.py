@@ -15,7 +15,7 @@ import pytest
 
 from swav.config import parse_overrides
 from swav.data.sets import DATASETS, labelled
-from swav.errors import CheckpointError, ConfigError, DataError
+from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.evaluation import suite
 from swav.evaluation.settings import BENCH_SETTINGS, SMOKE, KnnSettings, LinearSettings, resolve
 from swav.reporting.page import write_report
@@ -118,6 +118,35 @@ def test_a_bank_that_shrinks_below_k_while_decoded_does_not_end_all(colours, tmp
     assert {row["bench"] for row in content["results"]} == {"linear"}
     told = {row["bench"]: row["reason"] for row in content["not_run"]}
     assert set(told) == {"knn", *OTHER_DATA} and "at most 23" in told["knn"]
+
+
+@pytest.mark.parametrize("error", [DataError, NumericsError])
+def test_under_all_a_benchmark_that_fails_at_work_is_told_and_the_others_run(colours, tmp_path, monkeypatch, error):
+    def fails(_):
+        raise error("expected better, found this")
+
+    monkeypatch.setitem(suite.BENCHES, "knn", suite.BENCHES["knn"]._replace(run=fails))
+    content = suite.bench(["all"], ["random:tiny"], colours, tmp_path / "out", QUICK)
+    assert {row["bench"] for row in content["results"]} == {"linear"}
+    told = {row["bench"]: row["reason"] for row in content["not_run"]}
+    assert told["knn"] == "expected better, found this"
+    with pytest.raises(error):
+        suite.bench(["knn", "linear"], ["random:tiny"], colours, tmp_path / "named", QUICK)
+
+
+def test_an_image_both_to_learn_from_and_to_score_is_refused(colours, tmp_path):
+    paths = sorted((colours / "train").glob("*/*.png"))
+    rows = [f"{path},{path.parent.name},train" for path in paths] + [
+        f"{path},{path.parent.name},val" for path in paths[::8]
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    with pytest.raises(DataError, match=r"train/blue/0\.png and 2 more in both"):
+        suite.bench(["knn"], ["random:tiny"], tmp_path / "list.csv", tmp_path / "out", QUICK_KNN)
+
+
+def test_a_size_that_a_network_does_not_take_is_refused_before_any_work(colours, tmp_path):
+    with pytest.raises(ConfigError, match=r"random:timm:test_vit: does not take images of 50 pixels .*knn\.size"):
+        suite.bench(["knn"], ["random:timm:test_vit"], colours, tmp_path / "out", QUICK_KNN | {"size": 50})
 
 
 def test_settings_are_checked_before_weights_and_weights_before_data(tmp_path):
@@ -263,7 +292,10 @@ def _benched(data, out):
         "linear-stages.steps=[1] semisup.fraction=1.0 semisup.batch=8 semisup.epochs=2 semisup.lr_head=0.2"
     )
     words = parse_overrides(quick.split())
-    return suite.bench(["knn", "linear", "linear-stages", "semisup"], ["random:tiny"], data, out, words)["results"]
+    rows = suite.bench(["knn", "linear", "linear-stages", "semisup"], ["random:tiny"], data, out, words)["results"]
+    words = {"size": 16, "workers": 0, "linear.epochs": 1, "linear.batch": 8, "linear.score_images": 1}
+    few = suite.bench(["linear"], ["random:tiny"], data, out / "few", words)["results"]  # one process has none to score
+    return [*rows, *few]
 
 
 def test_two_processes_share_a_benchmark_and_come_to_what_one_comes_to(colours, tmp_path, two_processes):

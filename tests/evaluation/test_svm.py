@@ -20,6 +20,7 @@ from swav.evaluation.settings import SvmSettings
 from swav.evaluation.solver import unit_rows
 from swav.evaluation.suite import BENCHES, bench
 from swav.evaluation.task import Score, Task
+from swav.feature_cache import Cached
 from swav.metrics import average_precision
 from swav.network import encoder
 from swav.runtime import Progress
@@ -97,6 +98,20 @@ def test_a_class_without_images_enough_is_refused_before_the_work(task):
     task.train.labels[:, 3] = -1
     with pytest.raises(DataError, match="at least 3 training images of each class, found 0 of lattice"):
         svm.check(task)
+
+
+def test_a_class_that_unreadable_images_leave_too_few_of_is_told(task, monkeypatch):
+    shown = np.flatnonzero(task.train.labels[:, 0] == 1)
+
+    def without(self, label, **named):
+        kept = np.setdiff1d(np.arange(len(self.train)), shown[2:])
+        return Cached([np.ones((len(kept), 2), np.float32)], None, kept), Cached(
+            [np.ones((40, 2))], None, np.arange(40)
+        )
+
+    monkeypatch.setattr(Task, "frozen", without)
+    with pytest.raises(DataError, match="expected at least 3 training images of each class, found 2 of"):
+        svm.run(task)
 
 
 def test_a_trunk_without_stages_is_refused(task, monkeypatch):
