@@ -73,7 +73,9 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
             scored = sum(map(len, run.labelled)) if run.labelled else 0
             say("trying some steps, to estimate time and memory")
             lines = forecast(run.images, scored, run.recipe, device, out, run.speed)
-            taken = f"\ninit       {take_over(build_network(run.recipe), start)}" if start is not None else ""
+            taken = (
+                f"\ninit       {take_over(build_network(run.recipe), start, run.recipe)}" if start is not None else ""
+            )
             if dist.rank() == 0:
                 print(describe(run) + taken, lines, f"\n{to_yaml(run.recipe)}", sep="\n", end="")
             return out
@@ -81,7 +83,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
             stack.enter_context(checkpoint.RunLock(out))
         stop = stack.enter_context(StopRequest())
         network = build_network(run.recipe)
-        taken = f"\ninit       {take_over(network, start)}" if start is not None else ""
+        taken = f"\ninit       {take_over(network, start, run.recipe)}" if start is not None else ""
         del start  # its memory is the network's to use
         learner = Learner(run.recipe, network.to(device), run.steps_per_epoch)
         start_step, best = 0, None
