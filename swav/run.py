@@ -223,8 +223,13 @@ def _forward_in_words(recipe: Recipe, processes: int) -> str:
 
 def memory_advice(at_a_time: int) -> str:
     return (
+    if at_a_time == 1:
+        return (
+            "one image went through the network at a time: begin again (another --out) with a smaller network or crops"
+        )
+    fewer = next(count for count in range(at_a_time // 2, 0, -1) if at_a_time % count == 0)
         f"{at_a_time} images went through the network at a time: begin again (another --out) with the same batch and "
-        f"micro_batch={max(1, at_a_time // 2)}, or with a smaller network or crops"
+        f"micro_batch={fewer}, or with a smaller network or crops"
     )
 
 

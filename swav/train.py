@@ -32,7 +32,6 @@ from swav.runtime import (
     available_cpus,
     environment_errors,
     fault_point,
-    out_of_memory_told,
     pick_device,
     seed_process,
     write_text_durably,
@@ -63,7 +62,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
     if wanted.data is None:
         raise ConfigError("data: expected data=PATH (a folder of images, a list file, or CIFAR), found nothing")
     device = pick_device(wanted.device)
-    with environment_errors(), dist.process_group(device), ExitStack() as stack:
+    with dist.process_group(device), environment_errors(), ExitStack() as stack:
         out = Path(out)
         if dist.world_size() > 1:  # torchrun leaves each process one thread; a process alone keeps what the user set
             torch.set_num_threads(max(1, available_cpus() // dist.world_size()))
@@ -173,7 +172,7 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
             if batch.step == start_step and first:
                 draw_views(batch, run)
             pieces = Pieces(batch, recipe, device, at_a_time)
-            with out_of_memory_told(memory_advice(at_a_time)):
+            with environment_errors(memory_advice(at_a_time)):
                 current = learner.step(pieces, batch.step, requests)
             done = batch.step + 1
             monitor.watch(learner.embeddings, learner.codes)
