@@ -5,6 +5,7 @@ What is measured is the step that a run makes (Learner.step), by this process al
 here are thrown away.
 """
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ from swav.config import Recipe
 from swav.data.device import Pieces
 from swav.data.images import Images
 from swav.data.loader import Loader
-from swav.errors import EnvironmentError_
+from swav.derive import per_second
+from swav.errors import EnvironmentError_, counted
 from swav.learner import Crops, Learner
 from swav.network.heads import build_network
 from swav.network.trunk import count_parameters
@@ -98,6 +100,8 @@ def _gpu_peak(recipe: Recipe, device: torch.device) -> Callable[[int], int | Non
     steps = _Steps(recipe, device)
 
     def peak(images: int) -> int | None:
+        if recipe.koleo > 0 and images < 2:  # such a step cannot be made
+            return None
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         try:
@@ -255,7 +259,7 @@ def forecast(
     """
     if speed is None:
         speed = pace(images, recipe, device)
-    evaluations = int(recipe.epochs // max(1, round(recipe.knn_epochs))) if scored else 0
+    evaluations = math.ceil(recipe.epochs / max(1, round(recipe.knn_epochs))) if scored else 0
     # An evaluation is a forward of one view; a step is worth three forwards of all crops. Decoding is the same.
     pixels = sum(crop.count * crop.size**2 for crop in recipe.crops)
     scoring = evaluations * scored / (speed * min(4.0, 3 * pixels / recipe.resolution**2))
@@ -265,7 +269,7 @@ def forecast(
     memory, room = _memory(recipe, device), available_memory(device)
     where = "of the GPU" if device.type == "cuda" else "a process"
     lines = [
-        f"time       {_hours(trained / speed + scoring)} at {speed:.0f} images/s"
+        f"time       {_hours(trained / speed + scoring)} at {per_second(speed)}"
         + (f", {_hours(scoring)} of it for kNN" if evaluations else ""),
         f"memory     {_gb(memory)} {where}, of {_gb(room)} available" + (": TOO MUCH" if memory > room else ""),
         f"disk       {_gb(disk)} of checkpoints, of {_gb(free)} free" + (": TOO MUCH" if disk > free else ""),
@@ -289,7 +293,9 @@ _BARE_PROCESS = 800_000_000  # Python with torch and this package, before a netw
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return counted(round(seconds / 60), "minute") if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _gb(count: float) -> str:

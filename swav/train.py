@@ -120,7 +120,8 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
         on_device=device.type == "cuda",
     )
     progress = Progress("pre-training", run.total_steps, start_step, quiet=not first)
-    watch = Watch(recipe.ln_prototypes)
+    facts = recipe.ln_prototypes, len(run.images), max(recipe.prototype_heads)
+    watch = Watch(*facts)
     clock = Clock()
     pending: Tensor | None = None
     saved_at, save_time = start_step, time.monotonic()
@@ -211,7 +212,7 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
         loader.close()
         log.close()
     if first:
-        judgement, advice = verdict(log.recent, recipe.ln_prototypes)
+        judgement, advice = verdict(log.recent, *facts)
         write_text_durably(run.out / "report" / "verdict.json", json.dumps({"state": judgement, "advice": advice}))
         say(f"{judgement}: {advice}")
         say(f"report: {write_report(run.out)}")

@@ -248,6 +248,21 @@ def test_the_forecast_speaks_of_time_memory_disk_and_how_far_off_it_is(shapes, t
     assert not run.parent.exists()
 
 
+@pytest.mark.parametrize(
+    ("epochs", "pace", "words"),
+    [(1, 8.0, "8 s at 8 images/s"), (1, 0.4, "3 minutes at 0.4 images/s"), (90, 1234.5, "5 s at 1234 images/s")],
+)
+def test_a_short_time_and_a_slow_pace_are_not_rounded_to_nothing(epochs, pace, words, shapes, tmp_path):
+    settings = recipe(epochs=epochs, warmup_epochs=0)
+    assert probe.forecast(open_images(shapes), 0, settings, CPU, tmp_path, pace).startswith(f"time       {words}\n")
+
+
+def test_the_evaluation_at_the_end_is_foreseen(shapes, tmp_path):
+    line = probe.forecast(open_images(shapes), 96, recipe(epochs=3, knn_epochs=2.0), CPU, tmp_path, 1.0).splitlines()[0]
+    once = probe.forecast(open_images(shapes), 96, recipe(epochs=3, knn_epochs=3.0), CPU, tmp_path, 1.0).splitlines()[0]
+    assert line != once and "of it for kNN" in once
+
+
 def test_what_does_not_fit_is_called_so(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "pace", lambda *_: 8.0)
     monkeypatch.setattr(probe, "available_memory", lambda _: 1000)
