@@ -279,7 +279,7 @@ def _share_that_suits(recipe: Recipe, facts: Facts) -> tuple[int, str]:
     images, world_size, on_gpu = facts.num_images, facts.world_size, recipe.device == "cuda"
     if images < 2 * world_size:
         raise DataError(
-            f"expected at least 2 images per process ({2 * world_size}), found {images}; SwAV needs a batch"
+            f"{recipe.data}: expected at least 2 images per process ({2 * world_size}), found {images}; SwAV needs a batch"
         )
     most = 256 if on_gpu else 64
     # 16 steps an epoch; but a batch below 16 balances hardly anything, so few images make fewer steps.

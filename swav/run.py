@@ -109,7 +109,7 @@ def _facts(images: Images, device: torch.device, speeds: list[float]) -> Facts:
 def _settings_of(out: Path) -> Recipe | None:
     """The settings of the run in a folder, if there is one that has saved something."""
     config = out / "config.yaml"
-    if not config.exists() or not any((out / "checkpoints").glob("step_*")):
+    if not config.exists() or not checkpoint.are_in(out / "checkpoints"):
         return None
     return _read_settings(config)
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from swav import checkpoint
 from swav.config import TIMM, Recipe
 from swav.errors import ConfigError
 from swav.network.encoder import Encoder, load
@@ -29,7 +30,7 @@ def weights_to_start_from(recipe: Recipe, out: Path) -> Encoder | None:
         ConfigError: there are no such weights, or they are of another trunk than the recipe's.
         CheckpointError: they cannot be read.
     """
-    if recipe.init is None or any((out / "checkpoints").glob("step_*")):
+    if recipe.init is None or checkpoint.are_in(out / "checkpoints"):
         return None
     if recipe.init.startswith("random:"):
         raise ConfigError(f"init={recipe.init}: expected existing weights; fresh ones come from the seed, without init")

@@ -161,6 +161,15 @@ def test_a_run_starts_from_another_run(shapes, tmp_path):
     assert found is not None and found.sha256 == load(first).sha256
 
 
+def test_what_only_looks_like_a_checkpoint_does_not_make_a_run_forget_where_to_start(weights, tmp_path):
+    """No checkpoint is in it, so the run begins: from these weights, not silently from fresh ones."""
+    (tmp_path / "run/checkpoints/step_00000002.old").mkdir(parents=True)
+    recipe = load_recipe("tiny", RUN | {"init": str(weights)})
+    assert weights_to_start_from(recipe, tmp_path / "run") is not None
+    (tmp_path / "run/checkpoints/step_00000002").mkdir()  # damaged, but one: `resume` refuses it
+    assert weights_to_start_from(recipe, tmp_path / "run") is None
+
+
 def test_bad_weights_are_refused_before_anything_is_written(weights, shapes, tmp_path):
     whole = weights.read_bytes()
     other = foreign.write(tmp_path / "deep.pth", foreign.torchvision(foreign.network("basic", (3, 4, 6, 3))))
