@@ -2,8 +2,8 @@
 
 OUT/features/KEY/ holds an array per kind (`stage1.npy` ... `stage5.npy`, `pooled.npy`; float32, a row per readable image)
 and `cache.json`: what they are of, how far they are, and which images could not be read. KEY and cache.json name the
-weights' SHA-256, the images' fingerprint, the view, its size, normalisation and precision; a folder that says another thing
-than is asked for is not used. An interrupted pass goes on from the last note in cache.json.
+weights' SHA-256, the images' fingerprint and times of change, the view, its size, normalisation and precision; a folder that
+says another thing than is asked for is not used. An interrupted pass goes on from the last note in cache.json.
 
 Arrays are memory-mapped: the page cache holds them once for all that read them, and gives way when memory is short.
 """
@@ -77,6 +77,7 @@ def cached_features(
         "version": VERSION,
         "weights_sha256": encoder.sha256,
         "images": images.fingerprint,
+        "changed": hashlib.sha256(images.rows["time"].tobytes()).hexdigest(),  # in place, at the same size
         "view": [view, size],
         "normalisation": [list(encoder.mean), list(encoder.std)],
         "precision": precision,

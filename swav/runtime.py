@@ -167,6 +167,12 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def share_cpus(processes: int) -> None:
+    """Of several processes each takes its share: torchrun leaves them one thread. One alone keeps what the user set."""
+    if processes > 1:
+        torch.set_num_threads(max(1, available_cpus() // processes))
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes that may still be taken: of the GPU (what this process holds and does not use counts too); or of the machine,
     and of the control group that a container or a scheduler puts this process into."""

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from swav import checkpoint, dist
@@ -29,11 +28,11 @@ from swav.run import Run, describe, going_on, memory_advice, own_share, prepare,
 from swav.runtime import (
     Progress,
     StopRequest,
-    available_cpus,
     environment_errors,
     fault_point,
     pick_device,
     seed_process,
+    share_cpus,
     write_text_durably,
 )
 
@@ -64,8 +63,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
     device = pick_device(wanted.device)
     with dist.process_group(device), environment_errors(), ExitStack() as stack:
         out = Path(out)
-        if dist.world_size() > 1:  # torchrun leaves each process one thread; a process alone keeps what the user set
-            torch.set_num_threads(max(1, available_cpus() // dist.world_size()))
+        share_cpus(dist.world_size())
         run = prepare(wanted, out, device, dry_run)
         start = weights_to_start_from(run.recipe, out)
         if dry_run:

@@ -115,6 +115,20 @@ def test_an_interrupted_pass_goes_on_from_its_last_note(images, encoder, tmp_pat
         np.testing.assert_allclose(ours, its, rtol=1e-5, atol=1e-6)  # other batches, other rounding
 
 
+def test_an_image_changed_in_place_at_the_same_size_is_computed_again(encoder, tmp_path):
+    (tmp_path / "data").mkdir()
+    for i in range(3):  # uncompressed: the size is that of the pixels
+        Image.new("RGB", (32, 32), (40 * i, 0, 0)).save(tmp_path / f"data/{i}.bmp")
+    first = features(encoder, open_images(tmp_path / "data"), tmp_path / "out").pooled
+    changed = tmp_path / "data/1.bmp"
+    about = changed.stat()
+    Image.new("RGB", (32, 32), (0, 0, 200)).save(changed)
+    os.utime(changed, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    assert changed.stat().st_size == about.st_size
+    second = features(encoder, open_images(tmp_path / "data"), tmp_path / "out").pooled
+    assert [bool(torch.equal(a, b)) for a, b in zip(first, second, strict=True)] == [True, False, True]
+
+
 def test_other_weights_are_computed_and_the_old_ones_left_alone_which_is_said(images, encoder, tmp_path, capsys):
     old = features(encoder, images, tmp_path)
     new, said = features(network(seed=1), images, tmp_path, capsys)

@@ -1,4 +1,5 @@
-"""Data sets that come with lists of their own: Places205 and iNaturalist 2018. Each is two halves with the same classes.
+"""Data sets that come with lists: Places205, iNaturalist 2018, and ImageNet with a flat val/. Each is two halves with the
+same classes.
 
 Every image of a list must be there; protocol smoke leaves out those that are not, and says so in the note.
 """
@@ -30,6 +31,26 @@ _PLACES_IMAGES = "data/vision/torralba/deeplearning/images256"
 _INAT_IMAGES = "train_val2018"
 
 
+HOW_IMAGENET = "get meta/train.txt and meta/val.txt again (lines of a path below train/ or val/ and a label)"
+
+
+def is_flat_imagenet(home: Path) -> bool:
+    """Whether val/ is as its archive unpacks, without class folders, and lists say what its images show."""
+    if not all((home / "meta" / f"{half}.txt").is_file() for half in ("train", "val")) or not (home / "val").is_dir():
+        return False
+    return not any(entry.is_dir() for entry in (home / "val").iterdir())
+
+
+def imagenet_halves(root: str | Path, cache: Path | None = None, protocol: Protocol = "page") -> tuple[Images, Images]:
+    """Returns (train, val) of ImageNet by meta/train.txt and meta/val.txt: lines of a path below train/ or val/ and a label.
+
+    Args, Raises: as places205_halves.
+    """
+    home = Path(root).expanduser()
+    train, val = (_listed(home / "meta" / f"{half}.txt", HOW_IMAGENET) for half in ("train", "val"))
+    return _halves(home, ("train", "val"), train, val, cache, protocol)
+
+
 def places205_halves(root: str | Path, cache: Path | None = None, protocol: Protocol = "page") -> tuple[Images, Images]:
     """Returns (train, val) of Places205: images below data/vision/torralba/deeplearning/images256, lists of `path label`.
 
@@ -43,7 +64,7 @@ def places205_halves(root: str | Path, cache: Path | None = None, protocol: Prot
     """
     home, _ = _home(root, "Places205", [f"{_PLACES_LISTS}/train_places205.csv"], HOW_PLACES205)
     train, val = (_listed(home / _PLACES_LISTS / f"{half}_places205.csv", HOW_PLACES205) for half in ("train", "val"))
-    return _halves(home, _PLACES_IMAGES, train, val, cache, protocol)
+    return _halves(home, (_PLACES_IMAGES, _PLACES_IMAGES), train, val, cache, protocol)
 
 
 def inat18_halves(root: str | Path, cache: Path | None = None, protocol: Protocol = "page") -> tuple[Images, Images]:
@@ -57,7 +78,7 @@ def inat18_halves(root: str | Path, cache: Path | None = None, protocol: Protoco
     first = home / mark
     read = _listed if first.suffix == ".txt" else read_inat_json
     train, val = (read(first.with_name(first.name.replace("train", half)), HOW_INAT18) for half in ("train", "val"))
-    return _halves(home, _INAT_IMAGES, train, val, cache, protocol)
+    return _halves(home, (_INAT_IMAGES, _INAT_IMAGES), train, val, cache, protocol)
 
 
 def read_inat_json(path: Path, how: str = HOW_INAT18) -> Rows:
@@ -120,7 +141,7 @@ def _home(root: str | Path, name: str, marks: Sequence[str], how: str) -> tuple[
 
 
 def _halves(
-    home: Path, folder: str, train: Rows, val: Rows, cache: Path | None, protocol: Protocol
+    home: Path, folders: tuple[str, str], train: Rows, val: Rows, cache: Path | None, protocol: Protocol
 ) -> tuple[Images, Images]:
     numbers = sorted(set(train[1]))
     if odd := sorted(set(val[1]) - set(numbers)):
@@ -139,6 +160,6 @@ def _halves(
             cache=cache,
             forgiving=protocol == "smoke",
         )
-        for half, (names, labels) in (("train", train), ("val", val))
+        for half, folder, (names, labels) in zip(("train", "val"), folders, (train, val), strict=True)
     )
     return first, second

@@ -15,7 +15,8 @@ from swav.data.images import Images, listed_half
 from swav.errors import DataError
 
 TRAIN, SCORE = "trainval", "test"
-HOMES = ("", "VOC2007", "VOCdevkit/VOC2007")  # below a root: it is the year, the kit, or a folder of data sets
+# below a root: it is the year, the kit, a folder of data sets, or one that holds the kit in a folder of its own
+HOMES = ("", "VOC2007", "VOCdevkit/VOC2007", "*/VOCdevkit/VOC2007")
 HOW = (
     "unpack VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar (host.robots.ox.ac.uk/pascal/VOC/voc2007) there, "
     "or draw a stand-in: swav data shapes ROOT/VOCdevkit --layout voc"
@@ -56,8 +57,16 @@ def classification_halves(
 
 def _home(root: Path) -> Path:
     for below in HOMES:
-        if (root / below / "ImageSets" / "Main").is_dir():
-            return root / below
+        homes = [
+            path for path in sorted(root.glob(below) if below else [root]) if (path / "ImageSets" / "Main").is_dir()
+        ]
+        if len(homes) > 1:
+            raise DataError(
+                f"{printable(str(root))}: expected one PASCAL VOC 2007 below it, found {printable(str(homes[0]))} and "
+                f"{printable(str(homes[1]))}; name one as --data"
+            )
+        if homes:
+            return homes[0]
     raise DataError(
         f"{printable(str(root))}: expected PASCAL VOC 2007 there (ImageSets/Main, JPEGImages) or in VOCdevkit/VOC2007 "
         f"below it, found none\n{HOW}"

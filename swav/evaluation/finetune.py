@@ -20,7 +20,7 @@ from swav.config import Crop, Recipe
 from swav.data.images import Images
 from swav.data.loader import Batch, Loader
 from swav.data.views import lighting
-from swav.errors import DataError, NumericsError
+from swav.errors import ConfigError, DataError, NumericsError
 from swav.evaluation.settings import TrainSettings
 from swav.evaluation.task import Task
 from swav.features import read_views
@@ -31,6 +31,7 @@ from swav.runtime import Progress, fault_point, write_text_durably
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
+KEPT = 2  # checkpoints, of weights and momentum
 IGNORED = -100  # label of what stands in for an image that cannot be read
 
 
@@ -84,6 +85,7 @@ def view_recipe(task: Task[Any], bench: str, images: int, **photometric: Any) ->
         photometric: further fields of the recipe, as `jitter`.
 
     Raises:
+        ConfigError: the batch cannot be parted among the processes.
         DataError: there are fewer images than a batch (protocol smoke then takes a smaller batch).
     """
     settings: TrainSettings = task.settings
@@ -94,7 +96,7 @@ def view_recipe(task: Task[Any], bench: str, images: int, **photometric: Any) ->
             f"use {bench}.batch={images} or more images"
         )
     if batch % dist.world_size():
-        raise DataError(f"{bench}.batch: expected a multiple of {dist.world_size()} processes, found {batch}")
+        raise ConfigError(f"{bench}.batch: expected a multiple of the {dist.world_size()} processes, found {batch}")
     crop = Crop(count=1, size=settings.size, scale=settings.crop_scale)
     fields: dict[str, Any] = {
         "crops": (crop,),
@@ -124,6 +126,12 @@ def placed(model: AnyModel, device: torch.device) -> AnyModel:
     if dist.is_active():
         model = cast(AnyModel, synchronised(model, device))
     return model.to(device)
+
+
+def scorings(settings: TrainSettings) -> int:
+    """How often the images to score are scored."""
+    every = settings.score_epochs or settings.epochs
+    return -(-settings.epochs // every)  # rounded up: the last epoch is always scored
 
 
 def steps_passed(steps: Iterable[int], epoch: int) -> int:
@@ -314,7 +322,7 @@ def _save(course: Course, log: list[dict[str, Any]], unreadable: set[str]) -> No
         optim=buffers,
         local={},
         state={"log": log, "unreadable": sorted(unreadable)},
-        keep=2,
+        keep=KEPT,
     )
     if dist.rank() == 0:
         write_text_durably(course.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))

@@ -16,7 +16,7 @@ import torch
 
 from swav.errors import ConfigError
 from swav.evaluation.settings import KnnSettings
-from swav.evaluation.task import Score, Task
+from swav.evaluation.task import Needs, Score, Task
 from swav.metrics import knn_vote, top_k_accuracy
 
 
@@ -27,6 +27,14 @@ def check(task: Task[KnnSettings]) -> None:
         ConfigError: a k is larger than the bank.
     """
     _usable(task.settings.k, len(task.train), task.protocol)
+
+
+def needs(task: Task[KnnSettings]) -> Needs:
+    """What a run takes. The vote took 9.6 s of 100,000 x 5,000 x 2,048 (benchmarks/results/knn.md)."""
+    bank, queries, width = len(task.train), len(task.score), task.encoder.num_features
+    features = 4 * width * (bank + queries)
+    vote = 9.6 * bank * queries * width / (100_000 * 5_000 * 2_048)
+    return Needs(bank + queries, solving=vote, memory=features, disk=features)
 
 
 def run(task: Task[KnnSettings]) -> list[Score]:

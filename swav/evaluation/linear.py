@@ -31,7 +31,7 @@ from swav import dist
 from swav.config import Recipe
 from swav.evaluation import finetune
 from swav.evaluation.settings import LinearSettings
-from swav.evaluation.task import Score, Task
+from swav.evaluation.task import Needs, Score, Task
 from swav.features import features_of, pooled_features
 from swav.runtime import Progress
 
@@ -50,6 +50,15 @@ def check(task: Task[LinearSettings]) -> None:
         DataError: there are fewer images than a batch.
     """
     _recipe(task)
+
+
+def needs(task: Task[LinearSettings]) -> Needs:
+    """What a run takes: the features of the scored images are kept in memory, those of training never."""
+    scored, width = len(task.score), task.encoder.num_features
+    layer = 4 * task.num_classes * (width + 1)
+    return Needs(
+        task.settings.epochs * len(task.train) + scored, memory=4 * width * scored, disk=finetune.KEPT * 2 * layer
+    )
 
 
 def run(task: Task[LinearSettings]) -> list[Score]:

@@ -34,7 +34,7 @@ from swav.data.views import to_input
 from swav.errors import DataError
 from swav.evaluation import finetune
 from swav.evaluation.settings import SemisupSettings
-from swav.evaluation.task import Score, Task
+from swav.evaluation.task import Needs, Score, Task
 from swav.features import Precision
 from swav.network.trunk import in_channels_last
 from swav.runtime import autocast
@@ -68,6 +68,18 @@ def check(task: Task[SemisupSettings]) -> None:
     """
     for fraction in task.settings.fraction:
         finetune.view_recipe(task, BENCH, len(_labelled_part(task, fraction)[0]))
+
+
+def needs(task: Task[SemisupSettings]) -> Needs:
+    """What a run takes: the whole network is trained, and kept with its momentum, once per fraction."""
+    settings = task.settings
+    weights = 4 * sum(parameter.numel() for parameter in task.encoder.trunk.parameters())
+    return Needs(
+        len(settings.fraction) * finetune.scorings(settings) * len(task.score),
+        trained=settings.epochs * sum(len(_labelled_part(task, fraction)[0]) for fraction in settings.fraction),
+        memory=3 * weights,
+        disk=len(settings.fraction) * finetune.KEPT * 2 * weights,
+    )
 
 
 def run(task: Task[SemisupSettings]) -> list[Score]:

@@ -22,9 +22,24 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-class BenchSettings(Settings):
-    """What all benchmarks of classification share. `published`: how many images and classes the published numbers are of."""
+class SuiteSettings(Settings):
+    """What is said once, of all benchmarks together."""
 
+    protocol: Protocol = Field("page", description="page: exactly the published one; smoke: a few minutes")
+    seeds: Count = Field(1, description="runs of each benchmark that draws something: seed, seed + 1, ...")
+    name: Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = (
+        Field((), description="what tables call the weights, one name per --weights; none: as they are given")
+    )
+
+
+class BenchSettings(Settings):
+    """What all benchmarks of classification share.
+
+    `published`: how many images and classes the published numbers are of. `seeded`: whether a seed makes a difference,
+    beyond which images are drawn.
+    """
+
+    seeded: ClassVar[bool] = True
     published: ClassVar[Mapping[str, int]] = {"training images": 1_281_167, "scored images": 50_000, "classes": 1000}
 
     size: Annotated[Count, Field(ge=8)] = Field(224, description="side of the view [pixels], from 256/224 of it")
@@ -38,6 +53,8 @@ class BenchSettings(Settings):
 
 class KnnSettings(BenchSettings):
     """Of the kNN vote."""
+
+    seeded: ClassVar[bool] = False
 
     k: Annotated[tuple[Count, ...], BeforeValidator(_as_list)] = Field(
         (10, 20, 100, 200), description="numbers of neighbours"
@@ -152,6 +169,8 @@ class SemisupSettings(TrainSettings):
 class SvmSettings(BenchSettings):
     """Of the linear SVMs on VOC 2007."""
 
+    seeded: ClassVar[bool] = False
+
     published: ClassVar[Mapping[str, int]] = {"training images": 5011, "scored images": 4952, "classes": 20}
 
     costs: tuple[Positive, ...] = Field(
@@ -221,15 +240,15 @@ def split_options(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     return options, {key: value for key, value in overrides.items() if key not in options}
 
 
-def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[Protocol, dict[str, BenchSettings]]:
+def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSettings, dict[str, BenchSettings]]:
     """Settings of the benchmarks that are asked for.
 
     Args:
         names: of benchmarks, or `all`.
-        overrides: `protocol`; a key for all of them (`size`); a key for one of them (`knn.k`), which wins.
+        overrides: a key of SuiteSettings; a key for all of them (`size`); a key for one of them (`knn.k`), which wins.
 
     Returns:
-        The protocol, and {name: settings} in the order asked for.
+        What is said once, and {name: settings} in the order asked for.
 
     Raises:
         ConfigError: an unknown benchmark, protocol or key, or a value out of range.
@@ -244,14 +263,16 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[Protoco
         raise ConfigError(
             f"protocol: expected {' or '.join(PROTOCOLS)}, found '{protocol}'{did_you_mean(str(protocol), PROTOCOLS)}"
         )
+    once = {key: value for key, value in overrides.items() if key in SuiteSettings.model_fields}
     values: dict[str, dict[str, Any]] = {name: dict(SMOKE[name]) if protocol == "smoke" else {} for name in wanted}
-    for key in sorted(set(overrides) - {"protocol"}, key=lambda key: "." in key):  # those for one of them last
+    for key in sorted(set(overrides) - set(once), key=lambda key: "." in key):  # those for one of them last
         bench, dot, inner = key.rpartition(".")
         chosen = [bench] if dot else wanted
         _check_key(key, bench, inner, wanted)
         for name in chosen:
             values[name][inner] = overrides[key]
-    return protocol, {name: validated(BENCH_SETTINGS[name], values[name], name) for name in wanted}
+    settings = {name: validated(BENCH_SETTINGS[name], values[name], name) for name in wanted}
+    return validated(SuiteSettings, once, "benchmarks"), settings
 
 
 def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str]) -> None:
@@ -260,7 +281,7 @@ def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str]) -> None:
         raise ConfigError(f"{key}: unknown benchmark '{bench}'{did_you_mean(bench, BENCH_SETTINGS)}")
     if bench and bench not in wanted:
         raise ConfigError(f"{key}: {bench} is not among the benchmarks asked for ({', '.join(wanted)})")
-    shared = [*BenchSettings.model_fields, "protocol"]
+    shared = [*BenchSettings.model_fields, *SuiteSettings.model_fields]
     if inner in (BENCH_SETTINGS[bench].model_fields if bench else shared):
         return
     shared += WeightOptions.model_fields
@@ -271,6 +292,12 @@ def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str]) -> None:
     raise ConfigError(
         f"unknown key '{key}'{hint}\nfor every benchmark: {', '.join(shared)}\nfor one of them: {', '.join(own)}"
     )
+
+
+def by_seed(settings: BenchSettings, seeds: int) -> list[BenchSettings]:
+    """The settings of each run: one per seed, or a single one where the benchmark draws nothing."""
+    draws = settings.seeded or settings.train_images or settings.score_images
+    return [settings.model_copy(update={"seed": settings.seed + i}) for i in range(seeds if draws else 1)]
 
 
 def departures(settings: BenchSettings) -> list[str]:

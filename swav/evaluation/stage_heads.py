@@ -11,7 +11,7 @@ from swav.errors import ConfigError
 from swav.evaluation import finetune
 from swav.evaluation.settings import StageTraining
 from swav.evaluation.stages import stage_name
-from swav.evaluation.task import Score, Task
+from swav.evaluation.task import Needs, Score, Task
 from swav.features import stage_features_of
 
 
@@ -55,6 +55,19 @@ def check_heads(task: Task[Any], bench: str, recipe: Callable[[Task[Any]], Recip
             "which has none; use another, or linear"
         )
     recipe(task)
+
+
+def needs(task: Task[Any]) -> Needs:
+    """What a run takes: every augmented image once through the trunk, for all heads together."""
+    settings: StageTraining = task.settings
+    values = sum(task.stage_values())
+    layers = 4 * task.num_classes * values
+    scores = finetune.scorings(settings) * len(task.score)
+    return Needs(
+        settings.epochs * len(task.train) + scores,
+        memory=3 * layers + 2 * 4 * values * settings.batch,
+        disk=finetune.KEPT * 2 * layers,
+    )
 
 
 def train_heads(task: Task[Any], bench: str, recipe: Recipe, lighting: float = 0.0) -> list[Score]:
@@ -106,10 +119,7 @@ def train_heads(task: Task[Any], bench: str, recipe: Recipe, lighting: float = 0
 
 def fresh_heads(task: Task[Any]) -> StageHeads:
     """On the task's device, of the values that its views are pooled to."""
-    size = task.settings.size
-    view = torch.zeros(1, size, size, 3, dtype=torch.uint8)
-    values = [part.shape[1] for part in stage_features_of(task.encoder, view, task.device)]
-    heads = StageHeads(task.encoder.stage_channels, values, task.num_classes, task.settings.seed)
+    heads = StageHeads(task.encoder.stage_channels, task.stage_values(), task.num_classes, task.settings.seed)
     return finetune.placed(heads, task.device)
 
 

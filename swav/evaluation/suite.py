@@ -1,93 +1,58 @@
 """The benchmarks by name: settings, weights and data are checked in this order, then each benchmark runs on each weights.
 
-A protocol is a file of its own, named in BENCHES; its settings are in settings.py, what it is given in task.py.
+A protocol is a file of its own, named in BENCHES; its settings are in settings.py, what it is given in task.py. Under
+torchrun the processes share the benchmarks that train; the others are run by the first process alone.
 """
 
 import dataclasses
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, NamedTuple
 
 from swav import dist
-from swav.data import lists, voc
-from swav.data.images import Images, labelled_halves
+from swav.data.sets import DATASETS, Halves
 from swav.errors import ConfigError, DataError
-from swav.evaluation import inat18, knn, linear, linear_stages, lowshot, places205, semisup, svm
-from swav.evaluation.settings import (
-    BenchSettings,
-    LowshotSettings,
-    Protocol,
-    SvmSettings,
-    TrainSettings,
-    resolve,
-    split_options,
-)
-from swav.evaluation.task import NoScore, Score, Task, drawn
-from swav.features import pooled_features, stage_features_of
+from swav.evaluation import inat18, knn, linear, linear_stages, lowshot, places205, semisup, stage_heads, svm
+from swav.evaluation.forecast import forecast, told
+from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, by_seed, resolve, split_options
+from swav.evaluation.task import Needs, NoScore, Score, Task, drawn
 from swav.network import encoder
 from swav.network.encoder import Encoder
 from swav.reporting.results import NotRun, Result, read_results, table, write_results
-from swav.runtime import pick_device, versions
+from swav.runtime import environment_errors, pick_device, share_cpus, versions
 
-BENCHES: dict[str, Callable[[Task[Any]], Sequence[Score | NoScore]]] = {
-    "knn": knn.run,
-    "linear": linear.run,
-    "linear-stages": linear_stages.run,
-    "places205": places205.run,
-    "inat18": inat18.run,
-    "semisup": semisup.run,
-    "svm": svm.run,
-    "lowshot": lowshot.run,
-}
-CHECKS: dict[str, Callable[[Task[Any]], None]] = {  # before any is run
-    "knn": knn.check,
-    "linear": linear.check,
-    "linear-stages": linear_stages.check,
-    "places205": places205.check,
-    "inat18": inat18.check,
-    "semisup": semisup.check,
-    "svm": svm.check,
-    "lowshot": lowshot.check,
-}
 
-# Folders of this name are looked for where ROOT is a folder of data sets.
-DATA_SETS = ("imagenet", "imagenette")
+class Bench(NamedTuple):
+    """One benchmark.
+
+    Attributes:
+        data: the name of its data set in DATASETS.
+        check: complains of what can be known without any work.
+        run: its scores.
+        needs: what a run takes.
+        shared: whether several processes run it together.
+    """
+
+    data: str
+    check: Callable[[Task[Any]], None]
+    run: Callable[[Task[Any]], Sequence[Score | NoScore]]
+    needs: Callable[[Task[Any]], Needs]
+    shared: bool
+
+
+BENCHES: dict[str, Bench] = {
+    "knn": Bench("labelled", knn.check, knn.run, knn.needs, shared=False),
+    "linear": Bench("labelled", linear.check, linear.run, linear.needs, shared=True),
+    "linear-stages": Bench("labelled", linear_stages.check, linear_stages.run, stage_heads.needs, shared=True),
+    "places205": Bench("places205", places205.check, places205.run, stage_heads.needs, shared=True),
+    "inat18": Bench("inat18", inat18.check, inat18.run, stage_heads.needs, shared=True),
+    "semisup": Bench("labelled", semisup.check, semisup.run, semisup.needs, shared=True),
+    "svm": Bench("voc07", svm.check, svm.run, svm.needs, shared=False),
+    "lowshot": Bench("voc07", lowshot.check, lowshot.run, lowshot.needs, shared=False),
+}
 POSSIBLE = "more training images, or other settings"
-LABELLED = "a labelled data set under --data: train/CLASS/ beside val/CLASS/ (or test/), class folders, a CSV path,label[,split], or CIFAR"
-EXPECTED_VOC = f"PASCAL VOC 2007 as VOCdevkit/VOC2007 under --data: {voc.HOW}"
-EXPECTED: dict[str, str] = {
-    "knn": LABELLED,
-    "linear": LABELLED,
-    "linear-stages": LABELLED,
-    "places205": f"Places205 as Places205/ under --data: {lists.HOW_PLACES205}",
-    "inat18": f"iNaturalist 2018 as iNaturalist2018/ under --data: {lists.HOW_INAT18}",
-    "semisup": LABELLED,
-    "svm": EXPECTED_VOC,
-    "lowshot": EXPECTED_VOC,
-}
-
-Halves = tuple[Images, Images]
-
-
-def _labelled(root: Path, cache: Path | None, protocol: Protocol) -> Halves:
-    return labelled_halves(_root(root), cache)
-
-
-# What a benchmark learns from and what it scores; each finds its data set at ROOT or below it.
-DATA: dict[str, Callable[[Path, Path | None, Protocol], Halves]] = {
-    "knn": _labelled,
-    "linear": _labelled,
-    "linear-stages": _labelled,
-    "places205": lists.places205_halves,
-    "inat18": lists.inat18_halves,
-    "semisup": _labelled,
-    "svm": voc.classification_halves,
-    "lowshot": voc.classification_halves,
-}
 
 
 def bench(
@@ -103,95 +68,122 @@ def bench(
     Args:
         names: of benchmarks, or `all`, where it is no error but listed in `not_run` that data are missing or too few.
         weights: sources, as swav.load takes them.
-        data: the labelled data set, or a folder of data sets.
+        data: the data set, or a folder of data sets.
         out: folder for results, logs and the state of benchmarks that train.
-        overrides: `protocol`, `size`, `knn.k` ...; see swav.evaluation.settings. And what other projects' weight files
-            do not say, as `model`; see swav.config.WeightOptions.
+        overrides: `protocol`, `seeds`, `name`, `size`, `knn.k` ...; see swav.evaluation.settings. And what other projects'
+            weight files do not say, as `model`; see swav.config.WeightOptions.
         dry_run: say what would be run, and for how long; write nothing.
 
     Returns:
         The content of results.json (of a dry run: what is there, and the rows under `dry_run`).
 
     Raises:
-        ConfigError: a name, a setting or a weight source is unknown, there are several processes, or a k of a benchmark
-            asked for by name is larger than the bank.
+        ConfigError: a name, a setting or a weight source is unknown, a batch cannot be parted among the processes, or a k
+            of a benchmark asked for by name is larger than the bank.
         DataError: the data of a benchmark asked for by name is missing, or less than a batch.
         CheckpointError: weights are damaged.
+        EnvironmentError_: there is no such device, or one of several processes is lost.
     """
     out = Path(out)
     options, overrides = split_options(overrides or {})
-    protocol, settings = resolve(names, overrides)
-    if (processes := dist.launched_world_size()) > 1:  # each would write the same files
-        raise ConfigError(
-            f"swav bench: expected one process, found {processes}; start it without torchrun (it uses one GPU, and all cores)"
-        )
+    suite, settings = resolve(names, overrides)
     if not weights:
         raise ConfigError("weights: expected at least one source (a run folder, a checkpoint, random:NAME), found none")
+    labels = _labels(list(dict.fromkeys(weights)), suite.name)
     read_results(out)  # a file that is none is found before the work
     devices = {name: pick_device(chosen.device) for name, chosen in settings.items()}
-    encoders = _encoders(list(dict.fromkeys(weights)), options)
-    everything = "all" in names
-    halves, missing = _halves(settings, Path(data), None if dry_run else out, protocol, everything)
-    tasks = [
-        (name, _task(network, halves[name], chosen, protocol, devices[name], out))
-        for network in encoders
-        for name, chosen in settings.items()
-        if name in halves
-    ]
-    tasks, absent = _possible(tasks, everything)
-    absent = [*missing, *absent]
+    with environment_errors(), ExitStack() as stack:
+        stack.enter_context(dist.process_group(next(iter(devices.values()))))
+        share_cpus(dist.world_size())
+        encoders = _encoders(list(labels), options)
+        everything = "all" in names
+        cache = None if dry_run else out
+        halves, missing = dist.on_first(lambda: _halves(settings, Path(data), cache, suite.protocol, everything))
+        tasks = [
+            (name, _task(network, halves[name], seeded, suite.protocol, devices[name], out))
+            for network in encoders
+            for name, chosen in settings.items()
+            if name in halves
+            for seeded in by_seed(chosen, suite.seeds)
+        ]
+        tasks, absent = _possible(tasks, everything)
+        absent = [*missing, *absent]
+        if dist.rank() == 0:
+            _announce(encoders, settings, suite)
+        if dry_run:
+            return _foretold(tasks, absent, out)
+        if dist.rank() == 0:
+            write_results(out, [], absent)  # a folder that cannot be written to is found before the work
+        for name, task in tasks:
+            rows, lacking = _run(name, task, labels[task.encoder.name], everything)
+            if dist.rank() == 0:
+                write_results(out, rows, lacking)
+        return dist.on_first(lambda: read_results(out))
+
+
+def _labels(weights: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """What tables call each of the weights."""
+    if names and len(names) != len(weights):
+        raise ConfigError(f"name: expected one for each of the {len(weights)} --weights, found {len(names)}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"name: expected different names, found {', '.join(names)}")
+    return dict(zip(weights, names or weights, strict=True))
+
+
+def _announce(encoders: Sequence[Encoder], settings: Mapping[str, BenchSettings], suite: SuiteSettings) -> None:
+    """Says how weight files were read, and which benchmarks draw nothing that several seeds could change."""
     for network in encoders:
         if network.story:
             print(network.story, file=sys.stderr)
-    if dry_run:
-        rows = [_forecast(name, task) for name, task in tasks]
-        print(_rendered(rows), file=sys.stderr)
-        told = _told(read_results(out), absent)
-        return told | {"dry_run": rows + told["dry_run"]}
-    write_results(out, [], absent)  # a folder that cannot be written to is found before the work
-    for name, task in tasks:
-        task.encoder.to(task.device)
-        try:
-            scores = BENCHES[name](task)
-        except ConfigError as error:  # a bank that undecodable images left smaller than k
-            if not everything:
-                raise
-            write_results(out, [], [NotRun(name, str(error), POSSIBLE)])
-            continue
-        finally:
-            task.encoder.cpu()  # makes room for the next
-        write_results(
-            out,
-            [_result(name, task, score) for score in scores if isinstance(score, Score)],
-            [
-                NotRun(name, score.reason, score.expected, score.metric)
-                for score in scores
-                if isinstance(score, NoScore)
-            ],
-        )
-    return read_results(out)
+    fixed = [name for name, chosen in settings.items() if len(by_seed(chosen, suite.seeds)) < suite.seeds]
+    if fixed:
+        print(f"seeds={suite.seeds}: {', '.join(fixed)} draw nothing and are run once", file=sys.stderr)
+
+
+def _run(name: str, task: Task[Any], label: str, everything: bool) -> tuple[list[Result], list[NotRun]]:
+    """One benchmark of one set of weights: by all processes together, or by the first while the others wait."""
+    run = BENCHES[name].run
+    task.encoder.to(task.device)
+    try:
+        scores = run(task) if BENCHES[name].shared else dist.on_first(lambda: _by_itself(run, task))
+    except ConfigError as error:  # a bank that undecodable images left smaller than k
+        if not everything:
+            raise
+        return [], [NotRun(name, str(error), POSSIBLE, weights=task.encoder.name)]
+    finally:
+        task.encoder.cpu()  # makes room for the next
+    rows = [_result(name, task, score, label) for score in scores if isinstance(score, Score)]
+    lacking = [
+        NotRun(name, score.reason, score.expected, score.metric) for score in scores if isinstance(score, NoScore)
+    ]
+    return rows, lacking
+
+
+def _by_itself(run: Callable[[Task[Any]], Sequence[Score | NoScore]], task: Task[Any]) -> Sequence[Score | NoScore]:
+    with dist.alone():
+        return run(task)
 
 
 def _halves(
     names: Iterable[str], data: Path, cache: Path | None, protocol: Protocol, everything: bool
 ) -> tuple[dict[str, Halves], list[NotRun]]:
-    """The data of each benchmark, opened once per kind; under `all` also which are missing, elsewhere an error."""
-    opened: dict[Callable[..., Halves], Halves | DataError] = {}
+    """The data of each benchmark, opened once per set; under `all` also which are missing, elsewhere an error."""
+    opened: dict[str, Halves | DataError] = {}
     halves, absent = dict[str, Halves](), list[NotRun]()
     for name in names:
-        find = DATA[name]
-        if find not in opened:
+        wanted = BENCHES[name].data
+        if wanted not in opened:
             try:
-                opened[find] = find(data, cache, protocol)
+                opened[wanted] = DATASETS[wanted].find(data, cache, protocol)
             except DataError as error:
-                opened[find] = error
-        found = opened[find]
+                opened[wanted] = error
+        found = opened[wanted]
         if not isinstance(found, DataError):
             halves[name] = found
         elif not everything:
             raise found
         else:
-            absent.append(NotRun(name, str(found).splitlines()[0], EXPECTED[name]))
+            absent.append(NotRun(name, str(found).splitlines()[0], DATASETS[wanted].expected))
     return halves, absent
 
 
@@ -199,14 +191,15 @@ def _possible(
     tasks: Sequence[tuple[str, Task[Any]]], everything: bool
 ) -> tuple[list[tuple[str, Task[Any]]], list[NotRun]]:
     """The tasks that pass their benchmark's check; under `all` also those that do not, elsewhere these are an error."""
-    possible, absent = [], dict[str, NotRun]()
+    possible, absent = [], dict[tuple[str, str], NotRun]()
     for name, task in tasks:
         try:
-            CHECKS[name](task)
+            BENCHES[name].check(task)
         except (ConfigError, DataError) as error:
             if not everything:
                 raise
-            absent[name] = NotRun(name, str(error), POSSIBLE)
+            weights = task.encoder.name
+            absent[name, weights] = NotRun(name, str(error), POSSIBLE, weights=weights)
         else:
             possible.append((name, task))
     return possible, list(absent.values())
@@ -218,24 +211,15 @@ def _encoders(sources: Sequence[str], options: Mapping[str, Any]) -> list[Encode
     return [encoder.load(source, **(options if source in foreign else {})) for source in sources]
 
 
-def _root(data: Path) -> Path:
-    """The data set itself, or the one to use in a folder of data sets."""
-    if not (data / "train").is_dir():
-        for name in DATA_SETS:
-            if (data / name / "train").is_dir():
-                return data / name
-    return data
-
-
 def _task(
-    network: Encoder, halves: tuple[Images, Images], settings: BenchSettings, protocol: Protocol, device: Any, out: Path
+    network: Encoder, halves: Halves, settings: BenchSettings, protocol: Protocol, device: Any, out: Path
 ) -> Task[Any]:
     train = drawn(halves[0], settings.train_images, settings.seed)
     score = drawn(halves[1], settings.score_images, settings.seed)
     return Task(network, train, score, settings, protocol, device, out)
 
 
-def _result(name: str, task: Task[Any], score: Score) -> Result:
+def _result(name: str, task: Task[Any], score: Score, label: str) -> Result:
     config = {
         **task.settings.model_dump(mode="json"),
         "workers": task.workers,
@@ -257,6 +241,7 @@ def _result(name: str, task: Task[Any], score: Score) -> Result:
         difference=score.difference,
         seed=task.settings.seed,
         weights=task.encoder.name,
+        name=label,
         weights_sha256=task.encoder.sha256,
         versions=versions(),
         config=config,
@@ -264,52 +249,16 @@ def _result(name: str, task: Task[Any], score: Score) -> Result:
     )
 
 
-def _forecast(name: str, task: Task[Any]) -> dict[str, Any]:
-    """What a benchmark would take, from the time of its first images on this machine."""
-    sample = drawn(task.train, 64, seed=0)
-    task.encoder.to(task.device)
-    stages = isinstance(task.settings, SvmSettings | LowshotSettings)
-    values = 0  # per image, on disk
-    if stages:
-        view = torch.zeros(1, task.settings.size, task.settings.size, 3, dtype=torch.uint8)
-        values = sum(one.shape[1] for one in stage_features_of(task.encoder, view, task.device))
-    began = time.monotonic()
-    features = pooled_features(
-        task.encoder,
-        sample,
-        task.settings.size,
-        workers=0,
-        device=task.device,
-        precision=task.settings.precision,
-    ).features
-    seconds = (time.monotonic() - began) / len(sample)
-    task.encoder.cpu()
-    trains = isinstance(task.settings, TrainSettings)
-    passes = task.settings.epochs if isinstance(task.settings, TrainSettings) else 1
-    kept = len(task.score) + (0 if trains else len(task.train))
-    disk = 4 * features.shape[1] * task.num_classes * 4 if trains else 4 * values * kept
-    # of SVMs: a stage's features, and some matrices between all training images in float64
-    memory = 4 * kept * (values / max(1, len(task.encoder.stage_channels))) + 40 * len(task.train) ** 2
-    return {
-        "bench": name,
-        "weights": task.encoder.name,
-        "data": f"{task.train.note}: {len(task.train)}; {task.score.note}: {len(task.score)}",
-        "hours": round(seconds * (passes * len(task.train) + len(task.score)) / 3600, 3),
-        "memory_gb": round((memory if stages else kept * features.shape[1] * 4) / 1e9, 3),
-        "disk_gb": round(disk / 1e9, 3),
-    }
+def _foretold(tasks: Sequence[tuple[str, Task[Any]]], absent: Sequence[NotRun], out: Path) -> dict[str, Any]:
+    """What is there, what each benchmark would take, and what cannot be run."""
 
+    def rows() -> list[dict[str, Any]]:
+        found = [forecast(name, task, BENCHES[name].needs(task)) for name, task in tasks]
+        print(told(found), file=sys.stderr)
+        return found
 
-def _rendered(rows: Sequence[Mapping[str, Any]]) -> str:
-    return "\n".join(
-        f"{row['bench']} of {row['weights']}: at most {row['hours']:.2f} h, {row['memory_gb']:.2f} GB of memory beside the network's, "
-        f"{row['disk_gb']:.2f} GB of disk; {row['data']}"
-        for row in rows
-    )
-
-
-def _told(before: dict[str, list[dict[str, Any]]], absent: Sequence[NotRun]) -> dict[str, Any]:
     missing = [dataclasses.asdict(row) for row in absent]
-    if missing:
+    found = dist.on_first(rows)
+    if missing and dist.rank() == 0:
         print(table({"results": [], "not_run": missing}), file=sys.stderr)
-    return before | {"dry_run": missing}
+    return read_results(out) | {"dry_run": found + missing}

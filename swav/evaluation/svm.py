@@ -30,7 +30,7 @@ from swav.errors import DataError
 from swav.evaluation.settings import SvmSettings
 from swav.evaluation.solver import decide, machines, principal_axes, unit_rows
 from swav.evaluation.stages import Marked, pooling, stage_name, write_log
-from swav.evaluation.task import NoScore, Score, Task
+from swav.evaluation.task import Needs, NoScore, Score, Task
 from swav.metrics import average_precision
 from swav.runtime import Progress
 
@@ -67,6 +67,19 @@ def check(task: Task[SvmSettings]) -> None:
                 f"{task.train.root}: expected at least {need} {half} images of each class, found {found} of {name}"
                 f"{f' and too few of {len(few) - 1} others' if len(few) > 1 else ''}; use more images"
             )
+
+
+def needs(task: Task[SvmSettings]) -> Needs:
+    """What a run takes. 1,520 machines of 5,011 rows took 38.7 s (benchmarks/results/svm.md)."""
+    settings, rows = task.settings, len(task.train)
+    both, values = rows + len(task.score), task.stage_values()
+    machines = len(settings.costs) * (settings.folds + 1) * len(task.train.classes or [])
+    return Needs(
+        both,
+        solving=38.7 * len(values) * machines / 1520 * (rows / 5011) ** 2,
+        memory=4 * both * max(values) + 40 * rows**2,  # a stage's features; matrices between all rows in float64
+        disk=4 * both * sum(values),
+    )
 
 
 def run(task: Task[SvmSettings]) -> list[Score | NoScore]:

@@ -12,7 +12,7 @@ import torch
 from swav.data.images import Images
 from swav.evaluation.settings import BenchSettings, departures
 from swav.feature_cache import Cached, cached_features
-from swav.features import View
+from swav.features import View, stage_features_of
 from swav.network.encoder import Encoder
 from swav.runtime import Progress, available_cpus
 
@@ -69,6 +69,11 @@ class Task(Generic[AnyBench]):
         protocol = [] if self.protocol == "page" else [f"protocol {self.protocol}"]
         return "; ".join([*protocol, *sizes, *departures(self.settings), *more])
 
+    def stage_values(self) -> list[int]:
+        """How many values each stage of a view is pooled to."""
+        view = torch.zeros(1, self.settings.size, self.settings.size, 3, dtype=torch.uint8)
+        return [part.shape[1] for part in stage_features_of(self.encoder, view, self.device)]
+
     def identity(self, *more: Any) -> tuple[dict[str, Any], str]:
         """What a state or a log of this task is of, and a name made of it: other weights, images or settings have another.
 
@@ -110,6 +115,25 @@ class Task(Generic[AnyBench]):
                 for images in (self.train, self.score)
             )
         return train, score
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a benchmark takes, in units that a short probe turns into time.
+
+    Attributes:
+        forwards: images through the frozen trunk, reading and cropping included.
+        trained: images through the trunk and back.
+        solving: seconds of two cores beside that, as measured on our machine (benchmarks/results).
+        memory: bytes, beside the network's.
+        disk: bytes below OUT.
+    """
+
+    forwards: int
+    trained: int = 0
+    solving: float = 0.0
+    memory: int = 0
+    disk: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Result:
         difference: why not.
         seed: of what was drawn.
         weights, weights_sha256: the source, as the user gave it, and the tensors.
+        name: what tables call these weights.
         versions: of swav and what it computes with.
         config: every setting, and the data.
         log: path of what was written on the way, relative to the folder, or None.
@@ -50,6 +52,7 @@ class Result:
     versions: Mapping[str, str]
     config: Mapping[str, Any]
     log: str | None
+    name: str
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
@@ -58,12 +61,13 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class NotRun:
-    """A benchmark, or one metric of it, that could not be run, why, and what it would take."""
+    """A benchmark, or one metric of it, that could not be run, why, and what it would take; of all weights, or of one."""
 
     bench: str
     reason: str
     expected: str
     metric: str = ""
+    weights: str = ""
 
 
 def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -100,8 +104,13 @@ def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[Not
     rows = {_key(row): row for row in before["results"]}
     new = [dataclasses.asdict(result) for result in results]
     rows |= {_key(row): row for row in new}
-    missing = {(row["bench"], row.get("metric", "")): row for row in [*before["not_run"], *map(_told, not_run)]}
-    done = {(row["bench"], metric) for row in new for metric in ("", row["metric"])}
+    missing = {_lack(row): row for row in [*before["not_run"], *map(_told, not_run)]}
+    done = {
+        (row["bench"], metric, weights)
+        for row in new
+        for metric in ("", row["metric"])
+        for weights in ("", row["weights"])
+    }
     content = {
         "results": list(rows.values()),
         "not_run": [row for what, row in missing.items() if what not in done],
@@ -116,29 +125,47 @@ def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[Not
 
 
 def table(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Results as a Markdown table: a row per benchmark and metric, the weights side by side; then the remarks."""
+    """Results as a Markdown table: a row per benchmark and metric, the weights side by side; then the remarks.
+
+    Of several seeds it shows the mean, the standard deviation (over n - 1) and their number.
+    """
     results = content["results"]
-    columns = list(dict.fromkeys(str(row["weights"]) for row in results))
-    cells: dict[tuple[str, ...], dict[str, str]] = {}
-    remarks: dict[str, list[str]] = {}
-    for row in sorted(results, key=lambda row: int(row["seed"])):
-        seed = f", seed {row['seed']}" if row["seed"] else ""
-        name = (str(row["bench"]), str(row["metric"]) + seed, str(row["protocol"]), f"{row['n']:,}")
-        cells.setdefault(name, {})[str(row["weights"])] = f"{row['value']:.2f}"
+    columns = {str(row["weights"]): label_of(row) for row in results}
+    cells: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    remarks: dict[str, dict[str, None]] = {}
+    for row in results:
+        name = (str(row["bench"]), str(row["metric"]), str(row["protocol"]), f"{row['n']:,}")
+        cells.setdefault(name, {}).setdefault(str(row["weights"]), []).append(row["value"])
         if not row["comparable"]:
-            remarks.setdefault(f"{row['bench']}: {row['difference']}", []).append(str(row["metric"]))
+            remarks.setdefault(f"{row['bench']}: {row['difference']}", {})[str(row["metric"])] = None
     lines = []
     if results:
         units = sorted({str(row["unit"]) for row in results})
-        head = ("bench", f"metric [{', '.join(units)}]", "protocol", "n", *columns)
-        body = [(*name, *(values.get(column, "-") for column in columns)) for name, values in cells.items()]
+        head = ("bench", f"metric [{', '.join(units)}]", "protocol", "n", *columns.values())
+        body = [(*name, *(spread(values.get(column, ())) for column in columns)) for name, values in cells.items()]
         lines += _aligned([head, *body], left=3)
     lines += [f"{weights}: {words}" for weights, words in _normalisations(results).items()]
     lines += [f"not comparable with published numbers: {remark}" for remark in remarks]
     for row in content["not_run"]:
-        what = f"{row['bench']} {row.get('metric', '')}".rstrip()
+        of = f" of {row['weights']}" if row.get("weights") else ""
+        what = f"{row['bench']} {row.get('metric', '')}".rstrip() + of
         lines.append(f"not run: {what}: {row['reason']}; needs {row['expected']}")
     return "\n".join(lines)
+
+
+def label_of(row: Mapping[str, Any]) -> str:
+    """What tables call the weights of a row: `name`, where the file is not older than it."""
+    return str(row.get("name") or row["weights"])
+
+
+def spread(values: Sequence[float]) -> str:
+    """A number; of several seeds their mean, standard deviation and number; of none a dash."""
+    match values:
+        case []:
+            return "-"
+        case [value]:
+            return f"{value:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} (n={len(values)})"
 
 
 def _normalisations(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -149,7 +176,7 @@ def _normalisations(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         if "mean" in config and "std" in config:
             channels = config.get("network", {}).get("channels", "rgb")
             turned = " (trained on BGR, turned to RGB)" if channels == "bgr" else ""
-            words[str(row["weights"])] = f"normalised by mean {list(config['mean'])}, std {list(config['std'])}{turned}"
+            words[label_of(row)] = f"normalised by mean {list(config['mean'])}, std {list(config['std'])}{turned}"
     return words
 
 
@@ -169,8 +196,12 @@ def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
 
 
 def _told(what: NotRun) -> dict[str, Any]:
-    """As a row of the file: `metric` is there only where the rest of the benchmark has run."""
-    return {key: value for key, value in dataclasses.asdict(what).items() if value or key != "metric"}
+    """As a row of the file: `metric` is there only where the rest of the benchmark has run, `weights` where others have."""
+    return {key: value for key, value in dataclasses.asdict(what).items() if value or key not in ("metric", "weights")}
+
+
+def _lack(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["bench"], row.get("metric", ""), row.get("weights", "")
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

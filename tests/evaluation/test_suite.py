@@ -4,14 +4,17 @@ Run: pytest tests/evaluation/test_suite.py
 """
 
 import json
+import os
 import shutil
+import statistics
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from swav.config import parse_overrides
-from swav.data.images import labelled_halves
+from swav.data.sets import DATASETS, labelled
 from swav.errors import CheckpointError, ConfigError, DataError
 from swav.evaluation import suite
 from swav.evaluation.settings import BENCH_SETTINGS, SMOKE, KnnSettings, LinearSettings, resolve
@@ -25,7 +28,8 @@ QUICK_KNN = {"size": 16, "workers": 0, "knn.k": [1]}
 
 
 def test_every_benchmark_has_settings_and_a_smoke_protocol():
-    assert suite.BENCHES.keys() == suite.CHECKS.keys() == BENCH_SETTINGS.keys() == SMOKE.keys()
+    assert suite.BENCHES.keys() == BENCH_SETTINGS.keys() == SMOKE.keys()
+    assert {bench.data for bench in suite.BENCHES.values()} == DATASETS.keys()
     for name in suite.BENCHES:
         assert resolve([name], {"protocol": "smoke"})[1][name] != resolve([name], {})[1][name]
 
@@ -74,7 +78,8 @@ def test_missing_data_is_an_error_by_name_and_a_line_under_all(tmp_path):
 
 def test_too_few_images_end_a_benchmark_asked_for_by_name_before_any_work(colours, tmp_path, monkeypatch):
     for name in suite.BENCHES:
-        monkeypatch.setitem(suite.BENCHES, name, lambda _: pytest.fail("works before all is checked"))
+        fails = suite.BENCHES[name]._replace(run=lambda _: pytest.fail("works before all is checked"))
+        monkeypatch.setitem(suite.BENCHES, name, fails)
     for names, words, error in (
         (["linear", "knn"], {"knn.k": [1, 25]}, ConfigError),
         (["knn", "linear"], {"linear.batch": 25}, DataError),
@@ -103,11 +108,11 @@ def test_a_bank_that_shrinks_below_k_while_decoded_does_not_end_all(colours, tmp
     folder = shutil.copytree(colours, tmp_path / "set")
 
     def then_break(*rest, **named):
-        halves = labelled_halves(*rest, **named)
+        halves = labelled(*rest, **named)
         (folder / halves[0].name(0)).write_bytes(b"gone bad")
         return halves
 
-    monkeypatch.setattr(suite, "labelled_halves", then_break)
+    monkeypatch.setitem(DATASETS, "labelled", DATASETS["labelled"]._replace(find=then_break))
     content = suite.bench(["all"], ["random:tiny"], folder, tmp_path / "out", QUICK | {"knn.k": [24]})
     assert {row["bench"] for row in content["results"]} == {"linear"}
     told = {row["bench"]: row["reason"] for row in content["not_run"]}
@@ -168,8 +173,8 @@ def test_a_wrong_setting_is_named_with_the_nearest_right_one(names, words, messa
 
 
 def test_a_key_for_one_benchmark_wins_over_the_key_for_all_and_over_the_protocol():
-    protocol, settings = resolve(["all"], parse_overrides(["knn.size=32", "size=64", "protocol=smoke", "knn.k=7"]))
-    assert protocol == "smoke"
+    once, settings = resolve(["all"], parse_overrides(["knn.size=32", "size=64", "protocol=smoke", "knn.k=7"]))
+    assert once.protocol == "smoke"
     assert isinstance(settings["knn"], KnnSettings) and isinstance(settings["linear"], LinearSettings)
     assert (settings["knn"].size, settings["knn"].k, settings["linear"].size) == (32, (7,), 64)
     assert settings["linear"].epochs == SMOKE["linear"]["epochs"]
@@ -188,8 +193,107 @@ def test_a_draw_of_images_is_the_seeds(colours, tmp_path):
     assert json.dumps(rows) == json.dumps(suite.bench(["knn"], ["random:tiny"], colours, tmp_path, quick)["results"])
 
 
-def test_several_processes_are_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="expected one process, found 2; start it without torchrun"):
-        suite.bench(["knn"], ["random:tiny"], tmp_path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_names_label_the_rows_and_must_be_as_many_as_the_weights(colours, tmp_path):
+    weights = ["random:tiny", "random:cifar10"]
+    names = ["small | fast", "large"]
+    named: dict[str, object] = QUICK_KNN | {"name": names}
+    content = suite.bench(["knn"], weights, colours, tmp_path, named)
+    assert {(row["weights"], row["name"]) for row in content["results"]} == set(zip(weights, names, strict=True))
+    assert "large" in table(content) and "random:cifar10" not in table(content)
+    for name in ("alone", ["a", "b", "c"]):
+        with pytest.raises(ConfigError, match="one for each of the 2 --weights"):
+            suite.bench(["knn"], weights, colours, tmp_path, QUICK_KNN | {"name": name})
+    with pytest.raises(ConfigError, match="different names"):
+        suite.bench(["knn"], weights, colours, tmp_path, QUICK_KNN | {"name": ["a", "a"]})
+
+
+def test_several_seeds_run_what_draws_and_only_that_and_show_mean_and_spread(colours, tmp_path, capsys):
+    content = suite.bench(["knn", "linear"], ["random:tiny"], colours, tmp_path, QUICK | {"seeds": 3, "seed": 5})
+    seeds: dict[str, set[int]] = {}
+    for row in content["results"]:
+        seeds.setdefault(row["bench"], set()).add(row["seed"])
+    assert seeds == {"knn": {5}, "linear": {5, 6, 7}}
+    assert "seeds=3: knn draw nothing and are run once" in capsys.readouterr().err
+    top1 = [row["value"] for row in content["results"] if (row["bench"], row["metric"]) == ("linear", "top-1")]
+    assert f"{statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f} (n=3)" in table(content)
+    drawn = suite.bench(["knn"], ["random:tiny"], colours, tmp_path / "b", QUICK_KNN | {"seeds": 2, "train_images": 20})
+    assert {row["seed"] for row in drawn["results"]} == {0, 1}
+
+
+def test_a_folder_of_other_data_sets_is_not_taken_for_classes(colours, drawn, tmp_path):
+    with pytest.raises(DataError, match=r"found other data sets only \(VOCdevkit\)"):
+        suite.bench(["knn"], ["random:tiny"], drawn, tmp_path / "out", QUICK_KNN)
+    with pytest.raises(DataError, match="VOC2007"):
+        suite.bench(["knn"], ["random:tiny"], drawn / "VOCdevkit", tmp_path / "out", QUICK_KNN)
+
+
+def test_a_forecast_counts_the_images_that_a_benchmark_will_see(colours, drawn, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(suite, "told", lambda rows: "")
+    monkeypatch.setattr(suite, "forecast", lambda name, task, needs: {"bench": name, "needs": needs})
+
+    def needs(benches, data, words):
+        found = suite.bench(benches, ["random:tiny"], data, tmp_path, parse_overrides(words.split()), dry_run=True)
+        return {row["bench"]: row["needs"] for row in found["dry_run"]}
+
+    words = (
+        "size=32 knn.k=5 linear.epochs=5 linear.batch=8 linear-stages.epochs=25 linear-stages.batch=8 semisup.batch=1"
+    )
+    found = needs(["knn", "linear", "linear-stages", "semisup"], colours, words)
+    assert found["knn"].forwards == 24 + 12  # bank and queries, once
+    assert found["linear"].forwards == 5 * 24 + 12  # scored images once: their features are kept
+    assert found["linear-stages"].forwards == 25 * 24 + 3 * 12  # scored after epochs 10, 20 and 25
+    assert found["semisup"].trained == 20 * (3 + 3)  # 1 % and 10 % of 8 images a class: one and one
+    found = needs(["svm", "lowshot"], drawn, "size=32 lowshot.k=1 svm.workers=0")
+    assert found["svm"].forwards == found["lowshot"].forwards == 80 + 40
+    assert found["svm"].disk == found["lowshot"].disk == 4 * (80 + 40) * sum(_values(drawn, tmp_path))
+
+
+def _values(data, out):
+    """Of the stages of random:tiny at 32 pixels, as the cache has them."""
+    suite.bench(["svm"], ["random:tiny"], data, out, {"size": 32, "workers": 0, "svm.costs": [1.0]})
+    return [np.load(path, mmap_mode="r").shape[1] for path in next((out / "features").iterdir()).glob("stage*.npy")]
+
+
+def _benched(data, out):
+    quick = (
+        "size=16 workers=0 knn.k=3 linear.epochs=2 linear.batch=8 linear-stages.epochs=2 linear-stages.batch=8 "
+        "linear-stages.steps=[1] semisup.fraction=1.0 semisup.batch=8 semisup.epochs=2 semisup.lr_head=0.2"
+    )
+    words = parse_overrides(quick.split())
+    return suite.bench(["knn", "linear", "linear-stages", "semisup"], ["random:tiny"], data, out, words)["results"]
+
+
+def test_two_processes_share_a_benchmark_and_come_to_what_one_comes_to(colours, tmp_path, two_processes):
+    shared, other = two_processes(_benched, colours, tmp_path / "two")
+    alone = _benched(colours, tmp_path / "one")
+    assert shared == other and len(shared) == len(alone)
+    for ours, its in zip(shared, alone, strict=True):
+        same = {key: its[key] for key in ("bench", "metric", "n", "weights_sha256", "difference")}
+        assert same.items() <= ours.items()
+    logs = [json.loads(line)["loss"] for line in _log(tmp_path / "two", shared, "linear-stages")]
+    assert logs == pytest.approx(
+        [json.loads(line)["loss"] for line in _log(tmp_path / "one", alone, "linear-stages")], rel=1e-5
+    )
+
+
+def _log(out, rows, bench):
+    return (out / next(row["log"] for row in rows if row["bench"] == bench)).read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_killed_with_half_the_features_on_disk_it_computes_the_others_only(colours, tmp_path):
+    """A real kill -9 once the bank is noted, in a process of its own."""
+
+    def run(out, fault=None):
+        words = ["knn", "--weights", "random:tiny", "--data", str(colours), "--out", str(out), "size=16", "knn.k=[1,5]"]
+        environment = os.environ | ({"SWAV_FAULT": fault} if fault else {})
+        return subprocess.run([sys.executable, "-m", "swav", "bench", *words], env=environment, capture_output=True)
+
+    assert run(tmp_path / "whole").returncode == 0
+    assert run(tmp_path / "torn", "features:noted:1").returncode == -9
+    (bank,) = (tmp_path / "torn" / "features").glob("*/pooled.npy")
+    written = bank.stat().st_mtime_ns
+    assert run(tmp_path / "torn").returncode == 0
+    assert bank.stat().st_mtime_ns == written and len(list((tmp_path / "torn" / "features").iterdir())) == 2
+    whole, torn = (read_results(tmp_path / out)["results"] for out in ("whole", "torn"))
+    assert [row["value"] for row in whole] == [row["value"] for row in torn] and len(whole) == 4

@@ -28,6 +28,7 @@ def result(**changed):
         versions={"swav": "0.1.0"},
         config={"size": 96},
         log=None,
+        name="run",
     )
     return dataclasses.replace(row, **changed)
 
@@ -36,7 +37,7 @@ def test_the_file_has_the_promised_fields(tmp_path):
     write_results(tmp_path, [result()], [NotRun("svm", "no such folder", "VOCdevkit")])
     content = json.loads((tmp_path / "results.json").read_text())
     promised = (
-        "bench metric value unit n protocol comparable difference seed weights weights_sha256 versions config log"
+        "bench metric value unit n protocol comparable difference seed weights weights_sha256 versions config log name"
     )
     assert list(content["results"][0]) == promised.split()
     assert content["not_run"] == [{"bench": "svm", "reason": "no such folder", "expected": "VOCdevkit"}]
@@ -87,7 +88,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 
 def test_the_table_sets_weights_side_by_side_and_says_what_is_not_comparable(tmp_path):
-    rows = [result(weights="random:run", value=31.25), result(), result(metric="top-1 k=200", comparable=True)]
+    rows = [
+        result(weights="random:run", name="random:run", value=31.25),
+        result(),
+        result(metric="top-1 k=200", comparable=True),
+    ]
     text = table(write_results(tmp_path, rows, [NotRun("svm", "no folder", "VOC")]))
     head, rule, first, second, remark, missing = text.splitlines()
     assert [cell.strip() for cell in head.strip("|").split("|")][-2:] == ["random:run", "run"]
