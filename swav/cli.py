@@ -93,7 +93,7 @@ def bench(
     dry_run: DryRun = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
 ) -> None:
-    """Measure what weights have learned. Results go to DIR/results.json."""
+    """Measure what weights have learned. Results go to DIR/results.json, and into the published page's tables beside it."""
     from swav.config import parse_overrides
 
     benches = [name for name in names if "=" not in name]
@@ -109,7 +109,7 @@ def bench(
         from swav.reporting.results import table
 
         print(table(results))
-        print(out / "results.json")
+        print(out / "results.json", out / "tables.html", sep="\n")
 
 
 @app.command()

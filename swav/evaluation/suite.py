@@ -20,6 +20,7 @@ from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, by_
 from swav.evaluation.task import Needs, NoScore, Score, Task, drawn
 from swav.network import encoder
 from swav.network.encoder import Encoder
+from swav.reporting.formats import write_tables
 from swav.reporting.results import NotRun, Result, read_results, table, write_results
 from swav.runtime import environment_errors, pick_device, share_cpus, versions
 
@@ -63,7 +64,7 @@ def bench(
     overrides: Mapping[str, Any] | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Runs benchmarks and merges their results into OUT/results.json after each.
+    """Runs benchmarks and merges their results into OUT/results.json after each; at the end the page's tables are beside it.
 
     Args:
         names: of benchmarks, or `all`, where it is no error but listed in `not_run` that data are missing or too few.
@@ -118,6 +119,8 @@ def bench(
             rows, lacking = _run(name, task, labels[task.encoder.name], everything)
             if dist.rank() == 0:
                 write_results(out, rows, lacking)
+        if dist.rank() == 0:
+            write_tables(out)
         return dist.on_first(lambda: read_results(out))
 
 

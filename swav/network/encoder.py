@@ -36,7 +36,7 @@ class Encoder(nn.Module):
         mean, std: of the normalisation, for RGB in 0..1.
         in_channels: C, 3 or 1.
         size: side of images that the network was made for [pixels].
-        settings: what built the network, for results.
+        settings: what built the network, for results; of a run's weights also the epochs behind them and the batch.
         story: what was found in another project's file, in words; empty for our own.
         num_features: F.
         stage_names, stage_channels: of the maps that `stages` gives; empty where the trunk has no stages.
@@ -125,7 +125,10 @@ def load(weights: str | Path, **options: Any) -> Encoder:
         ) from None
     with torch.no_grad():  # saved a step away from unit norm, see algorithm.normalize_prototypes_
         network.prototypes.weight.copy_(nn.functional.normalize(network.prototypes.weight, dim=1))
-    return _frozen(Encoder(network, recipe, source))
+    encoder = Encoder(network, recipe, source)
+    seen = saved.state["step"] // (saved.state["num_images"] // recipe.batch)  # whole epochs so far
+    encoder.settings |= {"epochs": seen, "batch": recipe.batch}
+    return _frozen(encoder)
 
 
 def is_foreign(source: str) -> bool:

@@ -8,17 +8,16 @@ import datetime
 import importlib.metadata
 import math
 import os
-import statistics
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from swav.config import Recipe
 from swav.reporting.curves import Chart, line_chart, number
 from swav.reporting.folder import RunFolder, read_folder, seconds_trained
+from swav.reporting.formats import environment, write_tables
+from swav.reporting.results import mean_and_spread, remark, text
 
 MAX_BAD_SHOWN = 200
 
@@ -44,7 +43,8 @@ CURVES: tuple[tuple[str, str, str, float, float | None, str], ...] = (
 
 
 def write_report(folder: Path, other: Path | None = None) -> Path:
-    """Writes the report of a run or of benchmark results, or a comparison of two.
+    """Writes the report of a run or of benchmark results, or a comparison of two. Results are also put into the tables of
+    the published page (formats.write_tables), which the report links.
 
     Args:
         folder: of the run; the page is written there.
@@ -58,8 +58,10 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
     """
     folder = Path(folder)
     runs = [read_folder(folder)] + ([read_folder(Path(other))] if other is not None else [])
+    if other is None and (runs[0].results or runs[0].not_run):
+        write_tables(folder, {"results": runs[0].results, "not_run": runs[0].not_run})
     page = folder / ("report.html" if other is None else "compare.html")
-    html = _environment().get_template("report.html").render(_content(runs))
+    html = environment().get_template("report.html").render(_content(runs))
     beside = page.with_name(f".{page.name}.{os.getpid()}.tmp")
     beside.write_bytes(html.encode("utf-8", errors="backslashreplace"))
     beside.replace(page)
@@ -67,13 +69,6 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
 
 
 report = write_report  # swav.report
-
-
-def _environment() -> jinja2.Environment:
-    folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    return jinja2.Environment(
-        loader=folder, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
 
 
 def _content(runs: Sequence[RunFolder]) -> dict[str, Any]:
@@ -86,6 +81,7 @@ def _content(runs: Sequence[RunFolder]) -> dict[str, Any]:
         "problems": [problem for run in runs for problem in run.problems],
         "results": results_table(runs),
         "not_run": [row for run in runs for row in run.not_run],
+        "tables": [f"tables.{kind}" for kind in ("html", "md", "tex")] if len(runs) == 1 else [],
         "charts": charts(names, runs),
         "views": views(runs[0]) if len(runs) == 1 else None,
         "bad": [line for run in runs for line in run.bad][:MAX_BAD_SHOWN],
@@ -179,22 +175,20 @@ def results_table(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
     results = [row for run in runs for row in run.results]
     if not results:
         return None
-    weights = sorted(
-        {_text(row, "weights") for row in results}, key=lambda name: (not name.startswith("random:"), name)
-    )
+    weights = sorted({text(row, "weights") for row in results}, key=lambda name: (not name.startswith("random:"), name))
     groups: dict[tuple[str, ...], dict[str, list[dict[str, Any]]]] = {}
     for row in results:
-        key = tuple(_text(row, part) for part in ("bench", "metric", "protocol", "unit"))
-        groups.setdefault(key, {}).setdefault(_text(row, "weights"), []).append(row)
+        key = tuple(text(row, part) for part in ("bench", "metric", "protocol", "unit"))
+        groups.setdefault(key, {}).setdefault(text(row, "weights"), []).append(row)
     gains = len(weights) == 2 and weights[0].startswith("random:") and not weights[1].startswith("random:")
-    remarks = sorted({_remark(row) for row in results if row.get("comparable") is False})
-    hashes = {_text(row, "weights"): _text(row, "weights_sha256")[:12] for row in results}
+    remarks = sorted({remark(row) for row in results if row.get("comparable") is False})
+    hashes = {text(row, "weights"): text(row, "weights_sha256")[:12] for row in results}
     rows = []
     for (bench, metric, protocol, unit), by_weights in groups.items():
-        cells = [_mean_and_spread(by_weights.get(name, [])) for name in weights]
+        cells = [mean_and_spread(by_weights.get(name, [])) for name in weights]
         marks = sorted(
             {
-                remarks.index(_remark(row)) + 1
+                remarks.index(remark(row)) + 1
                 for found in by_weights.values()
                 for row in found
                 if row.get("comparable") is False
@@ -218,28 +212,13 @@ def results_table(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
             }
         )
     own = {os.path.realpath(run.path): label for run, label in zip(runs, _labels(runs), strict=True)}
-    short = [_short(name, own, len(runs)) for name in weights]
+    named = {text(row, "weights"): text(row, "name") for row in results if text(row, "name") != text(row, "weights")}
+    short = [named.get(name) or _short(name, own, len(runs)) for name in weights]
     columns = [
         {"short": label if short.count(label) == 1 else name, "full": name, "sha256": hashes[name]}
         for name, label in zip(weights, short, strict=True)
     ]
     return {"columns": columns, "rows": rows, "gains": gains, "remarks": remarks}
-
-
-def _text(row: Mapping[str, Any], key: str) -> str:
-    value = row.get(key)
-    return "" if value is None else str(value)
-
-
-def _remark(row: Mapping[str, Any]) -> str:
-    return _text(row, "difference") or "images, classes or protocol differ from the published ones"
-
-
-def _mean_and_spread(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, int] | None:
-    values = [row["value"] for row in rows if isinstance(row.get("value"), int | float) and math.isfinite(row["value"])]
-    if not values:
-        return None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values)
 
 
 def _short(weights: str, own: Mapping[str, str], num_runs: int) -> str:

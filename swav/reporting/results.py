@@ -5,9 +5,11 @@ benchmark, metric, weights, protocol and seed. No torch here: reports answer at 
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 from swav.errors import DataError, EnvironmentError_, NumericsError
 
 FILE = "results.json"
+Json = Mapping[str, Any]
 KEY = ("bench", "metric", "weights", "protocol", "seed")
 
 
@@ -116,7 +119,7 @@ def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[Not
         "not_run": [row for what, row in missing.items() if what not in done],
     }
     try:
-        _write_durably(folder / FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_durably(folder / FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise EnvironmentError_(
             f"{folder / FILE}: cannot be written ({error}); make room, or use another --out"
@@ -131,18 +134,18 @@ def table(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """
     results = content["results"]
     columns = {str(row["weights"]): label_of(row) for row in results}
-    cells: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    cells: dict[tuple[str, ...], dict[str, list[Json]]] = {}
     remarks: dict[str, dict[str, None]] = {}
     for row in results:
         name = (str(row["bench"]), str(row["metric"]), str(row["protocol"]), f"{row['n']:,}")
-        cells.setdefault(name, {}).setdefault(str(row["weights"]), []).append(row["value"])
+        cells.setdefault(name, {}).setdefault(str(row["weights"]), []).append(row)
         if not row["comparable"]:
             remarks.setdefault(f"{row['bench']}: {row['difference']}", {})[str(row["metric"])] = None
     lines = []
     if results:
         units = sorted({str(row["unit"]) for row in results})
         head = ("bench", f"metric [{', '.join(units)}]", "protocol", "n", *columns.values())
-        body = [(*name, *(spread(values.get(column, ())) for column in columns)) for name, values in cells.items()]
+        body = [(*name, *(_cell(values.get(column, ())) for column in columns)) for name, values in cells.items()]
         lines += _aligned([head, *body], left=3)
     lines += [f"{weights}: {words}" for weights, words in _normalisations(results).items()]
     lines += [f"not comparable with published numbers: {remark}" for remark in remarks]
@@ -158,14 +161,13 @@ def label_of(row: Mapping[str, Any]) -> str:
     return str(row.get("name") or row["weights"])
 
 
-def spread(values: Sequence[float]) -> str:
+def _cell(rows: Sequence[Json]) -> str:
     """A number; of several seeds their mean, standard deviation and number; of none a dash."""
-    match values:
-        case []:
-            return "-"
-        case [value]:
-            return f"{value:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} (n={len(values)})"
+    found = mean_and_spread(rows)
+    if found is None:
+        return "-"
+    mean, deviation, count = found
+    return f"{mean:.2f}" if count == 1 else f"{mean:.2f} ± {deviation:.2f} (n={count})"
 
 
 def _normalisations(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -219,7 +221,7 @@ def _looks_right(content: Any) -> bool:
     )
 
 
-def _write_durably(path: Path, text: str) -> None:
+def write_durably(path: Path, text: str) -> None:
     """As runtime.write_text_durably, which lies on the same floor and needs torch."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -236,3 +238,41 @@ def _write_durably(path: Path, text: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# -- one row, read by whoever shows it: a field may be missing
+
+
+def config_name(row: Json) -> str:
+    """Where the resolved settings of a result are kept, relative to its folder. The metrics of one benchmark share a file."""
+    digest = hashlib.sha256(config_text(row).encode()).hexdigest()[:12]
+    return f"configs/{re.sub('[^a-z0-9-]', '', text(row, 'bench'))}-{digest}.json"
+
+
+def config_text(row: Json) -> str:
+    """All that a result depends on, as JSON in ASCII."""
+    kept = ("bench", "protocol", "seed", "weights", "weights_sha256", "versions", "config")
+    return json.dumps({key: row.get(key) for key in kept}, indent=1) + "\n"
+
+
+def text(row: Json, key: str) -> str:
+    """A field as text; empty where it is missing."""
+    value = row.get(key)
+    return "" if value is None else str(value)
+
+
+def remark(row: Json) -> str:
+    """Why a result is not comparable."""
+    return text(row, "difference") or "images, classes or protocol differ from the published ones"
+
+
+def mean_and_spread(rows: Iterable[Json]) -> tuple[float, float, int] | None:
+    """Mean, sample standard deviation (0 for one) and count of the finite values; None where there is none."""
+    values = [row["value"] for row in rows if has_number(row)]
+    if not values:
+        return None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values)
+
+
+def has_number(row: Json) -> bool:
+    return isinstance(row.get("value"), int | float) and math.isfinite(row["value"])

@@ -18,6 +18,7 @@ from swav.data.sets import DATASETS, labelled
 from swav.errors import CheckpointError, ConfigError, DataError
 from swav.evaluation import suite
 from swav.evaluation.settings import BENCH_SETTINGS, SMOKE, KnnSettings, LinearSettings, resolve
+from swav.reporting.page import write_report
 from swav.reporting.results import read_results, table
 from tests.network import foreign
 
@@ -196,10 +197,12 @@ def test_a_draw_of_images_is_the_seeds(colours, tmp_path):
 def test_names_label_the_rows_and_must_be_as_many_as_the_weights(colours, tmp_path):
     weights = ["random:tiny", "random:cifar10"]
     names = ["small | fast", "large"]
-    named: dict[str, object] = QUICK_KNN | {"name": names}
+    named: dict[str, object] = QUICK_KNN | {"name": names, "knn.k": [10]}
     content = suite.bench(["knn"], weights, colours, tmp_path, named)
     assert {(row["weights"], row["name"]) for row in content["results"]} == set(zip(weights, names, strict=True))
     assert "large" in table(content) and "random:cifar10" not in table(content)
+    assert all("large" in (tmp_path / f"tables.{kind}").read_text() for kind in ("md", "html", "tex"))
+    assert ">large<" in write_report(tmp_path).read_text()
     for name in ("alone", ["a", "b", "c"]):
         with pytest.raises(ConfigError, match="one for each of the 2 --weights"):
             suite.bench(["knn"], weights, colours, tmp_path, QUICK_KNN | {"name": name})

@@ -255,7 +255,13 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 def test_the_same_files_give_the_same_page_and_nothing_else_is_left(run):
     before = {path.name for path in run.iterdir()}
     write_report(run)
-    assert {path.name for path in run.iterdir()} == before | {"report.html"}
+    assert {path.name for path in run.iterdir()} == before | {
+        "report.html",
+        "tables.html",
+        "tables.md",
+        "tables.tex",
+        "configs",
+    }
 
 
 def test_reports_need_no_torch(run):
