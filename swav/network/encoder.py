@@ -31,6 +31,7 @@ class Encoder(nn.Module):
     Attributes:
         trunk, head, prototypes: the parts, as pre-trained; head and prototypes are None where a file has none.
         name: the weight source, as the user gave it.
+        prototype_heads: number of prototypes in each set.
         sha256: of the trunk's tensors, names and bytes.
         mean, std: of the normalisation, for RGB in 0..1.
         in_channels: C, 3 or 1.
@@ -46,6 +47,8 @@ class Encoder(nn.Module):
         self.trunk = network.trunk
         self.head = network.projection_head if foreign is None or foreign.has_head else None
         self.prototypes = network.prototypes if foreign is None or foreign.has_prototypes else None
+        sets = foreign is None and not recipe.left_at_auto("prototypes")
+        self.prototype_heads = recipe.prototype_heads if sets else (len(network.prototypes.weight),)
         self.story = foreign.story if foreign is not None else ""
         self.name, self.sha256 = name, weights_sha256(network.trunk)
         self.mean, self.std, self.size = recipe.mean, recipe.std, recipe.resolution
