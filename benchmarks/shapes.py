@@ -21,31 +21,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from swav import demo
 from swav.data.images import Images, labelled_halves
 from swav.data.layouts import write_shapes
-from swav.demo import SETTINGS
 from swav.evaluation.suite import bench
 from swav.metrics import knn_vote, top_k_accuracy
 from swav.train import pretrain
 
 TRAINED_ON, SCORED_ON, K = 0, 1000, 20
 HOMES = {"imagenet": "imagenet", "voc": "VOCdevkit", "places205": "Places205", "inat18": "iNaturalist2018"}
-HEADLINES = {
-    "knn": f"top-1 k={K}",
-    "linear": "top-1",
-    "linear-stages": "top-1 best layer",
-    "places205": "top-1 best layer",
-    "inat18": "top-1 best layer",
-    "semisup": "top-1 10%",
-    "svm": "mAP best layer",
-    "lowshot": "mAP k=16",
-}
+HEADLINES = demo.HEADLINES | {"places205": "top-1 best layer", "inat18": "top-1 best layer"}
 
 
 def scores(run: Path, data: Path, seed: int) -> dict[str, tuple[float, float]]:
     """Of random and trained weights [%], per benchmark."""
     weights = [f"random:{run}", str(run)]
-    content = bench(list(HEADLINES), weights, data, run, SETTINGS | {"seed": seed})
+    content = bench(list(HEADLINES), weights, data, run, demo.SETTINGS | {"seed": seed})
     found = {(row["bench"], row["metric"], row["weights"]): row["value"] for row in content["results"]}
     return {
         name: (found[name, metric, weights[0]], found[name, metric, weights[1]]) for name, metric in HEADLINES.items()

@@ -216,6 +216,11 @@ def _directories(folder: Path) -> list[Path]:
     return sorted(found, key=_step, reverse=True)
 
 
+def are_in(folder: Path) -> bool:
+    """Whether a run's folder of checkpoints holds any, damaged or not. (A copy that a user has named step_10.old is none.)"""
+    return bool(_directories(folder))
+
+
 def _is_full(error: Exception) -> bool:
     """Whether the disk, the quota or the limit of a file's size is reached (safetensors says so in its text only)."""
     return getattr(error, "errno", None) in DISK_IS_FULL or any(

@@ -394,16 +394,23 @@ def validated(kind: type[AnySettings], values: Mapping[str, Any], where: str) ->
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        problem = error.errors()[0]
+        problem = _told_first(error.errors())
         message = str(problem["msg"]).removeprefix("Value error, ")
         place = ".".join(
             str(part)
             for part in problem["loc"]
-            if not str(part).startswith(("function-", "literal", "constrained-", "int", "float", "bool"))
+            if not str(part).startswith(("function-", "literal", "constrained-", "tuple[", "int", "float", "bool"))
         )
         if not place:
             raise ConfigError(f"{where}: {message}") from None
         raise ConfigError(f"{where}: {place}: {message}, found {problem['input']!r}") from None
+
+
+def _told_first(errors: Sequence[Any]) -> Any:
+    """pydantic's complaint that helps: of a setting that may be a number or several, it complains as of each of the two."""
+    same_key = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
+    of_several = [error for error in same_key if any(str(part).startswith("tuple[") for part in error["loc"])]
+    return of_several[0] if of_several and isinstance(errors[0]["input"], list | tuple) else errors[0]
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:

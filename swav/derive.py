@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from swav.config import TIMM, Crop, Recipe, validated
-from swav.errors import ConfigError, DataError
+from swav.errors import ConfigError, DataError, counted
 
 # `auto` is a value of these: they follow from the crops whatever those are, and from the processes of each sitting.
 FOLLOWING = ("code_crops", "eval_size", "sync_bn")
@@ -100,7 +100,7 @@ def derive(recipe: Recipe, facts: Facts) -> tuple[Recipe, dict[str, str]]:
     for key, field in Recipe.model_fields.items():
         if key not in FOLLOWING and key not in RULED:
             choices.choose(key, field.default, "the default")
-    for rule in (_machine, _views, _colour, _network, _batch, _codes, _optimiser, _length):
+    for rule in (_machine, _views, _colour, _network, _batch, _check_forward, _codes, _optimiser, _length):
         rule(choices, facts)
     settled = choices.recipe.model_dump() | {"hours": None}  # they are spent: `epochs` holds what came of them
     chosen = validated(Recipe, settled, "settings")
@@ -108,17 +108,26 @@ def derive(recipe: Recipe, facts: Facts) -> tuple[Recipe, dict[str, str]]:
         raise ConfigError(
             "compile=true: expected a GPU, found device=cpu, where compiling takes minutes and gains nothing; leave it out"
         )
-    _check_shares(chosen, facts.world_size)
+    _check_queue(chosen, facts.world_size)
     return chosen, choices.reasons
 
 
-def _check_shares(recipe: Recipe, world_size: int) -> None:
-    """Every process must have as much as every other, in whole micro-batches."""
-    share, size = recipe.batch // world_size, recipe.images_per_forward(world_size)
+def _check_forward(choices: _Choices, facts: Facts) -> None:
+    """Every process must have as much as every other, in whole micro-batches. Looked at before anything is timed."""
+    recipe, processes = choices.recipe, facts.world_size
+    share, size = recipe.batch // processes, recipe.images_per_forward(processes)
     if share % size:
         raise ConfigError(
             f"micro_batch: expected a divisor of the {share} images per process, found {size}; use {_divisor(share, size)}"
         )
+    if recipe.koleo > 0 and size < 2:
+        raise ConfigError(
+            f"koleo: expected at least 2 images per forward of a process, found 1 (batch {recipe.batch} over "
+            f"{counted(processes, 'process')}): an embedding is spread from its nearest other one; use a larger batch"
+        )
+
+
+def _check_queue(recipe: Recipe, world_size: int) -> None:
     if recipe.queue_length % world_size:
         raise ConfigError(
             f"queue_length: expected a multiple of the {world_size} processes, found {recipe.queue_length}; "
@@ -255,7 +264,11 @@ def _batch(choices: _Choices, facts: Facts) -> None:
         share = choices.recipe.batch // world_size
         fits, how = facts.fits(choices.recipe, share)
         if fits >= share:
-            choices.choose("micro_batch", 0, f"all {share} images of a step and process fit into memory ({how})")
+            choices.choose(
+                "micro_batch",
+                0,
+                f"{counted(share, 'image')} of a step and process, all at once, fit into memory ({how})",
+            )
         choices.choose(
             "micro_batch", _divisor(share, max(1, fits)), f"of {share} images, what fits into memory ({how})"
         )
@@ -266,7 +279,7 @@ def _share_that_suits(recipe: Recipe, facts: Facts) -> tuple[int, str]:
     images, world_size, on_gpu = facts.num_images, facts.world_size, recipe.device == "cuda"
     if images < 2 * world_size:
         raise DataError(
-            f"expected at least 2 images per process ({2 * world_size}), found {images}; SwAV needs a batch"
+            f"{recipe.data}: expected at least 2 images per process ({2 * world_size}), found {images}; SwAV needs a batch"
         )
     most = 256 if on_gpu else 64
     # 16 steps an epoch; but a batch below 16 balances hardly anything, so few images make fewer steps.
@@ -293,7 +306,7 @@ def _codes(choices: _Choices, facts: Facts) -> None:
     choices.choose(
         "freeze_prototypes_steps",
         steps + 1,
-        f"one epoch ({steps} steps) and a step, as in the released recipes",
+        f"one epoch ({counted(steps, 'step')}) and a step, as in the released recipes",
     )
 
 
@@ -331,13 +344,13 @@ def _length(choices: _Choices, facts: Facts) -> None:
     choices.choose(
         "warmup_epochs",
         float(_between(round(0.05 * epochs), 1, 10) if epochs > 1 else 0),
-        f"5 % of {epochs} epochs, at most 10",
+        f"5 % of {counted(epochs, 'epoch')}, at most 10",
     )
     share = images // 4 // batch * batch
     if batch >= 1024:
         choices.choose("queue_length", 0, "a batch of 1024 or more needs none")
     elif epochs < 30:
-        choices.choose("queue_length", 0, f"it disturbs the first 15 epochs, and {epochs} are hardly more")
+        choices.choose("queue_length", 0, f"it disturbs the first 15 epochs, of {epochs} in all")
     choices.choose(
         "queue_length",
         min(max(3840 // batch, 1) * batch, share),
@@ -346,7 +359,7 @@ def _length(choices: _Choices, facts: Facts) -> None:
     choices.choose(
         "queue_start_epoch",
         min(15, epochs // 2),
-        f"15, at most half of {epochs} epochs",
+        f"15, at most half of {counted(epochs, 'epoch')}",
     )
 
 
@@ -357,10 +370,15 @@ def _epochs(recipe: Recipe, facts: Facts) -> tuple[int, str]:
         return epochs, f"200 on ImageNet; fewer images ({images}) need more passes"
     pace = facts.pace(recipe)
     fit = int(recipe.hours * 3600 * pace / images)
-    reason = f"{recipe.hours:g} hours at {pace:.0f} images/s, as measured just now"
+    reason = f"{counted(recipe.hours, 'hour')} at {per_second(pace)}, as measured just now"
     if fit < 1:
         return 1, reason + f", are less than one pass over {images} images"
     return min(fit, _MOST_EPOCHS), reason + (f"; at most {_MOST_EPOCHS}" if fit > _MOST_EPOCHS else "")
+
+
+def per_second(pace: float) -> str:
+    """A pace in words: whole images per second, or two digits of a slow one."""
+    return f"{pace:.0f} images/s" if pace >= 10 else f"{pace:.2g} images/s"
 
 
 def _power_of_two(count: int) -> int:

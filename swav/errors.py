@@ -62,3 +62,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns ` (did you mean 'epochs'?)`, or an empty string where nothing known is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def counted(number: float, thing: str) -> str:
+    """A number of things in words: `1 epoch`, `0 epochs`, `1.5 hours`, `2 processes`."""
+    ending = "" if number == 1 else "es" if thing.endswith("s") else "s"
+    return f"{number if isinstance(number, int) else format(number, 'g')} {thing}{ending}"

@@ -34,6 +34,7 @@ class Learner:
         steps_per_epoch: of this run, for the schedules.
 
     Attributes:
+        batch: images of a step on this process.
         teacher: gives the codes in the network's stead where the recipe has a `teacher_momentum`; else None.
         queue: of this process, or None.
         scale: of the loss, or None (precision other than fp16).

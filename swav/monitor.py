@@ -34,15 +34,20 @@ class Monitor:
 
     def __init__(self, prototypes: int, dim: int, device: torch.device, recent: int = 1024):
         self.usage = torch.zeros(prototypes, device=device)
+        self.usage_before = torch.zeros_like(self.usage)
         self.recent = torch.zeros(0, dim, device=device)
         self.capacity = max(recent, 4 * dim)
         self.window = 0
 
     @torch.no_grad()
     def watch(self, embeddings: Float[Tensor, "V B D"], codes: Sequence[Float[Tensor, "A B _"]]) -> None:
-        """Takes note of one step. The usage covers at least 10 samples per prototype before it is started afresh."""
+        """Takes note of one step. The usage covers the last 10 to 20 samples per prototype, once there were so many.
+
+        (It is counted in windows of 10, of which the last whole one counts too: started afresh, it would say for a while
+        that few prototypes are in use.)
+        """
         if self.window > 10 * len(self.usage):
-            self.usage, self.window = torch.zeros_like(self.usage), 0
+            self.usage_before, self.usage, self.window = self.usage, torch.zeros_like(self.usage), 0
         before = 0
         for part in codes:
             chosen = part[0].argmax(dim=-1) + before
@@ -57,7 +62,7 @@ class Monitor:
             self.recent.std(dim=0).mean() * math.sqrt(self.recent.shape[1]) if len(self.recent) > 1 else torch.zeros(())
         )
         return {
-            "prototypes_used": float((self.usage > 0).float().mean()),
+            "prototypes_used": float((self.usage + self.usage_before > 0).float().mean()),
             "rankme": rankme(self.recent) if len(self.recent) > 1 else 0.0,
             "embedding_std": float(spread),
         }
@@ -67,27 +72,46 @@ class Watch:
     """Judges a run while it goes on, and speaks up where the judgement changes.
 
     Args:
-        ln_k: the loss of uniform codes, Recipe.ln_prototypes [nats].
+        ln_k, images, prototypes: as for `verdict`.
     """
 
-    def __init__(self, ln_k: float):
-        self.ln_k = ln_k
+    def __init__(self, ln_k: float, images: int, prototypes: int):
+        self.facts = ln_k, images, prototypes
         self.state = "healthy"
 
     def news(self, history: Sequence[Mapping[str, float | None]]) -> str | None:
         """The verdict and its advice, where it is another than the last time; else None."""
-        state, advice = verdict(history, self.ln_k)
+        state, advice = verdict(history, *self.facts)
         if state in ("too early", self.state):
             return None
         self.state = state
         return f"{state}: {advice}"
 
 
-def verdict(history: Sequence[Mapping[str, float | None]], ln_k: float) -> tuple[str, str]:
+def too_few(images: int, prototypes: int) -> str | None:
+    """What is to be said of a run with fewer images than prototypes; None of any other."""
+    if images >= prototypes:
+        return None
+    return (
+        f"{images} images cannot fill {prototypes} prototypes, and so few cannot tell whether training works: the loss says "
+        "only that nothing broke. Add images, or start from weights that saw more (init=W), and judge by a benchmark"
+    )
+
+
+def verdict(
+    history: Sequence[Mapping[str, float | None]], ln_k: float, images: int, prototypes: int
+) -> tuple[str, str]:
     """Judges a run by its last lines of metrics.
 
+    Args:
+        history: lines of metrics.jsonl.
+        ln_k: the loss of uniform codes, Recipe.ln_prototypes [nats].
+        images: that are trained on.
+        prototypes: of the largest set.
+
     Returns:
-        One of healthy, collapsing, prototypes dying, data-bound, too early; and the advice that the literature gives.
+        One of healthy, collapsing, too few images, prototypes dying, data-bound, too early; and the advice that the
+        literature gives.
 
     Source of the advice: README "Common issues" and tracker of the original (reference: collapse at loss = ln K).
     """
@@ -108,6 +132,8 @@ def verdict(history: Sequence[Mapping[str, float | None]], ln_k: float) -> tuple
             f"the loss stays at ln K = {ln_k:.2f} or embeddings are all alike: lower epsilon (0.03), "
             "freeze prototypes longer, lower the learning rate, or start the queue later"
         )
+    if (why := too_few(images, prototypes)) is not None:
+        return "too few images", why
     if not at_start and mean["prototypes_used"] < 0.2:
         return (
             "prototypes dying",

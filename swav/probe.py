@@ -1,28 +1,31 @@
 """A look ahead before the first step: how many images fit into memory, how fast a run will be, what it will take.
 
-What is measured is a step of training on its own, without the other processes: everything but Sinkhorn-Knopp (below a
-hundredth of a step) and the averaging of gradients. Networks made here are thrown away.
+What is measured is the step that a run makes (Learner.step), by this process alone: all but what goes between processes
+(gradients, BatchNorm's statistics, sums of Sinkhorn-Knopp), the queue's rows in the balance, and compiling. Networks made
+here are thrown away.
 """
 
+import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from swav import dist
-from swav.algorithm import swapped_loss
 from swav.config import Recipe
-from swav.data.device import crops_on
+from swav.data.device import Pieces
 from swav.data.images import Images
 from swav.data.loader import Loader
-from swav.errors import EnvironmentError_
-from swav.network.heads import SwavNetwork, build_network
+from swav.derive import per_second
+from swav.errors import EnvironmentError_, counted
+from swav.learner import Crops, Learner
+from swav.network.heads import build_network
 from swav.network.trunk import count_parameters
-from swav.optim import build_optimizer
-from swav.runtime import autocast, available_memory
+from swav.runtime import available_memory
 
 SECONDS = 6.0  # of steps that are timed
 LIMIT_SECONDS = 20.0  # after which what was seen must do
@@ -94,19 +97,19 @@ def _power_of_two(count: int) -> int:
 
 
 def _gpu_peak(recipe: Recipe, device: torch.device) -> Callable[[int], int | None]:
-    network, optimizer = _learner(recipe, device)
+    steps = _Steps(recipe, device)
 
-    def peak(batch: int) -> int | None:
+    def peak(images: int) -> int | None:
+        if recipe.koleo > 0 and images < 2:  # such a step cannot be made
+            return None
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         try:
-            crops = _random_crops(recipe, batch, device)
+            crops = _random_crops(recipe, images, device)
             for _ in range(2):  # the second has the optimiser's state and the kernels' scratch space in place
-                _step(network, optimizer, crops, batch, recipe)
+                steps.make([crops], images)
         except torch.OutOfMemoryError:
             return None
-        finally:
-            optimizer.zero_grad(set_to_none=True)
         return torch.cuda.max_memory_reserved(device)
 
     return peak
@@ -121,7 +124,8 @@ def _fits_cpu(recipe: Recipe) -> int:
 def cpu_bytes(recipe: Recipe) -> tuple[int, int]:
     """What a training step takes on a CPU, by what a forward of two images keeps: bytes whatever the batch, and per image."""
     device, images = torch.device("cpu"), 2
-    network = build_network(recipe)
+    steps = _Steps(recipe, device)
+    network = steps.learner.network
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, int] = {}
 
@@ -131,11 +135,9 @@ def cpu_bytes(recipe: Recipe) -> tuple[int, int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = _loss(network, _random_crops(recipe, images, device), images, recipe)  # holds what is counted
-    del loss
+        steps.make([_random_crops(recipe, images, device)], images)
     activations = sum(count for place, count in kept.items() if place not in weights)
-    saved = _checkpoint_bytes(recipe, network)
-    return saved + 4 * count_parameters(network), round(_OVERHEAD * activations / images)
+    return _checkpoint_bytes(recipe, network) + 4 * count_parameters(network), round(_OVERHEAD * activations / images)
 
 
 def _checkpoint_bytes(recipe: Recipe, network: nn.Module) -> int:
@@ -157,18 +159,18 @@ def pace(images: Images, recipe: Recipe, device: torch.device) -> float:
 
 
 def _own_pace(images: Images, recipe: Recipe, device: torch.device) -> float:
-    network, optimizer = _learner(recipe, device)
-    share, at_a_time = recipe.batch // dist.world_size(), recipe.images_per_forward(dist.world_size())
-    in_pieces = at_a_time < share
-    recipe = recipe.model_copy(update={"batch": at_a_time * dist.world_size()})
+    processes = dist.world_size()
+    at_a_time = recipe.images_per_forward(processes)
+    pieces = 1 if at_a_time == recipe.batch // processes else 2  # of two pieces an image costs what it costs of many
+    steps, count = _Steps(recipe, device), pieces * at_a_time
     if device.type == "cpu":
-        recipe = _with_short_steps(recipe, network, optimizer)
-    share = recipe.batch // dist.world_size()
+        count = _short_enough(recipe, steps, count)
+    recipe = recipe.model_copy(update={"batch": count * processes})
     loader = Loader(
         images,
         recipe,
         rank=dist.rank(),
-        world_size=dist.world_size(),
+        world_size=processes,
         start_step=0,
         total_steps=1_000_000,
         steps_per_epoch=len(images) // recipe.batch,
@@ -178,11 +180,7 @@ def _own_pace(images: Images, recipe: Recipe, device: torch.device) -> float:
     ends: list[float] = []
     try:
         for batch in loader:
-            crops = crops_on(device, batch, recipe)
-            if in_pieces:  # each goes through the network once more before, for the codes of the whole batch
-                with torch.no_grad():
-                    _loss(network, crops, share, recipe)
-            _step(network, optimizer, crops, share, recipe)
+            steps.make(Pieces(batch, recipe, device, count // pieces), count)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             ends.append(time.monotonic())
@@ -192,27 +190,49 @@ def _own_pace(images: Images, recipe: Recipe, device: torch.device) -> float:
     finally:
         loader.close()
     begin = min(settling, len(ends) - 2)
-    return share * (len(ends) - 1 - begin) / (ends[-1] - ends[begin])
+    return count * (len(ends) - 1 - begin) / (ends[-1] - ends[begin])
 
 
-def _with_short_steps(recipe: Recipe, network: SwavNetwork, optimizer: torch.optim.Optimizer) -> Recipe:
-    """A smaller batch, where steps would take long: on a CPU the time of a step is in proportion to its images."""
-    share, images = recipe.batch // dist.world_size(), 2
-    seconds = 0.0
-    while images < share and seconds < _CPU_STEP_SECONDS / 3:
-        images = min(2 * images, share)
+def _short_enough(recipe: Recipe, steps: "_Steps", most: int) -> int:
+    """Fewer images, where a step of `most` would take long: on a CPU its time is in proportion to them."""
+    images, seconds = 2, 0.0
+    while images < most and seconds < _CPU_STEP_SECONDS / 3:
+        images = min(2 * images, most)
         crops = _random_crops(recipe, images, torch.device("cpu"))
         began = time.monotonic()
-        _step(network, optimizer, crops, images, recipe)
+        steps.make([crops], images)
         seconds = time.monotonic() - began
-    return recipe.model_copy(update={"batch": min(images, share) * dist.world_size()})
+    return min(images, most)
 
 
-def _learner(recipe: Recipe, device: torch.device) -> tuple[SwavNetwork, torch.optim.Optimizer]:
-    if recipe.left_at_auto("optimizer"):  # the one that takes most
-        recipe = recipe.model_copy(update={"optimizer": "adam"})
-    network = build_network(recipe).to(device)
-    return network, build_optimizer(recipe, network)
+# -- a step
+
+
+class _Steps:
+    """Makes steps of any number of images as a run would, of this process alone, with learning rates of 0.
+
+    Args:
+        recipe: machine, views, network and prototypes settled.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device):
+        settled: dict[str, Any] = {"optimizer": "adam", "epsilon": 0.05}  # the optimiser that takes most
+        settled = {key: value for key, value in settled.items() if recipe.left_at_auto(key)}
+        settled |= dict.fromkeys(("lr", "final_lr", "warmup_epochs", "queue_length", "freeze_prototypes_steps"), 0)
+        settled |= {"batch": 1, "micro_batch": 0, "epochs": 1, "compile": False}
+        with dist.alone():
+            self.learner = Learner(
+                recipe.model_copy(update=settled), build_network(recipe).to(device), steps_per_epoch=1
+            )
+
+    def make(self, pieces: Sequence[Crops], images: int) -> None:
+        """A step of so many images, whole or in pieces."""
+        self.learner.batch = images
+        try:
+            with dist.alone():
+                self.learner.step(pieces, 0)
+        finally:  # where memory ran out, too
+            self.learner.optimizer.zero_grad(set_to_none=True)
 
 
 def _random_crops(recipe: Recipe, images: int, device: torch.device) -> list[Tensor]:
@@ -221,21 +241,6 @@ def _random_crops(recipe: Recipe, images: int, device: torch.device) -> list[Ten
         .contiguous(memory_format=torch.channels_last)
         for crop in recipe.crops
     ]  # fmt: skip
-
-
-def _step(
-    network: SwavNetwork, optimizer: torch.optim.Optimizer, crops: list[Tensor], batch: int, recipe: Recipe
-) -> None:
-    _loss(network, crops, batch, recipe).backward()  # type: ignore[no-untyped-call]
-    optimizer.step()  # at a rate of 0, where optimisers are made
-    optimizer.zero_grad(set_to_none=True)
-
-
-def _loss(network: SwavNetwork, crops: list[Tensor], batch: int, recipe: Recipe) -> Tensor:
-    with autocast(crops[0].device, recipe.precision):
-        _, scores = network(crops, batch)
-    codes = scores.detach()[list(recipe.code_views)].softmax(dim=2)
-    return swapped_loss(scores, codes, recipe.code_views, recipe.temperature)
 
 
 # -- forecast
@@ -254,7 +259,7 @@ def forecast(
     """
     if speed is None:
         speed = pace(images, recipe, device)
-    evaluations = int(recipe.epochs // max(1, round(recipe.knn_epochs))) if scored else 0
+    evaluations = math.ceil(recipe.epochs / max(1, round(recipe.knn_epochs))) if scored else 0
     # An evaluation is a forward of one view; a step is worth three forwards of all crops. Decoding is the same.
     pixels = sum(crop.count * crop.size**2 for crop in recipe.crops)
     scoring = evaluations * scored / (speed * min(4.0, 3 * pixels / recipe.resolution**2))
@@ -264,7 +269,7 @@ def forecast(
     memory, room = _memory(recipe, device), available_memory(device)
     where = "of the GPU" if device.type == "cuda" else "a process"
     lines = [
-        f"time       {_hours(trained / speed + scoring)} at {speed:.0f} images/s"
+        f"time       {_hours(trained / speed + scoring)} at {per_second(speed)}"
         + (f", {_hours(scoring)} of it for kNN" if evaluations else ""),
         f"memory     {_gb(memory)} {where}, of {_gb(room)} available" + (": TOO MUCH" if memory > room else ""),
         f"disk       {_gb(disk)} of checkpoints, of {_gb(free)} free" + (": TOO MUCH" if disk > free else ""),
@@ -288,7 +293,9 @@ _BARE_PROCESS = 800_000_000  # Python with torch and this package, before a netw
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return counted(round(seconds / 60), "minute") if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _gb(count: float) -> str:

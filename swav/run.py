@@ -17,7 +17,8 @@ from swav.config import AUTO, HARMLESS, RESNETS, Recipe, settings_diff, settings
 from swav.data.images import Images, labelled_halves, open_images
 from swav.data.sample import is_grey, short_side
 from swav.derive import FOLLOWING, Facts, derive
-from swav.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
+from swav.errors import CheckpointError, ConfigError, DataError, EnvironmentError_, counted
+from swav.monitor import too_few
 from swav.network.trunk import check_backbone
 from swav.runtime import available_cpus, computes_in_bf16, has_compiler, versions, write_text_durably
 from swav.strict_yaml import read_yaml
@@ -108,7 +109,7 @@ def _facts(images: Images, device: torch.device, speeds: list[float]) -> Facts:
 def _settings_of(out: Path) -> Recipe | None:
     """The settings of the run in a folder, if there is one that has saved something."""
     config = out / "config.yaml"
-    if not config.exists() or not any((out / "checkpoints").glob("step_*")):
+    if not config.exists() or not checkpoint.are_in(out / "checkpoints"):
         return None
     return _read_settings(config)
 
@@ -160,21 +161,23 @@ def describe(run: Run) -> str:
     lines = [
         f"images     {len(run.images)} from {run.images.note or run.images.root}"
         + (f"; {len(run.images.bad)} unreadable left out" if run.images.bad else ""),
-        f"steps      {run.total_steps} = {recipe.epochs} epochs x {run.steps_per_epoch}, batch {recipe.batch} over {dist.world_size()} process(es)",
+        f"steps      {run.total_steps} = {counted(recipe.epochs, 'epoch')} x {run.steps_per_epoch}, batch {recipe.batch} over {counted(dist.world_size(), 'process')}",
         f"views      {' + '.join(f'{crop.count}x{crop.size}' for crop in recipe.crops)}, codes from {list(recipe.code_views)}",
         f"network    {_network_in_words(recipe)}, {_prototypes_in_words(recipe)}",
         f"forward    {_forward_in_words(recipe, dist.world_size())}",
-        f"optimiser  {recipe.optimizer}, learning rate {recipe.lr:g} to {recipe.final_lr:g}, {recipe.warmup_epochs:g} epochs of warm-up",
-        f"labels     {'kNN every ' + format(recipe.knn_epochs, 'g') + ' epochs' if run.labelled else f'none used ({run.unlabelled})'}",
+        f"optimiser  {recipe.optimizer}, learning rate {recipe.lr:g} to {recipe.final_lr:g}, {counted(recipe.warmup_epochs, 'epoch')} of warm-up",
+        f"labels     {'kNN every ' + counted(recipe.knn_epochs, 'epoch') if run.labelled else f'none used ({run.unlabelled})'}",
     ]
     values = recipe.model_dump(mode="json")
     lines += [f"auto       {key} = {_shown(values[key])}: {reason}" for key, reason in run.reasons.items()]
     lines += [f"auto       {kept_in_words(run)}"] if run.kept else []
     if recipe.sinkhorn == "local":
         lines.append(
-            f"warning    sinkhorn=local: codes are balanced over each of the {dist.world_size()} process(es) alone, as the "
+            f"warning    sinkhorn=local: codes are balanced over each process ({dist.world_size()}) alone, as the "
             "benchmark page's code base did by mistake; this is not SwAV"
         )
+    if (why := too_few(len(run.images), max(recipe.prototype_heads))) is not None:
+        lines.append(f"warning    {why}")
     if (
         recipe.queue_length
         and recipe.queue_length // recipe.batch >= (recipe.epochs - recipe.queue_start_epoch) * run.steps_per_epoch
@@ -205,15 +208,13 @@ def going_on(run: Run, saved: checkpoint.Checkpoint) -> str:
     before, now = len(saved.locals), dist.world_size()
     if before == now:
         return line
-    return (
-        f"{line}; on {now} process(es) instead of {before}: same batches, the queue is dealt out anew, bits will differ"
-    )
+    return f"{line}; on {counted(now, 'process')} instead of {before}: same batches, the queue is dealt out anew, bits will differ"
 
 
 def _forward_in_words(recipe: Recipe, processes: int) -> str:
     """Precision, micro-batches, and whose samples BatchNorm's statistics are of."""
     share, at_a_time = recipe.batch // processes, recipe.images_per_forward(processes)
-    words = f"{recipe.precision}{', compiled' if recipe.compile else ''}, {at_a_time} images at a time"
+    words = f"{recipe.precision}{', compiled' if recipe.compile else ''}, {counted(at_a_time, 'image')} at a time"
     if at_a_time < share:
         words += f" of {share} (codes are of the whole batch, BatchNorm's statistics of the {at_a_time})"
     if processes > 1:
@@ -222,9 +223,14 @@ def _forward_in_words(recipe: Recipe, processes: int) -> str:
 
 
 def memory_advice(at_a_time: int) -> str:
+    if at_a_time == 1:
+        return (
+            "one image went through the network at a time: begin again (another --out) with a smaller network or crops"
+        )
+    fewer = next(count for count in range(at_a_time // 2, 0, -1) if at_a_time % count == 0)
     return (
         f"{at_a_time} images went through the network at a time: begin again (another --out) with the same batch and "
-        f"micro_batch={max(1, at_a_time // 2)}, or with a smaller network or crops"
+        f"micro_batch={fewer}, or with a smaller network or crops"
     )
 
 

@@ -44,20 +44,26 @@ def fault_point(name: str) -> None:
 
 
 @contextlib.contextmanager
-def environment_errors() -> Iterator[None]:
-    """Turns a full disk and a lack of memory, wherever they strike, into the error that says what to do.
+def environment_errors(
+    memory_advice: str = "use a smaller batch=N, smaller crops or fewer workers=N; what was saved is untouched",
+) -> Iterator[None]:
+    """Turns a full disk and a lack of memory, of a GPU or of this machine, into the error that says what to do.
+
+    Args:
+        memory_advice: what to do where memory is lacking. (Inside another one the inner one's advice is given.)
 
     Raises:
-        EnvironmentError_: in place of OSError (no space, quota, size limit), MemoryError and torch.OutOfMemoryError.
+        EnvironmentError_: in place of OSError (no space, quota, size limit), MemoryError, torch.OutOfMemoryError and the
+            RuntimeError of torch's allocator on a CPU.
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EnvironmentError_(
-            f"not enough memory ({reason})\nuse a smaller batch=N, smaller crops or fewer workers=N; "
-            "what was saved is untouched"
-        ) from error
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        told = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not told and "DefaultCPUAllocator" not in str(error):
+            raise
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EnvironmentError_(f"not enough memory ({first.partition(' GPU ')[0]})\n{memory_advice}") from error
     except OSError as error:
         if error.errno not in DISK_IS_FULL:
             raise
@@ -197,22 +203,6 @@ def memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak / 1e6
-
-
-@contextlib.contextmanager
-def out_of_memory_told(advice: str) -> Iterator[None]:
-    """Turns want of memory, of a GPU or of this machine, into an error that says what to do.
-
-    Raises:
-        EnvironmentError_: with the advice.
-    """
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):
-            raise
-        first = (str(error).splitlines() or ["out of memory"])[0]
-        raise EnvironmentError_(f"{first.partition(' GPU ')[0]}\n{advice}") from None
 
 
 def versions() -> dict[str, str]:

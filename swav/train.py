@@ -30,7 +30,6 @@ from swav.runtime import (
     StopRequest,
     environment_errors,
     fault_point,
-    out_of_memory_told,
     pick_device,
     seed_process,
     share_cpus,
@@ -62,7 +61,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
     if wanted.data is None:
         raise ConfigError("data: expected data=PATH (a folder of images, a list file, or CIFAR), found nothing")
     device = pick_device(wanted.device)
-    with environment_errors(), dist.process_group(device), ExitStack() as stack:
+    with dist.process_group(device), environment_errors(), ExitStack() as stack:
         out = Path(out)
         share_cpus(dist.world_size())
         run = prepare(wanted, out, device, dry_run)
@@ -71,7 +70,9 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
             scored = sum(map(len, run.labelled)) if run.labelled else 0
             say("trying some steps, to estimate time and memory")
             lines = forecast(run.images, scored, run.recipe, device, out, run.speed)
-            taken = f"\ninit       {take_over(build_network(run.recipe), start)}" if start is not None else ""
+            taken = (
+                f"\ninit       {take_over(build_network(run.recipe), start, run.recipe)}" if start is not None else ""
+            )
             if dist.rank() == 0:
                 print(describe(run) + taken, lines, f"\n{to_yaml(run.recipe)}", sep="\n", end="")
             return out
@@ -79,7 +80,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
             stack.enter_context(checkpoint.RunLock(out))
         stop = stack.enter_context(StopRequest())
         network = build_network(run.recipe)
-        taken = f"\ninit       {take_over(network, start)}" if start is not None else ""
+        taken = f"\ninit       {take_over(network, start, run.recipe)}" if start is not None else ""
         del start  # its memory is the network's to use
         learner = Learner(run.recipe, network.to(device), run.steps_per_epoch)
         start_step, best = 0, None
@@ -117,7 +118,8 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
         on_device=device.type == "cuda",
     )
     progress = Progress("pre-training", run.total_steps, start_step, quiet=not first)
-    watch = Watch(recipe.ln_prototypes)
+    facts = recipe.ln_prototypes, len(run.images), max(recipe.prototype_heads)
+    watch = Watch(*facts)
     clock = Clock()
     pending: Tensor | None = None
     saved_at, save_time = start_step, time.monotonic()
@@ -169,7 +171,7 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
             if batch.step == start_step and first:
                 draw_views(batch, run)
             pieces = Pieces(batch, recipe, device, at_a_time)
-            with out_of_memory_told(memory_advice(at_a_time)):
+            with environment_errors(memory_advice(at_a_time)):
                 current = learner.step(pieces, batch.step, requests)
             done = batch.step + 1
             monitor.watch(learner.embeddings, learner.codes)
@@ -208,7 +210,7 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
         loader.close()
         log.close()
     if first:
-        judgement, advice = verdict(log.recent, recipe.ln_prototypes)
+        judgement, advice = verdict(log.recent, *facts)
         write_text_durably(run.out / "report" / "verdict.json", json.dumps({"state": judgement, "advice": advice}))
         say(f"{judgement}: {advice}")
         say(f"report: {write_report(run.out)}")

@@ -19,13 +19,17 @@ def files(folder):
 def test_the_demo_ends_with_a_table_and_the_reports_path_and_again_does_nothing_twice(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo_module, "TRAIN", 64)
     monkeypatch.setattr(demo_module, "VAL", 32)
+    monkeypatch.setattr(demo_module, "VOC_TRAIN", 480)
+    monkeypatch.setattr(demo_module, "VOC_TEST", 40)
     report = demo_module.demo(tmp_path)
     first = capsys.readouterr().out.splitlines()
     assert first[-1] == str(report) and report.is_file()
     assert first[0] == "random vs SwAV"
     assert f"random:{tmp_path / 'run'}" in first[1] and f" {tmp_path / 'run'} " in first[1]
     results = tmp_path / "run" / "results.json"
-    assert {row["bench"] for row in json.loads(results.read_text())["results"]} == {"knn", "linear"}
+    assert {row["bench"] for row in json.loads(results.read_text())["results"]} == demo_module.HEADLINES.keys()
+    shown = [[cell.strip() for cell in line.split("|")[1:3]] for line in first[3:] if line.startswith("|")]
+    assert shown == [list(pair) for pair in demo_module.HEADLINES.items()]
 
     written = files(tmp_path)
     assert demo_module.demo(tmp_path) == report

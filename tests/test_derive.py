@@ -258,12 +258,19 @@ def test_the_pace_is_asked_of_settings_that_lack_nothing_but_the_length():
             {"batch": 255, "queue_length": 3841},
             "queue_length: expected a multiple of the 3 processes, found 3841; start 1",
         ),
+        ({"batch": 3, "koleo": 0.1}, "koleo: expected at least 2 images per forward of a process, found 1"),
     ],
 )
 def test_what_the_processes_cannot_share_is_refused_with_a_number_that_fits(changes, complaint):
     with pytest.raises(ConfigError) as caught:
         derive(Recipe(**changes), Facts(1000, world_size=3))
     assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"micro_batch": 5}, {"koleo": 0.1, "batch": 3}])
+def test_what_cannot_be_shared_is_refused_before_anything_is_timed(changes):
+    with pytest.raises(ConfigError):
+        derive(Recipe(epochs="auto", hours=1.0, **changes), Facts(1000, world_size=3 if "koleo" in changes else 1))
 
 
 @pytest.mark.parametrize(

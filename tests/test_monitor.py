@@ -30,16 +30,51 @@ COLLAPSED = GOOD | {"loss": math.log(K), "loss_gap": 0.0, "prototypes_used": 0.0
     ],
 )
 def test_the_verdict_of_a_history(lines, state):
-    assert verdict(lines, math.log(K))[0] == state
+    assert verdict(lines, math.log(K), 1000, K)[0] == state
 
 
 def test_what_changes_is_said_once_while_the_run_goes_on():
-    watch, history, said = Watch(math.log(K)), [], []
+    watch, history, said = Watch(math.log(K), 1000, K), [], []
     for line in [GOOD] * 60 + [GOOD | {"loss_gap": 0.0}] * 30 + [GOOD] * 30:
         history.append(line)
         said.append(watch.news(history))
     told = [news.partition(":")[0] for news in said if news]
     assert told == ["collapsing", "healthy"]
+
+
+@pytest.mark.parametrize(
+    ("line", "images", "state"),
+    [
+        (GOOD, K, "healthy"),
+        (GOOD, K - 1, "too few images"),
+        (GOOD | {"prototypes_used": 0.1}, 12, "too few images"),  # the advice on dying prototypes would not help
+        (COLLAPSED, 12, "collapsing"),
+    ],
+)
+def test_a_run_on_fewer_images_than_prototypes_is_not_called_healthy(line, images, state):
+    told, advice = verdict([line] * 60, math.log(K), images, K)
+    assert told == state
+    if state == "too few images":
+        assert f"{images} images cannot fill {K} prototypes" in advice and "init=W" in advice and "benchmark" in advice
+
+
+def test_prototypes_in_use_are_told_alike_whenever_they_are_asked_for():
+    """All are used equally often: no line of the log may say otherwise, wherever a window of counting begins."""
+    monitor, told = Monitor(40, 3, torch.device("cpu")), []
+    for step in range(400):
+        codes = torch.eye(40)[[(8 * step + i) % 40 for i in range(8)]].expand(1, 8, 40)
+        monitor.watch(torch.nn.functional.normalize(torch.randn(1, 8, 3), dim=2), [codes])
+        told.append(monitor.summary()["prototypes_used"])
+    assert told[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1]) and min(told[5:]) == 1
+
+
+def test_a_prototype_that_dies_is_noticed_within_twenty_samples_per_prototype():
+    monitor = Monitor(4, 3, torch.device("cpu"))
+    for step in range(200):
+        codes = torch.eye(4)[[0, 1, 2, 3 if step < 100 else 0]].expand(1, 4, 4)
+        monitor.watch(torch.nn.functional.normalize(torch.randn(1, 4, 3), dim=2), [codes])
+        if step == 100 + 25:
+            assert monitor.summary()["prototypes_used"] == 0.75
 
 
 def test_prototypes_in_use_are_those_that_some_sample_chose():

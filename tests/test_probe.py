@@ -5,8 +5,7 @@ On a GPU the same functions measure for real; here `peak` is a model of one. Run
 """
 
 import math
-import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swav import probe
+from swav import algorithm, dist, probe
 from swav.config import Recipe, load_recipe
 from swav.data.images import open_images
 from swav.data.layouts import write_shapes
 from swav.derive import Facts, derive
 from swav.errors import EnvironmentError_
+from swav.learner import Learner, Teacher
 from swav.network.heads import build_network
 from swav.network.trunk import count_parameters
 
@@ -111,6 +111,7 @@ def test_a_step_on_a_cpu_keeps_so_much_per_image_and_so_much_anyway():
     assert fixed == 4 * weights  # weights, gradients, and Adam's two
     assert probe.cpu_bytes(recipe(optimizer="larc", lr=1.0))[0] == 3 * weights
     assert probe.cpu_bytes(recipe(teacher_momentum=0.9))[0] == 5 * weights
+    assert probe.cpu_bytes(recipe(koleo=0.1))[1] > per_image  # the embeddings' nearest ones
 
 
 def test_on_a_cpu_half_of_the_available_memory_is_the_bound(monkeypatch):
@@ -139,68 +140,94 @@ class Clock:
         return self.now
 
 
-def timed(monkeypatch: pytest.MonkeyPatch, clock: Clock, seconds: Callable[[int], float]) -> list[int]:
-    """Replaces the step by the passing of time; returns the list of batches that it is given."""
-    batches: list[int] = []
+def timed(monkeypatch: pytest.MonkeyPatch, clock: Clock, seconds: Callable[[int], float]) -> list[list[int]]:
+    """Replaces the step by the passing of time; returns the list of images per piece that each is given."""
+    steps: list[list[int]] = []
 
-    def step(network: object, optimizer: object, crops: object, batch: int, recipe: Recipe) -> None:
-        batches.append(batch)
-        clock.now += seconds(len(batches))
+    def step(learner: Learner, pieces: Sequence[list[torch.Tensor]], number: int) -> None:
+        steps.append([len(piece[0]) // 2 for piece in pieces])
+        assert sum(steps[-1]) == learner.batch
+        clock.now += seconds(len(steps))
 
-    monkeypatch.setattr(probe, "_step", step)
-    monkeypatch.setattr(probe, "_with_short_steps", lambda recipe, *_: recipe)
+    monkeypatch.setattr(Learner, "step", step)
     monkeypatch.setattr("swav.probe.time.monotonic", clock)
-    return batches
+    return steps
+
+
+def of_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_short_enough", lambda recipe, steps, most: most)
 
 
 def test_the_pace_is_that_of_the_steps_after_the_first_ones(shapes, monkeypatch):
-    batches = timed(monkeypatch, Clock(), lambda n: 30.0 if n == 1 else 0.9)
+    of_whole_batches(monkeypatch)
+    steps = timed(monkeypatch, Clock(), lambda n: 30.0 if n == 1 else 0.9)
     pace = probe.pace(open_images(shapes), recipe(), CPU)
     assert pace == pytest.approx(16 / 1.0)
-    assert set(batches) == {16} and len(batches) <= 3 + probe.SECONDS / 1.0 + 1
+    assert steps == [[16]] * len(steps) and len(steps) <= 3 + probe.SECONDS / 1.0 + 1
 
 
-def test_a_batch_in_micro_batches_is_timed_by_these_each_twice_through_the_network(shapes, monkeypatch):
-    batches = timed(monkeypatch, Clock(), lambda n: 0.9)
-    forwards: list[int] = []
-
-    def loss(network: object, crops: object, batch: int, recipe: Recipe) -> None:
-        assert not torch.is_grad_enabled()
-        forwards.append(batch)
-
-    monkeypatch.setattr(probe, "_loss", loss)
-    assert probe.pace(open_images(shapes), recipe(micro_batch=4), CPU) == pytest.approx(4 / 1.0)
-    assert set(batches) == {4} and forwards == batches
+def test_a_batch_in_micro_batches_is_timed_by_two_of_these_in_a_step(shapes, monkeypatch):
+    of_whole_batches(monkeypatch)
+    steps = timed(monkeypatch, Clock(), lambda n: 0.9)
+    assert probe.pace(open_images(shapes), recipe(micro_batch=4), CPU) == pytest.approx(8 / 1.0)
+    assert steps == [[4, 4]] * len(steps)
 
 
 def test_slow_steps_are_not_waited_for_longer_than_the_limit(shapes, monkeypatch):
-    clock = Clock()
-    batches = timed(monkeypatch, clock, lambda n: 49.9)
+    of_whole_batches(monkeypatch)
+    steps = timed(monkeypatch, Clock(), lambda n: 49.9)
     assert probe.pace(open_images(shapes), recipe(workers=0), CPU) == pytest.approx(16 / 50)
-    assert len(batches) == 3
+    assert len(steps) == 3
 
 
-def test_the_real_pace_is_a_number_and_leaves_nothing_behind(shapes, monkeypatch):
-    monkeypatch.setattr(probe, "SECONDS", 0.2)
-    before = sorted(path.name for path in shapes.rglob("*"))
-    assert probe.pace(open_images(shapes), recipe(workers=1), CPU) > 0
-    assert not [child.name for child in multiprocessing.active_children() if "loader" in child.name]
-    assert sorted(path.name for path in shapes.rglob("*")) == before
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_all_that_a_step_does_is_timed(micro_batch, shapes, monkeypatch):
+    """A teacher, KoLeo, several sets of prototypes, and a second pass where the batch goes through in pieces."""
+    calls = {"a teacher": 0, "KoLeo": 0, "codes": 0, "network": 0}
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            calls[name] += 1
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(Teacher, "__call__", counted("a teacher", Teacher.__call__))
+    monkeypatch.setattr("swav.learner.koleo_loss", counted("KoLeo", algorithm.koleo_loss))
+    monkeypatch.setattr("swav.learner.sinkhorn_codes", counted("codes", algorithm.sinkhorn_codes))
+    monkeypatch.setattr(Learner, "_forward", counted("network", Learner._forward))
+    monkeypatch.setattr(probe, "SECONDS", 0.0)
+    monkeypatch.setattr(probe, "_CPU_STEP_SECONDS", 0.0)
+    options: dict[str, Any] = {"teacher_momentum": 0.9, "koleo": 0.1, "prototypes": [12, 5], "micro_batch": micro_batch}
+    of_whole_batches(monkeypatch)
+    assert probe.pace(open_images(shapes), recipe(**options), CPU) > 0
+    pieces = 2 if micro_batch else 1
+    steps = calls["codes"] // 4  # of two crops, on two sets
+    assert steps > 0
+    assert calls == {"a teacher": pieces * steps, "KoLeo": pieces * steps, "codes": 4 * steps, "network": 2 * pieces * steps}  # fmt: skip
+
+
+def test_no_process_waits_for_another_while_it_measures(monkeypatch):
+    """Each makes as many steps as it has time for: a collective in one of them would hang or mix the processes."""
+
+    def collective(*_: Any, **__: Any) -> None:
+        raise AssertionError("a step that is measured talks to other processes")
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", collective)
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", collective)
+    assert dist.world_size() == 2
+    settings = recipe(teacher_momentum=0.9)
+    probe._Steps(settings, CPU).make([probe._random_crops(settings, 4, CPU)], 4)
+    assert probe.cpu_bytes(settings)[1] > 0
 
 
 def test_long_steps_are_probed_with_fewer_images(monkeypatch):
-    clock, batches = Clock(), list[int]()
-
-    def step(network: object, optimizer: object, crops: list[torch.Tensor], batch: int, recipe: Recipe) -> None:
-        assert len(crops[0]) == 2 * batch
-        batches.append(batch)
-        clock.now += 0.05 * batch
-
-    monkeypatch.setattr(probe, "_step", step)
-    monkeypatch.setattr("swav.probe.time.monotonic", clock)
-    network, optimizer = probe._learner(recipe(batch=64), CPU)
-    assert probe._with_short_steps(recipe(batch=64), network, optimizer).batch == 8
-    assert batches == [4, 8]
+    clock = Clock()
+    steps = timed(monkeypatch, clock, lambda _: 0.05 * steps[-1][0])
+    assert probe._short_enough(recipe(), probe._Steps(recipe(), CPU), 64) == 8
+    assert steps == [[4], [8]]
 
 
 # -- forecast
@@ -219,6 +246,21 @@ def test_the_forecast_speaks_of_time_memory_disk_and_how_far_off_it_is(shapes, t
     weights = 4 * count_parameters(build_network(recipe()))
     assert lines["disk"].startswith(f"{5 * 3 * weights / 1e6:.1f} MB of checkpoints")
     assert not run.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "pace", "words"),
+    [(1, 8.0, "8 s at 8 images/s"), (1, 0.4, "3 minutes at 0.4 images/s"), (90, 1234.5, "5 s at 1234 images/s")],
+)
+def test_a_short_time_and_a_slow_pace_are_not_rounded_to_nothing(epochs, pace, words, shapes, tmp_path):
+    settings = recipe(epochs=epochs, warmup_epochs=0)
+    assert probe.forecast(open_images(shapes), 0, settings, CPU, tmp_path, pace).startswith(f"time       {words}\n")
+
+
+def test_the_evaluation_at_the_end_is_foreseen(shapes, tmp_path):
+    line = probe.forecast(open_images(shapes), 96, recipe(epochs=3, knn_epochs=2.0), CPU, tmp_path, 1.0).splitlines()[0]
+    once = probe.forecast(open_images(shapes), 96, recipe(epochs=3, knn_epochs=3.0), CPU, tmp_path, 1.0).splitlines()[0]
+    assert line != once and "of it for kNN" in once
 
 
 def test_what_does_not_fit_is_called_so(shapes, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ that slips through; settings found wrong only after the data.
 Run: pytest tests/test_run.py
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,32 @@ def test_a_backbone_is_checked_before_the_data(wanted, tmp_path):
 
 def test_codes_that_are_balanced_per_process_are_named_in_the_output(wanted, tmp_path):
     local = run.prepare(wanted.model_copy(update={"sinkhorn": "local"}), tmp_path, CPU, dry_run=True)
-    assert "warning    sinkhorn=local: codes are balanced over each of the 1 process(es) alone" in run.describe(local)
+    assert "warning    sinkhorn=local: codes are balanced over each process (1) alone" in run.describe(local)
     assert "sinkhorn" not in run.describe(run.prepare(wanted, tmp_path, CPU, dry_run=True))
+
+
+def test_numbers_of_one_are_told_as_such(wanted, tmp_path):
+    one = wanted.model_copy(
+        update={"epochs": 1, "warmup_epochs": 1.0, "micro_batch": 1, "batch": 64, "knn_epochs": 1.0}
+    )
+    one = one.model_copy(update={"warmup_epochs": "auto", "queue_length": "auto", "queue_start_epoch": "auto"})
+    said = run.describe(run.prepare(one, tmp_path, CPU, dry_run=True))
+    assert "1 = 1 epoch x 1, batch 64 over 1 process\n" in said and "1 image at a time of 64" in said
+    assert "kNN every 1 epoch\n" in said and not re.search(r"\b1 (epochs|images|steps|processes)\b", said)
+
+
+def test_fewer_images_than_prototypes_are_told_before_the_first_step(wanted, tmp_path):
+    for prototypes, warned in ((64, False), (65, True), ((40, 65), True)):
+        some = run.prepare(wanted.model_copy(update={"prototypes": prototypes}), tmp_path, CPU, dry_run=True)
+        assert ("warning    64 images cannot fill 65 prototypes" in run.describe(some)) == warned
+
+
+@pytest.mark.parametrize(
+    ("at_a_time", "words"), [(1, "one image"), (2, "micro_batch=1,"), (9, "micro_batch=3,"), (64, "micro_batch=32,")]
+)
+def test_the_advice_on_memory_names_a_micro_batch_that_would_be_accepted_and_smaller(at_a_time, words):
+    advice = run.memory_advice(at_a_time)
+    assert words in advice and ("micro_batch" in advice) == (at_a_time > 1)
 
 
 def test_every_choice_is_told_as_it_would_be_typed(wanted, tmp_path):

@@ -3,8 +3,10 @@
 Golden traces of the same step are in test_golden.py, kills in test_resume.py. Run: pytest tests/test_train.py
 """
 
+import contextlib
 import errno
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,9 +177,31 @@ def test_want_of_memory_names_a_micro_batch(shapes, tmp_path, monkeypatch, error
         raise error
 
     monkeypatch.setattr("swav.learner.swapped_loss", fail)
-    with pytest.raises(EnvironmentError_, match=r"Tried to allocate 2 GiB\.\n16 images .*micro_batch=8") as caught:
+    with pytest.raises(EnvironmentError_, match=r"Tried to allocate 2 GiB\.\)\n16 images .*micro_batch=8") as caught:
         train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
     assert caught.value.exit_code == 4
+
+
+def test_the_other_processes_hear_why_memory_or_disk_ended_one(shapes, tmp_path, monkeypatch):
+    """They are told by `process_group`, which must meet the error in its final words, with its exit code."""
+    met: list[type[Exception]] = []
+
+    @contextlib.contextmanager
+    def group(device: torch.device) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            met.append(type(error))
+            raise
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("swav.train.dist.process_group", group)
+    monkeypatch.setattr(train, "build_network", fail)
+    with pytest.raises(EnvironmentError_, match="not enough memory"):
+        train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+    assert met == [EnvironmentError_]
 
 
 def test_a_micro_batched_run_says_whose_statistics_batchnorm_has(shapes, tmp_path, capsys):

@@ -53,8 +53,3 @@ class Pieces(Sequence[list[Tensor]]):
         if self.size == len(self.batch.indices):
             return of_crops.flatten(0, 1).to(self.device, non_blocking=True)
         return torch.cat([crop.to(self.device, non_blocking=True) for crop in of_crops])
-
-
-def crops_on(device: torch.device, batch: Batch, recipe: Recipe) -> list[Tensor]:
-    """The whole batch in one piece."""
-    return Pieces(batch, recipe, device, len(batch.indices))[0]

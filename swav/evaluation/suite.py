@@ -7,7 +7,6 @@ torchrun the processes share the benchmarks that train; the others are run by th
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,8 +95,7 @@ def bench(
     labels = _labels(list(dict.fromkeys(weights)), suite.name)
     read_results(out)  # a file that is none is found before the work
     devices = {name: pick_device(chosen.device) for name, chosen in settings.items()}
-    with environment_errors(), ExitStack() as stack:
-        stack.enter_context(dist.process_group(next(iter(devices.values()))))
+    with dist.process_group(next(iter(devices.values()))), environment_errors():
         share_cpus(dist.world_size())
         encoders = _encoders(list(labels), options)
         everything = "all" in names

@@ -31,11 +31,12 @@ class Encoder(nn.Module):
     Attributes:
         trunk, head, prototypes: the parts, as pre-trained; head and prototypes are None where a file has none.
         name: the weight source, as the user gave it.
+        prototype_heads: number of prototypes in each set.
         sha256: of the trunk's tensors, names and bytes.
         mean, std: of the normalisation, for RGB in 0..1.
         in_channels: C, 3 or 1.
         size: side of images that the network was made for [pixels].
-        settings: what built the network, for results.
+        settings: what built the network, for results; of a run's weights also the epochs behind them and the batch.
         story: what was found in another project's file, in words; empty for our own.
         num_features: F.
         stage_names, stage_channels: of the maps that `stages` gives; empty where the trunk has no stages.
@@ -46,6 +47,8 @@ class Encoder(nn.Module):
         self.trunk = network.trunk
         self.head = network.projection_head if foreign is None or foreign.has_head else None
         self.prototypes = network.prototypes if foreign is None or foreign.has_prototypes else None
+        sets = foreign is None and not recipe.left_at_auto("prototypes")
+        self.prototype_heads = recipe.prototype_heads if sets else (len(network.prototypes.weight),)
         self.story = foreign.story if foreign is not None else ""
         self.name, self.sha256 = name, weights_sha256(network.trunk)
         self.mean, self.std, self.size = recipe.mean, recipe.std, recipe.resolution
@@ -128,7 +131,10 @@ def load(weights: str | Path, **options: Any) -> Encoder:
         ) from None
     with torch.no_grad():  # saved a step away from unit norm, see algorithm.normalize_prototypes_
         network.prototypes.weight.copy_(nn.functional.normalize(network.prototypes.weight, dim=1))
-    return _frozen(Encoder(network, recipe, source))
+    encoder = Encoder(network, recipe, source)
+    seen = saved.state["step"] // (saved.state["num_images"] // recipe.batch)  # whole epochs so far
+    encoder.settings |= {"epochs": seen, "batch": recipe.batch}
+    return _frozen(encoder)
 
 
 def is_foreign(source: str) -> bool:

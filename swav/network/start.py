@@ -1,14 +1,18 @@
 """Where a run starts from: `init=W` puts existing weights in the place of fresh ones, once, before the first step."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from swav.config import Recipe
+from swav import checkpoint
+from swav.config import TIMM, Recipe
 from swav.errors import ConfigError
 from swav.network.encoder import Encoder, load
 from swav.network.heads import SwavNetwork, build_network
+
+_SHAPING = ("backbone", "width", "stem", "in_channels")  # the keys that make a trunk
 
 
 def weights_to_start_from(recipe: Recipe, out: Path) -> Encoder | None:
@@ -26,31 +30,36 @@ def weights_to_start_from(recipe: Recipe, out: Path) -> Encoder | None:
         ConfigError: there are no such weights, or they are of another trunk than the recipe's.
         CheckpointError: they cannot be read.
     """
-    if recipe.init is None or any((out / "checkpoints").glob("step_*")):
+    if recipe.init is None or checkpoint.are_in(out / "checkpoints"):
         return None
     if recipe.init.startswith("random:"):
         raise ConfigError(f"init={recipe.init}: expected existing weights; fresh ones come from the seed, without init")
     start = load(recipe.init)
     with torch.device("meta"):
         expected = build_network(recipe).trunk
-    if difference := _difference(start.trunk, expected):
-        found = ", ".join(f"{key}={start.settings[key]}" for key in ("backbone", "width", "stem"))
+    difference = _difference(start.trunk, expected)
+    if difference is None and not start.story and start.settings["stem"] != recipe.stem:  # of equal shapes: half, small
+        difference = "the stem"
+    if difference is not None:
+        found = ", ".join(f"{key}={start.settings[key]}" for key in _SHAPING)
+        wanted = ", ".join(f"{key}={getattr(recipe, key)}" for key in _SHAPING)
         raise ConfigError(
-            f"init={recipe.init}: expected the trunk of backbone={recipe.backbone}, width={recipe.width:g}, "
+            f"init={recipe.init}: expected the trunk of {wanted}\n"
             f"found another ({found}; first difference at {difference}); set these keys to what the weights are of"
         )
     return start
 
 
-def take_over(network: SwavNetwork, start: Encoder) -> str:
+def take_over(network: SwavNetwork, start: Encoder, recipe: Recipe) -> str:
     """Puts weights in the place of fresh ones: the trunk, and head and prototypes if they are there and fit.
 
     Args:
         network: of a run before its first step.
         start: of `weights_to_start_from`.
+        recipe: of the run.
 
     Returns:
-        What came along, in words.
+        What came along, what did not, and what the weights were used to that is otherwise here, in words.
     """
     network.trunk.load_state_dict(start.trunk.state_dict())
     came, stayed = ["trunk"], []
@@ -58,19 +67,36 @@ def take_over(network: SwavNetwork, start: Encoder) -> str:
         ("head", start.head, network.projection_head),
         ("prototypes", start.prototypes, network.prototypes),
     ):
-        if theirs is None or _difference(theirs, ours) or (name == "prototypes" and "head" not in came):
-            why = (
-                "none there"
-                if theirs is None
-                else "of another size"
-                if _difference(theirs, ours)
-                else "of another head"
-            )
+        why = None
+        if theirs is None:
+            why = "none there"
+        elif _difference(theirs, ours):
+            why = "of another size"
+        elif name == "prototypes" and start.prototype_heads != recipe.prototype_heads:
+            why = f"of other sets: {list(start.prototype_heads)}"
+        elif name == "prototypes" and "head" not in came:
+            why = "of another head"
+        if theirs is None or why is not None:
             stayed.append(f"fresh {name} ({why})")
         else:
             ours.load_state_dict(theirs.state_dict())
             came.append(name)
-    return "; ".join([f"{start.name}: {', '.join(came)}", *stayed]) + (f"\n{start.story}" if start.story else "")
+    words = "; ".join([f"{start.name}: {', '.join(came)}", *stayed, *_otherwise(start, recipe)])
+    return words + (f"\n{start.story}" if start.story else "")
+
+
+def _otherwise(start: Encoder, recipe: Recipe) -> list[str]:
+    """What the weights were used to that is otherwise in this run: it fits, and they must learn it anew."""
+    here: dict[str, Any] = {"stem": recipe.stem, "mean": recipe.mean, "std": recipe.std, "padding": 1}
+    there = start.settings | {"mean": start.mean, "std": start.std}
+    differ = [key for key in here if key in there and there[key] != here[key]]
+    if recipe.backbone.startswith(TIMM):
+        differ = [key for key in differ if key != "stem"]
+    return [f"they are used to {key} {_plain(there[key])}, here it is {_plain(here[key])}" for key in differ]
+
+
+def _plain(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def _difference(one: nn.Module, other: nn.Module) -> str | None:

@@ -226,7 +226,7 @@ def test_a_draw_of_images_is_the_seeds(colours, tmp_path):
 def test_names_label_the_rows_and_must_be_as_many_as_the_weights(colours, tmp_path):
     weights = ["random:tiny", "random:cifar10"]
     names = ["small | fast", "large"]
-    named: dict[str, object] = QUICK_KNN | {"name": names}
+    named: dict[str, object] = QUICK_KNN | {"name": names, "knn.k": [10]}
     content = suite.bench(["knn"], weights, colours, tmp_path, named)
     assert {(row["weights"], row["name"]) for row in content["results"]} == set(zip(weights, names, strict=True))
     assert "large" in table(content) and "random:cifar10" not in table(content)

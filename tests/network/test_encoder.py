@@ -18,6 +18,10 @@ from swav.network.heads import build_network
 RECIPE = load_recipe("tiny", {"width": 0.125, "head_hidden": 16, "head_dim": 8, "prototypes": 12})
 
 
+# of images for five steps an epoch
+STATE = {"recipe": RECIPE.model_dump(mode="json"), "world_size": 1, "num_images": 5 * int(RECIPE.batch) + 1}
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run's folder with two checkpoints, the first of them the best."""
@@ -29,7 +33,7 @@ def run(tmp_path):
             model=network.state_dict(),
             optim={},
             local={},
-            state={"recipe": RECIPE.model_dump(mode="json"), "best_step": 5, "world_size": 1},
+            state=STATE | {"best_step": 5},
             keep=3,
             best=5,
         )
@@ -51,6 +55,11 @@ def test_a_run_means_its_newest_checkpoint_and_best_the_best(run):
     assert newest.sha256 == load(run / "checkpoints" / "step_00000010").sha256
     assert best.sha256 == load(run / "checkpoints" / "step_00000005").sha256
     assert newest.sha256 != best.sha256
+    assert [(w.settings["epochs"], w.settings["batch"]) for w in (best, newest)] == [
+        (1, RECIPE.batch),
+        (2, RECIPE.batch),
+    ]
+    assert "epochs" not in load(f"random:{run}").settings
 
 
 @pytest.mark.parametrize("name", ["me@home", "run@best@home", "run@"])
@@ -64,7 +73,7 @@ def test_a_path_may_hold_an_at_sign(run, tmp_path_factory, name):
 def test_best_is_of_a_run_that_has_one(run):
     with pytest.raises(ConfigError, match="expected a run folder, found none"):
         load(f"{run}/checkpoints/step_00000010@best")
-    state = {"recipe": RECIPE.model_dump(mode="json"), "best_step": None, "world_size": 1}
+    state = STATE | {"best_step": None}
     model = build_network(RECIPE).state_dict()
     checkpoint.save(run / "checkpoints", 15, model=model, optim={}, local={}, state=state, keep=3)
     with pytest.raises(ConfigError, match="scored by kNN"):
@@ -104,7 +113,7 @@ def test_what_is_not_there_is_refused_with_what_is(run, tmp_path):
 def test_tensors_of_another_network_are_refused(run):
     path = run / "checkpoints"
     network = build_network(RECIPE.model_copy(update={"backbone": "resnet34"}))
-    state = {"recipe": RECIPE.model_dump(mode="json"), "best_step": None, "world_size": 1}
+    state = STATE | {"best_step": None}
     checkpoint.save(path, 15, model=network.state_dict(), optim={}, local={}, state=state, keep=3)
     with pytest.raises(CheckpointError, match="do not fit the resnet18"):
         load(run)

@@ -53,7 +53,7 @@ def start(weights: object, out: Path, **changes: object):
     found = weights_to_start_from(recipe, out)
     assert found is not None
     network = build_network(recipe)
-    return network, found, take_over(network, found)
+    return network, found, take_over(network, found, recipe)
 
 
 def test_trunk_head_and_prototypes_come_along(weights, tmp_path):
@@ -83,6 +83,35 @@ def test_what_does_not_fit_stays_fresh_and_is_said(changes, said, weights, tmp_p
     assert torch.equal(network.trunk.state_dict()["conv1.weight"], found.trunk.state_dict()["conv1.weight"])
     fresh = build_network(load_recipe("tiny", RUN | changes))
     assert torch.equal(network.prototypes.weight, fresh.prototypes.weight)
+
+
+def test_sets_of_prototypes_come_along_as_sets_only(shapes, tmp_path):
+    """[8, 4] and [4, 8] are both 12 prototypes, and none of the one is one of the other."""
+    quick: dict[str, Any] = {"data": str(shapes), "prototypes": [8, 4]}
+    first = train.pretrain("tiny", tmp_path / "first", **RUN | quick)
+    for sets, came in (([8, 4], True), ([4, 8], False), (12, False)):
+        network, found, words = start(first, tmp_path / "run", prototypes=sets)
+        assert ("fresh prototypes (of other sets: [8, 4])" in words) != came
+        assert torch.equal(network.prototypes.weight, found.prototypes.weight) == came
+
+
+def test_another_stem_of_the_same_shapes_is_refused_where_it_is_known(shapes, tmp_path):
+    first = train.pretrain("tiny", tmp_path / "first", **RUN | {"data": str(shapes), "stem": "small"})
+    with pytest.raises(ConfigError, match="stem=half") as caught:
+        start(first, tmp_path / "run", stem="half")
+    assert "stem=small" in str(caught.value) and len(str(caught.value).splitlines()) <= 3
+    with pytest.raises(ConfigError, match="in_channels=1"):
+        start(first, tmp_path / "run", stem="small", in_channels=1)
+
+
+def test_what_weights_are_used_to_and_find_otherwise_is_said(weights, tmp_path):
+    words = start(weights, tmp_path / "run")[2]  # the original's .228, tiny's .229
+    assert "they are used to std [0.228, 0.224, 0.225], here it is [0.229, 0.224, 0.225]" in words
+    assert "used to" not in start(weights, tmp_path / "run", std=[0.228, 0.224, 0.225])[2]
+    small = foreign.write(
+        tmp_path / "small.pth", foreign.swav_flat(foreign.network("basic", (2, 2, 2, 2), stem="small"))
+    )
+    assert "they are used to stem small, here it is half" in start(small, tmp_path / "run", stem="half")[2]
 
 
 def test_a_trunk_without_a_head_is_enough(tmp_path):
@@ -130,6 +159,15 @@ def test_a_run_starts_from_another_run(shapes, tmp_path):
     first = train.pretrain("tiny", tmp_path / "first", **RUN | {"data": str(shapes)})
     found = weights_to_start_from(load_recipe("tiny", RUN | {"init": str(first)}), tmp_path / "second")
     assert found is not None and found.sha256 == load(first).sha256
+
+
+def test_what_only_looks_like_a_checkpoint_does_not_make_a_run_forget_where_to_start(weights, tmp_path):
+    """No checkpoint is in it, so the run begins: from these weights, not silently from fresh ones."""
+    (tmp_path / "run/checkpoints/step_00000002.old").mkdir(parents=True)
+    recipe = load_recipe("tiny", RUN | {"init": str(weights)})
+    assert weights_to_start_from(recipe, tmp_path / "run") is not None
+    (tmp_path / "run/checkpoints/step_00000002").mkdir()  # damaged, but one: `resume` refuses it
+    assert weights_to_start_from(recipe, tmp_path / "run") is None
 
 
 def test_bad_weights_are_refused_before_anything_is_written(weights, shapes, tmp_path):
