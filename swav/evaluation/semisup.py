@@ -199,7 +199,7 @@ def _difference(task: Task[SemisupSettings], fraction: float, drawn: bool, outco
     elif fraction not in OFFICIAL:
         more = [f"{100 * fraction:g} % of the labels: 1 % and 10 % are published"]
     elif drawn:
-        more = [f"images drawn by seed {task.settings.seed} instead of the published list"]
+        more = ["images drawn by the seed instead of the published list"]
     elif outcome.trained != OFFICIAL[fraction]:
         more = [f"{outcome.trained:,} training images instead of {OFFICIAL[fraction]:,}"]
     return task.difference(task.settings.published["training images"], outcome.scored, *more)

@@ -35,11 +35,9 @@ class SuiteSettings(Settings):
 class BenchSettings(Settings):
     """What all benchmarks of classification share.
 
-    `published`: how many images and classes the published numbers are of. `seeded`: whether a seed makes a difference,
-    beyond which images are drawn.
+    `published`: how many images and classes the published numbers are of.
     """
 
-    seeded: ClassVar[bool] = True
     published: ClassVar[Mapping[str, int]] = {"training images": 1_281_167, "scored images": 50_000, "classes": 1000}
 
     size: Annotated[Count, Field(ge=8)] = Field(224, description="side of the view [pixels], from 256/224 of it")
@@ -50,16 +48,23 @@ class BenchSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     workers: Steps | Auto = Field("auto", description="loader processes")
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether a seed makes a difference, beside which images take part."""
+        return True
+
 
 class KnnSettings(BenchSettings):
     """Of the kNN vote."""
-
-    seeded: ClassVar[bool] = False
 
     k: Annotated[tuple[Count, ...], BeforeValidator(_as_list)] = Field(
         (10, 20, 100, 200), description="numbers of neighbours"
     )
     temperature: Positive = Field(0.07, description="of the vote's weights")
+
+    @property
+    def is_drawn(self) -> bool:
+        return False
 
     @field_validator("k")
     @classmethod
@@ -169,8 +174,6 @@ class SemisupSettings(TrainSettings):
 class SvmSettings(BenchSettings):
     """Of the linear SVMs on VOC 2007."""
 
-    seeded: ClassVar[bool] = False
-
     published: ClassVar[Mapping[str, int]] = {"training images": 5011, "scored images": 4952, "classes": 20}
 
     costs: tuple[Positive, ...] = Field(
@@ -179,6 +182,10 @@ class SvmSettings(BenchSettings):
     positive_weight: Positive = Field(2.0, description="of a positive's cost; a negative's is 1")
     folds: Annotated[Count, Field(ge=2)] = Field(3, description="of the cross-validation that chooses the cost")
     tolerance: Positive = Field(1e-5, description="|w - w*| / |w| at which a machine is done")
+
+    @property
+    def is_drawn(self) -> bool:
+        return False
 
 
 class LowshotSettings(BenchSettings):
@@ -197,6 +204,10 @@ class LowshotSettings(BenchSettings):
     )
     positive_weight: Positive = Field(2.0, description="of a positive's cost; a negative's is 1")
     tolerance: Positive = Field(1e-5, description="|w - w*| / |w| at which a machine is done")
+
+    @property
+    def is_drawn(self) -> bool:
+        return self.samples is None
 
 
 BENCH_SETTINGS: dict[str, type[BenchSettings]] = {
@@ -294,10 +305,17 @@ def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str]) -> None:
     )
 
 
-def by_seed(settings: BenchSettings, seeds: int) -> list[BenchSettings]:
-    """The settings of each run: one per seed, or a single one where the benchmark draws nothing."""
-    draws = settings.seeded or settings.train_images or settings.score_images
-    return [settings.model_copy(update={"seed": settings.seed + i}) for i in range(seeds if draws else 1)]
+def by_seed(settings: BenchSettings, seeds: int, train: int, score: int) -> list[BenchSettings]:
+    """The settings of each run: one per seed, or a single one, of seed 0, where the benchmark draws nothing: the same number
+    under several seeds would look like one without spread.
+
+    Args:
+        train, score: images that there are to learn from and to score.
+    """
+    part = 0 < settings.train_images < train or 0 < settings.score_images < score
+    if not settings.is_drawn and not part:
+        return [settings.model_copy(update={"seed": 0})]
+    return [settings.model_copy(update={"seed": settings.seed + i}) for i in range(seeds)]
 
 
 def departures(settings: BenchSettings) -> list[str]:

@@ -17,7 +17,7 @@ from swav.config import parse_overrides
 from swav.data.sets import DATASETS, labelled
 from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.evaluation import suite
-from swav.evaluation.settings import BENCH_SETTINGS, SMOKE, KnnSettings, LinearSettings, resolve
+from swav.evaluation.settings import BENCH_SETTINGS, SMOKE, KnnSettings, LinearSettings, by_seed, resolve
 from swav.reporting.page import write_report
 from swav.reporting.results import read_results, table
 from tests.network import foreign
@@ -244,12 +244,21 @@ def test_several_seeds_run_what_draws_and_only_that_and_show_mean_and_spread(col
     seeds: dict[str, set[int]] = {}
     for row in content["results"]:
         seeds.setdefault(row["bench"], set()).add(row["seed"])
-    assert seeds == {"knn": {5}, "linear": {5, 6, 7}}
-    assert "seeds=3: knn draw nothing and are run once" in capsys.readouterr().err
+    assert seeds == {"knn": {0}, "linear": {5, 6, 7}}  # nothing is drawn for knn
+    assert "seeds=3: knn draws nothing and is run once" in capsys.readouterr().err
     top1 = [row["value"] for row in content["results"] if (row["bench"], row["metric"]) == ("linear", "top-1")]
     assert f"{statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f} (n=3)" in table(content)
     drawn = suite.bench(["knn"], ["random:tiny"], colours, tmp_path / "b", QUICK_KNN | {"seeds": 2, "train_images": 20})
     assert {row["seed"] for row in drawn["results"]} == {0, 1}
+
+
+def test_a_seed_by_which_nothing_is_drawn_makes_no_second_result():
+    settings = resolve(["all"], {"seed": 5, "lowshot.samples": "official", "train_images": 100})[1]
+    of = {name: [each.seed for each in by_seed(chosen, 2, 101, 50)] for name, chosen in settings.items()}
+    assert set(map(tuple, of.values())) == {(5, 6)}  # 100 of 101 images are drawn
+    of = {name: [each.seed for each in by_seed(chosen, 2, 100, 50)] for name, chosen in settings.items()}
+    assert {name for name, seeds in of.items() if seeds == [0]} == {"knn", "svm", "lowshot"}
+    assert all(seeds == [5, 6] for name, seeds in of.items() if name not in ("knn", "svm", "lowshot"))
 
 
 def test_a_folder_of_other_data_sets_is_not_taken_for_classes(colours, drawn, tmp_path):
