@@ -68,7 +68,9 @@ def pretrain(
         return
     from swav import train
 
-    print(train.pretrain(wanted, out, dry_run))
+    path = train.pretrain(wanted, out, dry_run)
+    if _is_first():
+        print(path)
 
 
 @app.command()
@@ -103,6 +105,8 @@ def bench(
     from swav.evaluation import suite
 
     results = suite.bench(benches, weights, data, out, overrides, dry_run)
+    if not _is_first():
+        return
     if as_json:
         print(json.dumps(results, indent=1))
     elif not dry_run:
@@ -149,7 +153,7 @@ def scan_data(path: str, as_json: Annotated[bool, typer.Option("--json", help="P
 @data_app.command()
 def shapes(
     folder: Path,
-    layout: Annotated[str, typer.Option(help="imagenet, voc")] = "imagenet",
+    layout: Annotated[str, typer.Option(help="imagenet, voc, places205, inat18")] = "imagenet",
     train: Annotated[int, typer.Option(min=1, help="Training images.")] = 2000,
     val: Annotated[int, typer.Option(min=1, help="Validation images.")] = 500,
     size: Annotated[int, typer.Option(min=16, help="Side of an image [pixels].")] = 64,
@@ -179,6 +183,11 @@ def _is_ours_to_tell(error: Exception) -> bool:
     """One of several processes tells what is wrong: the one that met it, or the first where all did."""
     if isinstance(error, SwavError) and error.is_echo is not None:
         return not error.is_echo
+    return _is_first()
+
+
+def _is_first() -> bool:
+    """Whether this process is the one, of several that a launcher started, that talks."""
     rank = os.environ.get("RANK", "0")
     return not rank.isdecimal() or int(rank) == 0
 

@@ -360,6 +360,9 @@ def recipe_text(name: str) -> str:
         ) from None
 
 
+AS_TYPED = ("data", "init", "samples", "list")  # a path is a path, whatever YAML would make of it; so is a name a name
+
+
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     """Reads `key=value` words; values are YAML (`epochs=5`, `crops=[{count: 2, size: 32, scale: [0.2, 1]}]`).
 
@@ -373,7 +376,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"expected key=value, found '{word}'{did_you_mean(word, Recipe.model_fields)}")
         if key in values:
             raise ConfigError(f"{key}: given twice on the command line")
-        if key in ("data", "init"):  # a path is a path, whatever YAML would make of it
+        if key.rpartition(".")[2] in AS_TYPED or (key == "name" and not text.startswith(("[", '"', "'"))):
             values[key] = text
             continue
         values[key] = read_yaml(f"value: {text}", f"{key}={text}").get("value")

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from swav import cli
+from swav.data.layouts import LAYOUTS
+from swav.evaluation import suite
 from tests.network import foreign
 
 
@@ -183,3 +185,17 @@ def test_dry_run_gives_reasons_and_estimates_and_writes_nothing(swav, images, tm
         line.split()[0] for line in printed.splitlines() if line
     }
     assert not out.exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_of_several_processes_one_prints_the_results(words, swav, monkeypatch, tmp_path):
+    monkeypatch.setattr(suite, "bench", lambda *_: {"results": [], "not_run": []})
+    command = ["bench", "knn", *words, "--weights", "random:tiny", "--data", tmp_path, "--out", tmp_path]
+    assert swav(*command)[1] != ""
+    monkeypatch.setenv("RANK", "1")
+    assert swav(*command) == (0, "", "")
+
+
+def test_help_names_every_layout_that_is_drawn(swav):
+    told = swav("data", "shapes", "--help")[1]
+    assert all(layout in told for layout in LAYOUTS)

@@ -160,7 +160,7 @@ def _samples(marked: Marked, k: int, settings: LowshotSettings) -> Iterator[Samp
         if settings.samples is None:
             yield draw_sample(marked.train, k, settings.seed, number)
         else:
-            yield read_sample(Path(settings.samples), number, k, marked.train.shape)
+            yield read_sample(Path(settings.samples).expanduser(), number, k, marked.train.shape)
 
 
 def draw_sample(marks: Int8[np.ndarray, "N C"], k: int, seed: int, number: int) -> Sample:

@@ -22,13 +22,20 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def _as_names(value: Any) -> Any:
+    """One, or a list, of which YAML may have taken `2024` for a number."""
+    if isinstance(value, list | tuple):
+        return [f"{name}" if isinstance(name, int | float) else name for name in value]
+    return [value] if isinstance(value, str) else value
+
+
 class SuiteSettings(Settings):
     """What is said once, of all benchmarks together."""
 
     protocol: Protocol = Field("page", description="page: exactly the published one; smoke: a few minutes")
     seeds: Count = Field(1, description="runs of each benchmark that draws something: seed, seed + 1, ...")
-    name: Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = (
-        Field((), description="what tables call the weights, one name per --weights; none: as they are given")
+    name: Annotated[tuple[str, ...], BeforeValidator(_as_names)] = Field(
+        (), description="what tables call the weights, one name per --weights; none: as they are given"
     )
 
 

@@ -239,6 +239,28 @@ def test_names_label_the_rows_and_must_be_as_many_as_the_weights(colours, tmp_pa
         suite.bench(["knn"], weights, colours, tmp_path, QUICK_KNN | {"name": ["a", "a"]})
 
 
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        ("mine", ("mine",)),
+        ("2024", ("2024",)),
+        ("yes", ("yes",)),
+        ("SwAV: ours #2", ("SwAV: ours #2",)),
+        ("'[a]'", ("[a]",)),
+        ("[a, my run]", ("a", "my run")),
+        ("[2024, 1.5]", ("2024", "1.5")),
+    ],
+)
+def test_a_name_is_what_was_typed_and_not_what_yaml_makes_of_it(typed, names):
+    assert resolve(["knn"], parse_overrides([f"name={typed}"]))[0].name == names
+
+
+def test_a_path_is_what_was_typed():
+    words = parse_overrides(["lowshot.samples=2024", "semisup.list=a #1: b.txt", "semisup.fraction=0.1"])
+    settings = resolve(["lowshot", "semisup"], words)[1]
+    assert (settings["lowshot"].samples, settings["semisup"].list) == ("2024", "a #1: b.txt")
+
+
 def test_several_seeds_run_what_draws_and_only_that_and_show_mean_and_spread(colours, tmp_path, capsys):
     content = suite.bench(["knn", "linear"], ["random:tiny"], colours, tmp_path, QUICK | {"seeds": 3, "seed": 5})
     seeds: dict[str, set[int]] = {}
