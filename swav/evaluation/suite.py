@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from swav import dist
+from swav.data.decode import printable, reason_of
 from swav.data.sets import DATASETS, Halves, apart
 from swav.errors import ConfigError, DataError, NumericsError
 from swav.evaluation import inat18, knn, linear, linear_stages, lowshot, places205, semisup, stage_heads, svm
@@ -93,7 +94,7 @@ def bench(
     if not weights:
         raise ConfigError("weights: expected at least one source (a run folder, a checkpoint, random:NAME), found none")
     labels = _labels(list(dict.fromkeys(weights)), suite.name)
-    read_results(out)  # a file that is none is found before the work
+    earlier = read_results(out)["results"]  # a file that is none is found before the work
     devices = {name: pick_device(chosen.device) for name, chosen in settings.items()}
     with dist.process_group(next(iter(devices.values()))), environment_errors():
         share_cpus(dist.world_size())
@@ -115,6 +116,7 @@ def bench(
         if dry_run:
             return _foretold(tasks, absent, out)
         if dist.rank() == 0:
+            absent = _never_run(absent, earlier, list(labels), suite.protocol)
             write_results(out, [], absent)  # a folder that cannot be written to is found before the work
         for name, task in tasks:
             rows, lacking = _run(name, task, labels[task.encoder.name], everything)
@@ -142,6 +144,21 @@ def _announce(encoders: Sequence[Encoder], fixed: Sequence[str], suite: SuiteSet
     if fixed:
         does = "draws nothing and is" if len(fixed) == 1 else "draw nothing and are"
         print(f"seeds={suite.seeds}: {', '.join(fixed)} {does} run once", file=sys.stderr)
+
+
+def _never_run(
+    absent: Sequence[NotRun], earlier: Sequence[Mapping[str, Any]], weights: Sequence[str], protocol: Protocol
+) -> list[NotRun]:
+    """Those of which no earlier run has results, as from another --data; of the others it is said that these stay."""
+    there = {(row["bench"], row["weights"]) for row in earlier if row["protocol"] == protocol}
+    found = []
+    for row in absent:
+        if all((row.bench, each) in there for each in ([row.weights] if row.weights else weights)):
+            of = f" of {row.weights}" if row.weights else ""
+            print(f"{row.bench}{of}: not run now, its earlier results stay: {row.reason}", file=sys.stderr)
+        else:
+            found.append(row)
+    return found
 
 
 def _run(name: str, task: Task[Any], label: str, everything: bool) -> tuple[list[Result], list[NotRun]]:
@@ -182,6 +199,9 @@ def _halves(
                 opened[wanted] = apart(DATASETS[wanted].find(data, cache, protocol))
             except DataError as error:
                 opened[wanted] = error
+            except PermissionError as error:
+                path = printable(str(error.filename or data))
+                opened[wanted] = DataError(f"{path}: expected a folder to read, found {reason_of(error)}; check --data")
         found = opened[wanted]
         if not isinstance(found, DataError):
             halves[name] = found

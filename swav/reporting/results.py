@@ -94,7 +94,8 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
 def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[NotRun] = ()) -> dict[str, Any]:
     """Merges results into a folder's results.json, in one durable step.
 
-    What could not be run is forgotten once its benchmark has results of the same file.
+    What could not be run is forgotten once its benchmark has results of the same file. Weights have one name in it, the last
+    that they were given.
 
     Returns:
         The content of the file.
@@ -115,7 +116,7 @@ def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[Not
         for weights in ("", row["weights"])
     }
     content = {
-        "results": list(rows.values()),
+        "results": _with_one_name_each(rows.values(), [*before["results"], *new]),
         "not_run": [row for what, row in missing.items() if what not in done],
     }
     try:
@@ -125,6 +126,12 @@ def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[Not
             f"{folder / FILE}: cannot be written ({error}); make room, or use another --out"
         ) from None
     return content
+
+
+def _with_one_name_each(rows: Iterable[Json], in_order: Iterable[Json]) -> list[dict[str, Any]]:
+    """The rows, with the last name that each weights was given; without this a new name would part a row in two."""
+    names = {row["weights"]: row["name"] for row in in_order if row.get("name") not in (None, "", row["weights"])}
+    return [{**row, "name": names[row["weights"]]} if row["weights"] in names else dict(row) for row in rows]
 
 
 def table(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

@@ -6,6 +6,7 @@ Run: pytest tests/evaluation/test_semisup.py
 
 import dataclasses
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,7 +155,7 @@ def test_results_of_several_seeds_differ_by_nothing_but_the_seed():
     outcome = finetune.Outcome({}, 12_811, 50_000, "log")
 
     def told(seed):
-        task = types.SimpleNamespace(
+        task: Any = types.SimpleNamespace(
             settings=SemisupSettings(seed=seed), difference=lambda _, __, *more: "; ".join(more)
         )
         return semisup._difference(task, 0.01, True, outcome)

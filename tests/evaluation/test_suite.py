@@ -12,12 +12,15 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from swav.config import parse_overrides
 from swav.data.sets import DATASETS, labelled
 from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
-from swav.evaluation import suite
-from swav.evaluation.settings import BENCH_SETTINGS, SMOKE, KnnSettings, LinearSettings, by_seed, resolve
+from swav.evaluation import forecast, suite
+from swav.evaluation.settings import BENCH_SETTINGS, SMOKE, KnnSettings, LinearSettings, resolve
+from swav.evaluation.task import Needs, Task
+from swav.network import encoder
 from swav.reporting.page import write_report
 from swav.reporting.results import read_results, table
 from tests.network import foreign
@@ -134,6 +137,26 @@ def test_under_all_a_benchmark_that_fails_at_work_is_told_and_the_others_run(col
         suite.bench(["knn", "linear"], ["random:tiny"], colours, tmp_path / "named", QUICK)
 
 
+def test_what_an_earlier_command_measured_is_not_listed_as_not_run(colours, tmp_path, capsys):
+    (tmp_path / "none").mkdir()
+    weights = ["random:tiny", "random:cifar10"]
+    suite.bench(["knn"], weights[:1], colours, tmp_path / "out", QUICK_KNN)
+    content = suite.bench(["all"], weights[:1], tmp_path / "none", tmp_path / "out", QUICK_KNN)
+    assert {row["bench"] for row in content["not_run"]} == {"linear", *OTHER_DATA}
+    assert "knn: not run now, its earlier results stay" in capsys.readouterr().err
+    content = suite.bench(["all"], weights, tmp_path / "none", tmp_path / "out", QUICK_KNN)
+    assert "knn" in {row["bench"] for row in content["not_run"]}  # of the second weights there is nothing
+
+
+def test_a_folder_that_may_not_be_read_is_an_error_of_the_data(tmp_path, monkeypatch):
+    def locked(*_):
+        raise PermissionError(13, "Permission denied", "/locked/imagenet")
+
+    monkeypatch.setitem(DATASETS, "labelled", DATASETS["labelled"]._replace(find=locked))
+    with pytest.raises(DataError, match=r"^/locked/imagenet: .*; check --data$"):
+        suite.bench(["knn"], ["random:tiny"], tmp_path, tmp_path / "out", QUICK_KNN)
+
+
 def test_an_image_both_to_learn_from_and_to_score_is_refused(colours, tmp_path):
     paths = sorted((colours / "train").glob("*/*.png"))
     rows = [f"{path},{path.parent.name},train" for path in paths] + [
@@ -239,28 +262,6 @@ def test_names_label_the_rows_and_must_be_as_many_as_the_weights(colours, tmp_pa
         suite.bench(["knn"], weights, colours, tmp_path, QUICK_KNN | {"name": ["a", "a"]})
 
 
-@pytest.mark.parametrize(
-    ("typed", "names"),
-    [
-        ("mine", ("mine",)),
-        ("2024", ("2024",)),
-        ("yes", ("yes",)),
-        ("SwAV: ours #2", ("SwAV: ours #2",)),
-        ("'[a]'", ("[a]",)),
-        ("[a, my run]", ("a", "my run")),
-        ("[2024, 1.5]", ("2024", "1.5")),
-    ],
-)
-def test_a_name_is_what_was_typed_and_not_what_yaml_makes_of_it(typed, names):
-    assert resolve(["knn"], parse_overrides([f"name={typed}"]))[0].name == names
-
-
-def test_a_path_is_what_was_typed():
-    words = parse_overrides(["lowshot.samples=2024", "semisup.list=a #1: b.txt", "semisup.fraction=0.1"])
-    settings = resolve(["lowshot", "semisup"], words)[1]
-    assert (settings["lowshot"].samples, settings["semisup"].list) == ("2024", "a #1: b.txt")
-
-
 def test_several_seeds_run_what_draws_and_only_that_and_show_mean_and_spread(colours, tmp_path, capsys):
     content = suite.bench(["knn", "linear"], ["random:tiny"], colours, tmp_path, QUICK | {"seeds": 3, "seed": 5})
     seeds: dict[str, set[int]] = {}
@@ -272,15 +273,6 @@ def test_several_seeds_run_what_draws_and_only_that_and_show_mean_and_spread(col
     assert f"{statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f} (n=3)" in table(content)
     drawn = suite.bench(["knn"], ["random:tiny"], colours, tmp_path / "b", QUICK_KNN | {"seeds": 2, "train_images": 20})
     assert {row["seed"] for row in drawn["results"]} == {0, 1}
-
-
-def test_a_seed_by_which_nothing_is_drawn_makes_no_second_result():
-    settings = resolve(["all"], {"seed": 5, "lowshot.samples": "official", "train_images": 100})[1]
-    of = {name: [each.seed for each in by_seed(chosen, 2, 101, 50)] for name, chosen in settings.items()}
-    assert set(map(tuple, of.values())) == {(5, 6)}  # 100 of 101 images are drawn
-    of = {name: [each.seed for each in by_seed(chosen, 2, 100, 50)] for name, chosen in settings.items()}
-    assert {name for name, seeds in of.items() if seeds == [0]} == {"knn", "svm", "lowshot"}
-    assert all(seeds == [5, 6] for name, seeds in of.items() if name not in ("knn", "svm", "lowshot"))
 
 
 def test_a_folder_of_other_data_sets_is_not_taken_for_classes(colours, drawn, tmp_path):
@@ -309,6 +301,22 @@ def test_a_forecast_counts_the_images_that_a_benchmark_will_see(colours, drawn, 
     found = needs(["svm", "lowshot"], drawn, "size=32 lowshot.k=1 svm.workers=0")
     assert found["svm"].forwards == found["lowshot"].forwards == 80 + 40
     assert found["svm"].disk == found["lowshot"].disk == 4 * (80 + 40) * sum(_values(drawn, tmp_path))
+
+
+def test_a_forecast_leaves_out_what_only_the_first_image_takes(colours, monkeypatch):
+    """A GPU's first forward loads kernels for seconds: over 64 images that would be years of ImageNet."""
+    clock, calls = [0.0], []
+
+    def slow_at_first(encoder, views, *_):
+        calls.append(len(views))
+        clock[0] += 100.0 if len(calls) == 1 else 0.5 * len(views)
+        return torch.zeros(len(views), 1)
+
+    monkeypatch.setattr("swav.evaluation.forecast.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(forecast, "features_of", slow_at_first)
+    halves, settings = labelled(colours), resolve(["knn"], parse_overrides(["size=16"]))[1]["knn"]
+    task = Task(encoder.load("random:tiny"), *halves, settings, "page", torch.device("cpu"), colours)
+    assert forecast.forecast("knn", task, Needs(3600))["hours"] == pytest.approx(0.5)
 
 
 def _values(data, out):

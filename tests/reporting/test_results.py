@@ -44,6 +44,18 @@ def test_the_file_has_the_promised_fields(tmp_path):
     assert content == read_results(tmp_path)
 
 
+def test_weights_keep_the_last_name_that_they_were_given(tmp_path):
+    write_results(tmp_path, [result(name="first"), result(weights="b", name="b")])
+    write_results(tmp_path, [result(bench="svm", name="second")])
+    rows = write_results(tmp_path, [result(bench="linear")])["results"]  # by a command without name=
+    assert [(row["bench"], row["weights"], row["name"]) for row in rows] == [
+        ("knn", "run", "second"),
+        ("knn", "b", "b"),
+        ("svm", "run", "second"),
+        ("linear", "run", "second"),
+    ]
+
+
 @pytest.mark.parametrize(
     "other", [{"bench": "linear"}, {"metric": "top-5 k=20"}, {"weights": "b"}, {"protocol": "smoke"}, {"seed": 1}]
 )
