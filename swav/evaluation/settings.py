@@ -294,9 +294,13 @@ def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str]) -> None:
     )
 
 
-def by_seed(settings: BenchSettings, seeds: int) -> list[BenchSettings]:
-    """The settings of each run: one per seed, or a single one where the benchmark draws nothing."""
-    draws = settings.seeded or settings.train_images or settings.score_images
+def by_seed(settings: BenchSettings, seeds: int, train: int, score: int) -> list[BenchSettings]:
+    """The settings of each run: one per seed, or a single one where nothing is drawn.
+
+    Args:
+        train, score: images that there are to learn from and to score.
+    """
+    draws = settings.seeded or 0 < settings.train_images < train or 0 < settings.score_images < score
     return [settings.model_copy(update={"seed": settings.seed + i}) for i in range(seeds if draws else 1)]
 
 
