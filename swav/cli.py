@@ -68,9 +68,9 @@ def pretrain(
         return
     from swav import train
 
-    path = train.pretrain(wanted, out, dry_run)
-    if _is_first():
-        print(path)
+    folder = train.pretrain(wanted, out, dry_run)
+    if _is_first_process():
+        print(folder)
 
 
 @app.command()
@@ -105,7 +105,7 @@ def bench(
     from swav.evaluation import suite
 
     results = suite.bench(benches, weights, data, out, overrides, dry_run)
-    if not _is_first():
+    if not _is_first_process():
         return
     if as_json:
         print(json.dumps(results, indent=1))
@@ -179,17 +179,17 @@ def main() -> None:
     sys.exit(_run(lambda: app(arguments, prog_name="swav", standalone_mode=False), debug))
 
 
+def _is_first_process() -> bool:
+    """Of those that torchrun started, or the only one."""
+    rank = os.environ.get("RANK", "0")
+    return not rank.isdecimal() or int(rank) == 0
+
+
 def _is_ours_to_tell(error: Exception) -> bool:
     """One of several processes tells what is wrong: the one that met it, or the first where all did."""
     if isinstance(error, SwavError) and error.is_echo is not None:
         return not error.is_echo
-    return _is_first()
-
-
-def _is_first() -> bool:
-    """Whether this process is the one, of several that a launcher started, that talks."""
-    rank = os.environ.get("RANK", "0")
-    return not rank.isdecimal() or int(rank) == 0
+    return _is_first_process()
 
 
 def _run(command: Callable[[], Any], debug: bool) -> int:

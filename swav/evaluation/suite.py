@@ -18,7 +18,7 @@ from swav.data.sets import DATASETS, Halves, apart
 from swav.errors import ConfigError, DataError, NumericsError
 from swav.evaluation import inat18, knn, linear, linear_stages, lowshot, places205, semisup, stage_heads, svm
 from swav.evaluation.forecast import forecast, told
-from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, by_seed, resolve, split_options
+from swav.evaluation.settings import BenchSettings, Protocol, by_seed, resolve, split_options
 from swav.evaluation.task import Needs, NoScore, Score, Task, drawn
 from swav.network import encoder
 from swav.network.encoder import Encoder
@@ -102,7 +102,10 @@ def bench(
         everything = "all" in names
         cache = None if dry_run else out
         halves, missing = dist.on_first(lambda: _halves(settings, Path(data), cache, suite.protocol, everything))
-        runs = {name: by_seed(settings[name], suite.seeds, *map(len, found)) for name, found in halves.items()}
+        runs = {
+            name: by_seed(settings[name], suite.seeds, len(train), len(score))
+            for name, (train, score) in halves.items()
+        }
         tasks = [
             (name, _task(network, halves[name], seeded, suite.protocol, devices[name], out))
             for network in encoders
@@ -112,7 +115,7 @@ def bench(
         tasks, absent = _possible(tasks, everything)
         absent = [*missing, *absent]
         if dist.rank() == 0:
-            _announce(encoders, [name for name in runs if len(runs[name]) < suite.seeds], suite)
+            _announce(encoders, [name for name in runs if len(runs[name]) < suite.seeds])
         if dry_run:
             return _foretold(tasks, absent, out)
         if dist.rank() == 0:
@@ -136,14 +139,13 @@ def _labels(weights: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     return dict(zip(weights, names or weights, strict=True))
 
 
-def _announce(encoders: Sequence[Encoder], fixed: Sequence[str], suite: SuiteSettings) -> None:
-    """Says how weight files were read, and which benchmarks draw nothing that several seeds could change."""
+def _announce(encoders: Sequence[Encoder], fixed: Sequence[str]) -> None:
+    """Says how weight files were read, and which benchmarks draw nothing that another seed could change."""
     for network in encoders:
         if network.story:
             print(network.story, file=sys.stderr)
     if fixed:
-        does = "draws nothing and is" if len(fixed) == 1 else "draw nothing and are"
-        print(f"seeds={suite.seeds}: {', '.join(fixed)} {does} run once", file=sys.stderr)
+        print(f"run once, as no seed makes a difference: {', '.join(fixed)}", file=sys.stderr)
 
 
 def _never_run(

@@ -5,8 +5,6 @@ Run: pytest tests/evaluation/test_semisup.py
 """
 
 import dataclasses
-import types
-from typing import Any
 
 import numpy as np
 import pytest
@@ -150,14 +148,8 @@ def test_too_few_images_for_a_batch_are_refused_by_page_and_used_by_smoke(task):
     semisup.check(dataclasses.replace(with_settings(task, batch=7, fraction=(0.25,)), protocol="smoke"))
 
 
-def test_results_of_several_seeds_differ_by_nothing_but_the_seed():
+def test_results_of_several_seeds_differ_by_nothing_but_the_seed(task):
     """Else tables, which average what differs by the seed alone, would show a row per seed."""
     outcome = finetune.Outcome({}, 12_811, 50_000, "log")
-
-    def told(seed):
-        task: Any = types.SimpleNamespace(
-            settings=SemisupSettings(seed=seed), difference=lambda _, __, *more: "; ".join(more)
-        )
-        return semisup._difference(task, 0.01, True, outcome)
-
-    assert told(0) == told(1) and "drawn by the seed" in told(0)
+    told = [semisup._difference(with_settings(task, seed=seed), 0.01, True, outcome) for seed in (0, 1)]
+    assert told[0] == told[1] and "drawn by the seed" in told[0]

@@ -268,11 +268,14 @@ def test_several_seeds_run_what_draws_and_only_that_and_show_mean_and_spread(col
     for row in content["results"]:
         seeds.setdefault(row["bench"], set()).add(row["seed"])
     assert seeds == {"knn": {0}, "linear": {5, 6, 7}}  # nothing is drawn for knn
-    assert "seeds=3: knn draws nothing and is run once" in capsys.readouterr().err
+    assert "run once, as no seed makes a difference: knn" in capsys.readouterr().err
     top1 = [row["value"] for row in content["results"] if (row["bench"], row["metric"]) == ("linear", "top-1")]
     assert f"{statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f} (n=3)" in table(content)
     drawn = suite.bench(["knn"], ["random:tiny"], colours, tmp_path / "b", QUICK_KNN | {"seeds": 2, "train_images": 20})
     assert {row["seed"] for row in drawn["results"]} == {0, 1}
+    all_there = QUICK_KNN | {"seeds": 2, "train_images": 24, "score_images": 5000}
+    whole = suite.bench(["knn"], ["random:tiny"], colours, tmp_path / "c", all_there)
+    assert {row["seed"] for row in whole["results"]} == {0}
 
 
 def test_a_folder_of_other_data_sets_is_not_taken_for_classes(colours, drawn, tmp_path):
