@@ -127,9 +127,11 @@ def run(task: Task[LowshotSettings]) -> list[Score | NoScore]:
                 }
                 doubt = _doubt(curve, len(marked.classes), settings)
                 ours = "cost not chosen on test, as published"
+                published = LowshotSettings().k
+                other = "" if k in published else f"k={k}, published for k={list(published)}"
                 for metric, value in rows.items():
                     own = ours if metric.endswith("trainval") else ""
-                    words = "; ".join(part for part in (own, difference, doubt) if part)
+                    words = "; ".join(part for part in (own, other, difference, doubt) if part)
                     scores.append(Score(metric, 100 * value, len(marked.score), words))
     log = write_log(task, "lowshot", logged)
     return [dataclasses.replace(row, log=log) if isinstance(row, Score) else row for row in scores]

@@ -112,8 +112,8 @@ def bench(
             for name in runs
             for seeded in runs[name]
         ]
-        tasks, absent = _possible(tasks, everything)
-        absent = [*missing, *absent]
+        chosen, absent = dist.on_first(lambda: _possible(tasks, everything))
+        tasks, absent = [tasks[i] for i in chosen], [*missing, *absent]
         if dist.rank() == 0:
             _announce(encoders, [name for name in runs if len(runs[name]) < suite.seeds])
         if dry_run:
@@ -214,12 +214,13 @@ def _halves(
     return halves, absent
 
 
-def _possible(
-    tasks: Sequence[tuple[str, Task[Any]]], everything: bool
-) -> tuple[list[tuple[str, Task[Any]]], list[NotRun]]:
-    """The tasks that pass their benchmark's check; under `all` also those that do not, elsewhere these are an error."""
+def _possible(tasks: Sequence[tuple[str, Task[Any]]], everything: bool) -> tuple[list[int], list[NotRun]]:
+    """Places of the tasks that pass their benchmark's check; under `all` also those that do not, elsewhere these are an error.
+
+    Several processes take the first one's word: a file of samples may be on its machine only.
+    """
     possible, absent = [], dict[tuple[str, str], NotRun]()
-    for name, task in tasks:
+    for i, (name, task) in enumerate(tasks):
         try:
             _check_size(name, task)
             BENCHES[name].check(task)
@@ -229,7 +230,7 @@ def _possible(
             weights = task.encoder.name
             absent[name, weights] = NotRun(name, str(error), POSSIBLE, weights=weights)
         else:
-            possible.append((name, task))
+            possible.append(i)
     return possible, list(absent.values())
 
 

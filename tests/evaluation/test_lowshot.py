@@ -94,6 +94,12 @@ def test_mean_spread_and_the_honest_choice_stand_beside_each_other_and_a_k_too_l
     )
 
 
+def test_a_k_that_is_not_published_says_so(task):
+    task = dataclasses.replace(task, settings=task.settings.model_copy(update={"k": (2, 3)}))
+    rows = {row.metric: row.difference for row in lowshot.run(task) if isinstance(row, Score)}
+    assert "k=3, published for k=[1, 2," in rows["mAP k=3"] and "published for" not in rows["mAP k=2"]
+
+
 def test_every_stage_where_asked_for(task):
     task = dataclasses.replace(task, settings=task.settings.model_copy(update={"layers": "all", "k": (1,)}))
     names = [row.metric for row in lowshot.run(task)]
