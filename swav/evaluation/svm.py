@@ -73,13 +73,15 @@ def _check_classes(task: Task[SvmSettings], marked: Marked) -> None:
 
 
 def needs(task: Task[SvmSettings]) -> Needs:
-    """What a run takes. 1,520 machines of 5,011 rows took 38.7 s (benchmarks/results/svm.md)."""
+    """What a run takes. 1,520 machines of 5,011 rows took 38.7 s (benchmarks/results/svm.md); of few rows most of the time is
+    that of scores for the choice of costs, a millisecond each.
+    """
     settings, rows = task.settings, len(task.train)
     both, values = rows + len(task.score), task.stage_values()
     machines = len(settings.costs) * (settings.folds + 1) * len(task.train.classes or [])
     return Needs(
         both,
-        solving=38.7 * len(values) * machines / 1520 * (rows / 5011) ** 2,
+        solving=len(values) * machines * (1e-3 + 38.7 / 1520 * (rows / 5011) ** 2),
         memory=4 * both * max(values) + 40 * rows**2,  # a stage's features; matrices between all rows in float64
         disk=4 * both * sum(values),
     )
