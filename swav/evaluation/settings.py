@@ -164,8 +164,10 @@ class SemisupSettings(TrainSettings):
     )
     list: str | None = Field(None, description="file that names the images of the one fraction; none: drawn per class")
     epochs: Count = Field(20, description="passes over the training images")
-    lr_trunk: Positive | Auto = Field("auto", description="learning rate of the trunk: .02 below 5 %, else .01")
-    lr_head: Positive | Auto = Field("auto", description="of the layer on it: 5 below 5 %, else .2")
+    lr_trunk: Positive | Auto = Field(
+        "auto", description="learning rate of the trunk: .02 below 5 %, else .01, times batch / 256"
+    )
+    lr_head: Positive | Auto = Field("auto", description="of the layer on it: 5 below 5 %, else .2, times batch / 256")
     steps: tuple[Count, ...] = Field((12, 16), description="epochs after which learning rates are a fifth")
     weight_decay: NonNegative = Field(0.0, description="on all parameters")
 

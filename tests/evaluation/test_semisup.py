@@ -54,6 +54,14 @@ def test_learning_rates_are_the_published_ones(fraction, trunk, layer):
         assert semisup._learning_rates(page, fraction, epoch) == pytest.approx([factor * trunk, factor * layer])
 
 
+def test_at_another_batch_the_rates_are_in_proportion_unless_they_are_set():
+    smaller = SemisupSettings(batch=32)
+    assert semisup._learning_rates(smaller, 0.1, 0) == pytest.approx([0.01 / 8, 0.2 / 8])
+    assert semisup._learning_rates(smaller.model_copy(update={"lr_head": 3.0}), 0.1, 0) == pytest.approx(
+        [0.01 / 8, 3.0]
+    )
+
+
 def test_settings_are_the_published_ones(task):
     page = SemisupSettings()
     assert (page.epochs, page.batch, page.momentum, page.weight_decay, page.fraction) == (20, 256, 0.9, 0, (0.01, 0.1))
