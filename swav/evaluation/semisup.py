@@ -108,7 +108,7 @@ def _run(task: Task[SemisupSettings], fraction: float) -> list[Score]:
     course = finetune.Course(
         bench=BENCH,
         label=f"{BENCH} {name}",
-        folder=finetune.state_folder(task, BENCH, train, fraction),
+        folder=finetune.state_folder(task, BENCH, train, fraction, _learning_rates(settings, fraction, 0)),
         heads=("",),
         model=model,
         optimizer=_optimizer(model, settings, fraction),
