@@ -197,7 +197,8 @@ def results_table(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
         counts = sorted(
             {f"{row['n']:,}" for found in by_weights.values() for row in found if isinstance(row.get("n"), int)}
         )
-        gain = f"{cells[1][0] - cells[0][0]:+.2f}" if gains and cells[0] and cells[1] else ""
+        higher_is_better = not metric.startswith("spread ")
+        gain = f"{cells[1][0] - cells[0][0]:+.2f}" if gains and higher_is_better and cells[0] and cells[1] else ""
         texts = [f"{cell[0]:.2f}" + (f" ± {cell[1]:.2f}" if cell[2] > 1 else "") if cell else "–" for cell in cells]
         rows.append(
             {

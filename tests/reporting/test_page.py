@@ -102,6 +102,13 @@ def test_a_whole_run_gives_a_balanced_page_with_every_part(run):
     assert (run / "report/views.png").is_file()
 
 
+def test_a_spread_is_not_shown_as_a_gain(run):
+    rows = [result("random:resnet18", 1.0, metric="spread k=1"), result(run, 3.5, metric="spread k=1")]
+    (run / "results.json").write_text(json.dumps({"results": rows, "not_run": []}))
+    page = Page(write_report(run))
+    assert "3.50" in page.text and "+2.50" not in page.text
+
+
 def test_the_page_is_accessible(run):
     page = Page(write_report(run))
     assert page.all("html") == [{"lang": "en"}]
