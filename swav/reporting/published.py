@@ -10,7 +10,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from swav.errors import DataError, did_you_mean
 
@@ -34,6 +36,13 @@ METRICS = {
 }
 
 
+Text = Annotated[str, Field(min_length=1)]  # pydantic takes no number for a text
+Number = Annotated[int, Field(ge=1, strict=True)]  # nor, asked to be strict, true for 1
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False, strict=True)]
+Metrics = Annotated[Mapping[str, Percent], Field(min_length=1)]
+
+
+@with_config(ConfigDict(extra="forbid"))
 @dataclasses.dataclass(frozen=True)
 class Published:
     """One network's published numbers.
@@ -50,22 +59,20 @@ class Published:
         url: of the source, or empty.
     """
 
-    label: str
-    method: str
-    backbone: str
-    source: str
-    values: Mapping[str, Mapping[str, float]]
-    epochs: int | None = None
-    batch: int | None = None
-    page: bool = False
+    label: Text
+    method: Text
+    backbone: Text
+    source: Text
+    values: Mapping[str, Metrics]
+    epochs: Number | None = None
+    batch: Number | None = None
+    page: Annotated[bool, Field(strict=True)] = False
     note: str = ""
     config: str = ""
     url: str = ""
 
 
-_REQUIRED: dict[str, type] = {"label": str, "method": str, "backbone": str, "source": str, "values": dict}
-_OPTIONAL: dict[str, type] = {"epochs": int, "batch": int, "page": bool, "note": str, "config": str, "url": str}
-_SHOWN: dict[type, str] = {str: "a text", dict: "a table", int: "a positive whole number", bool: "true or false"}
+_CHECKED = TypeAdapter(Published)
 
 
 @functools.cache
@@ -76,11 +83,6 @@ def read_published() -> tuple[Published, ...]:
         DataError: as parse_published.
     """
     return parse_published(importlib.resources.files("swav").joinpath(FILE).read_text(encoding="utf-8"))
-
-
-def page_row() -> Published:
-    """The row of the page that `swav bench all` fills."""
-    return read_published()[0]
 
 
 def parse_published(text: str) -> tuple[Published, ...]:
@@ -113,39 +115,21 @@ def parse_published(text: str) -> tuple[Published, ...]:
 
 def _row(row: Mapping[str, Any], place: int) -> Published:
     where = f"{FILE}, row {place} ({row.get('label', 'without label')})"
-    fields = _REQUIRED | _OPTIONAL
-    for name in row:
-        if name not in fields:
-            raise DataError(f"{where}: unknown field '{name}'{did_you_mean(name, fields)}")
-    for name, kind in fields.items():
-        if name not in row and name in _OPTIONAL:
-            continue
-        if not _says_something(row.get(name), kind):
-            raise DataError(f"{where}: {name}: expected {_SHOWN[kind]}, found {row.get(name)!r}")
-    values = {bench: MappingProxyType(_metrics(metrics, bench, where)) for bench, metrics in row["values"].items()}
-    return Published(**{**row, "values": MappingProxyType(values)})
-
-
-def _says_something(value: Any, kind: type) -> bool:
-    """Whether a field has its type (True is an int to Python, not here) and is neither empty nor below 1."""
-    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-        return False
-    return kind is bool or (value >= 1 if isinstance(value, int) else bool(value))
-
-
-def _metrics(metrics: Any, bench: str, where: str) -> dict[str, float]:
-    """{metric: percent} of one benchmark, checked."""
-    if bench not in METRICS:
-        raise DataError(f"{where}: unknown benchmark '{bench}'{did_you_mean(bench, METRICS)}")
-    if not isinstance(metrics, dict) or not metrics:
-        raise DataError(f"{where}: {bench}: expected a table of metrics, found {metrics!r}")
-    for metric, value in metrics.items():
-        if not re.fullmatch(METRICS[bench], metric):
-            raise DataError(f"{where}: {bench}: expected a metric like '{METRICS[bench]}', found '{metric}'")
-        # NaN is neither above nor below anything
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
-            raise DataError(f"{where}: {bench} {metric}: expected a number from 0 to 100 [%], found {value!r}")
-    return {metric: float(value) for metric, value in metrics.items()}
+    try:
+        found = _CHECKED.validate_python(row)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = " ".join(map(str, problem["loc"]))
+        near = did_you_mean(key, Published.__dataclass_fields__) if problem["type"].startswith("unexpected") else ""
+        raise DataError(f"{where}: {key}: {problem['msg']}, found {problem['input']!r}{near}") from None
+    for bench, metrics in found.values.items():
+        if bench not in METRICS:
+            raise DataError(f"{where}: unknown benchmark '{bench}'{did_you_mean(bench, METRICS)}")
+        for metric in metrics:
+            if not re.fullmatch(METRICS[bench], metric):
+                raise DataError(f"{where}: {bench}: expected a metric like '{METRICS[bench]}', found '{metric}'")
+    values = {bench: MappingProxyType(dict(metrics)) for bench, metrics in found.values.items()}
+    return dataclasses.replace(found, values=MappingProxyType(values))
 
 
 def _pages(rows: tuple[Published, ...]) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from swav.errors import DataError
 from swav.evaluation.settings import BENCH_SETTINGS
-from swav.reporting.published import FILE, METRICS, Published, page_row, parse_published, read_published
+from swav.reporting.published import FILE, METRICS, Published, parse_published, read_published
 
 ROOT = Path(__file__).parents[2]
 COMING = {"detect-voc", "detect-coco", "segment-voc", "segment-cityscapes"}  # benchmarks not written yet
@@ -64,7 +64,7 @@ def one(method, where):
 
 
 def test_the_pages_row_is_the_page():
-    row = page_row()
+    row = read_published()[0]
     assert {bench: dict(metrics) for bench, metrics in row.values.items()} == PAGE
     assert (row.method, row.backbone, row.epochs, row.batch) == ("SwAV", "resnet50", 200, 256)
     assert row.page and read_published()[0] is row
@@ -188,19 +188,19 @@ def test_a_right_file_is_read_and_cannot_be_changed():
         ("linear =", "lineer =", "row 1 .A.: unknown benchmark 'lineer' .did you mean 'linear'"),
         ("linear =", "knn =", "knn: expected a metric like .*found 'top-1'"),
         ('"top-1" =', '"top1" =', "found 'top1'"),
-        ("70.5", "nan", "linear top-1: expected a number from 0 to 100 .*found nan"),
+        ("70.5", "nan", "linear top-1: .*found nan"),
         ("70.5", "inf", "found inf"),
         ("70.5", "100.5", "found 100.5"),
         ("70.5", "-1", "found -1"),
         ("70.5", "true", "found True"),
         ("70.5", '"70.5"', "found '70.5'"),
-        ('{ "top-1" = 70.5 }', "{ }", "expected a table of metrics"),
-        ('{ "top-1" = 70.5 }', "70.5", "expected a table of metrics"),
-        ('label = "A"', "", "row 1 .without label.: label: expected a text, found None"),
-        ('"a table"', '""', "source: expected a text, found ''"),
-        ("page = true", "page = true\nepoch = 200", "unknown field 'epoch' .did you mean 'epochs'"),
-        ("page = true", "page = true\nepochs = 0", "epochs: expected a positive whole number"),
-        ("page = true", "page = true\nbatch = true", "batch: expected a positive whole number"),
+        ('{ "top-1" = 70.5 }', "{ }", "values linear: .*at least 1 item"),
+        ('{ "top-1" = 70.5 }', "70.5", "values linear: .*valid dictionary, found 70.5"),
+        ('label = "A"', "", "row 1 .without label.: label: (Missing|Field required)"),
+        ('"a table"', '""', "source: .*at least 1 character, found ''"),
+        ("page = true", "page = true\nepoch = 200", "epoch: .*did you mean 'epochs'"),
+        ("page = true", "page = true\nepochs = 0", "epochs: .*greater than or equal to 1, found 0"),
+        ("page = true", "page = true\nbatch = true", "batch: .*valid integer, found True"),
         ("page = true", "", "first row only, found it in none"),
         ("[[row]]", "[[rows]]", "expected tables .* found rows"),
         ("[[row]]", "[row]", "expected tables"),
