@@ -3,7 +3,8 @@
 OUT/features/KEY/ holds an array per kind (`stage1.npy` ... `stage5.npy`, `pooled.npy`; float32, a row per readable image)
 and `cache.json`: what they are of, how far they are, and which images could not be read. KEY and cache.json name the
 weights' SHA-256, the network's architecture, the images' fingerprint and times of change, the view, its size, normalisation
-and precision; a folder that says another thing than is asked for is not used. An interrupted pass goes on from the last note in cache.json.
+and precision; a folder that says another thing than is asked for is not used. An interrupted pass goes on from the last note
+in cache.json.
 
 Arrays are memory-mapped: the page cache holds them once for all that read them, and gives way when memory is short.
 """

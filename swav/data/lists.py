@@ -26,12 +26,10 @@ HOW_INAT18 = (
     "unpack train_val2018.tar.gz, train2018.json.tar.gz and val2018.json.tar.gz there (the iNaturalist competition of 2018), "
     "or draw a stand-in: swav data shapes ROOT/iNaturalist2018 --layout inat18"
 )
+HOW_IMAGENET = "get meta/train.txt and meta/val.txt again (lines of a path below train/ or val/ and a label)"
 _PLACES_LISTS = "trainvalsplit_places205"
 _PLACES_IMAGES = "data/vision/torralba/deeplearning/images256"
 _INAT_IMAGES = "train_val2018"
-
-
-HOW_IMAGENET = "get meta/train.txt and meta/val.txt again (lines of a path below train/ or val/ and a label)"
 
 
 def is_flat_imagenet(home: Path) -> bool:

@@ -44,13 +44,11 @@ def _seconds_per_image(task: Task[Any]) -> float:
         raise DataError(f"{sample.root}: expected readable images, found none among {len(sample)}; check the files")
     task.encoder.to(task.device)
     try:
-        for timed in (
-            False,
-            True,
-        ):  # the first pass on a GPU loads its kernels, which can take longer than all 64 images
-            began = time.monotonic()
-            for part in views if timed else (views[0][:1],):
-                features_of(task.encoder, part, task.device, settings.precision).cpu()
+        # on a GPU the first forward loads its kernels, which can take longer than all 64 images
+        features_of(task.encoder, views[0][:1], task.device, settings.precision).cpu()
+        began = time.monotonic()
+        for part in views:
+            features_of(task.encoder, part, task.device, settings.precision).cpu()
     finally:
         task.encoder.cpu()
     forward = (time.monotonic() - began) / len(sample)

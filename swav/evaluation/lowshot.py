@@ -179,7 +179,8 @@ def read_sample(folder: Path, number: int, k: int, shape: tuple[int, ...]) -> Sa
     """Reads an official sample.
 
     Raises:
-        DataError: there is no such folder, the file is missing, or not an array of this shape that holds positives and negatives of each class.
+        DataError: there is no such folder, the file is missing, or not an array of this shape that holds positives and
+            negatives of each class.
     """
     path = folder / f"train_targets_sample{number}_k{k}.npy"
     if not folder.is_dir():

@@ -15,8 +15,8 @@ Seeds       one, for the drawn images, initial weights, order and crops.
 Source      Caron et al. 2020, section 4.1 and the released evaluation: top-1 53.9 and 70.2 (800 epochs, batch 4096).
 Where we differ: the last partial batch of an epoch is dropped. The layer's initial weights are those of linear.py; the
             source's layer is a plain one, whose are not written down. At another batch than 256 the rates change in
-            proportion. fraction=1.0 (all labels) is a recipe of ours, with
-            the rates of 10 %: no source gives one for SwAV, and its result is never comparable.
+            proportion. fraction=1.0 (all labels) is a recipe of ours, with the rates of 10 %: no source gives one for SwAV,
+            and its result is never comparable.
 Smoke       size 64, batch 32, at most 5,000 images of which the fraction is taken, 1,000 scored; fewer than a batch will do.
 """
 
@@ -147,8 +147,8 @@ def _learning_rates(settings: SemisupSettings, fraction: float, epoch: int) -> l
     given = (settings.lr_trunk, settings.lr_head)
     usual = RATES[fraction < FEW]
     factor = 0.2 ** finetune.steps_passed(settings.steps, epoch)
-    usual_share = settings.batch / BATCH
-    return [factor * (usual_share * own if rate == "auto" else rate) for rate, own in zip(given, usual, strict=True)]
+    share = settings.batch / BATCH
+    return [factor * (share * own if rate == "auto" else rate) for rate, own in zip(given, usual, strict=True)]
 
 
 def _labelled_part(task: Task[SemisupSettings], fraction: float) -> tuple[Images, bool]:
