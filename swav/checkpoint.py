@@ -8,17 +8,15 @@ A directory is written beside its place, every file synced, the manifest (sizes 
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,9 +24,11 @@ from torch import Tensor
 
 from swav import dist
 from swav.errors import CheckpointError, EnvironmentError_
-from swav.runtime import DISK_IS_FULL, fault_point, sync_folder, write_text_durably
+from swav.files import DISK_IS_FULL, FileLock, remove_leftovers, sync_folder, warn_once, write_text_durably
+from swav.runtime import fault_point
 
 FORMAT = 1
+WRITTEN_BY_A_RUN = ("config.yaml", "metrics.jsonl", "bad_files.jsonl", "latest")
 _ALWAYS = {"model.safetensors", "optim.safetensors", "state.json"}  # in every checkpoint, beside the files of ranks
 
 Result = TypeVar("Result")
@@ -152,7 +152,10 @@ def _settle(path: Path) -> None:
     """Syncs a file to disk, with the permissions that the user's umask gives (safetensors writes 0600)."""
     mask = os.umask(0)
     os.umask(mask)
-    path.chmod(0o666 & ~mask)
+    try:
+        path.chmod(0o666 & ~mask)
+    except PermissionError:  # CIFS, exFAT: permissions are the mount's
+        warn_once(f"{path.parent.parent}: this file system keeps its own permissions")
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -202,8 +205,8 @@ def sweep(folder: Path) -> None:
     """Removes what killed saves left behind. Only for who writes here: a reader would take a live save's folder away."""
     for leftover in folder.glob(".step_*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for leftover in folder.parent.glob(".*.tmp"):  # of write_text_durably
-        leftover.unlink(missing_ok=True)
+    for name in WRITTEN_BY_A_RUN:  # not all of them: a benchmark may be writing into the same folder
+        remove_leftovers(folder.parent / name)
 
 
 def _step(path: Path) -> int:
@@ -320,53 +323,25 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 
-class RunLock(contextlib.AbstractContextManager["RunLock"]):
+class RunLock(FileLock):
     """Keeps a second run out of a run's folder, and removes what a killed one left in it.
-
-    A POSIX record lock: forked loader workers do not inherit it, and it goes with the process, however that ends.
-    What the file says is for people only. It works per process: one process must not lock a folder twice.
 
     Raises:
         EnvironmentError_: another process trains in this folder, or it cannot be written.
     """
 
     def __init__(self, folder: Path):
-        self.path = folder / ".lock"
-        self._file: IO[str] | None = None
+        super().__init__(folder / ".lock")
 
     def __enter__(self) -> "RunLock":
+        folder = self.path.parent
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+", encoding="utf-8")
-            self._acquire(self._file)
+            super().__enter__()
+        except BlockingIOError as error:
+            raise EnvironmentError_(
+                f"{folder}: another run is at work here ({error.strerror}); wait for it, stop it, or use another --out"
+            ) from None
         except OSError as error:
-            self._release()
-            raise EnvironmentError_(
-                f"{self.path.parent}: cannot be written ({error}); choose an --out that can"
-            ) from None
-        except EnvironmentError_:
-            self._release()
-            raise
-        sweep(self.path.parent / "checkpoints")
+            raise EnvironmentError_(f"{folder}: cannot be written ({error}); choose an --out that can") from None
+        sweep(folder / "checkpoints")
         return self
-
-    def _acquire(self, file: IO[str]) -> None:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # POSIX allows either
-            file.seek(0)
-            holder = file.read(200).strip()
-            raise EnvironmentError_(
-                f"{self.path.parent}: another run is at work here ({holder}); wait for it, stop it, or use another --out"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-
-    def _release(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be written a moment ago is tried again here
-                self._file.close()
-
-    def __exit__(self, *exception: object) -> None:
-        self._release()

@@ -23,8 +23,9 @@ from torch import Tensor
 from swav.data.images import Images
 from swav.errors import DataError, NumericsError
 from swav.features import Precision, View, features_of, read_views, stage_features_of, stage_grids
+from swav.files import write_text_durably
 from swav.network.encoder import Encoder
-from swav.runtime import Progress, environment_errors, fault_point, write_text_durably
+from swav.runtime import Progress, environment_errors, fault_point
 
 VERSION = 2  # of the arrays' meaning: another one is computed again
 BATCH = {"cpu": 64, "cuda": 256}

@@ -18,9 +18,10 @@ from swav.data.images import Images, labelled_halves, open_images
 from swav.data.sample import is_grey, short_side
 from swav.derive import FOLLOWING, Facts, derive
 from swav.errors import CheckpointError, ConfigError, DataError, EnvironmentError_, counted
+from swav.files import write_text_durably
 from swav.monitor import too_few
 from swav.network.trunk import check_backbone
-from swav.runtime import available_cpus, computes_in_bf16, has_compiler, versions, write_text_durably
+from swav.runtime import available_cpus, computes_in_bf16, has_compiler, versions
 from swav.strict_yaml import read_yaml
 
 

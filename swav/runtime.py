@@ -1,7 +1,6 @@
-"""What a run needs from the machine: device, precision, seeds, progress, durable files, and points where tests kill it."""
+"""What a run needs from the machine: device, precision, seeds, progress, and points where tests kill it."""
 
 import contextlib
-import errno
 import importlib.metadata
 import os
 import platform
@@ -21,8 +20,7 @@ import rich.progress
 import torch
 
 from swav.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EnvironmentError_
-
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from swav.files import DISK_IS_FULL
 
 _passed: dict[str, int] = {}
 
@@ -71,26 +69,6 @@ def environment_errors(
             f"{error.filename or 'a file'}: the disk is full or a limit is reached ({error.strerror})\n"
             "what was saved is untouched: make room, and the same command goes on"
         ) from error
-
-
-def write_text_durably(path: Path, text: str) -> None:
-    """Replaces a file in one step: the old content or the new is there, never a part, even after a power cut."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def pick_device(wanted: str = "auto") -> torch.device:

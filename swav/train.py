@@ -17,6 +17,7 @@ from swav.config import Recipe, load_recipe, to_yaml, validated
 from swav.data.device import Pieces
 from swav.data.loader import Loader
 from swav.errors import ConfigError, DataError, NumericsError, Stopped
+from swav.files import write_text_durably
 from swav.learner import Learner
 from swav.monitor import STEP_VALUES, Monitor, Watch, verdict
 from swav.network.heads import build_network
@@ -33,7 +34,6 @@ from swav.runtime import (
     pick_device,
     seed_process,
     share_cpus,
-    write_text_durably,
 )
 
 

@@ -17,7 +17,8 @@ from jaxtyping import Int, UInt8
 
 from swav.data.shapes import CLASSES, SPLITS, Scene, scene
 from swav.errors import ConfigError, DataError, EnvironmentError_, did_you_mean
-from swav.runtime import Progress, write_text_durably
+from swav.files import write_text_durably
+from swav.runtime import Progress
 
 RECORD = "shapes.json"  # what a folder holds, and whether it is complete
 

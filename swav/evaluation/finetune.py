@@ -24,10 +24,11 @@ from swav.errors import ConfigError, DataError, NumericsError
 from swav.evaluation.settings import TrainSettings
 from swav.evaluation.task import Task
 from swav.features import read_views
+from swav.files import write_text_durably
 from swav.metrics import top_k_accuracy
 from swav.network.batch_norm import synchronised
 from swav.network.parallel import in_parallel
-from swav.runtime import Progress, fault_point, write_text_durably
+from swav.runtime import Progress, fault_point
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 

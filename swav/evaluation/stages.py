@@ -11,9 +11,9 @@ from jaxtyping import Int8
 from swav.errors import DataError
 from swav.evaluation.task import Task
 from swav.features import PAGE_GRIDS, page_windows, stage_grids
+from swav.files import write_text_durably
 from swav.network.encoder import Encoder
 from swav.network.trunk import ResNet
-from swav.runtime import write_text_durably
 
 
 class Marked(NamedTuple):

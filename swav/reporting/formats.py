@@ -14,9 +14,10 @@ from typing import Any
 import jinja2
 
 from swav.errors import EnvironmentError_
+from swav.files import write_text_durably
 from swav.reporting.layout import Link, Row, Source, Table
 from swav.reporting.published import read_published
-from swav.reporting.results import config_name, config_text, read_results, write_durably
+from swav.reporting.results import config_name, config_text, read_results
 from swav.reporting.tables import page_tables
 
 APART = "Not comparable with published numbers"
@@ -44,8 +45,9 @@ def write_tables(folder: Path, content: Mapping[str, Sequence[Mapping[str, Any]]
     texts = {config_name(row): config_text(row) for row in results}  # first: no row links what is not there yet
     written = {"tables.md": markdown(tables), "tables.html": html(tables), "tables.tex": latex(tables)}
     try:
+        (folder / "configs").mkdir(exist_ok=True)
         for name, words in (texts | written).items():
-            write_durably(folder / name, words)
+            write_text_durably(folder / name, words)
     except OSError as error:
         raise EnvironmentError_(
             f"{folder}: tables cannot be written ({error}); make room, or use another --out"

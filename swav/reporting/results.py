@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from swav.errors import DataError, EnvironmentError_, NumericsError
+from swav.files import write_text_durably
 
 FILE = "results.json"
 Json = Mapping[str, Any]
@@ -120,7 +120,8 @@ def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[Not
         "not_run": [row for what, row in missing.items() if what not in done],
     }
     try:
-        write_durably(folder / FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text_durably(folder / FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise EnvironmentError_(
             f"{folder / FILE}: cannot be written ({error}); make room, or use another --out"
@@ -226,25 +227,6 @@ def _looks_right(content: Any) -> bool:
         and all(isinstance(row, dict) and set(keys) <= set(row) for row in content[half])
         for half, keys in halves.items()
     )
-
-
-def write_durably(path: Path, text: str) -> None:
-    """As runtime.write_text_durably, which lies on the same floor and needs torch."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # -- one row, read by whoever shows it: a field may be missing

@@ -1,0 +1,114 @@
+"""Attacks: durable writes that leave a part or a temporary file behind, locks that let two in or wait for each other, and
+file systems that lack folder syncing or locks.
+
+Run: pytest tests/test_files.py
+"""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swav import files
+
+ROOT = Path(__file__).parents[1]
+HOLD = """
+import sys
+from pathlib import Path
+from swav.files import FileLock
+with FileLock(Path(sys.argv[1]), waiting_for="the test"):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds tmp_path/.lock until its standard input ends."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_lock_that_is_held_is_refused_by_name_where_nobody_waits(holder, tmp_path):
+    with pytest.raises(BlockingIOError, match=f"process {holder.pid} on "), files.FileLock(tmp_path / ".lock"):
+        pass
+
+
+def test_who_waits_says_for_whom_and_goes_in_when_the_owner_is_gone(holder, tmp_path):
+    said: list[str] = []
+
+    def say(message: str) -> None:
+        said.append(message)
+        holder.kill()
+
+    with files.FileLock(tmp_path / ".lock", waiting_for="the features", say=say):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    assert len(said) == 1 and f"process {holder.pid} on " in said[0] and "the features" in said[0]
+
+
+def test_no_process_waits_for_a_lock_while_others_may_wait_for_one_of_its_own(tmp_path):
+    one, two = (files.FileLock(tmp_path / name, waiting_for=name) for name in ("one", "two"))
+    with one, pytest.raises(RuntimeError, match="already holds"), two:
+        pass
+    with files.FileLock(tmp_path / "two", waiting_for="two"):
+        pass
+
+
+def raising(number: int) -> Any:
+    def fail(*arguments: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_warned_of_and_used(tmp_path, monkeypatch, capsys, number):
+    monkeypatch.setattr(fcntl, "lockf", raising(number))
+    monkeypatch.setattr(files, "_warned", set())
+    for _ in range(2):
+        with files.FileLock(tmp_path / ".lock"):
+            pass
+    assert capsys.readouterr().err.count("has no locks") == 1
+
+
+def test_a_file_system_that_cannot_sync_a_folder_is_warned_of_and_used(tmp_path, monkeypatch, capsys):
+    real = os.fsync
+
+    def only_files(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").resolve().is_dir():
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    monkeypatch.setattr(files, "_warned", set())
+    files.write_text_durably(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text" and "cannot sync a folder" in capsys.readouterr().err
+
+
+def test_a_disk_that_fails_is_no_file_system_that_cannot(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", raising(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        files.sync_folder(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_old_text_and_nothing_beside_it(tmp_path, monkeypatch):
+    files.write_text_durably(tmp_path / "file", "old")
+    monkeypatch.setattr(os, "fsync", raising(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
+        files.write_text_durably(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old" and list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_only_the_leftovers_of_one_file_are_removed(tmp_path):
+    for name in (".config.yaml.1.tmp", ".results.json.2.tmp", "config.yaml"):
+        (tmp_path / name).write_text("")
+    files.remove_leftovers(tmp_path / "config.yaml")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".results.json.2.tmp", "config.yaml"]
