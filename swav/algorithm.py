@@ -50,10 +50,15 @@ def sinkhorn_codes(scores: Float[Tensor, "B K"], epsilon: float = 0.05, iteratio
         [B, K] codes in float32 (float64 for float64 scores), without gradient; rows sum to 1.
 
     Raises:
-        ValueError: epsilon is not positive, or iterations is below 1.
+        ValueError: scores of another shape, epsilon is not positive, or iterations is below 1.
 
     Source: section 3.1, equations (3) to (5); the order of operations is the released code's.
     """
+    if scores.ndim != 2 or not scores.numel():
+        raise ValueError(
+            f"scores: expected [B, K] of one code-giving crop, found {list(scores.shape)}; "
+            "call sinkhorn_codes once per crop: [sinkhorn_codes(s) for s in scores[:2]]"
+        )
     if epsilon <= 0 or iterations < 1:
         raise ValueError(f"expected epsilon > 0 and iterations >= 1, found {epsilon} and {iterations}")
     logits = scores.to(torch.promote_types(scores.dtype, torch.float32)) / epsilon
@@ -71,7 +76,12 @@ def hardened(codes: Float[Tensor, "*B K"]) -> Float[Tensor, "*B K"]:
 
     Source: section 3.1 compares both and keeps soft codes ("rounding is a more aggressive optimization step"); the
     original's maintainers advise hard ones for runs that do not leave ln K.
+
+    Raises:
+        ValueError: codes without prototypes.
     """
+    if not codes.ndim or not codes.shape[-1]:
+        raise ValueError(f"codes: expected [..., K], found {list(codes.shape)}; give it what sinkhorn_codes returns")
     return torch.zeros_like(codes).scatter_(-1, codes.argmax(dim=-1, keepdim=True), 1.0)
 
 
@@ -99,10 +109,15 @@ def swapped_loss(
         The mean over this process's samples (gradients are averaged over processes afterwards).
 
     Raises:
-        ValueError: fewer than two crops, or code_views that do not fit codes and scores.
+        ValueError: scores or codes of another shape, fewer than two crops, or code_views that do not fit both.
 
     Source: section 3.1, equations (1) and (2); multi-crop: section 3.2, equation (6).
     """
+    if scores.ndim != 3 or codes.ndim != 3 or codes.shape[1:] != scores.shape[1:] or 0 in scores.shape:
+        raise ValueError(
+            f"expected scores [V, B, K] and codes [A, B, K], found {list(scores.shape)} and {list(codes.shape)}; "
+            "stack one of each per crop: codes = torch.stack([sinkhorn_codes(scores[a]) for a in code_views])"
+        )
     num_views, batch = scores.shape[:2]
     if num_views < 2:
         raise ValueError(f"expected at least 2 crops to swap codes between, found {num_views}")
@@ -132,10 +147,14 @@ def koleo_loss(embeddings: Float[Tensor, "A B D"], eps: float = 1e-8) -> Float[T
         eps: added to the distance.
 
     Raises:
-        ValueError: a single sample has no other.
+        ValueError: embeddings of another shape, or a single sample, which has no other.
 
     Source: Sablayrolles et al. 2019 (arXiv 1806.03198), equation 2; per crop as in DINOv2 (arXiv 2304.07193), weight .1 there.
     """
+    if embeddings.ndim != 3:
+        raise ValueError(
+            f"embeddings: expected [A, B, D], found {list(embeddings.shape)}; of one crop give koleo_loss(z[None])"
+        )
     count = embeddings.shape[1]
     if count < 2:
         raise ValueError(f"expected at least 2 samples to spread, found {count}")
@@ -156,7 +175,15 @@ def normalize_prototypes_(prototypes: Float[Tensor, "K D"]) -> None:
 
     Source: the released code. The paper's pseudo-code normalises after the update instead, so that a checkpoint's
     prototypes are a step away from unit norm here: normalise them after loading.
+
+    Raises:
+        ValueError: prototypes of another shape.
     """
+    if prototypes.ndim != 2:
+        raise ValueError(
+            f"prototypes: expected [K, D], found {list(prototypes.shape)}; give it the weight of the layer: "
+            "normalize_prototypes_(network.prototypes.weight)"
+        )
     nn.functional.normalize(prototypes, dim=1, out=prototypes)
 
 
@@ -175,7 +202,8 @@ class Queue:
         code_views: how many crops give codes.
 
     Raises:
-        ValueError: from `push`, if a batch is longer than the queue.
+        ValueError: from `push`, embeddings of another shape or more than the queue holds; from `load_state_dict`, a state
+            of another queue.
     """
 
     def __init__(
@@ -200,7 +228,15 @@ class Queue:
 
         (`count` is the host's, which does not know the flag: a run that is told to keep stops a step later.)
         """
-        length, batch = self.embeddings.shape[1], embeddings.shape[1]
+        (views, length, dim), found = self.embeddings.shape, list(embeddings.shape)
+        if len(found) != 3 or (found[0], found[2]) != (views, dim):
+            raise ValueError(
+                f"embeddings: expected [A, B, D] = [{views}, B, {dim}] of the code-giving crops, found {found}; "
+                "push all crops at once: queue.push(z[code_views])"
+            )
+        if keep is not None and keep.numel() != 1:
+            raise ValueError(f"keep: expected one flag for the whole batch, found {list(keep.shape)}; use keep.any()")
+        batch = found[1]
         if batch > length:
             raise ValueError(f"expected at most {length} embeddings per push (the queue's length), found {batch}")
         newest, older = embeddings.detach().to(self.embeddings.dtype), self.embeddings[:, : length - batch]
@@ -212,5 +248,10 @@ class Queue:
         return {"embeddings": self.embeddings, "count": torch.tensor(self.count)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        own, found = list(self.embeddings.shape), list(state["embeddings"].shape)
+        if found != own:  # copied as it is, a smaller one would fill the queue with repetitions
+            raise ValueError(
+                f"queue: expected embeddings [A, L, D] = {own}, found {found}; build Queue(L, D, A) of that state"
+            )
         self.embeddings.copy_(state["embeddings"])
         self.count = int(state["count"])

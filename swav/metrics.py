@@ -29,8 +29,14 @@ def nearest(
         Cosine similarities, and indices into the bank. Of equal similarities any may come first.
 
     Raises:
+        ValueError: features of another shape.
         ConfigError: k is larger than the bank.
     """
+    if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"expected a bank [N, F] and queries [M, F] of one F, found {list(bank.shape)} and {list(queries.shape)}; "
+            "give both as encoder(images) returns them: one image is features[None]"
+        )
     if not 0 < k <= len(bank):
         raise ConfigError(f"k: expected 1 to {len(bank)} (the images of the bank), found {k}; use a smaller k")
     rows = torch.nn.functional.normalize(queries, dim=1)
@@ -81,10 +87,16 @@ def knn_vote(
         {k: classes [M, R], most voted first}.
 
     Raises:
+        ValueError: features or labels of another shape.
         ConfigError: a k is larger than the bank.
 
     Source: Wu et al. 2018 (arXiv 1805.01978), section 3.4, as in DINO's and MMSelfSup's kNN.
     """
+    if labels.ndim != 1 or len(labels) != len(bank):
+        raise ValueError(
+            f"labels: expected a class of each row of the bank [{len(bank)}], found {list(labels.shape)}; "
+            "of one-hot rows give labels.argmax(dim=1)"
+        )
     similarity, neighbours = nearest(bank, queries, max(k))
     # Relative to the nearest: one factor per query, which changes no order and cannot overflow. In float64, so that the
     # order of summation on a GPU changes no rank.
@@ -105,7 +117,15 @@ def top_k_accuracy(ranked: Int64[Tensor, "M R"], labels: Int64[Tensor, " M"], k:
     Args:
         ranked: classes, best first; all R are used where k is larger.
         labels: the truth.
+
+    Raises:
+        ValueError: classes or labels of another shape, or scores in the place of classes.
     """
+    if ranked.ndim != 2 or labels.ndim != 1 or len(ranked) != len(labels) or ranked.is_floating_point():
+        raise ValueError(
+            f"expected classes [M, R], best first, and labels [M], found {str(ranked.dtype).removeprefix('torch.')} "
+            f"{list(ranked.shape)} and {list(labels.shape)}; of scores [M, classes] give scores.topk(k).indices"
+        )
     return 100.0 * float((ranked[:, :k] == labels[:, None]).any(dim=1).double().mean())
 
 
@@ -119,7 +139,16 @@ def average_precision(scores: Float[Tensor, "N M"], positive: Bool[Tensor, " N"]
     Args:
         scores: the higher, the surer. Of equal scores the sample with the lower index counts as surer.
         positive: the truth; with no positive there is no recall, and the result is NaN.
+
+    Raises:
+        ValueError: scores or truth of another shape, or a truth that is not bool.
     """
+    if scores.ndim != 2 or positive.ndim != 1 or len(scores) != len(positive) or positive.dtype != torch.bool:
+        raise ValueError(
+            f"expected scores [N, M] and bool positives [N], found {list(scores.shape)} and "
+            f"{str(positive.dtype).removeprefix('torch.')} {list(positive.shape)}; "
+            "of one scoring give average_precision(scores[:, None], labels == 1)"
+        )
     order = scores.double().argsort(dim=0, descending=True, stable=True)
     hits = positive[order].double()
     precision = hits.cumsum(dim=0) / torch.arange(1, len(hits) + 1, dtype=torch.float64, device=hits.device)[:, None]
@@ -137,8 +166,16 @@ def rankme(embeddings: Float[Tensor, "N D"]) -> float:
     Returns:
         The effective rank; 0 if all is zero, NaN if something is not finite (a monitor must not stop what it watches).
 
+    Raises:
+        ValueError: embeddings of another shape.
+
     Source: Garrido et al. 2023 (RankMe, arXiv 2210.02885), equation 1.
     """
+    if embeddings.ndim != 2:
+        raise ValueError(
+            f"embeddings: expected [N, D], found {list(embeddings.shape)}; "
+            "of several crops give one crop's, or all as embeddings.flatten(0, 1)"
+        )
     x = embeddings.double()
     if not torch.isfinite(x).all():
         return math.nan

@@ -85,8 +85,8 @@ def generator(seed: int, epoch: int, purpose: str, sample: int = 0) -> np.random
 
 def lighting(seed: int, epoch: int, samples: Sequence[int], std: float) -> Float32[np.ndarray, "B 3"]:
     """What is added to the RGB of each sample's images [of 1]: a draw of its own for each (seed, epoch, sample)."""
-    normals = np.stack([generator(seed, epoch, "lighting", sample).standard_normal(3) for sample in samples])
-    return photometric.light(std * normals)
+    normals = [generator(seed, epoch, "lighting", sample).standard_normal(3) for sample in samples]
+    return photometric.light(std * np.array(normals).reshape(-1, 3))
 
 
 def _relative_sides(uniforms: Float[np.ndarray, "B V 20"], scales: Float[np.ndarray, "V 2"]) -> np.ndarray:
@@ -114,6 +114,19 @@ def _box(sides: list[list[float]], down: float, right: float, height: int, width
     return (height - high) // 2, (width - wide) // 2, high, wide
 
 
+def check_image(image: UInt8[np.ndarray, "H W 3"]) -> None:
+    """
+    Raises:
+        ValueError: it is not RGB in bytes, the colours last.
+    """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        shape, kind = list(getattr(image, "shape", ())), getattr(image, "dtype", type(image).__name__)
+        raise ValueError(
+            f"image: expected a uint8 array [H, W, 3] (RGB), found {kind} {shape}; "
+            "give numpy.asarray(PIL.Image.open(PATH).convert('RGB'))"
+        )
+
+
 def planes(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[Tensor, "1 3 H W"]:
     """The same memory in the order that resizing wants."""
     return torch.from_numpy(image).permute(2, 0, 1)[None]
@@ -126,6 +139,11 @@ def cut(image: UInt8[Tensor, "1 3 H W"], box: Box, out: UInt8[Tensor, "1 3 S S"]
     the mean). torch offers the operator behind it, which writes into a given place, under this internal name only.
     """
     top, left, high, wide = box
+    if image.shape[:2] != (1, 3) or out.shape[:2] != (1, 3):  # the operator would write elsewhere, with a warning
+        raise ValueError(
+            f"expected an image [1, 3, H, W] and a place [1, 3, S, S], found {list(image.shape)} and {list(out.shape)}; "
+            "use planes(image)"
+        )
     source = image[:, :, top : top + high, left : left + wide]
     torch._C._nn._upsample_bilinear2d_aa(source, out.shape[2:], False, out=out)  # type: ignore[call-arg]
 
@@ -142,7 +160,19 @@ def to_input(
     Args:
         in_channels: 3, or 1 for the luma, normalised by the luma of mean and std.
         lighting: is added to x / 255, as `lighting` gives it.
+
+    Raises:
+        ValueError: crops or lighting of another shape, or crops that are not bytes.
     """
+    if crops.ndim != 4 or crops.shape[3] != 3 or crops.dtype != torch.uint8:
+        raise ValueError(
+            f"crops: expected uint8 [N, S, S, 3], found {str(crops.dtype).removeprefix('torch.')} {list(crops.shape)}; "
+            "one image is image[None], and images with the channels first are images.permute(0, 2, 3, 1)"
+        )
+    if lighting is not None and lighting.shape != (len(crops), 3):
+        raise ValueError(
+            f"lighting: expected [{len(crops)}, 3], an RGB of each crop, found {list(lighting.shape)}; use views.lighting"
+        )
     x = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
     if lighting is not None:
         x += 255 * lighting[:, :, None, None]
@@ -165,6 +195,7 @@ def squeezed_view(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndar
 
     An image more than eight times as long as high is brought to `size` at once: the first step could take all memory.
     """
+    check_image(image)
     height, width = image.shape[:2]
     short = round(size * 256 / 224)
     x = planes(image)
@@ -181,7 +212,12 @@ def evaluation_view(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.nd
 
 
 def centre_view(image: UInt8[np.ndarray, "H W 3"], short: int, size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """Short side to `short`, then the centre square of `size` [pixels]."""
+    """Short side to `short`, then the centre square of `size` [pixels].
+
+    Raises:
+        ValueError: an image of another shape or type (so do all views made of this one).
+    """
+    check_image(image)
     height, width = image.shape[:2]
     most = 8 * min(height, width)  # of a very long image only the middle, or resizing it would take all memory
     if max(height, width) > most:

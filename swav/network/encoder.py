@@ -68,6 +68,12 @@ class Encoder(nn.Module):
         return {key: self.settings[key] for key in told if key in self.settings}
 
     def forward(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
+        """Features of normalised images.
+
+        Raises:
+            ValueError: images of another shape or type.
+        """
+        self._check(images)
         return self.trunk(images)  # type: ignore[no-any-return]
 
     def stages(self, images: Float[Tensor, "N C H W"]) -> list[Tensor]:
@@ -75,8 +81,10 @@ class Encoder(nn.Module):
         those of its own stages or blocks.
 
         Raises:
+            ValueError: images of another shape or type.
             ConfigError: the trunk has none.
         """
+        self._check(images)
         if not self.stage_channels:
             raise ConfigError(
                 f"{self.name}: expected a trunk with stages, found {self.settings['backbone']}, which has none"
@@ -84,9 +92,21 @@ class Encoder(nn.Module):
         return self.trunk.stages(images)  # type: ignore[operator, no-any-return]
 
     def preprocess(self, image: UInt8[np.ndarray, "H W 3"], size: int | None = None) -> Float[Tensor, "C S S"]:
-        """Short side to 256/224 of `size`, centre crop, normalise. `size` defaults to the network's own."""
+        """Short side to 256/224 of `size`, centre crop, normalise. `size` defaults to the network's own.
+
+        Raises:
+            ValueError: an image of another shape or type.
+        """
         view = torch.from_numpy(evaluation_view(image, size or self.size))
         return to_input(view[None], self.mean, self.std, self.in_channels)[0]
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != self.in_channels or not images.is_floating_point():
+            raise ValueError(
+                f"images: expected normalised floats [N, {self.in_channels}, H, W], found "
+                f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}; "
+                "make them with torch.stack([encoder.preprocess(image) for image in images])"
+            )
 
 
 def weights_sha256(module: nn.Module) -> str:
