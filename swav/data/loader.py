@@ -91,8 +91,8 @@ class _Maker:
     ):
         self.images, self.recipe, self.steps_per_epoch, self.on_device = images, recipe, steps_per_epoch, on_device
         self.window = next((crop for crop in recipe.crops if isinstance(crop, CentreWindow)), None)
+        self.rank, self.world_size = rank, world_size
         self.share = recipe.batch // world_size
-        self.first = rank * self.share
         self._order, self._order_of = np.empty(0, np.int64), -1
 
     def slot(self, shared: bool) -> _Slot:
@@ -108,6 +108,9 @@ class _Maker:
         """Writes a step's batch, or some rows of it; returns (name, reason) of the images that had to be replaced."""
         epoch, position = divmod(step, self.steps_per_epoch)
         samples = self._samples(epoch, position)[rows]
+        if not samples:
+            return []
+        rows = slice(rows.start or 0, (rows.start or 0) + len(samples))
         draws = Draws(self.recipe, epoch, samples)
         views = [view[rows] for kind in slot.views for view in kind]  # V of [B, S, S, 3]
         unreadable: list[tuple[str, str]] = []
@@ -148,9 +151,14 @@ class _Maker:
     def _samples(self, epoch: int, position: int) -> list[int]:
         if epoch != self._order_of:
             self._order, self._order_of = epoch_order(self.recipe.seed, epoch, len(self.images)), epoch
-        start = position * self.recipe.batch + self.first
-        samples: list[int] = self._order[start : start + self.share].tolist()
+        batch = self._order[position * self.recipe.batch :][: self.recipe.batch]
+        first, end = (len(batch) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        samples: list[int] = batch[first:end].tolist()
         return samples
+
+    def size(self, step: int) -> int:
+        """Images of a step's share: fewer in a last, partial batch, and none where others have them all."""
+        return len(self._samples(*divmod(step, self.steps_per_epoch)))
 
     def _read(self, sample: int, unreadable: list[tuple[str, str]]) -> np.ndarray:
         """The image, or in place of one that cannot be read another, the same in every epoch."""
@@ -177,7 +185,8 @@ class Loader:
         images: what is trained on.
         recipe: settings without `auto`.
         rank, world_size: of this process.
-        start_step, total_steps, steps_per_epoch: where in the run. A last partial batch of an epoch is left out.
+        start_step, total_steps, steps_per_epoch: where in the run. Steps per epoch rounded down leave out the last, partial
+            batch of an epoch; rounded up they keep it, and each process has its share of it, which may be empty.
         on_device: leave colour and blur to the device, and give batches in pinned memory.
 
     Raises:
@@ -301,10 +310,11 @@ class Loader:
         return slot, self._maker.fill(slot, step)
 
     def _batch(self, step: int, slot: _Slot, unreadable: list[tuple[str, str]]) -> Batch:
-        views, params = ([kind.flatten(0, 1) for kind in kinds] for kinds in (slot.views, slot.params))
+        size = self._maker.size(step)
+        views, params = ([kind[:, :size].flatten(0, 1) for kind in kinds] for kinds in (slot.views, slot.params))
         if self._pin:
             views, params = [kind.pin_memory() for kind in views], [kind.pin_memory() for kind in params]
-        return Batch(step, views, params if self._on_device else None, slot.indices, unreadable)
+        return Batch(step, views, params if self._on_device else None, slot.indices[:size], unreadable)
 
 
 def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

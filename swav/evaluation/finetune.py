@@ -1,8 +1,8 @@
 """The loop of every benchmark that trains: labelled crops, one model with one or several heads, SGD, a score per head.
 
 The state after each epoch is a verified checkpoint, so an interrupted benchmark goes on from its last finished epoch and
-ends, on a CPU, with the same bits. What is reported is the last epoch, not the best. A last partial batch of an epoch is
-left out; which images these are changes with the epoch. Under torchrun each process takes its share of every batch.
+ends, on a CPU, with the same bits. What is reported is the last epoch, not the best. The last, partial batch of an epoch is
+trained on too, as in the sources. Under torchrun each process takes its share of every batch.
 """
 
 import dataclasses
@@ -34,6 +34,8 @@ AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 KEPT = 2  # checkpoints, of weights and momentum
 IGNORED = -100  # label of what stands in for an image that cannot be read
+# Of what this loop makes of a setting: a state that an earlier version left is not gone on from. 2: keeps partial batches.
+LOOP_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,27 +79,21 @@ class Outcome:
     log: str
 
 
-def view_recipe(task: Task[Any], bench: str, images: int, **photometric: Any) -> Recipe:
+def view_recipe(task: Task[Any], bench: str, **photometric: Any) -> Recipe:
     """The loader's settings: one random resized crop and a flip. (As a pre-training recipe, one crop would be refused.)
 
     Args:
         bench: for messages.
-        images: to train on.
         photometric: further fields of the recipe, as `jitter`.
 
     Raises:
         ConfigError: the batch cannot be parted among the processes.
-        DataError: there are fewer images than a batch (protocol smoke then takes a smaller batch).
     """
     settings: TrainSettings = task.settings
-    batch = min(settings.batch, images) if task.protocol == "smoke" else settings.batch
-    if batch > images or not batch:
-        raise DataError(
-            f"{task.train.root}: expected at least one batch of {batch} training images, found {images}; "
-            f"use {bench}.batch={images} or more images"
+    if settings.batch % dist.world_size():
+        raise ConfigError(
+            f"{bench}.batch: expected a multiple of the {dist.world_size()} processes, found {settings.batch}"
         )
-    if batch % dist.world_size():
-        raise ConfigError(f"{bench}.batch: expected a multiple of the {dist.world_size()} processes, found {batch}")
     crop = Crop(count=1, size=settings.size, scale=settings.crop_scale)
     fields: dict[str, Any] = {
         "crops": (crop,),
@@ -105,7 +101,7 @@ def view_recipe(task: Task[Any], bench: str, images: int, **photometric: Any) ->
         "jitter_probability": 0.0,
         "grayscale": 0.0,
         "blur": 0.0,
-        "batch": batch,
+        "batch": settings.batch,
         "seed": settings.seed,
         "workers": task.workers,
     }
@@ -119,7 +115,25 @@ def state_folder(task: Task[Any], bench: str, train: Images, *more: Any) -> Path
         train: the images to learn from; some of the task's, or all.
         more: what else sets this training apart.
     """
-    return task.out / bench / task.identity(train.fingerprint, *more)[1]
+    return task.out / bench / task.identity(LOOP_VERSION, train.fingerprint, *more)[1]
+
+
+def check_last_batch(task: Task[Any], bench: str, images: int) -> None:
+    """Complains of a last batch of an epoch that BatchNorm cannot normalise: one image, of whose last map one pixel is left.
+
+    Args:
+        images: to train on.
+
+    Raises:
+        ConfigError: there is such a batch.
+    """
+    if images % task.settings.batch != 1 or not task.encoder.stage_channels or task.stage_maps()[-1][0, 0].numel() > 1:
+        return
+    raise ConfigError(
+        f"{bench}.batch: expected a last batch that BatchNorm can normalise, found one image (of {images}, by "
+        f"{task.settings.batch}) whose last map is one pixel; use {bench}.batch={task.settings.batch + 1}"
+        f" or a larger {bench}.size"
+    )
 
 
 def placed(model: AnyModel, device: torch.device) -> AnyModel:
@@ -154,7 +168,7 @@ def train(task: Task[Any], train: Images, course: Course) -> Outcome:
     settings: TrainSettings = task.settings
     epochs = settings.epochs
     log, unreadable = _resumed(course)
-    per_epoch = len(train) // course.recipe.batch
+    per_epoch = -(-len(train) // course.recipe.batch)  # rounded up: the last batch may be a partial one
     loader = Loader(
         train,
         course.recipe,

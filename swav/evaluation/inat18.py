@@ -10,7 +10,6 @@ Metric      top-1 and top-5 [%] of every head, and of the one whose top-1 is bes
 Seeds       one, for initial weights, order and crops: they are a pure function of (seed, epoch, sample).
 Source      MMSelfSup 0.x resnet50_mhead_8xb32-steplr-84e_inat18. The target page names the protocol; no number for SwAV was
             ever published.
-Where we differ: the last partial batch of an epoch is dropped.
 Smoke       size 64, 4 epochs (steps 2, 3), batch 64, at most 2,000 + 1,000 images; listed images may be missing.
 """
 
@@ -34,4 +33,4 @@ def run(task: Task[Inat18Settings]) -> list[Score]:
 
 
 def _recipe(task: Task[Inat18Settings]) -> Recipe:
-    return finetune.view_recipe(task, BENCH, len(task.train))
+    return finetune.view_recipe(task, BENCH)

@@ -10,11 +10,9 @@ Metric      top-1 and top-5 [%] at the last epoch, not the best.
 Seeds       one, for initial weights, order and crops: they are a pure function of (seed, epoch, sample).
 Source      target page: 70.5 top-1 (SwAV ResNet-50, 200 epochs, batch 256). MMSelfSup 0.x
             resnet50_linear-8xb32-coslr-100e_in1k ("SwAV linear evaluation setting"); the paper, section A.4.
-Where we differ: one process, so one batch of 256 instead of 8 of 32: the same sums, as the trunk's BatchNorm is frozen. The
-            last partial batch of an epoch is dropped (of ImageNet 143 images, others in every epoch); what the source
-            does with it is not written down.
-Smoke       size 64, 8 epochs, at most 5,000 + 1,000 images, and fewer than a batch will do. The crops are drawn anew in
-            every epoch there, too.
+            The last, partial batch of an epoch (143 images of ImageNet) is trained on, as there.
+Where we differ: one process, so one batch of 256 instead of 8 of 32: the same sums, as the trunk's BatchNorm is frozen.
+Smoke       size 64, 8 epochs, at most 5,000 + 1,000 images. The crops are drawn anew in every epoch there, too.
 
 The trunk sees every crop once per epoch and its features are never kept: they are of other crops in every epoch. The
 state after each epoch is a verified checkpoint, so an interrupted benchmark goes on and ends with the same bits.
@@ -48,7 +46,7 @@ def check(task: Task[LinearSettings]) -> None:
     """Complains of what can be known without any work.
 
     Raises:
-        DataError: there are fewer images than a batch.
+        ConfigError: the batch cannot be parted among the processes.
     """
     _recipe(task)
 
@@ -66,7 +64,7 @@ def run(task: Task[LinearSettings]) -> list[Score]:
     """Trains and scores one layer, going on from the last finished epoch of an earlier sitting.
 
     Raises:
-        DataError: no image of a half can be read, or there are fewer than a batch.
+        DataError: no image of a half can be read.
         NumericsError: the loss is not finite.
         CheckpointError: there is saved state, and none of it verifies.
     """
@@ -119,7 +117,7 @@ def _start(task: Task[LinearSettings]) -> tuple[Head, torch.optim.SGD]:
 
 
 def _recipe(task: Task[LinearSettings]) -> Recipe:
-    return finetune.view_recipe(task, "linear", len(task.train))
+    return finetune.view_recipe(task, "linear")
 
 
 def _learning_rate(settings: LinearSettings, epoch: int) -> float:

@@ -14,8 +14,8 @@ Metric      top-1 and top-5 [%] of every head, and of the one whose top-1 is bes
 Seeds       one, for initial weights, order, crops and colours: they are a pure function of (seed, epoch, sample).
 Source      target page: 16.98 34.96 49.26 65.98 70.74 (SwAV ResNet-50, 200 epochs, batch 256). MMSelfSup 0.x
             resnet50_mhead_linear-8xb32-steplr-90e_in1k.
-Where we differ: the last partial batch of an epoch is dropped. Below 224 pixels maps are pooled adaptively to the same
-            grids. Of a trunk that is no ResNet the stages are its own, and grids have at most 9,216 values.
+Where we differ: below 224 pixels maps are pooled adaptively to the same grids. Of a trunk that is no ResNet the stages are
+            its own, and grids have at most 9,216 values.
 Smoke       size 64, 6 epochs (steps 3, 5), batch 64, at most 2,000 + 1,000 images.
 
 The trunk sees every augmented image once per epoch, for all heads. (Together their features of one image are 44,032
@@ -46,7 +46,6 @@ def _recipe(task: Task[StagesSettings]) -> Recipe:
     return finetune.view_recipe(
         task,
         BENCH,
-        len(task.train),
         jitter=(strength, strength, strength, 0.0),
         jitter_probability=1.0 if strength else 0.0,
     )

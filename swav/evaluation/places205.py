@@ -10,7 +10,6 @@ Metric      top-1 and top-5 [%] of every head, and of the one whose top-1 is bes
 Seeds       one, for initial weights, order and crops: they are a pure function of (seed, epoch, sample).
 Source      target page: 23.33 35.45 43.13 51.98 55.09 (SwAV ResNet-50, 200 epochs, batch 256). MMSelfSup 0.x
             resnet50_mhead_8xb32-steplr-28e_places205; from which epoch its numbers are is not documented.
-Where we differ: the last partial batch of an epoch is dropped.
 Smoke       size 64, 4 epochs (steps 2, 3), batch 64, at most 2,000 + 1,000 images; listed images may be missing.
 """
 
@@ -35,4 +34,4 @@ def run(task: Task[Places205Settings]) -> list[Score]:
 
 
 def _recipe(task: Task[Places205Settings]) -> Recipe:
-    return finetune.view_recipe(task, BENCH, len(task.train), crops=(centre_window(task.settings.size),))
+    return finetune.view_recipe(task, BENCH, crops=(centre_window(task.settings.size),))

@@ -6,18 +6,16 @@ Data        ImageNet-1k, labelled: 1 % (12,811 images) or 10 % (128,116) of trai
 Transform   training: random resized crop of the size (224; area .08-1, aspect 3/4-4/3), flip p .5. Scoring: short side to
             256/224 of the size, centre crop of the size.
 Layer       the trunk, all of it trained, BatchNorm in training mode, synchronised over processes; global average of the last
-            stage; Linear, weights N(0, .01), bias 0.
+            stage; Linear, weights and bias as nn.Linear draws them: uniform in +-1 / sqrt(features).
 Optimiser   SGD, learning rates of trunk and layer .02 and 5 (1 %), .01 and .2 (10 %), momentum .9, no Nesterov, no weight
             decay, batch 256.
 Schedule    20 epochs, learning rates x .2 after 12 and 16. No warm-up.
 Metric      top-1 and top-5 [%] at the last epoch, not the best.
 Seeds       one, for the drawn images, initial weights, order and crops.
 Source      Caron et al. 2020, section 4.1 and the released evaluation: top-1 53.9 and 70.2 (800 epochs, batch 4096).
-Where we differ: the last partial batch of an epoch is dropped. The layer's initial weights are those of linear.py; the
-            source's layer is a plain one, whose are not written down. At another batch than 256 the rates change in
-            proportion. fraction=1.0 (all labels) is a recipe of ours, with the rates of 10 %: no source gives one for SwAV,
-            and its result is never comparable.
-Smoke       size 64, batch 32, at most 5,000 images of which the fraction is taken, 1,000 scored; fewer than a batch will do.
+Where we differ: at another batch than 256 the rates change in proportion. fraction=1.0 (all labels) is a recipe of ours,
+            with the rates of 10 %: no source gives one for SwAV, and its result is never comparable.
+Smoke       size 64, batch 32, at most 5,000 images of which the fraction is taken, 1,000 scored.
 """
 
 import copy
@@ -29,6 +27,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from swav.data.decode import printable, reason_of
 from swav.data.images import Images
@@ -53,9 +52,10 @@ class Classifier(nn.Module):
 
     def __init__(self, trunk: nn.Module, num_features: int, num_classes: int, seed: int, precision: Precision):
         super().__init__()
-        self.trunk, self.layer, self.precision = trunk, nn.Linear(num_features, num_classes), precision
-        nn.init.normal_(self.layer.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
-        nn.init.zeros_(self.layer.bias)
+        self.trunk, self.precision = trunk, precision
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.layer = nn.Linear(num_features, num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         with autocast(images.device, self.precision):
@@ -67,10 +67,15 @@ def check(task: Task[SemisupSettings]) -> None:
     """Complains of what can be known without any work.
 
     Raises:
-        DataError: a fraction has fewer images than a batch, or the list cannot be read or names a missing image.
+        ConfigError: the batch cannot be parted among the processes, or the last one of an epoch cannot be normalised.
+        DataError: the list cannot be read or names a missing image.
     """
+    finetune.view_recipe(task, BENCH)
+    normalises = any(isinstance(module, _BatchNorm) for module in task.encoder.trunk.modules())
     for fraction in task.settings.fraction:
-        finetune.view_recipe(task, BENCH, len(_labelled_part(task, fraction)[0]))
+        train, _ = _labelled_part(task, fraction)
+        if normalises:
+            finetune.check_last_batch(task, BENCH, len(train))
 
 
 def needs(task: Task[SemisupSettings]) -> Needs:
@@ -90,7 +95,7 @@ def run(task: Task[SemisupSettings]) -> list[Score]:
     sitting.
 
     Raises:
-        DataError: no image of a half can be read, there are fewer than a batch, or the list is at fault.
+        DataError: no image of a half can be read, or the list is at fault.
         NumericsError: the loss is not finite.
         CheckpointError: there is saved state, and none of it verifies.
     """
@@ -115,7 +120,7 @@ def _run(task: Task[SemisupSettings], fraction: float) -> list[Score]:
         rates=lambda epoch: _learning_rates(settings, fraction, epoch),
         inputs=inputs,
         scored=finetune.evaluation_batches(task, inputs),
-        recipe=finetune.view_recipe(task, BENCH, len(train)),
+        recipe=finetune.view_recipe(task, BENCH),
     )
     outcome = finetune.train(task, train, course)
     difference = _difference(task, fraction, drawn, outcome)

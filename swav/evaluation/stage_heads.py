@@ -37,7 +37,7 @@ class StageHeads(nn.Module):
         """Takes pooled stages [N, D], returns logits [N, classes] of each."""
         logits = []
         for norm, layer, x in zip(self.norms, self.layers, stages, strict=True):
-            by_channel = x.view(len(x), norm.num_features, -1)  # type: ignore[call-overload]
+            by_channel = torch.unflatten(x, 1, (norm.num_features, -1))  # type: ignore[arg-type]  # of no images, too
             logits.append(layer(norm(by_channel).flatten(1)))
         return logits
 
@@ -46,8 +46,8 @@ def check_heads(task: Task[Any], bench: str, recipe: Callable[[Task[Any]], Recip
     """Complains of what can be known without any work.
 
     Raises:
-        ConfigError: the trunk has no stages.
-        DataError: there are fewer images than a batch (from `recipe`).
+        ConfigError: the trunk has no stages, the batch cannot be parted among the processes (from `recipe`), or the last
+            one of an epoch cannot be normalised.
     """
     if not task.encoder.stage_channels:
         raise ConfigError(
@@ -55,6 +55,7 @@ def check_heads(task: Task[Any], bench: str, recipe: Callable[[Task[Any]], Recip
             "which has none; use another, or linear"
         )
     recipe(task)
+    finetune.check_last_batch(task, bench, len(task.train))
 
 
 def needs(task: Task[Any]) -> Needs:
@@ -83,7 +84,7 @@ def train_heads(task: Task[Any], bench: str, recipe: Recipe, lighting: float = 0
 
     Raises:
         ConfigError: the trunk has no stages.
-        DataError: no image of a half can be read, or there are fewer than a batch.
+        DataError: no image of a half can be read.
         NumericsError: the loss is not finite.
         CheckpointError: there is saved state, and none of it verifies.
     """

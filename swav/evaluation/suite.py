@@ -84,7 +84,7 @@ def bench(
     Raises:
         ConfigError: a name, a setting or a weight source is unknown, a batch cannot be parted among the processes, or a k
             of a benchmark asked for by name is larger than the bank.
-        DataError: the data of a benchmark asked for by name is missing, or less than a batch.
+        DataError: the data of a benchmark asked for by name is missing or at fault.
         CheckpointError: weights are damaged.
         EnvironmentError_: there is no such device, or one of several processes is lost.
     """

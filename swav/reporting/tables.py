@@ -6,7 +6,7 @@ published numbers (other images, classes or protocol) stands in a table of its o
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from swav.reporting.layout import BEST_STAGE, PAGE, Cell, Layout, Link, Row, Source, Table
+from swav.reporting.layout import BEST_STAGE, PAGE, Cell, Column, Layout, Link, Row, Source, Table
 from swav.reporting.our_rows import (
     Notes,
     What,
@@ -79,13 +79,19 @@ def _published_row(layout: Layout, row: Published) -> Row:
         if column.metric == BEST_STAGE:
             cells.append(best_stage(column.bench, numbers) or "/")
         else:
-            what = metric_of(column, numbers)
+            what = metric_of(column, numbers) or _of_best_stage(column, numbers)
             cells.append("/" if what is None else _as_published(numbers[what], column.decimals))
     short = row.source.partition(",")[0]
     links = [Cell("", links=(Link(short, row.url),)) if row.url else Cell(short) for _ in layout.last]
     named = f"{row.label} ({row.config})" if row.config else row.label
     source = Source(f"{named}: {row.source}" + (f". {row.note}" if row.note else ""), row.url)
     return Row("page" if row.page else "published", (*map(Cell, [*labels, *cells]), *links), source)
+
+
+def _of_best_stage(column: Column, numbers: Mapping[What, float]) -> What | None:
+    """Low-shot numbers of a row whose best layer is not the last one are of that layer; its note says so."""
+    what = column.bench, f"{column.metric} {best_stage('svm', numbers)}"
+    return what if column.bench == "lowshot" and what in numbers else None
 
 
 def _as_published(value: float, decimals: int) -> str:

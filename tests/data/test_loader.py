@@ -51,7 +51,7 @@ def recipe(**settings):
     return Recipe.model_validate({"crops": CROPS, "batch": BATCH, "workers": 0, **settings})
 
 
-def load(images=None, start=0, total=PER_EPOCH, rank=0, world_size=1, on_device=False, **settings):
+def load(images=None, start=0, total=PER_EPOCH, rank=0, world_size=1, on_device=False, per_epoch=PER_EPOCH, **settings):
     return Loader(
         images or InMemory(),
         recipe(**settings),
@@ -59,7 +59,7 @@ def load(images=None, start=0, total=PER_EPOCH, rank=0, world_size=1, on_device=
         world_size=world_size,
         start_step=start,
         total_steps=total,
-        steps_per_epoch=PER_EPOCH,
+        steps_per_epoch=per_epoch,
         on_device=on_device,
     )
 
@@ -146,6 +146,29 @@ def test_two_processes_make_the_halves_of_one_processs_batches():
         for kind, crop in enumerate(CROPS):
             parts = [half[1][kind].unflatten(0, (crop.count, BATCH // 2)) for half in halves]
             torch.testing.assert_close(torch.cat(parts, dim=1).flatten(0, 1), whole[1][kind], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("batch", "world_size"), [(4, 2), (21, 3), (12, 4), (24, 4), (32, 1)])
+def test_rounded_up_an_epoch_is_all_images_and_each_process_has_its_share_of_the_last_batch(
+    batch, world_size, workers, monkeypatch
+):
+    monkeypatch.setattr(loader_module, "_STRETCH", 3)  # a share is several, of which the last batch has but some
+    per_epoch = -(-NUM_IMAGES // batch)
+    options = {"batch": batch, "per_epoch": per_epoch, "total": 2 * per_epoch}
+    whole = kept(load(**options))
+    assert [len(one[3]) for one in whole] == 2 * ([batch] * (NUM_IMAGES // batch) + [NUM_IMAGES % batch])
+    for epoch in (0, 1):
+        seen = torch.cat([one[3] for one in whole[epoch * per_epoch : (epoch + 1) * per_epoch]])
+        assert seen.tolist() == epoch_order(0, epoch, NUM_IMAGES).tolist()
+    shares = [kept(load(rank=r, world_size=world_size, workers=workers, **options)) for r in range(world_size)]
+    for step, one in enumerate(whole):
+        parts = [share[step] for share in shares]
+        sizes = [len(part[3]) for part in parts]
+        assert max(sizes) - min(sizes) <= 1 and torch.equal(torch.cat([part[3] for part in parts]), one[3])
+        for kind, crop in enumerate(CROPS):
+            crops = [part[1][kind].unflatten(0, (crop.count, size)) for part, size in zip(parts, sizes, strict=True)]
+            torch.testing.assert_close(torch.cat(crops, dim=1).flatten(0, 1), one[1][kind], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

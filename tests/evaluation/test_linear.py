@@ -6,6 +6,7 @@ Oracle: scikit-learn's logistic regression on the same features. Run: pytest tes
 import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +20,10 @@ from swav import checkpoint
 from swav.config import load_recipe
 from swav.data.images import labelled_halves
 from swav.data.loader import Loader
-from swav.errors import DataError
 from swav.evaluation import finetune, linear
 from swav.evaluation.settings import LinearSettings
 from swav.evaluation.task import Task
-from swav.features import pooled_features
+from swav.features import features_of, pooled_features
 from swav.network.encoder import Encoder, weights_sha256
 from swav.network.heads import build_network
 
@@ -156,10 +156,11 @@ def test_the_trunk_is_frozen_and_sees_every_image_once_an_epoch(task):
     assert weights_sha256(task.encoder.trunk) == before and not task.encoder.trunk.training
 
 
-def test_fewer_images_than_a_batch_are_refused_by_page_and_used_by_smoke(task):
-    with pytest.raises(DataError, match=r"linear\.batch=24"):
-        linear.run(with_settings(task, batch=25))
-    assert linear.run(dataclasses.replace(with_settings(task, batch=25), protocol="smoke"))
+def test_fewer_images_than_a_batch_are_one_partial_batch(task):
+    linear.run(with_settings(task, batch=24))
+    elsewhere = dataclasses.replace(with_settings(task, batch=256), out=task.out.with_name("larger"))
+    linear.run(elsewhere)
+    assert all(torch.equal(saved_head(task).model[key], x) for key, x in saved_head(elsewhere).model.items())
 
 
 def test_crops_are_drawn_anew_in_every_epoch_by_seed_epoch_and_sample(task):
@@ -270,7 +271,15 @@ def test_images_that_cannot_be_decoded_do_not_count_as_training_images_nor_after
     assert linear.run(broken)[0].difference == "27 training images instead of 30"
 
 
-def test_the_last_partial_batch_of_an_epoch_is_dropped(task, monkeypatch):
+def test_an_epochs_loss_is_the_mean_over_its_images_not_over_its_batches(task):
+    told = []
+    for batch in (24, 9, 23):  # a rest of none, 6 and 1: at rest, so that the loss of all is the same number
+        scores = linear.run(with_settings(task, batch=batch, lr=1e-30, epochs=1))
+        told.append(json.loads((task.out / scores[0].log).read_text())["loss"])
+    assert told[1:] == pytest.approx(2 * told[:1], rel=1e-6)  # sums in another order
+
+
+def test_the_last_partial_batch_of_an_epoch_is_trained_on(task, monkeypatch):
     seen = []
 
     def count(*rest):
@@ -279,4 +288,24 @@ def test_the_last_partial_batch_of_an_epoch_is_dropped(task, monkeypatch):
 
     monkeypatch.setattr(finetune, "_step", count)
     linear.run(with_settings(task, batch=9, epochs=2))
-    assert seen == [9, 9, 9, 9]  # of 24 images
+    assert seen == 2 * [9, 9, 6]  # of 24 images
+
+
+def test_a_rest_takes_a_step_of_its_own_mean_at_the_rate_of_its_epoch(task):
+    """Against torch alone: batches of 10, 10 and 4 images of an epoch's order."""
+    settings = {"batch": 10, "epochs": 2, "lr": 0.5}
+    linear.run(with_settings(task, **settings))
+    chosen = with_settings(task, **settings)
+    layer = torch.nn.Linear(task.encoder.num_features, 3)
+    layer.load_state_dict(linear._start(chosen)[0].state_dict())
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9, weight_decay=1e-6)
+    options: dict[str, Any] = {"rank": 0, "world_size": 1, "start_step": 0, "total_steps": 6, "steps_per_epoch": 3}
+    for batch in Loader(chosen.train, linear._recipe(chosen), on_device=False, **options):
+        optimizer.param_groups[0]["lr"] = 0.5 if batch.step < 3 else 0.25  # half a cosine of two epochs
+        x = features_of(task.encoder, batch.views[0], CPU)
+        assert len(x) == (10, 10, 4)[batch.step % 3]
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(layer(x), torch.from_numpy(chosen.train.labels)[batch.indices]).backward()
+        optimizer.step()
+    for name, value in layer.state_dict().items():
+        torch.testing.assert_close(saved_head(task).model[name], value, rtol=1e-6, atol=1e-7)  # rounding of float32

@@ -17,7 +17,7 @@ from swav.data.images import labelled_halves
 from swav.data.photometric import parameters
 from swav.data.views import lighting, to_input
 from swav.data.voc import classification_halves
-from swav.errors import ConfigError, DataError
+from swav.errors import ConfigError
 from swav.evaluation import finetune, linear_stages, stage_heads, svm
 from swav.evaluation.settings import StagesSettings, SvmSettings
 from swav.evaluation.stages import pooling
@@ -180,11 +180,17 @@ def test_lighting_depends_on_seed_epoch_and_sample_and_has_the_covariance_of_its
     assert torch.allclose(lit[:, :, 1, 2], 128 / 255 + torch.from_numpy(drawn[:2]), atol=1e-6)
 
 
-def test_a_trunk_without_stages_and_too_few_images_are_refused(task):
+def test_a_trunk_without_stages_and_a_last_batch_that_cannot_be_normalised_are_refused(task):
     bare = fresh()
     bare.stage_channels = []
     with pytest.raises(ConfigError, match="with stages"):
         linear_stages.check(dataclasses.replace(task, encoder=bare))
-    many = dataclasses.replace(task, settings=task.settings.model_copy(update={"batch": 25}))
-    with pytest.raises(DataError, match=r"linear-stages\.batch=24"):
-        linear_stages.check(many)
+
+    def sized(size: int, batch: int) -> Task[StagesSettings]:
+        return dataclasses.replace(task, settings=task.settings.model_copy(update={"size": size, "batch": batch}))
+
+    with pytest.raises(ConfigError, match=r"one image \(of 24, by 23\) .* use linear-stages\.batch=24"):
+        linear_stages.check(sized(8, 23))
+    for size, batch in ((8, 22), (8, 24), (8, 25), (40, 23)):
+        linear_stages.check(sized(size, batch))
+    assert linear_stages.run(sized(40, 23))  # one image, of more than one pixel

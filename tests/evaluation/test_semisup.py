@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from swav import checkpoint
 from swav.config import load_recipe
@@ -69,7 +70,17 @@ def test_settings_are_the_published_ones(task):
     trunk, layer = semisup._optimizer(model, page, 0.01).param_groups
     assert (trunk["lr"], layer["lr"]) == (0.02, 5.0) and not trunk["nesterov"] and not trunk["weight_decay"]
     assert len(trunk["params"]) + len(layer["params"]) == len(list(model.parameters()))
-    assert len(layer["params"]) == 2 and not model.layer.bias.any()
+    assert len(layer["params"]) == 2
+
+
+def test_the_layer_starts_as_torchs_own_does_by_the_seed(task):
+    state = torch.get_rng_state()
+    layer = semisup._start(task).layer
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(task.settings.seed)
+    plain = nn.Linear(task.encoder.num_features, 3)
+    assert torch.equal(layer.weight, plain.weight) and torch.equal(layer.bias, plain.bias)
+    assert not torch.equal(semisup._start(with_settings(task, seed=1)).layer.weight, layer.weight)
 
 
 def test_a_list_wants_one_fraction():
@@ -127,6 +138,9 @@ def test_only_the_fraction_is_learned_from(task, monkeypatch):
     monkeypatch.setattr(finetune, "_step", spy)
     semisup.run(with_settings(task, fraction=(0.25,), epochs=2, batch=6))
     assert seen == [6, 6]
+    seen.clear()
+    semisup.run(with_settings(task, fraction=(0.5,), epochs=2, batch=5))
+    assert seen == 2 * [5, 5, 2]  # the rest of 12, too
 
 
 def test_a_list_names_the_images_and_a_missing_one_is_named(task, tmp_path):
@@ -150,10 +164,11 @@ def test_all_labels_are_marked_as_ours(task):
     assert all("a recipe of ours" in score.difference for score in scores)
 
 
-def test_too_few_images_for_a_batch_are_refused_by_page_and_used_by_smoke(task):
-    with pytest.raises(DataError, match=r"semisup\.batch=6"):
-        semisup.check(with_settings(task, batch=7, fraction=(0.25,)))
-    semisup.check(dataclasses.replace(with_settings(task, batch=7, fraction=(0.25,)), protocol="smoke"))
+def test_a_last_batch_that_cannot_be_normalised_is_refused_before_any_work(task):
+    with pytest.raises(ConfigError, match=r"one image \(of 6, by 5\) .* use semisup\.batch=6"):
+        semisup.check(with_settings(task, batch=5, fraction=(0.25,), size=8))
+    semisup.check(with_settings(task, batch=7, fraction=(0.25,), size=8))  # less than a batch is a batch
+    semisup.check(with_settings(task, batch=5, fraction=(0.25,), size=40))
 
 
 def test_results_of_several_seeds_differ_by_nothing_but_the_seed(task):

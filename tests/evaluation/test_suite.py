@@ -26,8 +26,9 @@ from swav.reporting.results import read_results, table
 from tests.network import foreign
 
 QUICK = {"size": 16, "workers": 0, "knn.k": [1, 5], "linear.epochs": 2, "linear.batch": 8}
-# what cannot run on 24 images in class folders: benchmarks of other data, and those whose batch is left at 256
-OTHER_DATA = ("svm", "lowshot", "places205", "inat18", "linear-stages", "semisup")
+QUICK_ALL = QUICK | {"linear-stages.epochs": 1, "linear-stages.steps": [], "semisup.epochs": 1, "semisup.steps": []}
+# what cannot run on images in class folders
+OTHER_DATA = ("svm", "lowshot", "places205", "inat18")
 QUICK_KNN = {"size": 16, "workers": 0, "knn.k": [1]}
 
 
@@ -86,7 +87,7 @@ def test_too_few_images_end_a_benchmark_asked_for_by_name_before_any_work(colour
         monkeypatch.setitem(suite.BENCHES, name, fails)
     for names, words, error in (
         (["linear", "knn"], {"knn.k": [1, 25]}, ConfigError),
-        (["knn", "linear"], {"linear.batch": 25}, DataError),
+        (["knn", "linear", "semisup"], {"semisup.list": str(tmp_path / "none"), "semisup.fraction": 0.1}, DataError),
     ):
         for dry_run in (False, True):
             with pytest.raises(error, match="found"):
@@ -96,16 +97,21 @@ def test_too_few_images_end_a_benchmark_asked_for_by_name_before_any_work(colour
 
 @pytest.mark.parametrize(
     ("words", "left", "ran"),
-    [({"knn.k": [1, 25]}, "knn", "linear"), ({"linear.batch": 25}, "linear", "knn")],
+    [
+        ({"knn.k": [1, 25]}, "knn", {"linear", "linear-stages", "semisup"}),
+        ({"semisup.list": "24_none", "semisup.fraction": 0.1}, "semisup", {"knn", "linear", "linear-stages"}),
+    ],
 )
 def test_under_all_what_has_too_few_images_is_told_and_the_others_run(colours, tmp_path, words, left, ran):
     weights = ["random:tiny", "random:cifar10"]
-    content = suite.bench(["all"], weights, colours, tmp_path, QUICK | words)
-    assert {(row["bench"], row["weights"]) for row in content["results"]} == {(ran, source) for source in weights}
+    content = suite.bench(["all"], weights, colours, tmp_path, QUICK_ALL | words)
+    rows = {(row["bench"], row["weights"]) for row in content["results"]}
+    assert rows == {(bench, source) for bench in ran for source in weights}
     missing = {row["bench"]: row["reason"] for row in content["not_run"]}
     assert set(missing) == {left, *OTHER_DATA} and "24" in missing[left]
-    rows = suite.bench(["all"], weights[:1], colours, tmp_path, QUICK | words, dry_run=True)["dry_run"]
-    assert rows[0]["bench"] == ran and {row["bench"] for row in rows[1:]} == {left, *OTHER_DATA}
+    found = suite.bench(["all"], weights[:1], colours, tmp_path, QUICK_ALL | words, dry_run=True)["dry_run"]
+    assert {row["bench"] for row in found[: len(ran)]} == ran
+    assert {row["bench"] for row in found[len(ran) :]} == {left, *OTHER_DATA}
 
 
 def test_a_bank_that_shrinks_below_k_while_decoded_does_not_end_all(colours, tmp_path, monkeypatch):
@@ -117,8 +123,8 @@ def test_a_bank_that_shrinks_below_k_while_decoded_does_not_end_all(colours, tmp
         return halves
 
     monkeypatch.setitem(DATASETS, "labelled", DATASETS["labelled"]._replace(find=then_break))
-    content = suite.bench(["all"], ["random:tiny"], folder, tmp_path / "out", QUICK | {"knn.k": [24]})
-    assert {row["bench"] for row in content["results"]} == {"linear"}
+    content = suite.bench(["all"], ["random:tiny"], folder, tmp_path / "out", QUICK_ALL | {"knn.k": [24]})
+    assert {row["bench"] for row in content["results"]} == {"linear", "linear-stages", "semisup"}
     told = {row["bench"]: row["reason"] for row in content["not_run"]}
     assert set(told) == {"knn", *OTHER_DATA} and "at most 23" in told["knn"]
 
@@ -129,8 +135,8 @@ def test_under_all_a_benchmark_that_fails_at_work_is_told_and_the_others_run(col
         raise error("expected better, found this")
 
     monkeypatch.setitem(suite.BENCHES, "knn", suite.BENCHES["knn"]._replace(run=fails))
-    content = suite.bench(["all"], ["random:tiny"], colours, tmp_path / "out", QUICK)
-    assert {row["bench"] for row in content["results"]} == {"linear"}
+    content = suite.bench(["all"], ["random:tiny"], colours, tmp_path / "out", QUICK_ALL)
+    assert {row["bench"] for row in content["results"]} == {"linear", "linear-stages", "semisup"}
     told = {row["bench"]: row["reason"] for row in content["not_run"]}
     assert told["knn"] == "expected better, found this"
     with pytest.raises(error):
@@ -142,7 +148,7 @@ def test_what_an_earlier_command_measured_is_not_listed_as_not_run(colours, tmp_
     weights = ["random:tiny", "random:cifar10"]
     suite.bench(["knn"], weights[:1], colours, tmp_path / "out", QUICK_KNN)
     content = suite.bench(["all"], weights[:1], tmp_path / "none", tmp_path / "out", QUICK_KNN)
-    assert {row["bench"] for row in content["not_run"]} == {"linear", *OTHER_DATA}
+    assert {row["bench"] for row in content["not_run"]} == set(suite.BENCHES) - {"knn"}
     assert "knn: not run now, its earlier results stay" in capsys.readouterr().err
     content = suite.bench(["all"], weights, tmp_path / "none", tmp_path / "out", QUICK_KNN)
     assert "knn" in {row["bench"] for row in content["not_run"]}  # of the second weights there is nothing
@@ -195,9 +201,9 @@ def test_other_projects_weights_are_scored_beside_ours_with_their_own_normalisat
 
 def test_a_dry_run_says_what_there_is_and_writes_nothing(colours, tmp_path, capsys):
     rows = suite.bench(["all"], ["random:tiny"], colours, tmp_path / "out", QUICK, dry_run=True)["dry_run"]
-    assert [row["bench"] for row in rows[:2]] == ["knn", "linear"]
-    assert {row["bench"] for row in rows[2:]} == set(OTHER_DATA)
-    assert all(row["hours"] >= 0 for row in rows[:2])
+    assert {row["bench"] for row in rows[:4]} == {"knn", "linear", "linear-stages", "semisup"}
+    assert {row["bench"] for row in rows[4:]} == set(OTHER_DATA)
+    assert all(row["hours"] >= 0 for row in rows[:4])
     missing = suite.bench(["all"], ["random:tiny"], tmp_path / "nowhere", tmp_path / "out", dry_run=True)["dry_run"]
     assert all("nowhere" in row["reason"] for row in missing)
     assert "24" in capsys.readouterr().err and not (tmp_path / "out").exists()
@@ -330,9 +336,10 @@ def _values(data, out):
 
 def _benched(data, out):
     quick = (
-        "size=16 workers=0 knn.k=3 linear.epochs=2 linear.batch=8 linear-stages.epochs=2 linear-stages.batch=8 "
-        "linear-stages.steps=[1] semisup.fraction=1.0 semisup.batch=8 semisup.epochs=2 semisup.lr_head=0.2"
-    )
+        "size=16 workers=0 knn.k=3 linear.epochs=2 linear.batch=10 linear-stages.epochs=2 linear-stages.batch=8 "
+        "linear-stages.train_images=17 linear-stages.steps=[1] linear-stages.size=40 semisup.size=40 semisup.fraction=.375 semisup.batch=8 semisup.epochs=2 "
+        "semisup.lr_head=0.2"
+    )  # rests of 4, 1 and 1 of 24, 17 and 9 images: of one image a process has no share
     words = parse_overrides(quick.split())
     rows = suite.bench(["knn", "linear", "linear-stages", "semisup"], ["random:tiny"], data, out, words)["results"]
     words = {"size": 16, "workers": 0, "linear.epochs": 1, "linear.batch": 8, "linear.score_images": 1}
@@ -347,10 +354,12 @@ def test_two_processes_share_a_benchmark_and_come_to_what_one_comes_to(colours, 
     for ours, its in zip(shared, alone, strict=True):
         same = {key: its[key] for key in ("bench", "metric", "n", "weights_sha256", "difference")}
         assert same.items() <= ours.items()
-    logs = [json.loads(line)["loss"] for line in _log(tmp_path / "two", shared, "linear-stages")]
-    assert logs == pytest.approx(
-        [json.loads(line)["loss"] for line in _log(tmp_path / "one", alone, "linear-stages")], rel=1e-5
-    )
+    for name in ("linear", "linear-stages", "semisup"):
+        logs = [
+            [json.loads(line)["loss"] for line in _log(tmp_path / where, rows, name)]
+            for where, rows in (("two", shared), ("one", alone))
+        ]
+        assert len(logs[0]) == 2 and logs[0] == pytest.approx(logs[1], rel=1e-5)
 
 
 def _log(out, rows, bench):

@@ -137,6 +137,11 @@ def test_more_examples_and_neighbours_agree_with_their_columns():
         lowshot = list(row.values.get("lowshot", {}).values())
         assert lowshot == sorted(lowshot)
         assert not lowshot or lowshot[-1] < row.values["svm"]["mAP best layer"]
+        of_another = [metric for metric in row.values.get("lowshot", {}) if not metric.split("=")[1].isdigit()]
+        best = next((metric for metric in row.values.get("svm", {}) if metric != "mAP best layer"), "mAP feature5")
+        assert bool(of_another) == (bool(lowshot) and best != "mAP feature5")
+        assert all(metric.endswith(best.removeprefix("mAP")) for metric in of_another)
+        assert ("low-shot on feature4" in row.note) == bool(of_another)
         coco = row.values.get("detect-coco", {})
         for kind in ("box", "mask"):
             assert coco.get(f"{kind} AP50", 100) > coco.get(f"{kind} AP75", coco.get(f"{kind} AP", 0)) > 0 or not coco

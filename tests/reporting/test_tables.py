@@ -157,6 +157,14 @@ def test_published_rows_name_source_note_and_address():
     assert "another split" in markdown(tables_of())
 
 
+def test_published_low_shot_of_another_best_layer_fills_its_columns_and_its_row_says_so():
+    one = table(page_tables({"results": [], "not_run": []}, read_published()), "VOC SVM / Low-shot SVM")
+    (row,) = [row for row in one.rows if row.cells[0].text.startswith("Relative location")]
+    assert texts(row)[1:5] == ["feature4", "65.52", "20.36", "23.12"]
+    assert "low-shot on feature4, its best layer, where ours is on the last stage" in row.source.text
+    assert "low-shot on" not in one.rows[0].source.text  # of the page's it is the last
+
+
 # -- what may stand beside what
 
 
