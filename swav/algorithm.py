@@ -132,7 +132,8 @@ def swapped_loss(
     normaliser = torch.einsum("abk,vb->av", codes, scores.logsumexp(dim=2))
     agreement = torch.einsum("abk,vbk->av", codes, scores)
     is_other = torch.ones(len(codes), num_views, dtype=scores.dtype, device=scores.device)
-    is_other[range(len(codes)), list(code_views)] = 0
+    for a, view in enumerate(code_views):  # one by one: for an index that is a list the host would wait
+        is_other[a, view].zero_()
     return ((normaliser - agreement) * is_other).sum() / (batch * len(codes) * (num_views - 1))
 
 

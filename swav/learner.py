@@ -78,7 +78,7 @@ class Learner:
 
         Args:
             pieces: the batch of this process; whole, or cut into several pieces of equal size if it is larger than
-                memory: then each is asked for twice.
+                memory. A whole one is asked for once, each of several pieces twice, once per pass.
             step: 0-based, over the whole run.
             requests: gives numbers whose maximum over all processes is to be known by all (see Returns). It is called
                 in the middle of the step, so that what a signal asks for is known at the step's end.
@@ -97,8 +97,10 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
 
         if len(pieces) == 1:
-            embeddings, scores = self._forward(pieces[0], self.batch, self.model)
-            givers, their_scores = self._code_givers(pieces[0], embeddings, scores)
+            crops = pieces[0]
+            embeddings, scores = self._forward(crops, self.batch, self.model)
+            givers, their_scores = self._code_givers(crops, embeddings, scores)
+            del crops  # in a half type the network keeps copies of its own for the way back
             codes = self._codes(their_scores)
             loss = self._learn(embeddings, scores, codes)
         else:
@@ -110,7 +112,8 @@ class Learner:
             torch._foreach_mul_(gradients, 1 / self.scale.value)
         gradient_norm = torch.stack(torch._foreach_norm(gradients)).norm()
         problems = [~torch.isfinite(loss), ~torch.isfinite(gradient_norm)]
-        asked = [torch.tensor(x, dtype=torch.float32, device=self.device) for x in requests()]
+        # filled by the device itself: for a copy of the host's memory the host would wait
+        asked = [torch.full((), x, dtype=torch.float32, device=self.device) for x in requests()]
         shared = dist.all_reduce_max(torch.stack([*(problem.float() for problem in problems), *asked]))
         skip = stop = shared[:2].amax()
         if self.scale is not None:
@@ -144,6 +147,7 @@ class Learner:
                 states.append(random_state(self.device))
                 own = self._forward(crops, self._images(crops), self.model) if self.teacher is None else ()
                 seen.append(self._code_givers(crops, *own))
+            del crops
         givers, their_scores = (torch.cat(parts, dim=1) for parts in zip(*seen, strict=True))
         codes = self._codes(their_scores)
         its_codes = zip(*(of_a_head.chunk(len(pieces), dim=1) for of_a_head in codes), strict=True)
@@ -152,7 +156,9 @@ class Learner:
         for i, of_a_piece in enumerate(its_codes):
             set_random_state(states[i], self.device)  # whatever a network draws, it draws again
             with gradients_averaged(self.parallel, now=i == len(pieces) - 1):
-                embeddings, scores = self._forward(pieces[i], self._images(pieces[i]), self.model)
+                crops = pieces[i]
+                embeddings, scores = self._forward(crops, self._images(crops), self.model)
+                del crops
                 loss += self._learn(embeddings, scores, of_a_piece, share=1 / len(pieces))
             embedded.append(embeddings.detach())
         return torch.cat(embedded, dim=1), givers, codes, loss
@@ -176,7 +182,7 @@ class Learner:
             embeddings, scores = self._forward(
                 [crops[kind] for kind in self.teacher.kinds], self._images(crops), self.teacher
             )
-        return embeddings.detach()[places], scores.detach()[places]
+        return _of_views(embeddings.detach(), places), _of_views(scores.detach(), places)
 
     @torch.no_grad()
     def _codes(self, scores: Tensor) -> tuple[Tensor, ...]:
@@ -198,7 +204,7 @@ class Learner:
         predictions = torch.split(scores, list(recipe.prototype_heads), dim=2)
         losses = [swapped_loss(s, q, views, recipe.temperature) for s, q in zip(predictions, codes, strict=True)]
         loss = share * torch.stack(losses).mean()
-        total = loss + share * recipe.koleo * koleo_loss(embeddings[list(views)]) if recipe.koleo else loss
+        total = loss + share * recipe.koleo * koleo_loss(_of_views(embeddings, views)) if recipe.koleo else loss
         (total if self.scale is None else total * self.scale.value).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -235,6 +241,11 @@ class Learner:
             self.queue.load_state_dict({"embeddings": own["queue/embeddings"], "count": own["queue/count"]})
         if "rng/torch" in own:
             set_random_state(own, self.device)
+
+
+def _of_views(x: Tensor, views: Sequence[int]) -> Tensor:
+    """Those of [V, ...] that are asked for. (A list as an index goes to the device by a copy for which the host waits.)"""
+    return torch.stack([x[view] for view in views])
 
 
 class Teacher:

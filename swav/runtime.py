@@ -140,6 +140,26 @@ def set_random_state(state: Mapping[str, torch.Tensor], device: torch.device) ->
         torch.cuda.set_rng_state(state["rng/cuda"], device)
 
 
+class Readback:
+    """Values on their way from the device to the host.
+
+    Who asks for them waits until they are computed, but for nothing that the device was given since: a copy that begins only
+    then would wait its turn behind a whole step.
+    """
+
+    def __init__(self, values: torch.Tensor):
+        self._values = values.to("cpu", non_blocking=True)
+        self._there: Any = None
+        if values.device.type == "cuda":
+            self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._there.record(torch.cuda.current_stream(values.device))
+
+    def tolist(self) -> list[float]:
+        if self._there is not None:
+            self._there.synchronize()
+        return self._values.tolist()
+
+
 def available_cpus() -> int:
     """Cores that this process may use (not those of the whole machine)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,8 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from swav import checkpoint, dist
 from swav.config import Recipe, load_recipe, to_yaml, validated
 from swav.data.device import Pieces
@@ -28,6 +26,7 @@ from swav.reporting.page import write_report
 from swav.run import Run, describe, going_on, memory_advice, own_share, prepare, resume, say, state
 from swav.runtime import (
     Progress,
+    Readback,
     StopRequest,
     environment_errors,
     fault_point,
@@ -121,7 +120,7 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
     facts = recipe.ln_prototypes, len(run.images), max(recipe.prototype_heads)
     watch = Watch(*facts)
     clock = Clock()
-    pending: Tensor | None = None
+    pending: Readback | None = None
     saved_at, save_time = start_step, time.monotonic()
     done = start_step
     bad_count, due = 0, False
@@ -172,7 +171,7 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
                 draw_views(batch, run)
             pieces = Pieces(batch, recipe, device, at_a_time)
             with environment_errors(memory_advice(at_a_time)):
-                current = learner.step(pieces, batch.step, requests)
+                current = Readback(learner.step(pieces, batch.step, requests))
             done = batch.step + 1
             monitor.watch(learner.embeddings, learner.codes)
             clock.tick(batch.wait)
