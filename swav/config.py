@@ -141,6 +141,10 @@ class Recipe(Settings):
     sync_bn: bool | Auto = Field(
         "auto", description="BatchNorm statistics over all processes, not each its own; auto: yes"
     )
+    sync_bn_group: Count | None = Field(
+        None,
+        description="BatchNorm statistics over groups of so many processes, as the original's of 8; null: over all",
+    )
     head_hidden: Count = Field(2048, description="width of the projection head's hidden layer")
     head_dim: Count = Field(128, description="dimension of an embedding")
     prototypes: Count | Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
@@ -269,6 +273,10 @@ class Recipe(Settings):
         """Whether BatchNorm's statistics are those of all processes. (`auto` stays: it is right for any number.)"""
         return world_size > 1 and self.sync_bn in (True, "auto")
 
+    def processes_per_statistic(self, world_size: int) -> int:
+        """Over how many processes BatchNorm's statistics are: 1, a group, or all."""
+        return min(self.sync_bn_group or world_size, world_size) if self.synchronises(world_size) else 1
+
     @model_validator(mode="after")
     def _settings_fit_together(self) -> "Recipe":
         for complaint in self._complaints():
@@ -297,6 +305,8 @@ class Recipe(Settings):
                     yield f"{key}: expected {usual!r} with {self.backbone}, whose shape is timm's own, found {getattr(self, key)!r}"
         if known("queue_length", "batch") and 0 < self.queue_length < self.batch:
             yield f"queue_length: expected 0 or at least the batch ({self.batch}), found {self.queue_length}; a shorter queue would never be used"
+        if known("sync_bn", "sync_bn_group") and self.sync_bn is False and self.sync_bn_group is not None:
+            yield f"sync_bn_group: expected null with sync_bn=false, found {self.sync_bn_group}; use sync_bn=true"
         uses_queue = known("queue_length") and self.queue_length > 0
         if uses_queue and known("queue_start_epoch", "epochs") and self.queue_start_epoch >= self.epochs:
             yield f"queue_start_epoch: expected below epochs ({self.epochs}), found {self.queue_start_epoch}; the queue would never be used"
@@ -440,6 +450,8 @@ def _yaml_value(value: Any) -> str:
 def settings_hash(recipe: Recipe) -> str:
     """SHA-256 of the settings that shape the weights."""
     values = {key: value for key, value in recipe.model_dump(mode="json").items() if key not in HARMLESS}
+    if values["sync_bn_group"] is None:  # as before there was such a setting
+        del values["sync_bn_group"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -109,6 +109,7 @@ def derive(recipe: Recipe, facts: Facts) -> tuple[Recipe, dict[str, str]]:
             "compile=true: expected a GPU, found device=cpu, where compiling takes minutes and gains nothing; leave it out"
         )
     _check_queue(chosen, facts.world_size)
+    _check_groups(chosen, facts.world_size)
     return chosen, choices.reasons
 
 
@@ -132,6 +133,15 @@ def _check_queue(recipe: Recipe, world_size: int) -> None:
         raise ConfigError(
             f"queue_length: expected a multiple of the {world_size} processes, found {recipe.queue_length}; "
             f"start {_divisor(recipe.queue_length, world_size)}"
+        )
+
+
+def _check_groups(recipe: Recipe, world_size: int) -> None:
+    size = recipe.processes_per_statistic(world_size)
+    if world_size % size:
+        raise ConfigError(
+            f"sync_bn_group: expected a divisor of the {world_size} processes, found {size}; "
+            f"use sync_bn_group={_divisor(world_size, size)}, or null for statistics over all"
         )
 
 

@@ -63,10 +63,10 @@ def launched_world_size() -> int:
     return _environment_int("WORLD_SIZE", 1)
 
 
-def all_reduce_sum(x: Tensor) -> Tensor:
-    """Sums x over all processes, in place, and returns it."""
+def all_reduce_sum(x: Tensor, group: Any = None) -> Tensor:
+    """Sums x over all processes, or those of a group of `neighbours`, in place, and returns it."""
     if is_active():
-        torch_dist.all_reduce(x, op=torch_dist.ReduceOp.SUM)
+        torch_dist.all_reduce(x, op=torch_dist.ReduceOp.SUM, group=group)
     return x
 
 
@@ -80,6 +80,18 @@ def all_reduce_max(x: Tensor) -> Tensor:
 def all_reduce_mean(x: Tensor) -> Tensor:
     """Averages x over all processes, in place, and returns it."""
     return all_reduce_sum(x).div_(world_size())
+
+
+def neighbours(count: int) -> Any:
+    """The group of `count` processes, next to each other by rank, that this one is in; None: all. Every process must ask.
+
+    Args:
+        count: a divisor of the number of processes.
+    """
+    if not is_active() or count == world_size():
+        return None
+    timeout = datetime.timedelta(minutes=TIMEOUT_MINUTES)
+    return torch_dist.new_subgroups(group_size=count, timeout=timeout)[0]
 
 
 def barrier() -> None:

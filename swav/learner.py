@@ -49,10 +49,12 @@ class Learner:
         self.prototypes = network.prototypes.weight
         self.device = self.prototypes.device
         self.batch = recipe.batch // dist.world_size()
-        if recipe.synchronises(dist.world_size()):
-            synchronised(network, self.device)
         self.network = network
         self.teacher = Teacher(network, recipe) if recipe.teacher_momentum else None
+        if recipe.synchronises(dist.world_size()):
+            group = dist.neighbours(recipe.processes_per_statistic(dist.world_size()))
+            for part in [network] if self.teacher is None else [network, self.teacher.network]:
+                synchronised(part, self.device, group)
         self.optimizer = build_optimizer(recipe, network)
         self.scale = LossScale(self.device) if recipe.precision == "fp16" else None
         self.parallel = in_parallel(network, self.device)

@@ -219,7 +219,9 @@ def _forward_in_words(recipe: Recipe, processes: int) -> str:
     if at_a_time < share:
         words += f" of {share} (codes are of the whole batch, BatchNorm's statistics of the {at_a_time})"
     if processes > 1:
-        words += f", BatchNorm over {'all processes' if recipe.synchronises(processes) else 'each process alone'}"
+        shared = recipe.processes_per_statistic(processes)
+        groups = {1: "each process alone", processes: "all processes"}.get(shared, f"groups of {shared} processes")
+        words += f", BatchNorm over {groups}"
     return words
 
 

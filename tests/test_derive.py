@@ -4,13 +4,15 @@ that miss the published settings at the published sizes.
 Run: pytest tests/test_derive.py
 """
 
+import hashlib
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swav.config import Recipe, load_recipe
+from swav.config import HARMLESS, Recipe, load_recipe, settings_hash
 from swav.derive import FOLLOWING, RULED, Facts, derive
 from swav.errors import ConfigError, DataError
 
@@ -290,6 +292,27 @@ def test_statistics_are_shared_where_there_are_several_processes_and_auto_stays_
     chosen, _ = derive(Recipe(sync_bn=sync_bn), Facts(1000, world_size=2))
     assert chosen.sync_bn == sync_bn
     assert (chosen.synchronises(1), chosen.synchronises(2)) == (alone, together)
+
+
+@pytest.mark.parametrize(
+    ("group", "processes", "shared"), [(None, 6, 6), (8, 64, 8), (8, 8, 8), (8, 3, 3), (2, 6, 2), (1, 4, 1), (8, 1, 1)]
+)
+def test_statistics_are_of_a_group_or_of_all_where_there_are_fewer(group, processes, shared):
+    chosen, _ = derive(Recipe(sync_bn_group=group, batch=192, queue_length=0), Facts(1000, world_size=processes))
+    assert chosen.sync_bn_group == group and chosen.processes_per_statistic(processes) == shared
+
+
+def test_a_group_that_does_not_divide_the_processes_is_refused():
+    with pytest.raises(ConfigError, match=r"a divisor of the 12 processes, found 8; use sync_bn_group=6, or null"):
+        derive(Recipe(sync_bn_group=8, batch=192), Facts(1000, world_size=12))
+    with pytest.raises(ValueError, match="sync_bn_group: expected null with sync_bn=false, found 8"):
+        Recipe(sync_bn=False, sync_bn_group=8)
+
+
+def test_a_run_of_before_there_were_groups_has_the_same_hash():
+    values = {k: v for k, v in Recipe().model_dump(mode="json").items() if k not in HARMLESS and k != "sync_bn_group"}
+    assert settings_hash(Recipe()) == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    assert settings_hash(Recipe(sync_bn_group=8)) != settings_hash(Recipe())
 
 
 def test_compiling_on_a_cpu_is_refused_with_the_reason():

@@ -124,6 +124,9 @@ def test_a_released_recipe_is_the_table_s(name):
     assert found == (epochs, batch, queue, lr, final_lr, frozen)
     assert (recipe.warmup_epochs, recipe.warmup_start_lr) == (warmup, warmup_from)
     assert (recipe.width, recipe.head_hidden) == (width, hidden)
+    # the scripts: apex's groups of 8 above batch 256; of w5 there is no script
+    in_groups = batch > 256 and name != "swav_RN50w5_400ep"
+    assert recipe.sync_bn == "auto" and recipe.sync_bn_group == (8 if in_groups else None)
     assert start is None or recipe.queue_start_epoch == start
     assert {key: getattr(recipe, key) for key in COMMON} == COMMON
 

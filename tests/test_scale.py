@@ -18,6 +18,7 @@ from swav.algorithm import sinkhorn_codes
 from swav.config import Crop, Recipe
 from swav.learner import Learner
 from swav.monitor import STEP_VALUES
+from swav.network.batch_norm import SynchronisedBatchNorm
 from swav.network.heads import SwavNetwork
 from swav.network.trunk import ResNet
 
@@ -147,6 +148,22 @@ def test_without_synchronised_statistics_two_processes_are_not_one(two_processes
     parts = two_processes(trained, recipe(sync_bn=False), 1, 1)
     difference = torch.cat([part["own"]["codes 0"] for part in parts], dim=1) - alone["codes 0"]
     assert difference.abs().max() > 1e-3
+
+
+def grouped(size: int) -> list[int]:
+    """Of how many processes the statistics of each BatchNorm are, a teacher's too, after a step."""
+    ours = learner(recipe(sync_bn_group=size, teacher_momentum=0.9))
+    ours.step(pieces(0), 0)
+    assert ours.teacher is not None
+    parts = (ours.network, ours.teacher.network)
+    layers = [module for part in parts for module in part.modules() if isinstance(module, SynchronisedBatchNorm)]
+    return [dist.world_size() if layer.group is None else layer.group.size() for layer in layers]
+
+
+def test_groups_reach_every_layer_and_the_teachers(four_processes):
+    for size, found in ((2, 2), (8, 4)):
+        parts = four_processes(grouped, size)
+        assert all(set(part) == {found} and len(part) == 2 * 13 for part in parts)
 
 
 # -- micro-batches

@@ -78,6 +78,37 @@ def test_over_four_processes_and_with_channels_last_too(four_processes):
         torch.testing.assert_close(torch.cat([part[key] for part in parts]), expected[key], rtol=1e-11, atol=1e-11)
 
 
+def in_pairs() -> tuple[Tensor, Tensor, Tensor]:
+    """This process's share of outputs and gradients, and its running variance, with statistics of two of the processes."""
+    torch.manual_seed(5)
+    layer, x, target = nn.BatchNorm2d(CHANNELS).double(), *torch.randn(2, SAMPLES, CHANNELS, 2, 3).double()
+    if dist.is_active():
+        layer = synchronised(layer, CPU, dist.neighbours(2))  # type: ignore[assignment]
+    shares = [part.chunk(dist.world_size())[dist.rank()].clone() for part in (x, target)]
+    own = shares[0].requires_grad_()
+    output = layer(own)
+    (output.sin() * shares[1]).sum().backward()
+    assert own.grad is not None and layer.running_var is not None
+    return output.detach(), own.grad, layer.running_var
+
+
+def test_groups_of_two_among_four_processes_are_two_independent_batchnorms(four_processes):
+    torch.manual_seed(5)
+    plain, x, target = nn.BatchNorm2d(CHANNELS).double(), *torch.randn(2, SAMPLES, CHANNELS, 2, 3).double()
+    parts = four_processes(in_pairs)
+    for pair, half, its_target in zip((parts[:2], parts[2:]), x.chunk(2), target.chunk(2), strict=True):
+        alone, given = nn.BatchNorm2d(CHANNELS).double(), half.clone().requires_grad_()
+        output = alone(given)
+        (output.sin() * its_target).sum().backward()
+        assert given.grad is not None and alone.running_var is not None
+        for place, expected in enumerate((output.detach(), given.grad)):
+            found = torch.cat([part[place] for part in pair])
+            torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+        for part in pair:
+            torch.testing.assert_close(part[2], alone.running_var, rtol=1e-11, atol=1e-11)
+    assert not torch.allclose(parts[0][0], plain(x)[: SAMPLES // 4], atol=1e-3)  # over all it is another
+
+
 def test_alone_it_is_batchnorm_and_its_gradients_are_those_of_finite_differences():
     layer = SynchronisedBatchNorm(3).double()
     x = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
