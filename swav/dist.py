@@ -83,7 +83,7 @@ def all_reduce_mean(x: Tensor) -> Tensor:
 
 
 def neighbours(count: int) -> Any:
-    """The group of `count` processes, next to each other by rank, that this one is in; None: all. Every process must ask.
+    """The group of `count` processes, next to each other by rank, that this one is in; None: all. Every process must call it.
 
     Args:
         count: a divisor of the number of processes.

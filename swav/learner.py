@@ -246,7 +246,7 @@ class Learner:
 
 
 def _of_views(x: Tensor, views: Sequence[int]) -> Tensor:
-    """Those of [V, ...] that are asked for. (A list as an index goes to the device by a copy for which the host waits.)"""
+    """Some views of [V, ...], in this order. (A list as an index would be copied to the device, and the host waits for that.)"""
     return torch.stack([x[view] for view in views])
 
 

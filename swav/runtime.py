@@ -143,8 +143,8 @@ def set_random_state(state: Mapping[str, torch.Tensor], device: torch.device) ->
 class Readback:
     """Values on their way from the device to the host.
 
-    Who asks for them waits until they are computed, but for nothing that the device was given since: a copy that begins only
-    then would wait its turn behind a whole step.
+    `tolist` waits until they are computed, and not for work that the device was given since: a copy that was only begun
+    there would have to wait for a whole further step.
     """
 
     def __init__(self, values: torch.Tensor):

@@ -28,8 +28,8 @@ _COPIES = ("_to_copy", "copy_")
 class FakeGpu(TorchDispatchMode):
     """Records waits, as `operation at file:line` of the code under test. Use it by `fake_gpu`.
 
-    torch's backward pass starts by asking the driver for the device of its tensors. So the engine, which is not Python,
-    is given to understand that they are on `meta`, as the tensors behind fake ones are; all others see a GPU.
+    torch's backward pass asks the driver for the device of its tensors, and fails without one. Therefore code in C++ finds
+    the device `meta` (where the memory of fake tensors is), and only Python finds a GPU.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class FakeGpu(TorchDispatchMode):
             return True
         if (
             name == "lift_fresh" and tensors[0].device.type == "meta"
-        ):  # made by the engine's word, of a list of the host's
+        ):  # C++ made it of a Python list, for a tensor on the GPU
             self._record("a list of indices to cuda")
         elif name in _COPIES:
             self._copy(name, args, kwargs)

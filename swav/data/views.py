@@ -115,9 +115,10 @@ def _box(sides: list[list[float]], down: float, right: float, height: int, width
 
 
 def check_image(image: UInt8[np.ndarray, "H W 3"]) -> None:
-    """
+    """Refuse what is not an RGB image in bytes, with the colours last.
+
     Raises:
-        ValueError: it is not RGB in bytes, the colours last.
+        ValueError: with what was found.
     """
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         shape, kind = list(getattr(image, "shape", ())), getattr(image, "dtype", type(image).__name__)

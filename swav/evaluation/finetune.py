@@ -34,7 +34,7 @@ AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 KEPT = 2  # checkpoints, of weights and momentum
 IGNORED = -100  # label of what stands in for an image that cannot be read
-# Of what this loop makes of a setting: a state that an earlier version left is not gone on from. 2: keeps partial batches.
+# Part of a state's name, so that a state of another version of this loop is not resumed. 2: partial batches are kept.
 LOOP_VERSION = 2
 
 
@@ -119,7 +119,7 @@ def state_folder(task: Task[Any], bench: str, train: Images, *more: Any) -> Path
 
 
 def check_last_batch(task: Task[Any], bench: str, images: int) -> None:
-    """Complains of a last batch of an epoch that BatchNorm cannot normalise: one image, of whose last map one pixel is left.
+    """Refuse a last batch of an epoch that BatchNorm cannot normalise: one image, of whose last map one pixel is left.
 
     Args:
         images: to train on.

@@ -272,11 +272,11 @@ def test_images_that_cannot_be_decoded_do_not_count_as_training_images_nor_after
 
 
 def test_an_epochs_loss_is_the_mean_over_its_images_not_over_its_batches(task):
-    told = []
+    losses = []
     for batch in (24, 9, 23):  # a rest of none, 6 and 1: at rest, so that the loss of all is the same number
         scores = linear.run(with_settings(task, batch=batch, lr=1e-30, epochs=1))
-        told.append(json.loads((task.out / scores[0].log).read_text())["loss"])
-    assert told[1:] == pytest.approx(2 * told[:1], rel=1e-6)  # sums in another order
+        losses.append(json.loads((task.out / scores[0].log).read_text())["loss"])
+    assert losses[1:] == pytest.approx(2 * losses[:1], rel=1e-6)  # sums in another order
 
 
 def test_the_last_partial_batch_of_an_epoch_is_trained_on(task, monkeypatch):
