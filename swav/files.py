@@ -10,10 +10,13 @@ import fcntl
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+from swav.errors import EnvironmentError_
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -35,6 +38,24 @@ def warn_once(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
         warn(message)
+
+
+def check_writable(folder: Path) -> None:
+    """Find out whether files can be written in a folder, which need not be there yet. Leaves nothing behind.
+
+    Raises:
+        EnvironmentError_: they cannot, as where a file is in the way.
+    """
+    place = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".writable-", dir=place):
+            pass
+    except OSError as error:
+        if error.errno in DISK_IS_FULL:  # there may be room for what is wanted; who writes it says so
+            return
+        raise EnvironmentError_(
+            f"{folder}: cannot be written ({place}: {error.strerror}); choose an --out that can"
+        ) from None
 
 
 def write_text_durably(path: Path, text: str) -> None:

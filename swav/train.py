@@ -16,12 +16,13 @@ from swav import checkpoint, dist
 from swav.config import Recipe, load_recipe, to_yaml, validated
 from swav.data.device import Pieces
 from swav.data.loader import Loader
-from swav.errors import ConfigError, DataError, NumericsError, Stopped
+from swav.errors import DataError, NumericsError, Stopped
 from swav.files import write_text_durably
 from swav.learner import Learner
 from swav.monitor import STEP_VALUES, Monitor, Watch, verdict
 from swav.network.heads import build_network
 from swav.network.start import take_over, weights_to_start_from
+from swav.preflight import check_pretraining
 from swav.probe import forecast
 from swav.record import Clock, Log, draw_views, metrics_line, score_by_knn
 from swav.reporting.page import write_report
@@ -58,12 +59,11 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         wanted = load_recipe(recipe, settings)
     else:
         wanted = validated(Recipe, recipe.model_dump() | settings, "settings")
-    if wanted.data is None:
-        raise ConfigError("data: expected data=PATH (a folder of images, a list file, or CIFAR), found nothing")
     device = pick_device(wanted.device)
     with dist.process_group(device), environment_errors(), ExitStack() as stack:
         out = Path(out)
         share_cpus(dist.world_size())
+        dist.on_first(lambda: check_pretraining(wanted, out, dry_run))
         run = prepare(wanted, out, device, dry_run)
         start = weights_to_start_from(run.recipe, out)
         if dry_run:

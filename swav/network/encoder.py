@@ -16,13 +16,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from swav import checkpoint
-from swav.config import TIMM, Recipe, WeightOptions, load_recipe, recipe_names, validated
+from swav.config import Recipe, WeightOptions, validated
 from swav.data.views import evaluation_view, to_input
-from swav.errors import CheckpointError, ConfigError, did_you_mean
+from swav.errors import CheckpointError, ConfigError
 from swav.network.heads import SwavNetwork, build_network
+from swav.network.sources import RANDOM, is_checkpoint, is_foreign, random_recipe, run_or_checkpoint
 from swav.network.trunk import BACKBONES, check_backbone
 from swav.network.weights import Foreign, cached_timm_file, load_foreign
-from swav.strict_yaml import read_yaml
 
 
 class Encoder(nn.Module):
@@ -115,8 +115,9 @@ def load(weights: str | Path, **options: Any) -> Encoder:
         return _of_another_project(source, wanted)
     if given := [key for key, value in wanted if value is not None]:
         raise ConfigError(f"{given[0]}: is for other projects' weight files; {source} says itself what it is")
-    if source.startswith("random:"):
-        recipe = _recipe_of(source.removeprefix("random:"))
+    if source.startswith(RANDOM):
+        recipe = random_recipe(source.removeprefix(RANDOM))
+        check_backbone(recipe.backbone, [])
         return _frozen(Encoder(build_network(recipe), recipe, source))
     path = _checkpoint_folder(source)
     saved = checkpoint.read(path)
@@ -137,15 +138,6 @@ def load(weights: str | Path, **options: Any) -> Encoder:
     return _frozen(encoder)
 
 
-def is_foreign(source: str) -> bool:
-    """Whether a source is not ours: a file (but for those of our checkpoints), or timm's."""
-    return source.startswith("timm:") or (Path(source).is_file() and not _of_a_checkpoint(source))
-
-
-def _of_a_checkpoint(source: str) -> bool:
-    return Path(source).with_name("manifest.json").is_file()
-
-
 def _of_another_project(source: str, options: WeightOptions) -> Encoder:
     path = Path(source)
     if source.startswith("timm:"):
@@ -161,40 +153,10 @@ def _frozen(encoder: Encoder) -> Encoder:
     return encoder.requires_grad_(False)
 
 
-def _recipe_of(name: str) -> Recipe:
-    """The settings behind random weights: of a backbone, a recipe, or a run folder."""
-    if name in BACKBONES or name.startswith(TIMM):
-        check_backbone(name, [])
-        return load_recipe("default", {"backbone": name})
-    if (Path(name) / "config.yaml").is_file():
-        text = (Path(name) / "config.yaml").read_text(encoding="utf-8")
-        return validated(Recipe, read_yaml(text, f"{name}/config.yaml"), f"{name}/config.yaml")
-    if name in recipe_names():
-        recipe = load_recipe(name)
-        if recipe.left_at_auto("backbone", "width", "stem", "in_channels", "head_hidden", "head_dim", "crops"):
-            raise ConfigError(
-                f"random:{name}: its network follows from images; name a backbone, another recipe or a run"
-            )
-        return recipe
-    raise ConfigError(
-        f"random:{name}: expected a backbone ({', '.join(BACKBONES)}, {TIMM}NAME), a recipe or a run folder"
-        f"{did_you_mean(name, [*BACKBONES, *recipe_names()])}"
-    )
-
-
 def _checkpoint_folder(source: str) -> Path:
-    name = source.removesuffix("@best")  # any other @ belongs to the path
-    best = name != source
-    folder = Path(source).parent if _of_a_checkpoint(source) and Path(source).is_file() else Path(name)
-    if (folder / "manifest.json").is_file() and not best:
+    folder, best = run_or_checkpoint(source)
+    if is_checkpoint(folder, best):
         return folder
-    if not (folder / "checkpoints").is_dir():
-        wanted = (
-            "a run folder"
-            if best
-            else "a run folder (RUN@best: its best), a checkpoint's folder, a weight file, random:NAME or timm:NAME"
-        )
-        raise ConfigError(f"weights '{source}': expected {wanted}, found none")
     newest = checkpoint.newest(folder / "checkpoints")
     if newest is None:
         raise CheckpointError(f"{folder}: the run has saved no checkpoint yet; let it run, or use random:{folder}")
