@@ -17,9 +17,11 @@ from swav.config import Recipe, load_recipe, to_yaml, validated
 from swav.data.device import Pieces
 from swav.data.loader import Loader
 from swav.errors import DataError, NumericsError, Stopped
+from swav.exported import FOLDER, how_to_use
 from swav.files import write_text_durably
 from swav.learner import Learner
 from swav.monitor import STEP_VALUES, Monitor, Watch, verdict
+from swav.network.export import export_backbone, export_missing
 from swav.network.heads import build_network
 from swav.network.start import take_over, weights_to_start_from
 from swav.preflight import check_pretraining
@@ -49,7 +51,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         settings: replace the recipe's, as `data="photos", epochs=100`.
 
     Returns:
-        The run's folder: config.yaml, metrics.jsonl, checkpoints/, report.html.
+        The run's folder: config.yaml, metrics.jsonl, checkpoints/, report.html, export/.
 
     Raises:
         ConfigError, DataError, EnvironmentError_, NumericsError, CheckpointError: see swav.errors.
@@ -92,8 +94,11 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
             best = None if saved.state["best_step"] is None else (saved.state["best_step"], saved.state["best_knn"])
         if start_step == run.total_steps:
             say(f"{out}: finished at step {start_step}; nothing to do")
-            if dist.rank() == 0 and not (out / "report.html").exists():
+            exported = dist.on_first(lambda: export_missing(out, start_step))
+            if dist.rank() == 0 and (exported or not (out / "report.html").exists()):
                 write_report(out)
+            if exported:
+                say(how_to_use(exported, out / FOLDER))
             return out
         say(describe(run) + taken if saved is None else going_on(run, saved))
         _loop(run, learner, start_step, best, stop)
@@ -213,7 +218,12 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
         judgement, advice = verdict(log.recent, *facts)
         write_text_durably(run.out / "report" / "verdict.json", json.dumps({"state": judgement, "advice": advice}))
         say(f"{judgement}: {advice}")
-        say(f"report: {write_report(run.out)}")
+    try:
+        exported = dist.on_first(lambda: export_backbone(run.out))
+    finally:
+        if first:
+            say(f"report: {write_report(run.out)}")
+    say(how_to_use(exported, run.out / FOLDER))
 
 
 def _evaluate(

@@ -1,8 +1,8 @@
 """The one seam between a model and a benchmark: images in, features out, and what is needed to feed it.
 
 A weight source W is `random:NAME` (a backbone, timm:NAME, a recipe or a run folder: that network with fresh weights), a run
-folder (its newest verified checkpoint; `RUN@best` for the best), one checkpoint's folder, another project's file
-(weights.py), or `timm:NAME` (the pre-trained weights of that name that timm finds on this machine).
+folder (its newest verified checkpoint; `RUN@best` for the best), one checkpoint's folder, a file that a run exported, another
+project's file (weights.py), or `timm:NAME` (the pre-trained weights of that name that timm finds on this machine).
 """
 
 import hashlib
@@ -16,12 +16,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from swav import checkpoint
-from swav.config import Recipe, WeightOptions, validated
+from swav.config import Recipe, WeightOptions, load_recipe, validated
 from swav.data.views import evaluation_view, to_input
 from swav.errors import CheckpointError, ConfigError
+from swav.exported import FORMAT, is_timms, read_description
 from swav.network.heads import SwavNetwork, build_network
-from swav.network.sources import RANDOM, is_checkpoint, is_foreign, random_recipe, run_or_checkpoint
+from swav.network.sources import RANDOM, is_checkpoint, is_export, is_foreign, random_recipe, run_or_checkpoint
 from swav.network.trunk import BACKBONES, check_backbone
+from swav.network.weight_file import open_weights
 from swav.network.weights import Foreign, cached_timm_file, load_foreign
 
 
@@ -119,6 +121,8 @@ def load(weights: str | Path, **options: Any) -> Encoder:
         recipe = random_recipe(source.removeprefix(RANDOM))
         check_backbone(recipe.backbone, [])
         return _frozen(Encoder(build_network(recipe), recipe, source))
+    if is_export(source):
+        return _frozen(_exported(source))
     path = _checkpoint_folder(source)
     saved = checkpoint.read(path)
     recipe = validated(Recipe, saved.state["recipe"], f"{path.name}/state.json")
@@ -136,6 +140,32 @@ def load(weights: str | Path, **options: Any) -> Encoder:
     seen = saved.state["step"] // (saved.state["num_images"] // recipe.batch)  # whole epochs so far
     encoder.settings |= {"epochs": seen, "batch": recipe.batch}
     return _frozen(encoder)
+
+
+def _exported(source: str) -> Encoder:
+    """A trunk that a run exported (export.py); the file describes it."""
+    told = read_description(Path(source)) or {}
+    if told["format"] != FORMAT:
+        raise CheckpointError(
+            f"{source}: expected an export of format {FORMAT}, found {told['format']}, of a newer swav; use that one"
+        )
+    keys = ("backbone", "width", "stem", "in_channels", "mean", "std", "seed")
+    recipe = load_recipe("default", {key: told[key] for key in keys} | {"eval_size": told["size"]})
+    trunk = build_network(recipe, prototypes=1).trunk
+    file = open_weights(Path(source))
+    model = trunk.get_submodule("model") if is_timms(told) else trunk
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if shapes != {name: stored.shape for name, stored in file.tree.items()}:
+        raise CheckpointError(
+            f"{source}: its tensors do not fit the {recipe.backbone} that it describes; export it again"
+        )
+    tensors = file.tensors(file.tree)
+    if broken := [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise CheckpointError(f"{source}: {broken[0]} holds values that are not finite; export it again")
+    model.load_state_dict(tensors)
+    network = SwavNetwork(trunk, hidden=1, dim=1, prototypes=1)
+    seen = {"epochs": told["epochs"], "batch": told["batch"]}
+    return Encoder(network, recipe, source, Foreign(network, recipe, False, False, seen, story=""))
 
 
 def _of_another_project(source: str, options: WeightOptions) -> Encoder:

@@ -3,9 +3,12 @@
 Names of parameters, their order and their random draws are torchvision's, so weights go back and forth.
 """
 
+import json
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 Block = Literal["basic", "bottleneck"]
@@ -165,3 +168,29 @@ class ResNet(nn.Module):
         x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean(dim=(2, 3))
+
+
+def load_resnet(path: str | Path, block: Block, layers: Sequence[int], **options: Any) -> ResNet:
+    """A ResNet in eval mode, with the tensors of a safetensors file (read here, without its library).
+
+    Args:
+        path: of the file.
+        block, layers, options: what the network was built with.
+
+    Raises:
+        OSError, ValueError, KeyError: the file is missing or damaged.
+        RuntimeError: its tensors are another network's.
+    """
+    content = Path(path).read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header: dict[str, dict[str, Any]] = json.loads(content[8:start])
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        numbers = bytearray(content[start + begin : start + end])  # torch warns of memory that may not be written
+        kind = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64}[entry["dtype"]]
+        tensors[name] = torch.frombuffer(numbers, dtype=kind).reshape(entry["shape"])
+    network = ResNet(block, layers, **options)
+    network.load_state_dict(tensors)
+    return network.eval().to(memory_format=torch.channels_last)  # fastest for convolutions

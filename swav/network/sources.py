@@ -7,6 +7,7 @@ from pathlib import Path
 
 from swav.config import RESNETS, TIMM, Recipe, load_recipe, recipe_names, validated
 from swav.errors import ConfigError, did_you_mean
+from swav.exported import read_description
 from swav.strict_yaml import read_yaml
 
 RANDOM = "random:"
@@ -18,7 +19,7 @@ def check_source(source: str) -> None:
     Raises:
         ConfigError: it is none of the known kinds, or nothing is there.
     """
-    if is_foreign(source):
+    if is_foreign(source) or is_export(source):
         return
     if source.startswith(RANDOM):
         random_recipe(source.removeprefix(RANDOM))
@@ -27,8 +28,15 @@ def check_source(source: str) -> None:
 
 
 def is_foreign(source: str) -> bool:
-    """Whether a source is not ours: a file (but for those of our checkpoints), or timm's."""
-    return source.startswith("timm:") or (Path(source).is_file() and not _of_a_checkpoint(source))
+    """Whether a source is not ours: a file (but for those of our checkpoints and exports), or timm's."""
+    if source.startswith("timm:"):
+        return True
+    return Path(source).is_file() and not _of_a_checkpoint(source) and not is_export(source)
+
+
+def is_export(source: str) -> bool:
+    """Whether a source is a file that a run exported, which says itself what it is."""
+    return read_description(Path(source)) is not None
 
 
 def random_recipe(name: str) -> Recipe:

@@ -6,7 +6,7 @@ Every trunk has `num_features` (F), `stages(images)`, and `stage_names` and `sta
 import functools
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ __all__ = [
     "check_backbone",
     "count_parameters",
     "in_channels_last",
+    "timm_options",
     "timm_shape",
 ]
 
@@ -124,14 +125,22 @@ def _timm_model(name: str, in_channels: int) -> nn.Module:
         raise ConfigError(
             f"backbone {TIMM}{name}: expected one of timm's {len(known)} models, without a tag{did_you_mean(name.partition('.')[0], known)}"
         )
-    options = {"pretrained": False, "num_classes": 0, "in_chans": in_channels}
+    model: nn.Module = _timm().create_model(name, pretrained=False, **timm_options(name, in_channels))
+    return model
+
+
+@functools.cache
+def timm_options(name: str, in_channels: int) -> dict[str, Any]:
+    """Arguments of timm.create_model for a trunk: no classifier, and crops of any size where the model can take them."""
+    options = {"num_classes": 0, "in_chans": in_channels}
     try:
-        model: nn.Module = _timm().create_model(name, dynamic_img_size=True, **options)
+        with torch.device("meta"):
+            _timm().create_model(name, pretrained=False, dynamic_img_size=True, **options)
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
             raise
-        model = _timm().create_model(name, **options)
-    return model
+        return options
+    return options | {"dynamic_img_size": True}
 
 
 def _is_timm(name: str) -> bool:
