@@ -311,7 +311,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What a checkpoint says beside its tensors.
+    """A checkpoint's plain state: settings, step and others.
 
     Raises:
         CheckpointError: it cannot be read.

@@ -1,4 +1,4 @@
-"""What an exported backbone says of itself, and the Python that uses it. No torch here: reports need it.
+"""The description of an exported backbone, and the Python that uses it. No torch here: reports need it.
 
 OUT/export/ holds `backbone.safetensors`, whose header describes the network as JSON under the key `swav`; and, where
 torchvision and timm have no such network, `backbone.py`, which does.
@@ -24,7 +24,7 @@ def metadata(description: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
-    """What the header of an exported file says: backbone, width, stem, in_channels, mean, std, size, step and others.
+    """The description in an exported file's header: backbone, width, stem, in_channels, mean, std, size, step and others.
 
     None of any other file, and of a damaged one. Of a newer format only `format` is there.
     """

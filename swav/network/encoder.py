@@ -144,16 +144,16 @@ def load(weights: str | Path, **options: Any) -> Encoder:
 
 def _exported(source: str) -> Encoder:
     """A trunk that a run exported (export.py); the file describes it."""
-    told = read_description(Path(source)) or {}
-    if told["format"] != FORMAT:
+    found = read_description(Path(source)) or {}
+    if found["format"] != FORMAT:
         raise CheckpointError(
-            f"{source}: expected an export of format {FORMAT}, found {told['format']}, of a newer swav; use that one"
+            f"{source}: expected an export of format {FORMAT}, found {found['format']}, of a newer swav; use that one"
         )
     keys = ("backbone", "width", "stem", "in_channels", "mean", "std", "seed")
-    recipe = load_recipe("default", {key: told[key] for key in keys} | {"eval_size": told["size"]})
+    recipe = load_recipe("default", {key: found[key] for key in keys} | {"eval_size": found["size"]})
     trunk = build_network(recipe, prototypes=1).trunk
     file = open_weights(Path(source))
-    model = trunk.get_submodule("model") if is_timms(told) else trunk
+    model = trunk.get_submodule("model") if is_timms(found) else trunk
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if shapes != {name: stored.shape for name, stored in file.tree.items()}:
         raise CheckpointError(
@@ -164,7 +164,7 @@ def _exported(source: str) -> Encoder:
         raise CheckpointError(f"{source}: {broken[0]} holds values that are not finite; export it again")
     model.load_state_dict(tensors)
     network = SwavNetwork(trunk, hidden=1, dim=1, prototypes=1)
-    seen = {"epochs": told["epochs"], "batch": told["batch"]}
+    seen = {"epochs": found["epochs"], "batch": found["batch"]}
     return Encoder(network, recipe, source, Foreign(network, recipe, False, False, seen, story=""))
 
 

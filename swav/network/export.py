@@ -17,7 +17,7 @@ from swav import checkpoint
 from swav.config import TIMM, Recipe, validated
 from swav.errors import CheckpointError, EnvironmentError_
 from swav.exported import CODE, FOLDER, WEIGHTS, fits_torchvision, is_timms, metadata, read_description
-from swav.files import replaced_durably, write_text_durably
+from swav.files import remove_leftovers, replaced_durably, write_text_durably
 from swav.network import resnet
 from swav.network.trunk import timm_options
 
@@ -46,6 +46,8 @@ def export_missing(out: Path, step: int) -> dict[str, Any] | None:
 def export_backbone(out: Path) -> dict[str, Any]:
     """Export the weights of a run's newest verified checkpoint. Files of an earlier export are replaced.
 
+    Only for the holder of the run's lock.
+
     Returns, Raises: as export_missing.
     """
     path = checkpoint.newest(out / "checkpoints")
@@ -55,6 +57,8 @@ def export_backbone(out: Path) -> dict[str, Any]:
     folder = out / FOLDER
     try:
         folder.mkdir(exist_ok=True)
+        for name in (WEIGHTS, CODE):
+            remove_leftovers(folder / name)
         if not _needs_no_code(description):
             write_text_durably(folder / CODE, code(description))
         with replaced_durably(folder / WEIGHTS) as beside:
@@ -88,7 +92,7 @@ def _needs_no_code(description: Mapping[str, Any]) -> bool:
 
 
 def _description(path: Path) -> dict[str, Any]:
-    """What there is to know of a checkpoint's trunk; nothing that differs between runs with the same weights."""
+    """The settings behind a checkpoint's trunk; nothing that differs between runs with the same weights."""
     state = checkpoint.read_state(path)
     recipe = validated(Recipe, state["recipe"], f"{path.name}/state.json")
     keys = ("backbone", "width", "stem", "in_channels", "mean", "std", "seed", "batch")

@@ -35,7 +35,7 @@ def is_foreign(source: str) -> bool:
 
 
 def is_export(source: str) -> bool:
-    """Whether a source is a file that a run exported, which says itself what it is."""
+    """Whether a source is a file that a run exported, which holds its own description."""
     return read_description(Path(source)) is not None
 
 

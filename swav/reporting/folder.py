@@ -25,7 +25,7 @@ class RunFolder:
         results, not_run: the two halves of results.json.
         state: state.json of the newest checkpoint.
         verdict: report/verdict.json ("state", "advice").
-        exported: what export/ says of its weights; empty without.
+        exported: the description of the weights in export/; empty without.
         views: the picture of the views, or None.
         problems: what could not be read.
     """

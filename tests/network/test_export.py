@@ -160,7 +160,7 @@ def test_names_are_torchvisions_and_tensors_the_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["with the half stem, of grey images", "timm's of grey images", "of another width"])
-def test_an_exported_file_is_a_source_that_says_itself_what_it_is(tmp_path, name):
+def test_an_exported_file_is_a_weight_source_that_needs_no_options(tmp_path, name):
     run = run_of(tmp_path / "run", **CASES[name])
     export_backbone(run)
     ours, exported = load(run), load(run / FOLDER / WEIGHTS)
@@ -180,8 +180,8 @@ def test_files_that_do_not_hold_what_they_describe_are_refused(tmp_path: Path):
     description, tensors = read_description(path), load_file(path)
     assert description is not None
 
-    def with_(changed: dict[str, Tensor], **told: Any) -> Path:
-        text = json.dumps((description or {}) | told)
+    def with_(changed: dict[str, Tensor], **other: Any) -> Path:
+        text = json.dumps((description or {}) | other)
         save_file(tensors | changed, tmp_path / "w.safetensors", {"swav": text})
         return tmp_path / "w.safetensors"
 
@@ -205,7 +205,9 @@ def test_what_is_missing_of_a_finished_run_is_exported_and_nothing_else_is_touch
     (run / FOLDER / CODE).unlink()
     assert export_missing(run, 6) is not None and (run / FOLDER / CODE).exists()
     (run / FOLDER / WEIGHTS).write_bytes(b"cut")
+    (run / FOLDER / f".{WEIGHTS}.4711.tmp").write_bytes(b"left by one that was killed")
     assert export_missing(run, 6) is not None
+    assert sorted(path.name for path in (run / FOLDER).iterdir()) == [CODE, WEIGHTS]
     assert export_missing(run, 7) is not None  # of another step than the last checkpoint's: older weights
     mask = os.umask(0)
     os.umask(mask)
