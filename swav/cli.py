@@ -49,7 +49,6 @@ def pretrain(
 ) -> None:
     """Pre-train a network on images without labels. The same command again goes on where it stopped."""
     from swav.config import TIMM, load_recipe, parse_overrides
-    from swav.preflight import check_pretraining
 
     wanted = load_recipe(recipe, parse_overrides(settings or []))
     if wanted.backbone.startswith(TIMM):  # settings are checked before data, though timm takes seconds to be asked
@@ -57,6 +56,8 @@ def pretrain(
 
         check_backbone(wanted.backbone, ())
     if _is_alone():
+        from swav.preflight import check_pretraining
+
         check_pretraining(wanted, out, dry_run or print_slurm)
     if print_slurm:
         from swav.slurm import batch_script
