@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import secrets
 import shutil
 import sys
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from swav import dist
 from swav.errors import CheckpointError, EnvironmentError_
-from swav.files import DISK_IS_FULL, FileLock, remove_leftovers, sync_folder, warn_once, write_text_durably
+from swav.files import DISK_IS_FULL, FileLock, remove_leftovers, sync_file, sync_folder, write_text_durably
 from swav.runtime import fault_point
 
 FORMAT = 1
@@ -130,10 +129,10 @@ def _write(temporary: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: 
     """Writes this process's files."""
     for name, content in tensors.items():
         save_file(_writable(content), temporary / name)
-        _settle(temporary / name)
+        sync_file(temporary / name)
     if state is not None:
         (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-        _settle(temporary / "state.json")
+        sync_file(temporary / "state.json")
 
 
 def _writable(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,24 +147,12 @@ def _writable(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ready
 
 
-def _settle(path: Path) -> None:
-    """Syncs a file to disk, with the permissions that the user's umask gives (safetensors writes 0600)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    try:
-        path.chmod(0o666 & ~mask)
-    except PermissionError:  # CIFS, exFAT: permissions are the mount's
-        warn_once(f"{path.parent.parent}: this file system keeps its own permissions")
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def _publish(temporary: Path, place: Path, step: int) -> None:
     fault_point("save:written")
     files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(temporary.iterdir())}
     manifest = temporary / "manifest.json"
     manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1), encoding="utf-8")
-    _settle(manifest)
+    sync_file(manifest)
     sync_folder(temporary)
     fault_point("save:manifest")
     if place.exists():  # damaged, or it would have been kept
@@ -321,6 +308,19 @@ def read(path: Path) -> Checkpoint:
         )
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint's plain state: settings, step and others.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    return state
 
 
 class RunLock(FileLock):

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from swav.errors import EXIT_INTERRUPTED, ConfigError, DataError, Stopped, SwavError
+from swav.errors import EXIT_INTERRUPTED, ConfigError, Stopped, SwavError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -51,16 +51,14 @@ def pretrain(
     from swav.config import TIMM, load_recipe, parse_overrides
 
     wanted = load_recipe(recipe, parse_overrides(settings or []))
-    if wanted.data is None:
-        raise ConfigError("data: expected data=PATH (a folder of images, a list file, or CIFAR), found nothing")
     if wanted.backbone.startswith(TIMM):  # settings are checked before data, though timm takes seconds to be asked
         from swav.network.trunk import check_backbone
 
         check_backbone(wanted.backbone, ())
-    if not Path(wanted.data).exists():
-        raise DataError(
-            f"{wanted.data}: expected a folder of images, a list file or CIFAR, found nothing there; check the path"
-        )
+    if _is_alone():
+        from swav.preflight import check_pretraining
+
+        check_pretraining(wanted, out, dry_run or print_slurm)
     if print_slurm:
         from swav.slurm import batch_script
 
@@ -97,11 +95,15 @@ def bench(
 ) -> None:
     """Measure what weights have learned. Results go to DIR/results.json, and into the published page's tables beside it."""
     from swav.config import parse_overrides
+    from swav.evaluation.request import check_places, read_request
 
     benches = [name for name in names if "=" not in name]
     if not benches:
         raise ConfigError("expected the name of a benchmark (as knn, linear, svm, or all), found only settings")
     overrides = parse_overrides([name for name in names if "=" in name])
+    request = read_request(benches, weights, overrides)
+    if _is_alone():
+        check_places(request, Path(data), out, dry_run)
     from swav.evaluation import suite
 
     results = suite.bench(benches, weights, data, out, overrides, dry_run)
@@ -177,6 +179,11 @@ def main() -> None:
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
     sys.exit(_run(lambda: app(arguments, prog_name="swav", standalone_mode=False), debug))
+
+
+def _is_alone() -> bool:
+    """Whether this is the only process. Of several, the first checks paths for all, once they can speak with each other."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def _is_first_process() -> bool:

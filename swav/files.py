@@ -10,10 +10,13 @@ import fcntl
 import os
 import socket
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
+
+from swav.errors import EnvironmentError_
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -37,18 +40,38 @@ def warn_once(message: str) -> None:
         warn(message)
 
 
-def write_text_durably(path: Path, text: str) -> None:
+def check_writable(folder: Path) -> None:
+    """Find out whether files can be written in a folder, which need not be there yet. Leaves nothing behind.
+
+    Raises:
+        EnvironmentError_: they cannot, as where a file is in the way.
+    """
+    place = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".writable-", dir=place):
+            pass
+    except OSError as error:
+        if error.errno in DISK_IS_FULL:  # there may be room for what is wanted; who writes it says so
+            return
+        raise EnvironmentError_(
+            f"{folder}: cannot be written ({place}: {error.strerror}); choose an --out that can"
+        ) from None
+
+
+@contextlib.contextmanager
+def replaced_durably(path: Path) -> Iterator[Path]:
     """Replace a file in one step: the old content or the new is there, never a part, even after a power cut.
+
+    Yields:
+        A path beside it, to write to. It takes the file's place at the end, and is removed after an error.
 
     Raises:
         OSError: the file cannot be written; the old one is untouched, and no temporary file is left.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield beside
+        sync_file(beside)
         beside.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -57,11 +80,37 @@ def write_text_durably(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def write_text_durably(path: Path, text: str) -> None:
+    """Replace a text file in one step, see replaced_durably.
+
+    Raises:
+        OSError: the file cannot be written; the old one is untouched, and no temporary file is left.
+    """
+    with replaced_durably(path) as beside:
+        beside.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove what killed writers of `path` left beside it. Only for the holder of the lock under which it is written."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         with contextlib.suppress(OSError):
             leftover.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file durable, and give it the permissions of the user's umask. (safetensors writes 0600.)
+
+    Raises:
+        OSError: the disk fails.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    try:
+        path.chmod(0o666 & ~mask)
+    except PermissionError:  # CIFS, exFAT: permissions are the mount's
+        warn_once(f"{path.parent}: this file system keeps its own permissions")
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

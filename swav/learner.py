@@ -96,7 +96,7 @@ class Learner:
         normalize_prototypes_(self.prototypes.data)
         if self.teacher is not None:
             normalize_prototypes_(self.teacher.prototypes.data)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
 
         if len(pieces) == 1:
             crops = pieces[0]
@@ -215,7 +215,7 @@ class Learner:
             self.prototypes.grad = None  # no gradient, no momentum, no weight decay: the optimiser passes it over
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, step, self.steps_per_epoch)
-        self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # the fused kernels skip the update where it is 1
+        self.optimizer.found_inf = skip  # the fused kernels skip the update where it is 1
         self.optimizer.step()
 
     @property

@@ -1,12 +1,14 @@
 """How parameters move: LARC, LARS or Adam, and the learning rate over a run.
 
-All three are torch's own fused optimisers; LARC and LARS rescale the gradients before them. The fused kernels skip an
-update on the device when `found_inf` is set, so a non-finite step is undone by never being made: no parameter and no
-momentum is touched, and the host need not look.
+All three are torch's own fused kernels; LARC and LARS rescale the gradients before them. The kernels skip an update on the
+device when `found_inf` is set, so a non-finite step is undone by never being made: no parameter and no momentum is
+touched, and the host need not look.
+
+The classes of torch.optim call the same kernels, but also import torch's compiler when they are made: 4 s of CPU.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,7 +74,46 @@ class LossScale:
         self.good_steps.copy_(state["loss_scale/good_steps"])
 
 
-class LayerwiseSGD(torch.optim.SGD):
+class Optimizer:
+    """Parameters in groups, a learning rate for each, and what the rule remembers of each parameter.
+
+    Attributes:
+        param_groups: dicts of "params" and "lr".
+        state: of each parameter, its tensors by name. Made at once, so that a first step that is skipped leaves nothing
+            undefined.
+        found_inf: a flag on the device: where it is 1, a step moves nothing.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[Tensor]]):
+        self.param_groups: list[dict[str, Any]] = [{"params": list(group), "lr": 0.0} for group in groups]
+        self.state = {parameter: self._fresh(parameter) for group in groups for parameter in group}
+        self.found_inf: Tensor | None = None
+
+    def _fresh(self, parameter: Tensor) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def _move(self, parameters: list[Tensor], gradients: list[Tensor], lr: float) -> None:
+        raise NotImplementedError
+
+    def zero_grad(self) -> None:
+        """Drops all gradients."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Moves every parameter that has a gradient. Gradients may be changed in place."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._move(parameters, [p.grad for p in parameters], group["lr"])
+
+    def _state_of(self, parameters: Sequence[Tensor], key: str) -> list[Tensor]:
+        return [self.state[parameter][key] for parameter in parameters]
+
+
+class LayerwiseSGD(Optimizer):
     """SGD with momentum on gradients that are rescaled per parameter: LARC, or LARS.
 
         g <- (g + wd p) * trust * |p| / (|g| + wd |p| + eps)
@@ -83,7 +124,7 @@ class LayerwiseSGD(torch.optim.SGD):
     changes. No host synchronisation.
 
     Args:
-        groups: parameter groups as for SGD; all parameters must be of one device.
+        groups: of parameters, all of one device and type.
         momentum: of SGD.
         weight_decay: wd.
         trust: trust coefficient.
@@ -95,38 +136,99 @@ class LayerwiseSGD(torch.optim.SGD):
     """
 
     def __init__(
-        self, groups: Any, momentum: float, weight_decay: float, trust: float, lr_inside: bool, eps: float = 1e-8
+        self,
+        groups: Sequence[Sequence[Tensor]],
+        momentum: float,
+        weight_decay: float,
+        trust: float,
+        lr_inside: bool,
+        eps: float = 1e-8,
     ):
-        super().__init__(groups, lr=0.0, momentum=momentum, fused=True)
-        self.adaptation = {"weight_decay": weight_decay, "trust": trust, "lr_inside": lr_inside, "eps": eps}
+        super().__init__(groups)
+        self.momentum, self.weight_decay, self.trust, self.lr_inside, self.eps = (
+            momentum,
+            weight_decay,
+            trust,
+            lr_inside,
+            eps,
+        )
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        rates = [group["lr"] for group in self.param_groups]
-        for group in self.param_groups:
-            parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self._adapt(parameters, group["lr"])
-            if self.adaptation["lr_inside"]:
-                group["lr"] = 1.0
-        result: float | None = super().step(closure)
-        for group, rate in zip(self.param_groups, rates, strict=True):
-            group["lr"] = rate
-        return result
+    def _fresh(self, parameter: Tensor) -> dict[str, Tensor]:
+        return {"momentum_buffer": torch.zeros_like(parameter)}
 
-    def _adapt(self, parameters: list[Tensor], lr: float) -> None:
-        decay, trust, eps = self.adaptation["weight_decay"], self.adaptation["trust"], self.adaptation["eps"]
-        inside = self.adaptation["lr_inside"]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+    def _move(self, parameters: list[Tensor], gradients: list[Tensor], lr: float) -> None:
+        self._adapt(parameters, gradients, lr)
+        torch._fused_sgd_(
+            parameters,
+            gradients,
+            self._state_of(parameters, "momentum_buffer"),
+            weight_decay=0.0,  # _adapt has added it
+            momentum=self.momentum,
+            lr=1.0 if self.lr_inside else lr,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,  # the buffers are there
+            found_inf=self.found_inf,
+        )
+
+    def _adapt(self, parameters: list[Tensor], gradients: list[Tensor], lr: float) -> None:
+        decay, trust = self.weight_decay, self.trust
         size = torch.stack(torch._foreach_norm(parameters))
         slope = torch.stack(torch._foreach_norm(gradients))
         adaptive = (size > 0) & (slope > 0)
-        scale = torch.where(adaptive, trust * size / (slope + decay * size + eps), 1.0)
-        decays = scale * decay if inside else torch.where(adaptive, scale * decay, 0.0)
-        if inside:
+        scale = torch.where(adaptive, trust * size / (slope + decay * size + self.eps), 1.0)
+        decays = scale * decay if self.lr_inside else torch.where(adaptive, scale * decay, 0.0)
+        if self.lr_inside:
             scale, decays = scale * lr, decays * lr
         torch._foreach_mul_(gradients, scale.unbind())
         torch._foreach_add_(gradients, torch._foreach_mul(parameters, decays.unbind()))
+
+
+class Adam(Optimizer):
+    """Adam, or with `decoupled` AdamW, with the defaults of torch.optim (betas .9 and .999, eps 1e-8).
+
+    Args:
+        groups: of parameters, all of one device and type.
+        weight_decay: added to the gradients; where decoupled, taken off the parameters.
+        decoupled: AdamW.
+
+    Source: Kingma and Ba 2015 (arXiv 1412.6980); Loshchilov and Hutter 2019 (arXiv 1711.05101).
+    """
+
+    def __init__(self, groups: Sequence[Sequence[Tensor]], weight_decay: float, decoupled: bool):
+        super().__init__(groups)
+        self.weight_decay, self.decoupled = weight_decay, decoupled
+
+    def _fresh(self, parameter: Tensor) -> dict[str, Tensor]:
+        return {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+
+    def _move(self, parameters: list[Tensor], gradients: list[Tensor], lr: float) -> None:
+        steps = self._state_of(parameters, "step")
+        torch._foreach_add_(steps, 1)
+        move = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        move(
+            parameters,
+            gradients,
+            self._state_of(parameters, "exp_avg"),
+            self._state_of(parameters, "exp_avg_sq"),
+            [],
+            steps,
+            lr=lr,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=self.weight_decay,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+            found_inf=self.found_inf,
+        )
+        if self.found_inf is not None:  # a step that was skipped does not count
+            torch._foreach_sub_(steps, [self.found_inf] * len(steps))
 
 
 class Undo:
@@ -153,35 +255,21 @@ class Undo:
         )
 
 
-def build_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimiser over all parameters, in two groups: all others, then the prototypes (which can be frozen).
-
-    Momentum buffers are made here, so that a first step that is skipped leaves nothing undefined.
-    """
+def build_optimizer(recipe: Recipe, network: nn.Module) -> Optimizer:
+    """The recipe's optimiser over all parameters, in two groups: all others, then the prototypes (which can be frozen)."""
     named = list(network.named_parameters())
     groups = [
-        {"params": [p for name, p in named if not name.startswith("prototypes.")]},
-        {"params": [p for name, p in named if name.startswith("prototypes.")]},
+        [p for name, p in named if not name.startswith("prototypes.")],
+        [p for name, p in named if name.startswith("prototypes.")],
     ]
     if recipe.optimizer in ("larc", "lars"):
-        optimizer: torch.optim.Optimizer = LayerwiseSGD(
+        return LayerwiseSGD(
             groups, recipe.momentum, recipe.weight_decay, recipe.trust_coefficient, lr_inside=recipe.optimizer == "lars"
         )
-        for _, parameter in named:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return optimizer
-    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    optimizer = kind(groups, lr=0.0, weight_decay=recipe.weight_decay, fused=True)
-    for _, parameter in named:
-        optimizer.state[parameter] |= {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-    return optimizer
+    return Adam(groups, recipe.weight_decay, decoupled=recipe.optimizer == "adamw")
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer, network: nn.Module) -> dict[str, Tensor]:
     """The optimiser's state by parameter name, as `layer1.0.conv1.weight/momentum_buffer`."""
     return {
         f"{name}/{key}": value
@@ -190,7 +278,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> d
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(optimizer: Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Puts a state back in place.
 
     Raises:

@@ -232,7 +232,7 @@ class _Steps:
             with dist.alone():
                 self.learner.step(pieces, 0)
         finally:  # where memory ran out, too
-            self.learner.optimizer.zero_grad(set_to_none=True)
+            self.learner.optimizer.zero_grad()
 
 
 def _random_crops(recipe: Recipe, images: int, device: torch.device) -> list[Tensor]:

@@ -14,12 +14,15 @@ from swav import checkpoint, dist
 from swav.config import Recipe, load_recipe, to_yaml, validated
 from swav.data.device import Pieces
 from swav.data.loader import Loader
-from swav.errors import ConfigError, DataError, NumericsError, Stopped
+from swav.errors import DataError, NumericsError, Stopped
+from swav.exported import FOLDER, how_to_use
 from swav.files import write_text_durably
 from swav.learner import Learner
 from swav.monitor import STEP_VALUES, Monitor, Watch, verdict
+from swav.network.export import export_backbone, export_missing
 from swav.network.heads import build_network
 from swav.network.start import take_over, weights_to_start_from
+from swav.preflight import check_pretraining
 from swav.probe import forecast
 from swav.record import Clock, Log, draw_views, metrics_line, score_by_knn
 from swav.reporting.page import write_report
@@ -47,7 +50,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         settings: replace the recipe's, as `data="photos", epochs=100`.
 
     Returns:
-        The run's folder: config.yaml, metrics.jsonl, checkpoints/, report.html.
+        The run's folder: config.yaml, metrics.jsonl, checkpoints/, report.html, export/.
 
     Raises:
         ConfigError, DataError, EnvironmentError_, NumericsError, CheckpointError: see swav.errors.
@@ -57,12 +60,11 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         wanted = load_recipe(recipe, settings)
     else:
         wanted = validated(Recipe, recipe.model_dump() | settings, "settings")
-    if wanted.data is None:
-        raise ConfigError("data: expected data=PATH (a folder of images, a list file, or CIFAR), found nothing")
     device = pick_device(wanted.device)
     with dist.process_group(device), environment_errors(), ExitStack() as stack:
         out = Path(out)
         share_cpus(dist.world_size())
+        dist.on_first(lambda: check_pretraining(wanted, out, dry_run))
         run = prepare(wanted, out, device, dry_run)
         start = weights_to_start_from(run.recipe, out)
         if dry_run:
@@ -91,8 +93,11 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
             best = None if saved.state["best_step"] is None else (saved.state["best_step"], saved.state["best_knn"])
         if start_step == run.total_steps:
             say(f"{out}: finished at step {start_step}; nothing to do")
-            if dist.rank() == 0 and not (out / "report.html").exists():
+            exported = dist.on_first(lambda: export_missing(out, start_step))
+            if dist.rank() == 0 and (exported or not (out / "report.html").exists()):
                 write_report(out)
+            if exported:
+                say(how_to_use(exported, out / FOLDER))
             return out
         say(describe(run) + taken if saved is None else going_on(run, saved))
         _loop(run, learner, start_step, best, stop)
@@ -212,7 +217,12 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
         judgement, advice = verdict(log.recent, *facts)
         write_text_durably(run.out / "report" / "verdict.json", json.dumps({"state": judgement, "advice": advice}))
         say(f"{judgement}: {advice}")
-        say(f"report: {write_report(run.out)}")
+    try:
+        exported = dist.on_first(lambda: export_backbone(run.out))
+    finally:
+        if first:
+            say(f"report: {write_report(run.out)}")
+    say(how_to_use(exported, run.out / FOLDER))
 
 
 def _evaluate(

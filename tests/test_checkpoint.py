@@ -336,7 +336,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_names_the_bytes(tmp_path):
     ],
     ids=lambda value: type(value).__name__,
 )
-@pytest.mark.parametrize("place", ["save_file", "_settle", "sync_folder"])
+@pytest.mark.parametrize("place", ["save_file", "sync_file", "sync_folder"])
 def test_any_failure_of_a_save_removes_its_folder_and_leaves_the_one_before(tmp_path, monkeypatch, error, words, place):
     folder = tmp_path / "checkpoints"
     save(folder, 1)

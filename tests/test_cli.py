@@ -130,12 +130,12 @@ BAD_WEIGHTS = {
 }
 
 
-def test_bad_weights_give_one_message_and_write_nothing(swav, tmp_path):
+def test_bad_weights_give_one_message_and_write_nothing(swav, tmp_path, images):
     weights = bad_weights(tmp_path)
     out = tmp_path / "results"
     for name, words, code, expected in BAD_WEIGHTS.values():
         found, printed, complaint = swav(
-            "bench", "knn", *words, "--weights", weights[name], "--data", tmp_path, "--out", out
+            "bench", "knn", *words, "--weights", weights[name], "--data", images, "--out", out
         )
         assert (found, printed) == (code, "") and expected in complaint
         assert complaint.startswith("swav: ") and len(complaint.splitlines()) <= 3
@@ -188,9 +188,9 @@ def test_dry_run_gives_reasons_and_estimates_and_writes_nothing(swav, images, tm
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
-def test_of_several_processes_one_prints_the_results(words, swav, monkeypatch, tmp_path):
+def test_of_several_processes_one_prints_the_results(words, swav, monkeypatch, tmp_path, images):
     monkeypatch.setattr(suite, "bench", lambda *_: {"results": [], "not_run": []})
-    command = ["bench", "knn", *words, "--weights", "random:tiny", "--data", tmp_path, "--out", tmp_path]
+    command = ["bench", "knn", *words, "--weights", "random:tiny", "--data", images, "--out", tmp_path]
     assert swav(*command)[1] != ""
     monkeypatch.setenv("RANK", "1")
     assert swav(*command) == (0, "", "")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from swav.config import Recipe
-from swav.optim import build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
+from swav.optim import Optimizer, build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
 from tests import checks
 
 TRUST, DECAY, MOMENTUM = 0.001, 1e-2, 0.9  # a decay large enough to be seen
@@ -52,13 +52,13 @@ def give_gradients(network: nn.Module, seed: int, none_to_prototypes: bool = Fal
             parameter.grad = None
 
 
-def make_step(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def make_step(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
 
 
-def snapshot(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def snapshot(network: nn.Module, optimizer: Optimizer) -> list[Tensor]:
     tensors = [*network.parameters(), *optimizer_tensors(optimizer, network).values()]
     return [tensor.detach().clone() for tensor in tensors]
 
@@ -140,7 +140,7 @@ def test_a_step_that_is_flagged_touches_no_parameter_and_no_momentum(kind):
             assert network.vector.grad is not None
             network.vector.grad[0] = math.inf
         before = snapshot(network, optimizer)
-        optimizer.found_inf = torch.tensor(flag)  # type: ignore[attr-defined]
+        optimizer.found_inf = torch.tensor(flag)
         make_step(optimizer, 0.1)
         after = snapshot(network, optimizer)
         same = [torch.equal(old, new) for old, new in zip(before, after, strict=True)]
@@ -153,7 +153,7 @@ def test_the_flag_is_also_heeded_at_the_very_first_step():
     optimizer = build_optimizer(recipe(), network)
     give_gradients(network, 0)
     before = snapshot(network, optimizer)
-    optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
+    optimizer.found_inf = torch.tensor(1.0)
     make_step(optimizer, 0.1)
     assert all(torch.equal(old, new) for old, new in zip(before, snapshot(network, optimizer), strict=True))
 

@@ -27,7 +27,17 @@ def imports_torch(code: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "module", ["swav", "swav.config", "swav.derive", "swav.errors", "swav.cli", "swav.reporting.page"]
+    "module",
+    [
+        "swav",
+        "swav.config",
+        "swav.derive",
+        "swav.errors",
+        "swav.cli",
+        "swav.reporting.page",
+        "swav.preflight",
+        "swav.evaluation.request",
+    ],
 )
 def test_what_must_answer_at_once_leaves_torch_out(module):
     assert not imports_torch(f"import {module}")

@@ -57,9 +57,13 @@ def lines(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_leaves_the_folder_that_is_promised(shapes, tmp_path):
+def test_a_run_leaves_the_folder_that_is_promised(shapes, tmp_path, capsys):
     run = train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "knn_epochs": 3})
-    assert {"config.yaml", "metrics.jsonl", "checkpoints", "report.html"} <= {path.name for path in run.iterdir()}
+    promised = {"config.yaml", "metrics.jsonl", "checkpoints", "report.html", "export"}
+    assert promised <= {path.name for path in run.iterdir()}
+    *_, first, _, last = capsys.readouterr().err.splitlines()
+    assert str(run / "export") in first and last.startswith("features = model(")
+    assert load(run / "export" / "backbone.safetensors").sha256 == load(run).sha256
     steps = [line["step"] for line in lines(run) if "loss" in line]
     assert steps == list(range(1, 13))
     assert (run / "checkpoints" / "step_00000012" / "manifest.json").exists()
@@ -116,6 +120,20 @@ def test_a_finished_run_is_left_alone(shapes, tmp_path):
     train.pretrain("tiny", run, **SMALL | {"data": str(shapes)})
     after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     assert before == after
+
+
+def test_a_failed_export_leaves_checkpoint_and_report_and_the_same_command_makes_up_for_it(shapes, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "export").write_text("in the way")
+    with pytest.raises(EnvironmentError_, match="the checkpoint of step 12 is saved"):
+        train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints") is not None
+    assert "backbone" not in (tmp_path / "run" / "report.html").read_text().partition("settings")[0]
+    (tmp_path / "run" / "export").unlink()
+    capsys.readouterr()
+    run = train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+    assert "model = backbone.load()" in capsys.readouterr().err
+    assert "model = backbone.load()" in (run / "report.html").read_text()
 
 
 def test_changed_settings_are_refused_with_a_diff_and_harmless_ones_are_not(shapes, tmp_path):

@@ -4,7 +4,7 @@ A million files are meant to pass through here: one `scandir` per folder, one `s
 """
 
 # pathlib knows no bytes:
-# ruff: noqa: PTH116, PTH118, PTH122
+# ruff: noqa: PTH114, PTH116, PTH118, PTH122
 
 import csv
 import io
@@ -135,6 +135,22 @@ def walk(root: Path, folder: str = "") -> Found:
                 known.append((about.st_size, about.st_mtime_ns))
     order = sorted(range(len(names)), key=names.__getitem__)
     return Found([names[i] for i in order], _rows([known[i] for i in order]), sorted(bad), others)
+
+
+def may_hold_images(path: Path) -> bool:
+    """Whether a path is a file, or a folder with something that `walk` may take for an image; stops at the first.
+
+    Linked folders are not looked into: there may be something. Without an image `walk` is as quick, and says what is there.
+    """
+    if not path.is_dir():
+        return path.is_file()
+    for folder, folders, files in os.walk(os.fsencode(path)):
+        folders[:] = [name for name in folders if not name.startswith(b".") and name not in NOT_DATA]
+        if any(os.path.islink(os.path.join(folder, name)) for name in folders):
+            return True
+        if any(os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS for name in files if not name.startswith(b".")):
+            return True
+    return False
 
 
 def look_up(root: Path, names: list[bytes]) -> tuple[Found, NDArray[np.int64]]:

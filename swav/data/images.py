@@ -34,6 +34,7 @@ from swav.data.find import (
     Listing,
     Names,
     look_up,
+    may_hold_images,
     path_of,
     read_list,
     walk,
@@ -167,6 +168,18 @@ def open_images(
     if not len(images):
         raise DataError(_nothing_readable(_home(layout, half), images))
     return images
+
+
+def check_images(path: str | Path) -> None:
+    """Refuse a path at which there is nothing to train on, without reading what is there.
+
+    Raises:
+        DataError: there is no path, or no image.
+    """
+    layout = find_layout(path)
+    folder = layout.root / "train" if layout.kind == "halves" else layout.root
+    if layout.kind in ("halves", "tree") and not may_hold_images(folder):
+        open_images(path)  # says what is there instead
 
 
 def labelled_halves(path: str | Path, cache: Path | None = None, progress: Told | None = None) -> tuple[Images, Images]:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from swav.config import Crop, Recipe
 from swav.data import photometric
+from swav.exported import LUMA
 
 Box = tuple[int, int, int, int]  # top, left, height, width [pixels]
 
 _TRIES = 10  # of torchvision's RandomResizedCrop
 _RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of a crop
 _CROP_UNIFORMS = 2 * _TRIES + 2
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's "L"
 
 
 class CentreWindow(Crop):
@@ -178,8 +178,8 @@ def to_input(
     if lighting is not None:
         x += 255 * lighting[:, :, None, None]
     if in_channels == 1:
-        luma = _LUMA[0] * x[:, :1] + _LUMA[1] * x[:, 1:2] + _LUMA[2] * x[:, 2:]
-        grey_mean, grey_std = (sum(w * v for w, v in zip(_LUMA, values, strict=True)) for values in (mean, std))
+        luma = LUMA[0] * x[:, :1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:]
+        grey_mean, grey_std = (sum(w * v for w, v in zip(LUMA, values, strict=True)) for values in (mean, std))
         return luma.sub_(255 * grey_mean).div_(255 * grey_std)
     shift, scale = _of_255(mean, x.device), _of_255(std, x.device)
     return x.sub_(shift).div_(scale)

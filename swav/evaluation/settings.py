@@ -42,9 +42,11 @@ class SuiteSettings(Settings):
 class BenchSettings(Settings):
     """What all benchmarks of classification share.
 
-    `published`: how many images and classes the published numbers are of.
+    `data`: the name of its data set in swav.data.sets.DATASETS. `published`: how many images and classes the published
+    numbers are of.
     """
 
+    data: ClassVar[str] = "labelled"
     published: ClassVar[Mapping[str, int]] = {"training images": 1_281_167, "scored images": 50_000, "classes": 1000}
 
     size: Annotated[Count, Field(ge=8)] = Field(224, description="side of the view [pixels], from 256/224 of it")
@@ -133,6 +135,7 @@ class StagesSettings(StageTraining):
 class Places205Settings(StageTraining):
     """Of linear layers on every stage, on Places205."""
 
+    data: ClassVar[str] = "places205"
     published: ClassVar[Mapping[str, int]] = {"training images": 2_448_873, "scored images": 20_500, "classes": 205}
 
     epochs: Count = Field(28, description="passes over the training images")
@@ -150,6 +153,7 @@ class Places205Settings(StageTraining):
 class Inat18Settings(StageTraining):
     """Of linear layers on every stage, on iNaturalist 2018."""
 
+    data: ClassVar[str] = "inat18"
     published: ClassVar[Mapping[str, int]] = {"training images": 437_513, "scored images": 24_426, "classes": 8142}
 
     epochs: Count = Field(84, description="passes over the training images")
@@ -183,6 +187,7 @@ class SemisupSettings(TrainSettings):
 class SvmSettings(BenchSettings):
     """Of the linear SVMs on VOC 2007."""
 
+    data: ClassVar[str] = "voc07"
     published: ClassVar[Mapping[str, int]] = {"training images": 5011, "scored images": 4952, "classes": 20}
 
     costs: tuple[Positive, ...] = Field(
@@ -200,6 +205,7 @@ class SvmSettings(BenchSettings):
 class LowshotSettings(BenchSettings):
     """Of the linear SVMs on a few images of VOC 2007."""
 
+    data: ClassVar[str] = "voc07"
     published: ClassVar[Mapping[str, int]] = SvmSettings.published
 
     k: Annotated[tuple[Count, ...], BeforeValidator(_as_list)] = Field(

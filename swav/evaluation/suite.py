@@ -1,4 +1,5 @@
-"""The benchmarks by name: settings, weights and data are checked in this order, then each benchmark runs on each weights.
+"""The benchmarks by name: names and places (request.py), then weights and data are checked, then each benchmark runs on each
+weights.
 
 A protocol is a file of its own, named in BENCHES; its settings are in settings.py, what it is given in task.py. Under
 torchrun the processes share the benchmarks that train; the others are run by the first process alone.
@@ -6,22 +7,23 @@ torchrun the processes share the benchmarks that train; the others are run by th
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from swav import dist
-from swav.data.decode import printable, reason_of
-from swav.data.sets import DATASETS, Halves, apart
+from swav.data.sets import Halves
 from swav.errors import ConfigError, DataError, NumericsError
 from swav.evaluation import inat18, knn, linear, linear_stages, lowshot, places205, semisup, stage_heads, svm
 from swav.evaluation.forecast import forecast, told
-from swav.evaluation.settings import BenchSettings, Protocol, by_seed, resolve, split_options
+from swav.evaluation.request import check_places, open_halves, read_request
+from swav.evaluation.settings import BenchSettings, Protocol, by_seed
 from swav.evaluation.task import Needs, NoScore, Score, Task, drawn
 from swav.network import encoder
 from swav.network.encoder import Encoder
+from swav.network.sources import is_foreign
 from swav.network.trunk import ResNet
 from swav.reporting.formats import write_tables
 from swav.reporting.results import NotRun, Result, read_results, table, write_results
@@ -32,14 +34,12 @@ class Bench(NamedTuple):
     """One benchmark.
 
     Attributes:
-        data: the name of its data set in DATASETS.
         check: complains of what can be known without any work.
         run: its scores.
         needs: what a run takes.
         shared: whether several processes run it together.
     """
 
-    data: str
     check: Callable[[Task[Any]], None]
     run: Callable[[Task[Any]], Sequence[Score | NoScore]]
     needs: Callable[[Task[Any]], Needs]
@@ -47,14 +47,14 @@ class Bench(NamedTuple):
 
 
 BENCHES: dict[str, Bench] = {
-    "knn": Bench("labelled", knn.check, knn.run, knn.needs, shared=False),
-    "linear": Bench("labelled", linear.check, linear.run, linear.needs, shared=True),
-    "linear-stages": Bench("labelled", linear_stages.check, linear_stages.run, stage_heads.needs, shared=True),
-    "places205": Bench("places205", places205.check, places205.run, stage_heads.needs, shared=True),
-    "inat18": Bench("inat18", inat18.check, inat18.run, stage_heads.needs, shared=True),
-    "semisup": Bench("labelled", semisup.check, semisup.run, semisup.needs, shared=True),
-    "svm": Bench("voc07", svm.check, svm.run, svm.needs, shared=False),
-    "lowshot": Bench("voc07", lowshot.check, lowshot.run, lowshot.needs, shared=False),
+    "knn": Bench(knn.check, knn.run, knn.needs, shared=False),
+    "linear": Bench(linear.check, linear.run, linear.needs, shared=True),
+    "linear-stages": Bench(linear_stages.check, linear_stages.run, stage_heads.needs, shared=True),
+    "places205": Bench(places205.check, places205.run, stage_heads.needs, shared=True),
+    "inat18": Bench(inat18.check, inat18.run, stage_heads.needs, shared=True),
+    "semisup": Bench(semisup.check, semisup.run, semisup.needs, shared=True),
+    "svm": Bench(svm.check, svm.run, svm.needs, shared=False),
+    "lowshot": Bench(lowshot.check, lowshot.run, lowshot.needs, shared=False),
 }
 POSSIBLE = "more training images, or other settings"
 
@@ -89,19 +89,16 @@ def bench(
         EnvironmentError_: there is no such device, or one of several processes is lost.
     """
     out = Path(out)
-    options, overrides = split_options(overrides or {})
-    suite, settings = resolve(names, overrides)
-    if not weights:
-        raise ConfigError("weights: expected at least one source (a run folder, a checkpoint, random:NAME), found none")
-    labels = _labels(list(dict.fromkeys(weights)), suite.name)
-    earlier = read_results(out)["results"]  # a file that is none is found before the work
+    request = read_request(names, weights, overrides or {})
+    suite, settings, options, labels, everything = request
     devices = {name: pick_device(chosen.device) for name, chosen in settings.items()}
     with dist.process_group(next(iter(devices.values()))), environment_errors():
         share_cpus(dist.world_size())
+        dist.on_first(lambda: check_places(request, Path(data), out, dry_run))
+        earlier = read_results(out)["results"]
         encoders = _encoders(list(labels), options)
-        everything = "all" in names
         cache = None if dry_run else out
-        halves, missing = dist.on_first(lambda: _halves(settings, Path(data), cache, suite.protocol, everything))
+        halves, missing = dist.on_first(lambda: open_halves(settings, Path(data), cache, suite.protocol, everything))
         runs = {
             name: by_seed(settings[name], suite.seeds, len(train), len(score))
             for name, (train, score) in halves.items()
@@ -128,15 +125,6 @@ def bench(
         if dist.rank() == 0:
             write_tables(out)
         return dist.on_first(lambda: read_results(out))
-
-
-def _labels(weights: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """What tables call each of the weights."""
-    if names and len(names) != len(weights):
-        raise ConfigError(f"name: expected one for each of the {len(weights)} --weights, found {len(names)}")
-    if len(set(names)) < len(names):
-        raise ConfigError(f"name: expected different names, found {', '.join(names)}")
-    return dict(zip(weights, names or weights, strict=True))
 
 
 def _announce(encoders: Sequence[Encoder], fixed: Sequence[str]) -> None:
@@ -188,32 +176,6 @@ def _by_itself(run: Callable[[Task[Any]], Sequence[Score | NoScore]], task: Task
         return run(task)
 
 
-def _halves(
-    names: Iterable[str], data: Path, cache: Path | None, protocol: Protocol, everything: bool
-) -> tuple[dict[str, Halves], list[NotRun]]:
-    """The data of each benchmark, opened once per set; under `all` also which are missing, elsewhere an error."""
-    opened: dict[str, Halves | DataError] = {}
-    halves, absent = dict[str, Halves](), list[NotRun]()
-    for name in names:
-        wanted = BENCHES[name].data
-        if wanted not in opened:
-            try:
-                opened[wanted] = apart(DATASETS[wanted].find(data, cache, protocol))
-            except DataError as error:
-                opened[wanted] = error
-            except PermissionError as error:
-                path = printable(str(error.filename or data))
-                opened[wanted] = DataError(f"{path}: expected a folder to read, found {reason_of(error)}; check --data")
-        found = opened[wanted]
-        if not isinstance(found, DataError):
-            halves[name] = found
-        elif not everything:
-            raise found
-        else:
-            absent.append(NotRun(name, str(found).splitlines()[0], DATASETS[wanted].expected))
-    return halves, absent
-
-
 def _possible(tasks: Sequence[tuple[str, Task[Any]]], everything: bool) -> tuple[list[int], list[NotRun]]:
     """Places of the tasks that pass their benchmark's check; under `all` also those that do not, elsewhere these are an error.
 
@@ -250,7 +212,7 @@ def _check_size(name: str, task: Task[Any]) -> None:
 
 def _encoders(sources: Sequence[str], options: Mapping[str, Any]) -> list[Encoder]:
     """Options are for the foreign ones; where there is none, the first says that it has no use for them."""
-    foreign = [source for source in sources if encoder.is_foreign(source)] or sources[:1]
+    foreign = [source for source in sources if is_foreign(source)] or sources[:1]
     return [encoder.load(source, **(options if source in foreign else {})) for source in sources]
 
 

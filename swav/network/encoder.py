@@ -1,8 +1,8 @@
 """The one seam between a model and a benchmark: images in, features out, and what is needed to feed it.
 
 A weight source W is `random:NAME` (a backbone, timm:NAME, a recipe or a run folder: that network with fresh weights), a run
-folder (its newest verified checkpoint; `RUN@best` for the best), one checkpoint's folder, another project's file
-(weights.py), or `timm:NAME` (the pre-trained weights of that name that timm finds on this machine).
+folder (its newest verified checkpoint; `RUN@best` for the best), one checkpoint's folder, a file that a run exported, another
+project's file (weights.py), or `timm:NAME` (the pre-trained weights of that name that timm finds on this machine).
 """
 
 import hashlib
@@ -16,13 +16,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from swav import checkpoint
-from swav.config import TIMM, Recipe, WeightOptions, load_recipe, recipe_names, validated
+from swav.config import Recipe, WeightOptions, load_recipe, validated
 from swav.data.views import evaluation_view, to_input
-from swav.errors import CheckpointError, ConfigError, did_you_mean
+from swav.errors import CheckpointError, ConfigError
+from swav.exported import FORMAT, is_timms, read_description
 from swav.network.heads import SwavNetwork, build_network
+from swav.network.sources import RANDOM, is_checkpoint, is_export, is_foreign, random_recipe, run_or_checkpoint
 from swav.network.trunk import BACKBONES, check_backbone
+from swav.network.weight_file import open_weights
 from swav.network.weights import Foreign, cached_timm_file, load_foreign
-from swav.strict_yaml import read_yaml
 
 
 class Encoder(nn.Module):
@@ -135,9 +137,12 @@ def load(weights: str | Path, **options: Any) -> Encoder:
         return _of_another_project(source, wanted)
     if given := [key for key, value in wanted if value is not None]:
         raise ConfigError(f"{given[0]}: is for other projects' weight files; {source} says itself what it is")
-    if source.startswith("random:"):
-        recipe = _recipe_of(source.removeprefix("random:"))
+    if source.startswith(RANDOM):
+        recipe = random_recipe(source.removeprefix(RANDOM))
+        check_backbone(recipe.backbone, [])
         return _frozen(Encoder(build_network(recipe), recipe, source))
+    if is_export(source):
+        return _frozen(_exported(source))
     path = _checkpoint_folder(source)
     saved = checkpoint.read(path)
     recipe = validated(Recipe, saved.state["recipe"], f"{path.name}/state.json")
@@ -157,13 +162,30 @@ def load(weights: str | Path, **options: Any) -> Encoder:
     return _frozen(encoder)
 
 
-def is_foreign(source: str) -> bool:
-    """Whether a source is not ours: a file (but for those of our checkpoints), or timm's."""
-    return source.startswith("timm:") or (Path(source).is_file() and not _of_a_checkpoint(source))
-
-
-def _of_a_checkpoint(source: str) -> bool:
-    return Path(source).with_name("manifest.json").is_file()
+def _exported(source: str) -> Encoder:
+    """A trunk that a run exported (export.py); the file describes it."""
+    found = read_description(Path(source)) or {}
+    if found["format"] != FORMAT:
+        raise CheckpointError(
+            f"{source}: expected an export of format {FORMAT}, found {found['format']}, of a newer swav; use that one"
+        )
+    keys = ("backbone", "width", "stem", "in_channels", "mean", "std", "seed")
+    recipe = load_recipe("default", {key: found[key] for key in keys} | {"eval_size": found["size"]})
+    trunk = build_network(recipe, prototypes=1).trunk
+    file = open_weights(Path(source))
+    model = trunk.get_submodule("model") if is_timms(found) else trunk
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if shapes != {name: stored.shape for name, stored in file.tree.items()}:
+        raise CheckpointError(
+            f"{source}: its tensors do not fit the {recipe.backbone} that it describes; export it again"
+        )
+    tensors = file.tensors(file.tree)
+    if broken := [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise CheckpointError(f"{source}: {broken[0]} holds values that are not finite; export it again")
+    model.load_state_dict(tensors)
+    network = SwavNetwork(trunk, hidden=1, dim=1, prototypes=1)
+    seen = {"epochs": found["epochs"], "batch": found["batch"]}
+    return Encoder(network, recipe, source, Foreign(network, recipe, False, False, seen, story=""))
 
 
 def _of_another_project(source: str, options: WeightOptions) -> Encoder:
@@ -181,40 +203,10 @@ def _frozen(encoder: Encoder) -> Encoder:
     return encoder.requires_grad_(False)
 
 
-def _recipe_of(name: str) -> Recipe:
-    """The settings behind random weights: of a backbone, a recipe, or a run folder."""
-    if name in BACKBONES or name.startswith(TIMM):
-        check_backbone(name, [])
-        return load_recipe("default", {"backbone": name})
-    if (Path(name) / "config.yaml").is_file():
-        text = (Path(name) / "config.yaml").read_text(encoding="utf-8")
-        return validated(Recipe, read_yaml(text, f"{name}/config.yaml"), f"{name}/config.yaml")
-    if name in recipe_names():
-        recipe = load_recipe(name)
-        if recipe.left_at_auto("backbone", "width", "stem", "in_channels", "head_hidden", "head_dim", "crops"):
-            raise ConfigError(
-                f"random:{name}: its network follows from images; name a backbone, another recipe or a run"
-            )
-        return recipe
-    raise ConfigError(
-        f"random:{name}: expected a backbone ({', '.join(BACKBONES)}, {TIMM}NAME), a recipe or a run folder"
-        f"{did_you_mean(name, [*BACKBONES, *recipe_names()])}"
-    )
-
-
 def _checkpoint_folder(source: str) -> Path:
-    name = source.removesuffix("@best")  # any other @ belongs to the path
-    best = name != source
-    folder = Path(source).parent if _of_a_checkpoint(source) and Path(source).is_file() else Path(name)
-    if (folder / "manifest.json").is_file() and not best:
+    folder, best = run_or_checkpoint(source)
+    if is_checkpoint(folder, best):
         return folder
-    if not (folder / "checkpoints").is_dir():
-        wanted = (
-            "a run folder"
-            if best
-            else "a run folder (RUN@best: its best), a checkpoint's folder, a weight file, random:NAME or timm:NAME"
-        )
-        raise ConfigError(f"weights '{source}': expected {wanted}, found none")
     newest = checkpoint.newest(folder / "checkpoints")
     if newest is None:
         raise CheckpointError(f"{folder}: the run has saved no checkpoint yet; let it run, or use random:{folder}")

@@ -1,5 +1,4 @@
-"""The trunk: image to features. ResNets with torchvision's blocks and key names, of any width, with three stems; and any
-model of timm's, with fresh weights.
+"""The trunk: image to features. Our ResNets (resnet.py) by name, and any model of timm's, with fresh weights.
 
 Every trunk has `num_features` (F), `stages(images)`, and `stage_names` and `stage_channels`, which agree with it.
 """
@@ -7,104 +6,30 @@ Every trunk has `num_features` (F), `stages(images)`, and `stage_names` and `sta
 import functools
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from swav.config import TIMM
 from swav.errors import ConfigError, did_you_mean
+from swav.network.resnet import DEPTHS, ResNet
 
-BLOCKS: dict[str, type[BasicBlock | Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
-
-
-class ResNet(nn.Module):
-    """Deep residual network: a stem and four layers.
-
-    Every parameter bears torchvision's name, so weights go back and forth. Unlike torchvision's, `width` multiplies
-    *all* channels (the paper's RN50-w2/w4/w5), and the stem can suit small images. Strides are in the 3x3 convolution
-    ("V1.5"). There is no classifier.
-
-    Args:
-        block: "basic" or "bottleneck".
-        layers: blocks in each of the four layers.
-        width: factor on all channels.
-        stem: "imagenet": 7x7 stride 2 and max-pool; "half": 3x3 stride 2 and max-pool; "small": 3x3 alone.
-        zero_init_residual: start each residual branch at zero.
-        in_channels: C of the images.
-
-    Source: He et al. 2015 (arXiv 1512.03385); initialisation as in torchvision.
-    """
-
-    def __init__(
-        self,
-        block: Literal["basic", "bottleneck"],
-        layers: Sequence[int],
-        width: float = 1.0,
-        stem: Literal["imagenet", "half", "small"] = "imagenet",
-        zero_init_residual: bool = False,
-        in_channels: int = 3,
-    ):
-        super().__init__()
-        self._block = BLOCKS[block]
-        self._channels = base = round(64 * width)
-        self.conv1 = (
-            nn.Conv2d(in_channels, base, 7, stride=2, padding=3, bias=False)
-            if stem == "imagenet"
-            else nn.Conv2d(in_channels, base, 3, stride=2 if stem == "half" else 1, padding=1, bias=False)
-        )
-        self.bn1 = nn.BatchNorm2d(base)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.Identity() if stem == "small" else nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = self._layer(base, layers[0], stride=1)
-        self.layer2 = self._layer(base * 2, layers[1], stride=2)
-        self.layer3 = self._layer(base * 4, layers[2], stride=2)
-        self.layer4 = self._layer(base * 8, layers[3], stride=2)
-        self.stage_names = ["stem", "layer1", "layer2", "layer3", "layer4"]
-        self.stage_channels = [base, *(base * 2**i * self._block.expansion for i in range(4))]
-        self.num_features = self.stage_channels[-1]
-        self._initialise(zero_init_residual)
-
-    def _layer(self, planes: int, blocks: int, stride: int) -> nn.Sequential:
-        out = planes * self._block.expansion
-        shortcut = None
-        if stride != 1 or self._channels != out:
-            shortcut = nn.Sequential(conv1x1(self._channels, out, stride), nn.BatchNorm2d(out))
-        first = self._block(self._channels, planes, stride, shortcut)
-        self._channels = out
-        return nn.Sequential(first, *(self._block(out, planes) for _ in range(blocks - 1)))
-
-    def _initialise(self, zero_init_residual: bool) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif zero_init_residual and isinstance(module, Bottleneck):
-                nn.init.zeros_(module.bn3.weight)
-            elif zero_init_residual and isinstance(module, BasicBlock):
-                nn.init.zeros_(module.bn2.weight)
-
-    def stages(self, images: Float[Tensor, "N C H W"]) -> list[Tensor]:
-        """Feature maps after the stem (before max-pool) and after each of the four layers."""
-        maps = [self.relu(self.bn1(self.conv1(images)))]
-        x = self.maxpool(maps[0])
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-            maps.append(x)
-        return maps
-
-    def forward(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
-        """Features after global average pooling."""
-        x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return x.mean(dim=(2, 3))
-
+__all__ = [
+    "BACKBONES",
+    "ResNet",
+    "TimmTrunk",
+    "build_trunk",
+    "check_backbone",
+    "count_parameters",
+    "in_channels_last",
+    "timm_options",
+    "timm_shape",
+]
 
 BACKBONES: dict[str, Callable[..., ResNet]] = {
-    "resnet18": lambda **options: ResNet("basic", (2, 2, 2, 2), **options),
-    "resnet34": lambda **options: ResNet("basic", (3, 4, 6, 3), **options),
-    "resnet50": lambda **options: ResNet("bottleneck", (3, 4, 6, 3), **options),
+    name: functools.partial(ResNet, block, layers) for name, (block, layers) in DEPTHS.items()
 }
 
 
@@ -200,14 +125,22 @@ def _timm_model(name: str, in_channels: int) -> nn.Module:
         raise ConfigError(
             f"backbone {TIMM}{name}: expected one of timm's {len(known)} models, without a tag{did_you_mean(name.partition('.')[0], known)}"
         )
-    options = {"pretrained": False, "num_classes": 0, "in_chans": in_channels}
+    model: nn.Module = _timm().create_model(name, pretrained=False, **timm_options(name, in_channels))
+    return model
+
+
+@functools.cache
+def timm_options(name: str, in_channels: int) -> dict[str, Any]:
+    """Arguments of timm.create_model for a trunk: no classifier, and crops of any size where the model can take them."""
+    options = {"num_classes": 0, "in_chans": in_channels}
     try:
-        model: nn.Module = _timm().create_model(name, dynamic_img_size=True, **options)
+        with torch.device("meta"):
+            _timm().create_model(name, pretrained=False, dynamic_img_size=True, **options)
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
             raise
-        model = _timm().create_model(name, **options)
-    return model
+        return options
+    return options | {"dynamic_img_size": True}
 
 
 def _is_timm(name: str) -> bool:

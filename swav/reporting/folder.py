@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from swav.errors import ConfigError, DataError
+from swav.exported import FOLDER, FORMAT, WEIGHTS, read_description
 from swav.strict_yaml import read_yaml
 
 
@@ -24,6 +25,7 @@ class RunFolder:
         results, not_run: the two halves of results.json.
         state: state.json of the newest checkpoint.
         verdict: report/verdict.json ("state", "advice").
+        exported: the description of the weights in export/; empty without.
         views: the picture of the views, or None.
         problems: what could not be read.
     """
@@ -36,6 +38,7 @@ class RunFolder:
     not_run: list[dict[str, Any]]
     state: dict[str, Any]
     verdict: dict[str, Any]
+    exported: dict[str, Any]
     views: Path | None
     problems: list[str]
 
@@ -71,9 +74,15 @@ def read_folder(path: Path) -> RunFolder:
         not_run=_rows(results, "not_run"),
         state=_read_object(states[-1], problems) if states else {},
         verdict=_read_object(path / "report" / "verdict.json", problems),
+        exported=_described(path),
         views=views if views.is_file() else None,
         problems=problems,
     )
+
+
+def _described(path: Path) -> dict[str, Any]:
+    found = read_description(path / FOLDER / WEIGHTS)
+    return found if found is not None and found["format"] == FORMAT else {}
 
 
 def seconds_trained(metrics: list[dict[str, Any]]) -> float:

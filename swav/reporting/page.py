@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from swav.config import Recipe
+from swav.exported import FOLDER, WEIGHTS, usage, which
 from swav.reporting.curves import Chart, line_chart, number
 from swav.reporting.folder import RunFolder, read_folder, seconds_trained
 from swav.reporting.formats import environment, write_tables
@@ -82,6 +83,7 @@ def _content(runs: Sequence[RunFolder]) -> dict[str, Any]:
         "results": results_table(runs),
         "not_run": [row for run in runs for row in run.not_run],
         "tables": [f"tables.{kind}" for kind in ("html", "md", "tex")] if len(runs) == 1 else [],
+        "exported": exported(runs[0]) if len(runs) == 1 else None,
         "charts": charts(names, runs),
         "views": views(runs[0]) if len(runs) == 1 else None,
         "bad": [line for run in runs for line in run.bad][:MAX_BAD_SHOWN],
@@ -132,6 +134,14 @@ def _crops(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for crop in settings["crops"]:
         if isinstance(crop, dict) and {"count", "size"} <= crop.keys():
             yield crop
+
+
+def exported(run: RunFolder) -> dict[str, Any] | None:
+    """Which weights the run exported, and the Python that uses them."""
+    if not run.exported:
+        return None
+    folder = run.path / FOLDER
+    return {"file": str(folder / WEIGHTS), "which": which(run.exported), "lines": usage(run.exported, folder)}
 
 
 def charts(names: Sequence[str], runs: Sequence[RunFolder]) -> list[Chart]:

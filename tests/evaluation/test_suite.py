@@ -34,7 +34,7 @@ QUICK_KNN = {"size": 16, "workers": 0, "knn.k": [1]}
 
 def test_every_benchmark_has_settings_and_a_smoke_protocol():
     assert suite.BENCHES.keys() == BENCH_SETTINGS.keys() == SMOKE.keys()
-    assert {bench.data for bench in suite.BENCHES.values()} == DATASETS.keys()
+    assert {settings.data for settings in BENCH_SETTINGS.values()} == DATASETS.keys()
     for name in suite.BENCHES:
         assert resolve([name], {"protocol": "smoke"})[1][name] != resolve([name], {})[1][name]
 

@@ -14,6 +14,7 @@ import pytest
 
 from swav.config import Recipe, to_yaml
 from swav.errors import DataError
+from swav.exported import metadata, read_description, usage
 from swav.reporting.page import write_report
 from swav.reporting.pictures import write_views
 
@@ -183,6 +184,27 @@ def test_a_folder_of_results_alone_has_a_report_without_a_run(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"results": [result("resnet50.pth", 70.5)], "not_run": []}))
     page = Page(write_report(tmp_path))
     assert "70.50" in page.text and "How it went" not in page.text and "Settings" not in page.text
+
+
+def test_the_lines_that_use_the_weights_are_text_that_can_be_copied(run):
+    folder = run.rename(run.with_name('a <b>&amp; "run"'))
+    description = {"backbone": "resnet18", "width": 1.0, "stem": "imagenet", "in_channels": 3, "size": 96, "seed": 0}
+    description |= {"mean": [0.5, 0.25, 0.125], "std": [0.2, 0.2, 0.2], "step": 20, "best_step": 10}
+    header = json.dumps({"__metadata__": metadata(description | {"epochs": 2, "batch": 4})}).encode()
+    (folder / "export").mkdir()
+    (folder / "export" / "backbone.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    page = Page(write_report(folder))
+    found = read_description(folder / "export" / "backbone.safetensors")
+    assert found is not None and "\n".join(usage(found, folder / "export")) in page.text
+    assert "step 20, the last; step 10 scored best by kNN" in page.text
+    assert not page.unbalanced and not page.all("b>") and "<b>&" not in page.source
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x02" + bytes(7) + b"{}", b"\x08" + bytes(7) + b"[1, 2, 3"])
+def test_a_damaged_export_is_left_out(run, content):
+    (run / "export").mkdir()
+    (run / "export" / "backbone.safetensors").write_bytes(content)
+    assert "Use the weights" not in Page(write_report(run)).text
 
 
 @pytest.mark.parametrize("loss", [None, float("nan"), float("inf")])

@@ -1,0 +1,108 @@
+"""What is asked of the benchmarks, and whether it can be had, as far as it can be known without torch.
+
+A wrong name, setting or path is then reported at once, before seconds go into the import of torch.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swav.data.decode import printable, reason_of
+from swav.data.find import may_hold_images
+from swav.data.sets import DATASETS, Halves, apart
+from swav.errors import ConfigError, DataError
+from swav.evaluation.settings import (
+    BENCH_SETTINGS,
+    BenchSettings,
+    Protocol,
+    SuiteSettings,
+    resolve,
+    split_options,
+)
+from swav.files import check_writable
+from swav.network.sources import check_source
+from swav.reporting.results import NotRun, read_results
+
+
+class Request(NamedTuple):
+    """Settings and names without a contradiction.
+
+    Attributes:
+        suite: what is said once, of all benchmarks together.
+        settings: of each benchmark, in the order asked for.
+        options: what other projects' weight files do not say.
+        labels: what tables call each of the weights.
+        everything: whether benchmarks without data are no error (`all`).
+    """
+
+    suite: SuiteSettings
+    settings: dict[str, BenchSettings]
+    options: dict[str, Any]
+    labels: dict[str, str]
+    everything: bool
+
+
+def read_request(names: Sequence[str], weights: Sequence[str], overrides: Mapping[str, Any]) -> Request:
+    """Resolve what is asked for; looks at no file.
+
+    Raises:
+        ConfigError: a benchmark or a setting is unknown, a value out of range, or there are no weights.
+    """
+    options, overrides = split_options(overrides)
+    suite, settings = resolve(names, overrides)
+    if not weights:
+        raise ConfigError("weights: expected at least one source (a run folder, a checkpoint, random:NAME), found none")
+    labels = _labels(list(dict.fromkeys(weights)), suite.name)
+    return Request(suite, settings, options, labels, "all" in names)
+
+
+def check_places(request: Request, data: Path, out: Path, dry_run: bool) -> None:
+    """Refuse a request whose weights, data or folder are not there. Reads no weight and, where there are images, none of them.
+
+    Raises:
+        ConfigError: a weight source names nothing.
+        DataError: there is no image, or results.json is none.
+        EnvironmentError_: `out` cannot be written.
+    """
+    for source in request.labels:
+        check_source(source)
+    if not request.everything and not may_hold_images(data.expanduser()):
+        open_halves(request.settings, data, None, request.suite.protocol, everything=False)  # says what is missing
+    if not dry_run:
+        check_writable(out)
+    read_results(out)
+
+
+def _labels(weights: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """What tables call each of the weights."""
+    if names and len(names) != len(weights):
+        raise ConfigError(f"name: expected one for each of the {len(weights)} --weights, found {len(names)}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"name: expected different names, found {', '.join(names)}")
+    return dict(zip(weights, names or weights, strict=True))
+
+
+def open_halves(
+    names: Iterable[str], data: Path, cache: Path | None, protocol: Protocol, everything: bool
+) -> tuple[dict[str, Halves], list[NotRun]]:
+    """The data of each benchmark, opened once per set; under `all` also which are missing, elsewhere an error."""
+    opened: dict[str, Halves | DataError] = {}
+    halves, absent = dict[str, Halves](), list[NotRun]()
+    for name in names:
+        wanted = BENCH_SETTINGS[name].data
+        if wanted not in opened:
+            try:
+                opened[wanted] = apart(DATASETS[wanted].find(data, cache, protocol))
+            except DataError as error:
+                opened[wanted] = error
+            except PermissionError as error:
+                path = printable(str(error.filename or data))
+                opened[wanted] = DataError(f"{path}: expected a folder to read, found {reason_of(error)}; check --data")
+        found = opened[wanted]
+        if not isinstance(found, DataError):
+            halves[name] = found
+        elif not everything:
+            raise found
+        else:
+            absent.append(NotRun(name, str(found).splitlines()[0], DATASETS[wanted].expected))
+    return halves, absent
