@@ -20,7 +20,7 @@ from swav.config import Crop, Recipe
 from swav.data.images import Images
 from swav.data.loader import Batch, Loader
 from swav.data.views import lighting
-from swav.errors import ConfigError, DataError, NumericsError
+from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.evaluation.settings import TrainSettings
 from swav.evaluation.task import Task
 from swav.features import read_views
@@ -29,6 +29,7 @@ from swav.metrics import top_k_accuracy
 from swav.network.batch_norm import synchronised
 from swav.network.parallel import in_parallel
 from swav.runtime import Progress, fault_point
+from swav.tensors import require_same_form
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
@@ -217,8 +218,17 @@ def _resumed(course: Course) -> tuple[list[dict[str, Any]], set[str]]:
     if path is None:
         return [], set()
     saved = checkpoint.read(path)
+    if saved.state.get("of", course.folder.name) != course.folder.name:  # older ones do not say
+        raise CheckpointError(
+            f"{path}: expected the state of {course.folder.name}, found that of {saved.state['of']}; remove it, and this "
+            "training begins anew"
+        )
+    parameters = dict(course.model.named_parameters())
+    momentum = {name: parameters[name] for name in parameters if name in saved.optim}
+    require_same_form(f"{path}/model.safetensors", saved.model, course.model.state_dict())
+    require_same_form(f"{path}/optim.safetensors", saved.optim, momentum)
     course.model.load_state_dict(saved.model)
-    for name, parameter in course.model.named_parameters():
+    for name, parameter in parameters.items():
         if name in saved.optim:  # without momentum there is no buffer
             buffer = torch.empty_like(parameter, requires_grad=False).copy_(saved.optim[name])  # in its memory order
             course.optimizer.state[parameter]["momentum_buffer"] = buffer
@@ -322,7 +332,7 @@ def _save(course: Course, log: list[dict[str, Any]], unreadable: set[str]) -> No
         model=course.model.state_dict(),
         optim=buffers,
         local={},
-        state={"log": log, "unreadable": sorted(unreadable)},
+        state={"of": course.folder.name, "log": log, "unreadable": sorted(unreadable)},
         keep=KEPT,
     )
     if dist.rank() == 0:

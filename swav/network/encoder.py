@@ -19,10 +19,12 @@ from swav import checkpoint
 from swav.config import TIMM, Recipe, WeightOptions, load_recipe, recipe_names, validated
 from swav.data.views import evaluation_view, to_input
 from swav.errors import CheckpointError, ConfigError, did_you_mean
+from swav.files import CHECKPOINTS, CONFIG, is_run
 from swav.network.heads import SwavNetwork, build_network
 from swav.network.trunk import BACKBONES, check_backbone
 from swav.network.weights import Foreign, cached_timm_file, load_foreign
 from swav.strict_yaml import read_yaml
+from swav.tensors import require_same_form, require_sound
 
 
 class Encoder(nn.Module):
@@ -122,13 +124,9 @@ def load(weights: str | Path, **options: Any) -> Encoder:
     saved = checkpoint.read(path)
     recipe = validated(Recipe, saved.state["recipe"], f"{path.name}/state.json")
     network = build_network(recipe)
-    try:
-        network.load_state_dict(saved.model)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise CheckpointError(
-            f"{path}: its tensors do not fit the {recipe.backbone} of its settings ({detail})"
-        ) from None
+    require_same_form(f"{path}/model.safetensors", saved.model, network.state_dict())
+    require_sound(f"{path}/model.safetensors", saved.model)
+    network.load_state_dict(saved.model)
     with torch.no_grad():  # saved a step away from unit norm, see algorithm.normalize_prototypes_
         network.prototypes.weight.copy_(nn.functional.normalize(network.prototypes.weight, dim=1))
     encoder = Encoder(network, recipe, source)
@@ -166,9 +164,9 @@ def _recipe_of(name: str) -> Recipe:
     if name in BACKBONES or name.startswith(TIMM):
         check_backbone(name, [])
         return load_recipe("default", {"backbone": name})
-    if (Path(name) / "config.yaml").is_file():
-        text = (Path(name) / "config.yaml").read_text(encoding="utf-8")
-        return validated(Recipe, read_yaml(text, f"{name}/config.yaml"), f"{name}/config.yaml")
+    if is_run(Path(name)):
+        text = (Path(name) / CONFIG).read_text(encoding="utf-8")
+        return validated(Recipe, read_yaml(text, f"{name}/{CONFIG}"), f"{name}/{CONFIG}")
     if name in recipe_names():
         recipe = load_recipe(name)
         if recipe.left_at_auto("backbone", "width", "stem", "in_channels", "head_hidden", "head_dim", "crops"):
@@ -188,14 +186,14 @@ def _checkpoint_folder(source: str) -> Path:
     folder = Path(source).parent if _of_a_checkpoint(source) and Path(source).is_file() else Path(name)
     if (folder / "manifest.json").is_file() and not best:
         return folder
-    if not (folder / "checkpoints").is_dir():
+    if not (folder / CHECKPOINTS).is_dir():  # without its config.yaml, too: a checkpoint says itself what it is
         wanted = (
             "a run folder"
             if best
             else "a run folder (RUN@best: its best), a checkpoint's folder, a weight file, random:NAME or timm:NAME"
         )
         raise ConfigError(f"weights '{source}': expected {wanted}, found none")
-    newest = checkpoint.newest(folder / "checkpoints")
+    newest = checkpoint.newest(folder / CHECKPOINTS)
     if newest is None:
         raise CheckpointError(f"{folder}: the run has saved no checkpoint yet; let it run, or use random:{folder}")
     if not best:

@@ -3,6 +3,7 @@
 Files are made by foreign.py as their projects make them. Run: pytest tests/network/test_weights.py
 """
 
+import copy
 import json
 from typing import Any
 
@@ -245,11 +246,30 @@ def test_prototypes_become_unit_vectors_and_what_that_drops_is_said(tmp_path):
     assert "(their lengths, 0.5 to 2, left out: SwAV's are 1)" in encoder.story
 
 
-def test_values_that_are_not_finite_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "dtype", "value", "words"),
+    [
+        ("layer3.1.bn2.bias", torch.float32, float("nan"), "infinite or no number in trunk.layer3.1.bn2.bias;"),
+        ("layer3.1.bn2.bias", torch.float64, 1e300, "infinite or no number in trunk.layer3.1.bn2.bias;"),
+        ("layer3.1.bn2.running_var", torch.float32, -1e-6, "negative ones in trunk.layer3.1.bn2.running_var;"),
+        ("projection_head.1.running_var", torch.float64, -1.0, "negative ones in projection_head.1.running_var;"),
+        ("prototypes.weight", torch.float32, 1e30, "lengths of the prototypes"),  # its square is infinite
+        ("layer1.0.conv1.weight", torch.int8, 3, "expected floating-point weights, found int8 in trunk.layer1.0.conv1"),
+    ],
+)
+def test_weights_that_float32_cannot_hold_or_training_cannot_make_are_refused(tmp_path, name, dtype, value, words):
     state = foreign.swav_flat(foreign.network())
-    state["module.layer3.1.bn2.bias"][2] = float("nan")
-    with pytest.raises(CheckpointError, match=r"layer3\.1\.bn2\.bias holds values that are not finite"):
+    state[f"module.{name}"] = state[f"module.{name}"].to(dtype)
+    state[f"module.{name}"].view(-1)[2] = value
+    with pytest.raises(CheckpointError, match=words) as caught:
         load(foreign.write(tmp_path / "w.pth", state))
+    assert caught.value.exit_code == 6 and len(str(caught.value).splitlines()) == 1
+
+
+def test_float64_weights_that_float32_can_hold_are_read(tmp_path):
+    net = foreign.network()
+    encoder = load(foreign.write(tmp_path / "w.pth", foreign.swav_flat(copy.deepcopy(net).double())))
+    assert encoder.sha256 == load(foreign.write(tmp_path / "v.pth", foreign.swav_flat(net))).sha256
 
 
 @pytest.mark.parametrize("tree", [{"epoch": 3}, {"state_dict": {}}, [1, 2], {"a": {"b": {"c": torch.ones(1)}}}])
