@@ -272,17 +272,33 @@ def test_float64_weights_that_float32_can_hold_are_read(tmp_path):
     assert encoder.sha256 == load(foreign.write(tmp_path / "v.pth", foreign.swav_flat(net))).sha256
 
 
+def test_of_a_student_and_a_teacher_the_teacher_is_taken(tmp_path):
+    student, teacher = (foreign.network().trunk.state_dict() for _ in range(2))
+    tree = {
+        "student": {f"module.backbone.{name}": tensor for name, tensor in student.items()},
+        "teacher": {f"backbone.{name}": tensor for name, tensor in teacher.items()},
+        "epoch": 3,
+    }
+    encoder = load(foreign.write(tmp_path / "w.pth", tree))
+    assert all(torch.equal(encoder.trunk.state_dict()[name], tensor) for name, tensor in teacher.items())
+    assert ": DINO: " in encoder.story and "at 'teacher.backbone.'" in encoder.story
+    chosen = load(tmp_path / "w.pth", prefix="student.module.backbone.")
+    assert all(torch.equal(chosen.trunk.state_dict()[name], tensor) for name, tensor in student.items())
+
+
+def test_a_classifier_without_its_trunk_is_said_to_be_one(tmp_path):
+    """As the original's eval_linear saves it."""
+    layer = {"module.linear.weight": torch.zeros(10, 64), "module.linear.bias": torch.zeros(10)}
+    with pytest.raises(CheckpointError, match=r"found a linear layer alone \(module.linear.weight \[10, 64\]\)"):
+        load(foreign.write(tmp_path / "w.pth", {"epoch": 100, "state_dict": layer}))
+    with pytest.raises(CheckpointError, match=r"expected a trunk's tensors .* found 3 others"):
+        load(foreign.write(tmp_path / "w.pth", layer | {"other.weight": torch.zeros(2)}))
+
+
 @pytest.mark.parametrize("tree", [{"epoch": 3}, {"state_dict": {}}, [1, 2], {"a": {"b": {"c": torch.ones(1)}}}])
 def test_a_file_without_a_state_dict_is_refused(tree, tmp_path):
     with pytest.raises(CheckpointError, match=r"expected tensors by name"):
         load(foreign.write(tmp_path / "w.pth", tree))
-
-
-def test_a_linear_classifier_alone_is_no_trunk(tmp_path):
-    """As the original's eval_linear saves it."""
-    state = {"module.linear.weight": torch.ones(10, 8), "module.linear.bias": torch.ones(10)}
-    with pytest.raises(CheckpointError, match=r"expected a trunk's tensors.*found 2 others: module\.linear\.weight"):
-        load(foreign.write(tmp_path / "w.pth", {"state_dict": state}))
 
 
 # -- what the file does not say
@@ -312,7 +328,7 @@ def test_a_network_for_bgr_becomes_the_same_for_rgb(tmp_path):
 def test_a_module_and_function_name_a_network_that_is_not_ours(tmp_path):
     net = foreign.plain_cnn().eval()
     path = foreign.write(tmp_path / "w.pth", {"state_dict": foreign.put("net.", net)})
-    with pytest.raises(CheckpointError, match="model=module:function"):
+    with pytest.raises(CheckpointError, match="model=timm:NAME or module:function"):
         load(path)
     encoder = load(path, model="tests.network.foreign:plain_cnn")
     images = torch.randn(2, 3, 32, 32)
