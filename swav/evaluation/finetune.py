@@ -149,8 +149,8 @@ def train(task: Task[Any], train: Images, course: Course) -> Outcome:
 
     Raises:
         DataError: hardly an image can be read.
-        NumericsError: the loss is not finite.
-        CheckpointError: there is saved state, and none of it verifies.
+        NumericsError: the loss, a logit or a weight is not finite.
+        CheckpointError: there is saved state, and none of it verifies, or it is of another training.
     """
     settings: TrainSettings = task.settings
     epochs = settings.epochs
@@ -298,16 +298,28 @@ def _line(course: Course, settings: TrainSettings, epoch: int, totals: Tensor) -
 
 @torch.no_grad()
 def score(course: Course) -> dict[str, Any]:
-    """Top-1 and top-5 [%] of each head over all images that can be read, as {"top1 NAME": ...}, and their number."""
+    """Top-1 and top-5 [%] of each head over all images that can be read, as {"top1 NAME": ...}, and their number.
+
+    Raises:
+        DataError: no image can be read.
+        NumericsError: a logit is not finite, on any process.
+    """
     course.model.eval()
     ranked: list[list[Tensor]] = [[] for _ in course.heads]
     truth: list[Tensor] = []
+    sound = torch.ones((), dtype=torch.bool, device=next(course.model.parameters()).device)
     for inputs, labels in course.scored():
         for found, logits in zip(ranked, course.model(inputs), strict=True):
+            sound &= logits.isfinite().all()
             found.append(logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu())
         truth.append(labels.cpu())
     own = ([torch.cat(found) for found in ranked], torch.cat(truth)) if truth else None
-    parts = [part for part in dist.gather_objects(own) if part is not None]
+    shares = dist.gather_objects((own, bool(sound)))
+    if not all(fine for _, fine in shares):  # they have an order all the same, and would give a number
+        raise NumericsError(
+            f"{course.label}: expected finite logits to score by, found others; use a smaller learning rate"
+        )
+    parts = [part for part, _ in shares if part is not None]
     if not parts:
         raise DataError(f"{course.label}: expected readable images to score, found none; check the files")
     all_labels = torch.cat([labels for _, labels in parts])
