@@ -3,16 +3,18 @@
     step_XXXXXXXX/  model.safetensors  optim.safetensors  rank_R.safetensors  state.json  manifest.json
 
 A directory is written beside its place, every file synced, the manifest (sizes and SHA-256) last, and then renamed.
-`latest` is a hint for people; the truth is the newest directory whose manifest verifies.
+`latest` is a hint for people; the truth is the newest directory whose manifest verifies. One that does not verify is
+passed over, with a warning; one that cannot be read just now, or is of a newer format, is not: then nothing is read,
+written or deleted. What is not finite is never saved.
 """
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import secrets
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,12 +24,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from swav import dist
-from swav.errors import CheckpointError, EnvironmentError_
-from swav.files import DISK_IS_FULL, FileLock, remove_leftovers, sync_file, sync_folder, write_text_durably
+from swav.errors import CheckpointError, EnvironmentError_, NumericsError, SwavError
+from swav.files import (
+    DISK_IS_FULL,
+    FileLock,
+    patiently,
+    remove_leftovers,
+    sync_file,
+    sync_folder,
+    visible,
+    warn,
+    write_text_durably,
+)
 from swav.runtime import fault_point
+from swav.tensors import not_finite, some
 
 FORMAT = 1
 WRITTEN_BY_A_RUN = ("config.yaml", "metrics.jsonl", "bad_files.jsonl", "latest")
+_ABSENT = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+)  # a file is not there: damage, and no failure to read
 _ALWAYS = {"model.safetensors", "optim.safetensors", "state.json"}  # in every checkpoint, beside the files of ranks
 
 Result = TypeVar("Result")
@@ -68,8 +87,11 @@ def save(
         best: a step that is kept beside them.
 
     Raises:
+        NumericsError: a tensor of any process is not finite; nothing was written.
         EnvironmentError_: the disk is full or refuses; the checkpoints before are untouched.
+        CheckpointError: a checkpoint of a newer format is in this one's place.
     """
+    require_finite(folder, step, model, optim, local)
     place = folder / f"step_{step:08d}"
     first = dist.rank() == 0
     tensors = {f"rank_{dist.rank()}.safetensors": local}
@@ -87,6 +109,32 @@ def save(
     return place
 
 
+def require_finite(folder: Path, step: int, *contents: Mapping[str, Tensor]) -> None:
+    """Find out, on all processes together, whether tensors may be saved. Waits once for the device.
+
+    Args:
+        folder: of all checkpoints.
+        step: steps done.
+        contents: tensors of this process.
+
+    Raises:
+        NumericsError: on every process, if a tensor of one of them is not finite.
+    """
+    own = [name for content in contents for name in not_finite(content)]
+    broken = list(dict.fromkeys(name for names in dist.gather_objects(own) for name in names))
+    if not broken:
+        return
+    message = None
+    if dist.rank() == 0:
+        before = _directories(folder)
+        message = (
+            f"step {step}: expected finite weights, found values that are infinite or no number in {some(broken)}; they are not saved\n"
+            "lower the learning rate, or use precision=fp32; "
+            + (f"the last checkpoint is step {_step(before[0])}" if before else "there is no checkpoint yet")
+        )
+    raise NumericsError(dist.broadcast_object(message))
+
+
 def _together(work: Callable[[], Result], folder: Path, needed: int, temporary: Path | None = None) -> Result:
     """Does the work on every process. A failure on one becomes the same error on all, and the temporary folder goes.
 
@@ -101,16 +149,19 @@ def _together(work: Callable[[], Result], folder: Path, needed: int, temporary: 
         result = work()
     except Exception as error:  # whatever it is: the other processes must hear of it, or they wait for minutes
         failure = error
-    told = dist.gather_objects((needed, None if failure is None else (_is_full(failure), _in_words(failure))))
-    failures = [found for _, found in told if found is not None]
+    said = failure if failure is None or isinstance(failure, SwavError) else (_is_full(failure), _in_words(failure))
+    reports = dist.gather_objects((needed, said))
+    failures = [found for _, found in reports if found is not None]
     if not failures:
         return result
+    if dist.rank() == 0 and temporary is not None:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if isinstance(failures[0], SwavError):
+        raise failures[0] from failure
     message = None
     if dist.rank() == 0:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
         full, words = failures[0]
-        message = _complaint(folder, full, words, sum(size for size, _ in told))
+        message = _complaint(folder, full, words, sum(size for size, _ in reports))
     raise EnvironmentError_(dist.broadcast_object(message)) from failure
 
 
@@ -149,7 +200,7 @@ def _writable(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _publish(temporary: Path, place: Path, step: int) -> None:
     fault_point("save:written")
-    files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(temporary.iterdir())}
+    files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in visible(temporary)}
     manifest = temporary / "manifest.json"
     manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1), encoding="utf-8")
     sync_file(manifest)
@@ -171,8 +222,18 @@ def _retain(folder: Path, keep: int, best: int | None, newest_place: Path) -> No
     # Only what is older counts: a later directory is a damaged one that the run went back before.
     older = [path for path in _directories(folder) if _step(path) < _step(newest_place)]
     for path in older[keep - 1 :]:
-        if _step(path) != best:
+        if _step(path) != best and _may_be_deleted(path):
             _delete(path)
+
+
+def _may_be_deleted(path: Path) -> bool:
+    """Not one of a newer format, nor one that cannot be read just now: it may be."""
+    try:
+        return bool(_manifest(path)["format"] <= FORMAT)
+    except OSError as error:
+        return error.errno in _ABSENT
+    except (ValueError, KeyError, TypeError):  # damaged
+        return True
 
 
 def _delete(path: Path) -> None:
@@ -201,9 +262,26 @@ def _step(path: Path) -> int:
 
 
 def _directories(folder: Path) -> list[Path]:
-    """Newest first."""
-    found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdecimal()]
+    """Newest first.
+
+    Raises:
+        EnvironmentError_: the folder is there and cannot be read.
+    """
+    try:
+        entries = patiently(lambda: visible(folder, "step_*"))
+        found = [path for path in entries if path.name[5:].isdecimal() and path.is_dir()]
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return []
+        raise EnvironmentError_(_unreadable(folder, error)) from None
     return sorted(found, key=_step, reverse=True)
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return (
+        f"{path}: cannot be read just now ({error.strerror or error}); nothing was changed\n"
+        "try again when the file system answers; if one checkpoint never can be read, move it away and the one before is used"
+    )
 
 
 def are_in(folder: Path) -> bool:
@@ -237,40 +315,57 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _manifest(path: Path) -> Any:
+    return json.loads(patiently(lambda: (path / "manifest.json").read_text(encoding="utf-8")))
+
+
 def damage(path: Path) -> str | None:
-    """Says what is wrong with a checkpoint's directory, or None if every file is as its manifest says."""
+    """Say what is wrong with a checkpoint's directory, or None if every file is as its manifest says.
+
+    Raises:
+        CheckpointError: it is of a newer format, of which this version cannot tell.
+        EnvironmentError_: a file is there and cannot be read, after some tries.
+    """
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = _manifest(path)
         if manifest["format"] > FORMAT:
-            return f"is of a newer format ({manifest['format']}) than this version reads ({FORMAT}); update swav"
+            raise CheckpointError(
+                f"{path} is of a newer format ({manifest['format']}) than this version reads ({FORMAT}); update swav, or move "
+                "it away: it is never deleted or passed over"
+            )
         if manifest["step"] != _step(path):
             return f"has the manifest of step {manifest['step']}"
-        files = manifest["files"]
-        present = {file.name for file in path.glob("*.safetensors")}
+        files = {name: expected for name, expected in manifest["files"].items() if not name.startswith(".")}
+        present = {file.name for file in patiently(lambda: visible(path, "*.safetensors"))}
         if unlisted := sorted((present | _ALWAYS) - set(files)):
             return f"holds or lacks {unlisted[0]}, which its manifest does not list"
         for name, expected in files.items():
             file = path / Path(name).name
-            if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
+            if not patiently(lambda file=file, expected=expected: _is_as_listed(file, expected)):  # type: ignore[misc]
                 return f"has a damaged {file.name}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise EnvironmentError_(_unreadable(path, error)) from None
+        return f"cannot be verified ({type(error).__name__}: {error})"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"cannot be verified ({type(error).__name__}: {error})"
     return None
 
 
-def _warn(message: str) -> None:
-    print(f"swav: {message}", file=sys.stderr)
+def _is_as_listed(file: Path, expected: Mapping[str, Any]) -> bool:
+    return bool(file.stat().st_size == expected["size"] and _sha256(file) == expected["sha256"])
 
 
-def newest(folder: Path, warn: Callable[[str], None] = _warn) -> Path | None:
+def newest(folder: Path, warn: Callable[[str], None] = warn) -> Path | None:
     """The newest directory that verifies; None if there are none at all. Changes nothing: others may be writing here.
 
     Args:
         folder: of all checkpoints of a run.
-        warn: is told of every damaged one that is passed over.
+        warn: gets a message for every damaged one that is passed over.
 
     Raises:
-        CheckpointError: there are checkpoints, and none of them verifies.
+        CheckpointError: there are checkpoints, and none of them verifies; or one of a newer format comes first.
+        EnvironmentError_: one that comes first cannot be read. (Then none before it is used: it may be whole.)
     """
     directories = _directories(folder)
     for path in directories:
@@ -291,13 +386,14 @@ def read(path: Path) -> Checkpoint:
     """Loads a checkpoint after verifying it, whatever the number of processes that wrote it.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: it is damaged, or of a newer format.
+        EnvironmentError_: it cannot be read.
     """
     found = damage(path)
     if found:
         raise CheckpointError(f"{path} {found}")
-    writers = len(list(path.glob("rank_*.safetensors")))
     try:
+        writers = len(visible(path, "rank_*.safetensors"))
         return Checkpoint(
             _step(path),
             load_file(path / "model.safetensors"),
@@ -306,7 +402,11 @@ def read(path: Path) -> Checkpoint:
             json.loads((path / "state.json").read_text(encoding="utf-8")),
             path,
         )
-    except (SafetensorError, OSError, ValueError) as error:
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise EnvironmentError_(_unreadable(path, error)) from None
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from swav.errors import ConfigError, did_you_mean
+from swav.files import visible
 from swav.strict_yaml import read_yaml
 
 AUTO: Any = "auto"
@@ -350,7 +351,7 @@ HARMLESS = frozenset(
 
 
 def recipe_names() -> list[str]:
-    return sorted(path.stem for path in RECIPES_FOLDER.glob("*.yaml"))
+    return [path.stem for path in visible(RECIPES_FOLDER, "*.yaml")]
 
 
 def recipe_text(name: str) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 from swav.data.images import Images
 from swav.errors import DataError, NumericsError
 from swav.features import Precision, View, features_of, read_views, stage_features_of, stage_grids
-from swav.files import write_text_durably
+from swav.files import visible, write_text_durably
 from swav.network.encoder import Encoder
 from swav.runtime import Progress, environment_errors, fault_point
 
@@ -118,7 +118,7 @@ def _note(folder: Path, identity: dict[str, Any], count: int, progress: Progress
     """What is there already; a fresh note where that is nothing, or of something else, or damaged, which is said."""
     fresh: dict[str, Any] = {"of": identity, "done": {}, "unreadable": {}}
     if not folder.is_dir():
-        for other in sorted(folder.parent.glob(f"*/{NOTE}")):
+        for other in (each / NOTE for each in (visible(folder.parent) if folder.parent.is_dir() else ())):
             its = _read(other).get("of", {})
             same = {key for key in identity if its.get(key) == identity[key]}
             if same == set(identity) - {"weights_sha256"}:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from swav.errors import EnvironmentError_
 
@@ -22,6 +22,11 @@ DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 RETRY_SECONDS = 0.1
 REMINDER_SECONDS = 60.0
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # what a network file system reports while its server is away
+PAUSES_SECONDS = (0.1, 0.5, 2.0)  # between the tries of `patiently`
+CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"  # a folder that holds both is a run's; both are made before step 1
+
+Result = TypeVar("Result")
 
 _warned: set[str] = set()
 _waited_for: set[Path] = set()  # locks of this process that others wait for
@@ -56,6 +61,38 @@ def check_writable(folder: Path) -> None:
         raise EnvironmentError_(
             f"{folder}: cannot be written ({place}: {error.strerror}); choose an --out that can"
         ) from None
+
+
+def visible(folder: Path, pattern: str = "*") -> list[Path]:
+    """Entries of a folder whose names match a pattern and begin with no dot, in order.
+
+    Names with a dot belong to the system or an editor: macOS puts a `._x` beside every x on a disk of another kind.
+
+    Raises:
+        OSError: the folder is missing or cannot be read. (Path.glob would take one without permission for an empty one.)
+    """
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.match(pattern))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a pre-training run."""
+    return (folder / CONFIG).is_file() and (folder / CHECKPOINTS).is_dir()
+
+
+def patiently(work: Callable[[], Result]) -> Result:
+    """Do some reading, and after a pause again where the file system reports an error that often passes.
+
+    Raises:
+        OSError: of the last try, or one that does not pass.
+    """
+    for pause in PAUSES_SECONDS:
+        try:
+            return work()
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+        time.sleep(pause)
+    return work()
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from swav.network.heads import SwavNetwork
 from swav.network.parallel import gradients_averaged, in_parallel
 from swav.optim import LossScale, Undo, build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
 from swav.runtime import autocast, fault_point, random_state, set_random_state
+from swav.tensors import require_same_form
 
 Crops = Sequence[Tensor]  # normalised images, one tensor per kind of crop [count * B, C, S, S], crop-major
 
@@ -233,7 +234,22 @@ class Learner:
         return queue | random_state(self.device)
 
     def load(self, saved: checkpoint.Checkpoint, own: dict[str, Tensor]) -> None:
-        """Puts a checkpoint's tensors in place: those that all share, and this process's own."""
+        """Puts a checkpoint's tensors in place: those that all share, and this process's own.
+
+        Random states may be missing: of a device that the run was not on before, or of another number of processes.
+
+        Raises:
+            CheckpointError: a tensor is missing, unexpected, or of another shape or type; nothing was changed.
+        """
+        kept = {name: value for name, value in own.items() if not name.startswith(("rng/", "monitor/"))}
+        local = self.local_tensors()
+        expected = {name: value for name, value in local.items() if not name.startswith("rng/")}
+        random = {name: own[name] for name in local if name.startswith("rng/") and name in own}
+        require_same_form(f"{saved.path}/model.safetensors", saved.model, self.network.state_dict())
+        require_same_form(f"{saved.path}/optim.safetensors", saved.optim, self.optimizer_tensors())
+        require_same_form(
+            f"{saved.path}/rank_{dist.rank()}.safetensors", kept | random, expected | {k: local[k] for k in random}
+        )
         self.network.load_state_dict(saved.model)
         load_optimizer_tensors(self.optimizer, self.network, saved.optim)
         for part in (self.scale, self.teacher):
@@ -241,8 +257,7 @@ class Learner:
                 part.load_state_dict(saved.optim)
         if self.queue is not None:
             self.queue.load_state_dict({"embeddings": own["queue/embeddings"], "count": own["queue/count"]})
-        if "rng/torch" in own:
-            set_random_state(own, self.device)
+        set_random_state(random, self.device)
 
 
 def _of_views(x: Tensor, views: Sequence[int]) -> Tensor:

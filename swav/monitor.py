@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from swav.metrics import rankme
+from swav.tensors import require_same_form
 
 STEP_VALUES = ("loss", "code_entropy", "code_confidence", "gradient_norm")
+SURE_AFTER = 50  # lines of metrics: before, a run that has not left its start is not judged
 
 
 @torch.no_grad()
@@ -56,6 +58,38 @@ class Monitor:
         self.window += codes[0].shape[1]
         self.recent = torch.cat([embeddings[0].detach().float(), self.recent])[: self.capacity]
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next values depend on."""
+        return {
+            "monitor/usage": self.usage,
+            "monitor/usage_before": self.usage_before,
+            "monitor/window": torch.tensor(self.window),
+            "monitor/recent": self.recent,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor], where: str) -> None:
+        """Take a state over. One that is not there (older checkpoints, more processes than before) is begun anew.
+
+        Args:
+            state: of `state_dict`; other names beside are left alone.
+            where: the file, for messages.
+
+        Raises:
+            CheckpointError: a tensor is missing or unexpected, or of another shape or type.
+        """
+        found = {name: value for name, value in state.items() if name.startswith("monitor/")}
+        if not found:
+            return
+        expected = self.state_dict()
+        recent = found.get("monitor/recent", self.recent)
+        if recent.shape[:1] and len(recent) <= self.capacity:  # of any length up to its capacity
+            expected["monitor/recent"] = self.recent.new_empty(len(recent), self.recent.shape[1])
+        require_same_form(where, found, expected)
+        self.usage.copy_(found["monitor/usage"])
+        self.usage_before.copy_(found["monitor/usage_before"])
+        self.window = int(found["monitor/window"])
+        self.recent = torch.empty_like(recent, device=self.recent.device).copy_(recent)  # aligned as torch's own memory
+
     def summary(self) -> dict[str, float]:
         """Share of prototypes in use, effective rank and spread of recent embeddings. Synchronises with the device."""
         spread = (
@@ -78,6 +112,13 @@ class Watch:
     def __init__(self, ln_k: float, images: int, prototypes: int):
         self.facts = ln_k, images, prototypes
         self.state = "healthy"
+
+    def catch_up(self, history: Sequence[Mapping[str, float | None]]) -> None:
+        """Bring the judgement to where it was after a run's lines so far, so that a resumed run does not repeat itself."""
+        lines = [line for line in history if "loss" in line]
+        first = len(lines) if len(lines) >= SURE_AFTER else 1  # early on, a judgement may give way to "too early"
+        for length in range(first, len(lines) + 1):
+            self.news(lines[:length])
 
     def news(self, history: Sequence[Mapping[str, float | None]]) -> str | None:
         """The verdict and its advice, where it is another than the last time; else None."""
@@ -123,7 +164,7 @@ def verdict(
         key: _mean([line.get(key) for line in recent])
         for key in ("loss_gap", "embedding_std", "prototypes_used", "data_wait")
     }
-    at_start = len(lines) < 50
+    at_start = len(lines) < SURE_AFTER
     still = mean["loss_gap"] < 0.02 * ln_k or mean["embedding_std"] < 0.05
     if still and at_start:
         return "too early", f"the loss has not left ln K = {ln_k:.2f} yet"

@@ -279,7 +279,7 @@ def optimizer_tensors(optimizer: Optimizer, network: nn.Module) -> dict[str, Ten
 
 
 def load_optimizer_tensors(optimizer: Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Puts a state back in place.
+    """Puts a state back in place. (That shapes and types agree is found before, see tensors.require_same_form.)
 
     Raises:
         KeyError: a value of this optimiser is not among the tensors.

@@ -18,11 +18,12 @@ from swav.data.images import Images, labelled_halves, open_images
 from swav.data.sample import is_grey, short_side
 from swav.derive import FOLLOWING, Facts, derive
 from swav.errors import CheckpointError, ConfigError, DataError, EnvironmentError_, counted
-from swav.files import write_text_durably
+from swav.files import CHECKPOINTS, CONFIG, warn, write_text_durably
 from swav.monitor import too_few
 from swav.network.trunk import check_backbone
 from swav.runtime import available_cpus, computes_in_bf16, has_compiler, versions
 from swav.strict_yaml import read_yaml
+from swav.tensors import require_same_form
 
 
 @dataclasses.dataclass
@@ -80,6 +81,11 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
     return Run(out, recipe, reasons, images, labelled, unlabelled, device, kept, speeds[0] if speeds else None)
 
 
+def shared_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings that all processes must have in common: all but `workers`, which follow from a machine's cores."""
+    return recipe.model_dump(mode="json", exclude={"workers"})
+
+
 def _facts(images: Images, device: torch.device, speeds: list[float]) -> Facts:
     """What settings are derived from; what takes time is looked at only where a setting depends on it. A speed that was
     measured is noted in `speeds`."""
@@ -109,8 +115,8 @@ def _facts(images: Images, device: torch.device, speeds: list[float]) -> Facts:
 
 def _settings_of(out: Path) -> Recipe | None:
     """The settings of the run in a folder, if there is one that has saved something."""
-    config = out / "config.yaml"
-    if not config.exists() or not checkpoint.are_in(out / "checkpoints"):
+    config = out / CONFIG
+    if not config.exists() or not checkpoint.are_in(out / CHECKPOINTS):
         return None
     return _read_settings(config)
 
@@ -275,11 +281,13 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
     """Returns the newest verified checkpoint of the run's folder, or None in a fresh one, which is made ready.
 
     Raises:
-        ConfigError: settings that shape the weights differ from those of the run in `out`, or its images do.
+        ConfigError: settings that shape the weights differ from those of the run in `out`, or of its checkpoint, or its
+            images do.
         CheckpointError: there are checkpoints, and none verifies.
+        EnvironmentError_: a checkpoint cannot be read just now.
     """
-    config = run.out / "config.yaml"
-    path = dist.on_first(lambda: checkpoint.newest(run.out / "checkpoints"))
+    config = run.out / CONFIG
+    path = dist.on_first(lambda: checkpoint.newest(run.out / CHECKPOINTS))
     if path is None:
         if dist.rank() == 0:
             _begin(run, config)
@@ -293,6 +301,7 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
             f"found {len(run.images)} or others; put them back, or use another --out"
         )
     _refuse_changes(run.out, _read_settings(config), run.recipe)
+    _check_origin(run, saved)
     if dist.rank() == 0:
         forget_after(run.out / "metrics.jsonl", saved.step)
     if run.kept:
@@ -304,9 +313,35 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
     return saved
 
 
+def _check_origin(run: Run, saved: checkpoint.Checkpoint) -> None:
+    """Refuse a checkpoint that was made with other settings and put here; say which other versions made it.
+
+    Raises:
+        ConfigError: settings that shape the weights differ.
+    """
+    if saved.state["settings_hash"] != settings_hash(run.recipe):  # or it is of a version that had fewer settings
+        its = validated(Recipe, saved.state["recipe"], f"{saved.path}/state.json")
+        if changed := settings_diff(run.recipe, its):
+            rows = "\n".join(f"  {key}: {ours} -> {theirs}" for key, (ours, theirs) in changed.items())
+            raise ConfigError(
+                f"{saved.path}: expected a checkpoint with the settings of {CONFIG}, found one of another run; move it away, "
+                f"or use another --out:\n{rows}"
+            )
+    before, now = saved.state.get("versions", {}), versions()
+    differ = [
+        f"{name} {before[name]} instead of {now[name]}"
+        for name in ("swav", "torch")
+        if name in before and before[name].split(".")[:2] != now[name].split(".")[:2]
+    ]
+    if differ and dist.rank() == 0:
+        warn(
+            f"{saved.path}: written by {' and '.join(differ)}; the weights may differ by rounding from those of one version"
+        )
+
+
 def _begin(run: Run, config: Path) -> None:
     """Makes the folder ready for a run from its first step. What an earlier one without a checkpoint logged is set aside."""
-    run.out.mkdir(parents=True, exist_ok=True)
+    (run.out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     metrics = run.out / "metrics.jsonl"
     if metrics.exists() and metrics.stat().st_size:
         metrics.replace(run.out / "metrics.before.jsonl")
@@ -319,17 +354,30 @@ def _begin(run: Run, config: Path) -> None:
 def own_share(saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
     """What belongs to this process alone in a checkpoint, whatever the number of processes that wrote it.
 
-    Of another number: its share of the queue that all of them held. Random states are then nobody's, and left out.
+    Of another number: its share of the queue that all of them held, and the monitor's window of the process of its rank,
+    if there was one. (What is logged is the first process's: its window is then of the images that it saw before.)
+    Random states are nobody's, and left out.
+
+    Raises:
+        CheckpointError: the processes' queues do not fit together.
     """
-    processes = dist.world_size()
+    processes, rank = dist.world_size(), dist.rank()
     if len(saved.locals) == processes:
-        return saved.locals[dist.rank()]
+        return saved.locals[rank]
+    its = saved.locals[rank] if rank < len(saved.locals) else {}
+    window = {name: value for name, value in its.items() if name.startswith("monitor/")}
     if not saved.locals or "queue/embeddings" not in saved.locals[0]:
-        return {}
+        return window
+    for other, local in enumerate(saved.locals[1:], start=1):
+        one, two = (
+            {name: value for name, value in part.items() if name.startswith("queue/")}
+            for part in (saved.locals[0], local)
+        )
+        require_same_form(f"{saved.path}/rank_{other}.safetensors", two, one)
     shards = [local["queue/embeddings"] for local in saved.locals]
     count = sum(int(local["queue/count"]) for local in saved.locals) // processes
-    return {
-        "queue/embeddings": dealt(shards, saved.state["recipe"]["batch"], processes)[dist.rank()],
+    return window | {
+        "queue/embeddings": dealt(shards, saved.state["recipe"]["batch"], processes)[rank],
         "queue/count": torch.tensor(count),
     }
 

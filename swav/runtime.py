@@ -135,8 +135,10 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_random_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["rng/torch"])
-    if device.type == "cuda":
+    """Sets the generators whose state is there: another device, or process, may have been at work before."""
+    if "rng/torch" in state:
+        torch.set_rng_state(state["rng/torch"])
+    if device.type == "cuda" and "rng/cuda" in state:
         torch.cuda.set_rng_state(state["rng/cuda"], device)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from swav import checkpoint, dist
+from swav.agreement import code, require_agreement, seen
 from swav.config import Recipe, load_recipe, to_yaml, validated
 from swav.data.device import Pieces
 from swav.data.loader import Loader
@@ -26,7 +27,7 @@ from swav.preflight import check_pretraining
 from swav.probe import forecast
 from swav.record import Clock, Log, draw_views, metrics_line, score_by_knn
 from swav.reporting.page import write_report
-from swav.run import Run, describe, going_on, memory_advice, own_share, prepare, resume, say, state
+from swav.run import Run, describe, going_on, memory_advice, own_share, prepare, resume, say, shared_settings, state
 from swav.runtime import (
     Progress,
     Readback,
@@ -64,8 +65,11 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
     with dist.process_group(device), environment_errors(), ExitStack() as stack:
         out = Path(out)
         share_cpus(dist.world_size())
+        require_agreement(shared_settings(wanted) | {"--out": str(out), "--dry-run": dry_run} | code())
         dist.on_first(lambda: check_pretraining(wanted, out, dry_run))
         run = prepare(wanted, out, device, dry_run)
+        own_view = {"images": run.images.fingerprint, "steps": run.total_steps, "data": seen(run.images, wanted.seed)}
+        require_agreement(shared_settings(run.recipe) | own_view)
         start = weights_to_start_from(run.recipe, out)
         if dry_run:
             scored = sum(map(len, run.labelled)) if run.labelled else 0
@@ -84,11 +88,14 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         taken = f"\ninit       {take_over(network, start, run.recipe)}" if start is not None else ""
         del start  # its memory is the network's to use
         learner = Learner(run.recipe, network.to(device), run.steps_per_epoch)
+        monitor = Monitor(sum(run.recipe.prototype_heads), run.recipe.head_dim, device)
         start_step, best = 0, None
         saved = resume(run)
         seed_process(run.recipe.seed, saved.step if saved else 0, dist.rank())
         if saved is not None:
-            learner.load(saved, own_share(saved))
+            own = own_share(saved)
+            learner.load(saved, own)
+            monitor.load_state_dict(own, f"{saved.path}/rank_{dist.rank()}.safetensors")
             start_step = saved.step
             best = None if saved.state["best_step"] is None else (saved.state["best_step"], saved.state["best_knn"])
         if start_step == run.total_steps:
@@ -100,17 +107,23 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
                 say(how_to_use(exported, out / FOLDER))
             return out
         say(describe(run) + taken if saved is None else going_on(run, saved))
-        _loop(run, learner, start_step, best, stop)
+        _loop(run, learner, monitor, start_step, best, stop)
     return out
 
 
-def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] | None, stop: StopRequest) -> None:
+def _loop(
+    run: Run,
+    learner: Learner,
+    monitor: Monitor,
+    start_step: int,
+    best: tuple[int, float] | None,
+    stop: StopRequest,
+) -> None:
     """Steps from `start_step` to the end, with checkpoints, a log, and an exit that loses nothing."""
     recipe, device, first = run.recipe, run.device, dist.rank() == 0
     log = Log(run.out)
     log.add_bad(run.images.bad)
     allowed_bad = max(10, math.floor(recipe.max_bad * (len(run.images) + len(run.images.bad))))
-    monitor = Monitor(sum(recipe.prototype_heads), recipe.head_dim, device)
     loader = Loader(
         run.images,
         recipe,
@@ -124,6 +137,7 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
     progress = Progress("pre-training", run.total_steps, start_step, quiet=not first)
     facts = recipe.ln_prototypes, len(run.images), max(recipe.prototype_heads)
     watch = Watch(*facts)
+    watch.catch_up(log.recent)
     clock = Clock()
     pending: Readback | None = None
     saved_at, save_time = start_step, time.monotonic()
@@ -141,7 +155,7 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
             done,
             model=learner.network.state_dict(),
             optim=learner.optimizer_tensors(),
-            local=learner.local_tensors(),
+            local=learner.local_tensors() | monitor.state_dict(),
             state=state(run, best),
             keep=recipe.keep,
             best=best[0] if best else None,
@@ -233,6 +247,7 @@ def _evaluate(
     due = run.recipe.knn_epochs and (epoch % max(1, round(run.recipe.knn_epochs)) == 0 or done == run.total_steps)
     if not due:
         return best
+    checkpoint.require_finite(run.out / "checkpoints", done, learner.network.state_dict())  # or it would be scored
     scored = score_by_knn(run, learner.network)
     if scored is not None:
         top1, k = scored

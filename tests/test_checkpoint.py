@@ -126,7 +126,6 @@ DIRECTORY_DAMAGE: dict[str, Callable[[Path], object]] = {
     "a manifest that lists nothing": lambda folder: change_the_manifest(folder, files={}),
     "a manifest that is a list": lambda folder: (folder / "manifest.json").write_text("[]"),
     "a manifest of another step": lambda folder: change_the_manifest(folder, step=1),
-    "a newer format": lambda folder: change_the_manifest(folder, format=checkpoint.FORMAT + 1),
     "a file too many": lambda folder: (folder / "rank_1.safetensors").write_bytes(b"?"),
     "nothing in it": lambda folder: list(map(Path.unlink, folder.iterdir())),
 }

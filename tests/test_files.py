@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from swav import files
+from swav.files import is_run, patiently, visible
 
 ROOT = Path(__file__).parents[1]
 HOLD = """
@@ -112,3 +113,39 @@ def test_only_the_leftovers_of_one_file_are_removed(tmp_path):
         (tmp_path / name).write_text("")
     files.remove_leftovers(tmp_path / "config.yaml")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".results.json.2.tmp", "config.yaml"]
+
+
+def test_hidden_names_are_not_seen_and_a_folder_that_cannot_be_read_is_not_empty(tmp_path):
+    for name in ("b.txt", "a.txt", "._a.txt", ".b.txt", "c.TXT", "a.txt.bak"):
+        (tmp_path / name).write_text("")
+    assert [path.name for path in visible(tmp_path, "*.txt")] == ["a.txt", "b.txt"]
+    assert len(visible(tmp_path)) == 4
+    for place in (tmp_path / "nowhere", tmp_path / "a.txt"):
+        with pytest.raises(OSError, match=place.name):
+            visible(place)
+
+
+def test_only_both_marks_make_a_runs_folder(tmp_path):
+    assert not is_run(tmp_path)
+    (tmp_path / "config.yaml").write_text("")
+    assert not is_run(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    assert is_run(tmp_path)
+
+
+@pytest.mark.parametrize(("number", "tries"), [(errno.EIO, 4), (errno.ESTALE, 4), (errno.EACCES, 1), (errno.ENOENT, 1)])
+def test_only_errors_that_pass_are_tried_again(monkeypatch, number, tries):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    tried: list[int] = []
+
+    def read() -> str:
+        tried.append(number)
+        if len(tried) < 9:
+            raise OSError(number, "it fails")
+        return "content"
+
+    with pytest.raises(OSError, match="it fails"):
+        patiently(read)
+    assert len(tried) == tries
+    tried.extend([number] * 9)
+    assert patiently(read) == "content"

@@ -42,6 +42,38 @@ def test_what_changes_is_said_once_while_the_run_goes_on():
     assert told == ["collapsing", "healthy"]
 
 
+@pytest.mark.parametrize("begun_again_after", [5, 7, 30, 49, 50, 61, 75, 119])
+def test_a_resumed_run_says_neither_more_nor_less_than_one_that_was_not_stopped(begun_again_after):
+    slow, scored = GOOD | {"data_wait": 0.5}, {"step": 9, "knn_top1": 50.0}
+    lines = [slow] * 8 + [COLLAPSED] * 30 + [GOOD] * 22 + [scored] + [COLLAPSED] * 30 + [GOOD] * 30
+    said = []
+    for stop in (0, begun_again_after):
+        watch, news = Watch(math.log(K), 1000, K), list[str | None]()
+        for length in range(1, len(lines) + 1):
+            if length - 1 == stop:
+                watch = Watch(math.log(K), 1000, K)
+                watch.catch_up(lines[: length - 1])
+            if "loss" in lines[length - 1]:
+                news.append(watch.news(lines[:length]))
+        said.append(news)
+    assert said[0] == said[1] and len([one for one in said[0] if one]) > 3
+
+
+def test_a_monitor_goes_on_from_its_state_to_the_bit():
+    def watch(monitor: Monitor, step: int) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(step)
+        embeddings = torch.nn.functional.normalize(torch.randn(2, 6, 8, generator=generator), dim=2)
+        monitor.watch(embeddings, [torch.rand(2, 6, 5, generator=generator).softmax(dim=2)])
+        return monitor.summary()
+
+    one = Monitor(5, 8, torch.device("cpu"), recent=40)
+    for step in range(30):  # the window of 50 samples turns at steps 9, 18, 27; embeddings fill up at step 6
+        other = Monitor(5, 8, torch.device("cpu"), recent=40)
+        other.load_state_dict({name: value.clone() for name, value in one.state_dict().items()}, "rank_0")
+        assert watch(one, step) == watch(other, step)
+        assert all(torch.equal(one.state_dict()[name], value) for name, value in other.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("line", "images", "state"),
     [

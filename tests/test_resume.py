@@ -1,5 +1,5 @@
 """Attacks: a run that a kill -9 changes. At five points, on one process and on two, the same command must then end
-with the same bytes: weights, optimiser, queue and random state, and with the same losses in the log. And with another
+with the same bytes: weights, optimiser, queue, random state and monitor, and with the same values in the log. And with another
 number of processes at each sitting: the same run up to rounding.
 
 Run: pytest tests/test_resume.py -m slow
@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 # 80 images: 5 steps an epoch, 15 in all, saves after 4, 8, 12 and 15. The queue is in use from the second epoch on.
 SETTINGS = ("batch=16", "width=0.125", "prototypes=12", "queue_length=32", "checkpoint_steps=4", "workers=1")
 LAST = 15
+LOGGED = ("loss", "code_entropy", "gradient_norm", "prototypes_used", "rankme", "embedding_std")
 KILLS = {
     "inside a step": ["step:middle:7"],
     "while saving": ["save:written:2"],
@@ -67,16 +68,16 @@ def pretrain(
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
-def outcome(out: Path) -> tuple[dict[str, str], list[tuple[int, float]]]:
-    """SHA-256 of every tensor file at the end, and every step's loss."""
+def outcome(out: Path) -> tuple[dict[str, str], list[tuple[int, ...]]]:
+    """SHA-256 of every tensor file at the end, and every step's values (its loss first) that are no timings."""
     last = out / "checkpoints" / f"step_{LAST:08d}"
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in last.glob("*.safetensors")}
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return hashes, [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    return hashes, [(line["step"], *(line[key] for key in LOGGED)) for line in lines if "loss" in line]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
-def whole(request, shapes, tmp_path_factory) -> tuple[int, tuple[dict[str, str], list[tuple[int, float]]]]:
+def whole(request, shapes, tmp_path_factory) -> tuple[int, tuple[dict[str, str], list[tuple[int, ...]]]]:
     """The number of processes, and what they make of a run that nobody disturbs."""
     out = tmp_path_factory.mktemp("whole") / "run"
     done = pretrain(request.param, shapes, out)
@@ -91,7 +92,7 @@ def test_a_killed_run_ends_with_the_same_bytes(whole, shapes, tmp_path, kill):
         "model.safetensors",
         "optim.safetensors",
     }
-    assert [step for step, _ in expected[1]] == list(range(1, LAST + 1))
+    assert [step for step, *_ in expected[1]] == list(range(1, LAST + 1))
     out = tmp_path / "run"
     for fault in KILLS[kill]:
         killed = pretrain(processes, shapes, out, fault)
@@ -124,9 +125,9 @@ def test_two_processes_then_one_then_two_are_one_run(shapes, tmp_path):
     assert done.returncode == 0, done.stderr
     expected, found = outcome(alone)[1], outcome(out)[1]
     print("\n".join(said))
-    for (step, ours), (_, its) in zip(found, expected, strict=True):
+    for (step, ours, *_), (_, its, *_) in zip(found, expected, strict=True):
         print(f"step {step:2}: loss {ours:.6f}, alone {its:.6f}, difference {abs(ours - its):.0e}")
-    assert [step for step, _ in found] == list(range(1, LAST + 1))
+    assert [step for step, *_ in found] == list(range(1, LAST + 1))
     # Rounding grows by a factor of about 3 a step here (4e-6 to 5e-3 were seen); other images or rows would show as 0.1.
-    for (step, ours), (_, its) in zip(found, expected, strict=True):
+    for (step, ours, *_), (_, its, *_) in zip(found, expected, strict=True):
         assert abs(ours - its) < (1e-4 if step <= 6 else 2e-2), step

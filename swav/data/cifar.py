@@ -16,6 +16,7 @@ from jaxtyping import Int64, UInt8
 from swav.data.decode import Unreadable, decode, open_regular, printable, read_file, read_header, reason_of
 from swav.data.find import ROW
 from swav.errors import DataError
+from swav.files import visible
 
 SIDE = 32  # pixels
 PIXEL_BYTES = 3 * SIDE * SIDE  # red, green and blue planes
@@ -72,7 +73,7 @@ def load_binary(folder: Path, version: str, half: Half) -> Packed:
     names: list[bytes] = []
     sizes: list[int] = []
     parts = []
-    for path in sorted(folder.glob(patterns[half])):
+    for path in _files(folder, patterns[half]):
         content = np.frombuffer(_content(path), dtype=np.uint8)
         if len(content) == 0 or len(content) % record:
             raise DataError(
@@ -95,7 +96,7 @@ def load_strips(root: Path, half: Half) -> Packed:
     Raises:
         DataError: strips and labels don't agree in number, a strip's header is damaged, or a label has no class.
     """
-    strips = sorted((root / half).glob("*.webp"))
+    strips = _files(root / half, "*.webp")
     counts = [_strip_length(path) for path in strips]
     labels = _labels(root / f"labels_{half}.npy")
     if not 0 < sum(counts) == len(labels):
@@ -121,6 +122,13 @@ def load_strips(root: Path, half: Half) -> Packed:
     pixels, labels = np.concatenate(parts), np.concatenate(kept)
     classes = _class_names(root / "classes.txt", labels, int(labels.max()) + 1)
     return Packed(names, _rows(sizes, "WEBP", pixels.shape[1]), pixels, labels, classes, bad)
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return visible(folder, pattern)
+    except OSError as error:
+        raise DataError(f"{printable(str(folder))}: expected images, found {reason_of(error)}") from None
 
 
 def _strip_length(path: Path) -> int:

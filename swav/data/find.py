@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swav.data.decode import printable, reason_of
-from swav.errors import DataError, did_you_mean
+from swav.errors import DataError, counted, did_you_mean
+from swav.files import CHECKPOINTS, CONFIG
 
 IMAGE_EXTENSIONS = frozenset(b".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split())
 NOT_READ = {  # extensions of images that are not read, for the advice
@@ -29,7 +30,7 @@ NOT_READ = {  # extensions of images that are not read, for the advice
     **dict.fromkeys((".tar", ".zip", ".tgz", ".gz"), "unpack"),
 }
 NOT_DATA = {b"__MACOSX", b"Thumbs.db", b"@eaDir"}  # beside all that begins with a dot
-A_RUN_OF_OURS = {b"config.yaml", b"metrics.jsonl"}  # --out inside of the data: its report's pictures are not data
+A_RUN_OF_OURS = {CONFIG.encode(), CHECKPOINTS.encode()}  # --out inside of the data: its report's pictures are not data
 TRAIN_SPLITS = {"train", "training"}
 SCORE_SPLITS = ("val", "valid", "validation", "test")  # folders or values: the first that is there is scored
 
@@ -47,12 +48,23 @@ class Found(NamedTuple):
         rows: one ROW per name, its header fields still empty.
         bad: (name, reason) of what can't be an image or can't be looked into.
         others: how many other files were passed over, by extension.
+        runs: folders of runs, which were not looked into.
     """
 
     names: list[bytes]
     rows: np.ndarray
     bad: list[tuple[str, str]]
     others: Counter[str]
+    runs: tuple[str, ...] = ()
+
+    @property
+    def left_out(self) -> str:
+        """The folders of runs, in words; empty where there are none."""
+        if not self.runs:
+            return ""
+        names = ", ".join(printable(name.rstrip("/")) for name in self.runs[:3])
+        more = f" and {len(self.runs) - 3} more" if len(self.runs) > 3 else ""
+        return f"; without {counted(len(self.runs), 'folder')} of runs, which hold {CONFIG} and {CHECKPOINTS}/: {names}{more}"
 
 
 class Names:
@@ -97,6 +109,7 @@ def walk(root: Path, folder: str = "") -> Found:
     known: list[tuple[int, int]] = []
     bad: list[tuple[str, str]] = []
     others: Counter[str] = Counter()
+    runs: list[str] = []
     seen: set[tuple[int, int]] = set()
     waiting, linked = [os.fsencode(folder + "/" if folder else "")], list[bytes]()
     while waiting or linked:
@@ -112,6 +125,7 @@ def walk(root: Path, folder: str = "") -> Found:
             bad.append((os.fsdecode(inside), f"folder: {reason_of(error)}"))
             continue
         if inside and {entry.name for entry in entries} >= A_RUN_OF_OURS:
+            runs.append(os.fsdecode(inside))
             continue
         for entry in entries:
             if entry.name.startswith(b".") or entry.name in NOT_DATA:
@@ -134,7 +148,7 @@ def walk(root: Path, folder: str = "") -> Found:
                 names.append(name)
                 known.append((about.st_size, about.st_mtime_ns))
     order = sorted(range(len(names)), key=names.__getitem__)
-    return Found([names[i] for i in order], _rows([known[i] for i in order]), sorted(bad), others)
+    return Found([names[i] for i in order], _rows([known[i] for i in order]), sorted(bad), others, tuple(sorted(runs)))
 
 
 def may_hold_images(path: Path) -> bool:

@@ -247,7 +247,7 @@ def _open(layout: Layout, half: Half, cache: Path | None, progress: Told | None)
         note = f"{printable(str(layout.root))} (the whole of it)"
         found = walk(layout.root)
         labels = _folder_labels([name.split(b"/") for name in found.names], nested=False)
-        return _checked(layout.root, found, labels, note, cache, "", progress)
+        return _checked(layout.root, found, labels, note + found.left_out, cache, "", progress)
     folders = {"train": ["train"], "score": [layout.score], "all": ["train", layout.score]}[half]
     return _joined([_open_half(layout, folder, cache, progress) for folder in folders])
 
@@ -260,7 +260,7 @@ def _open_half(layout: Layout, folder: str, cache: Path | None, progress: Told |
     if layout.kind == "halves":
         found = walk(layout.root, folder)
         labels = _folder_labels([name.split(b"/")[1:] for name in found.names], nested=True)
-        return _checked(layout.root, found, labels, note, cache, folder, progress)
+        return _checked(layout.root, found, labels, note + found.left_out, cache, folder, progress)
     half: cifar.Half = "train" if folder == "train" else "test"
     if layout.kind == "cifar-binary":
         packed = cifar.load_binary(layout.root, layout.version, half)

@@ -17,7 +17,7 @@ from jaxtyping import Int, UInt8
 
 from swav.data.shapes import CLASSES, SPLITS, Scene, scene
 from swav.errors import ConfigError, DataError, EnvironmentError_, did_you_mean
-from swav.files import write_text_durably
+from swav.files import visible, write_text_durably
 from swav.runtime import Progress
 
 RECORD = "shapes.json"  # what a folder holds, and whether it is complete
@@ -219,7 +219,7 @@ def _is_complete(folder: Path, wanted: dict[str, str | int]) -> bool:
         raise DataError(f"{folder}: expected a folder, found a file; name another folder")
     record = folder / RECORD
     if not record.exists():
-        if any(not path.name.startswith(f".{RECORD}") for path in folder.iterdir()):
+        if visible(folder):
             raise DataError(
                 f"{folder}: expected an empty folder or one of shapes, found other files; name another folder"
             )

@@ -14,6 +14,7 @@ import numpy as np
 from swav.data.decode import printable, reason_of
 from swav.data.images import Images, listed_half
 from swav.errors import DataError
+from swav.files import visible
 
 Protocol = Literal["page", "smoke"]
 Rows = tuple[list[bytes], list[int]]  # names below the folder of images, and labels
@@ -36,7 +37,7 @@ def is_flat_imagenet(home: Path) -> bool:
     """Whether val/ is as its archive unpacks, without class folders, and lists say what its images show."""
     if not all((home / "meta" / f"{half}.txt").is_file() for half in ("train", "val")) or not (home / "val").is_dir():
         return False
-    return not any(entry.is_dir() for entry in (home / "val").iterdir())
+    return not any(entry.is_dir() for entry in visible(home / "val"))
 
 
 def imagenet_halves(root: str | Path, cache: Path | None = None, protocol: Protocol = "page") -> tuple[Images, Images]:

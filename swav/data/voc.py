@@ -13,6 +13,7 @@ import numpy as np
 from swav.data.decode import printable, reason_of
 from swav.data.images import Images, listed_half
 from swav.errors import DataError
+from swav.files import visible
 
 TRAIN, SCORE = "trainval", "test"
 # below a root: it is the year, the kit, a folder of data sets, or one that holds the kit in a folder of its own
@@ -57,9 +58,9 @@ def classification_halves(
 
 def _home(root: Path) -> Path:
     for below in HOMES:
-        homes = [
-            path for path in sorted(root.glob(below) if below else [root]) if (path / "ImageSets" / "Main").is_dir()
-        ]
+        there = sorted(root.glob(below) if below else [root])
+        hidden = [path for path in there if any(part.startswith(".") for part in path.relative_to(root).parts)]
+        homes = [path for path in there if path not in hidden and (path / "ImageSets" / "Main").is_dir()]
         if len(homes) > 1:
             raise DataError(
                 f"{printable(str(root))}: expected one PASCAL VOC 2007 below it, found {printable(str(homes[0]))} and "
@@ -75,7 +76,7 @@ def _home(root: Path) -> Path:
 
 def _classes(lists: Path, half: str) -> list[str]:
     """Sorted; `train` is one of them, so train_test.txt is the list of a class and train.txt is not."""
-    return sorted(path.name.removesuffix(f"_{half}.txt") for path in lists.glob(f"*_{half}.txt"))
+    return sorted(path.name.removesuffix(f"_{half}.txt") for path in visible(lists, f"*_{half}.txt"))
 
 
 def _half(home: Path, half: str, classes: Sequence[str], cache: Path | None, protocol: str) -> Images:

@@ -20,7 +20,7 @@ from swav.config import Crop, Recipe
 from swav.data.images import Images
 from swav.data.loader import Batch, Loader
 from swav.data.views import lighting
-from swav.errors import ConfigError, DataError, NumericsError
+from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.evaluation.settings import TrainSettings
 from swav.evaluation.task import Task
 from swav.features import read_views
@@ -29,6 +29,7 @@ from swav.metrics import top_k_accuracy
 from swav.network.batch_norm import synchronised
 from swav.network.parallel import in_parallel
 from swav.runtime import Progress, fault_point
+from swav.tensors import require_same_form
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
@@ -162,8 +163,8 @@ def train(task: Task[Any], train: Images, course: Course) -> Outcome:
 
     Raises:
         DataError: hardly an image can be read.
-        NumericsError: the loss is not finite.
-        CheckpointError: there is saved state, and none of it verifies.
+        NumericsError: the loss, a logit or a weight is not finite.
+        CheckpointError: there is saved state, and none of it verifies, or it is of another training.
     """
     settings: TrainSettings = task.settings
     epochs = settings.epochs
@@ -231,8 +232,17 @@ def _resumed(course: Course) -> tuple[list[dict[str, Any]], set[str]]:
     if path is None:
         return [], set()
     saved = checkpoint.read(path)
+    if saved.state.get("of", course.folder.name) != course.folder.name:  # older ones do not say
+        raise CheckpointError(
+            f"{path}: expected the state of {course.folder.name}, found that of {saved.state['of']}; remove it, and this "
+            "training begins anew"
+        )
+    parameters = dict(course.model.named_parameters())
+    momentum = {name: parameters[name] for name in parameters if name in saved.optim}
+    require_same_form(f"{path}/model.safetensors", saved.model, course.model.state_dict())
+    require_same_form(f"{path}/optim.safetensors", saved.optim, momentum)
     course.model.load_state_dict(saved.model)
-    for name, parameter in course.model.named_parameters():
+    for name, parameter in parameters.items():
         if name in saved.optim:  # without momentum there is no buffer
             buffer = torch.empty_like(parameter, requires_grad=False).copy_(saved.optim[name])  # in its memory order
             course.optimizer.state[parameter]["momentum_buffer"] = buffer
@@ -302,16 +312,28 @@ def _line(course: Course, settings: TrainSettings, epoch: int, totals: Tensor) -
 
 @torch.no_grad()
 def score(course: Course) -> dict[str, Any]:
-    """Top-1 and top-5 [%] of each head over all images that can be read, as {"top1 NAME": ...}, and their number."""
+    """Top-1 and top-5 [%] of each head over all images that can be read, as {"top1 NAME": ...}, and their number.
+
+    Raises:
+        DataError: no image can be read.
+        NumericsError: a logit is not finite, on any process.
+    """
     course.model.eval()
     ranked: list[list[Tensor]] = [[] for _ in course.heads]
     truth: list[Tensor] = []
+    sound = torch.ones((), dtype=torch.bool, device=next(course.model.parameters()).device)
     for inputs, labels in course.scored():
         for found, logits in zip(ranked, course.model(inputs), strict=True):
+            sound &= logits.isfinite().all()
             found.append(logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu())
         truth.append(labels.cpu())
     own = ([torch.cat(found) for found in ranked], torch.cat(truth)) if truth else None
-    parts = [part for part in dist.gather_objects(own) if part is not None]
+    shares = dist.gather_objects((own, bool(sound)))
+    if not all(fine for _, fine in shares):  # they have an order all the same, and would give a number
+        raise NumericsError(
+            f"{course.label}: expected finite logits to score by, found others; use a smaller learning rate"
+        )
+    parts = [part for part, _ in shares if part is not None]
     if not parts:
         raise DataError(f"{course.label}: expected readable images to score, found none; check the files")
     all_labels = torch.cat([labels for _, labels in parts])
@@ -336,7 +358,7 @@ def _save(course: Course, log: list[dict[str, Any]], unreadable: set[str]) -> No
         model=course.model.state_dict(),
         optim=buffers,
         local={},
-        state={"log": log, "unreadable": sorted(unreadable)},
+        state={"of": course.folder.name, "log": log, "unreadable": sorted(unreadable)},
         keep=KEPT,
     )
     if dist.rank() == 0:

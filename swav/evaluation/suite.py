@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import torch
 
 from swav import dist
+from swav.agreement import code, require_agreement, seen
 from swav.data.sets import Halves
 from swav.errors import ConfigError, DataError, NumericsError
 from swav.evaluation import inat18, knn, linear, linear_stages, lowshot, places205, semisup, stage_heads, svm
 from swav.evaluation.forecast import forecast, told
 from swav.evaluation.request import check_places, open_halves, read_request
-from swav.evaluation.settings import BenchSettings, Protocol, by_seed
+from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, by_seed
 from swav.evaluation.task import Needs, NoScore, Score, Task, drawn
 from swav.network import encoder
 from swav.network.encoder import Encoder
@@ -94,11 +95,15 @@ def bench(
     devices = {name: pick_device(chosen.device) for name, chosen in settings.items()}
     with dist.process_group(next(iter(devices.values()))), environment_errors():
         share_cpus(dist.world_size())
+        asked = {"benchmarks": list(settings), "--weights": labels, "--data": str(data), "--out": str(out)}
+        require_agreement(asked | _shared_settings(suite, settings, options) | {"--dry-run": dry_run} | code())
         dist.on_first(lambda: check_places(request, Path(data), out, dry_run))
         earlier = read_results(out)["results"]
         encoders = _encoders(list(labels), options)
         cache = None if dry_run else out
         halves, missing = dist.on_first(lambda: open_halves(settings, Path(data), cache, suite.protocol, everything))
+        read = {f"data of {name}": [seen(half, 0) for half in halves[name]] for name in halves}
+        require_agreement(read | {f"weights of {network.name}": network.sha256 for network in encoders})
         runs = {
             name: by_seed(settings[name], suite.seeds, len(train), len(score))
             for name, (train, score) in halves.items()
@@ -125,6 +130,18 @@ def bench(
         if dist.rank() == 0:
             write_tables(out)
         return dist.on_first(lambda: read_results(out))
+
+
+def _shared_settings(
+    suite: SuiteSettings, settings: Mapping[str, BenchSettings], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What all processes must have in common: all but `workers`, which follow from a machine's cores."""
+    of_benches = {
+        f"{name}.{key}": value
+        for name, chosen in settings.items()
+        for key, value in chosen.model_dump(mode="json", exclude={"workers"}).items()
+    }
+    return suite.model_dump(mode="json") | of_benches | dict(options)
 
 
 def _announce(encoders: Sequence[Encoder], fixed: Sequence[str]) -> None:

@@ -20,11 +20,13 @@ from swav.config import Recipe, WeightOptions, load_recipe, validated
 from swav.data.views import evaluation_view, to_input
 from swav.errors import CheckpointError, ConfigError
 from swav.exported import FORMAT, is_timms, read_description
+from swav.files import CHECKPOINTS
 from swav.network.heads import SwavNetwork, build_network
 from swav.network.sources import RANDOM, is_checkpoint, is_export, is_foreign, random_recipe, run_or_checkpoint
 from swav.network.trunk import BACKBONES, check_backbone
 from swav.network.weight_file import open_weights
 from swav.network.weights import Foreign, cached_timm_file, load_foreign
+from swav.tensors import require_same_form, require_sound
 
 
 class Encoder(nn.Module):
@@ -147,13 +149,9 @@ def load(weights: str | Path, **options: Any) -> Encoder:
     saved = checkpoint.read(path)
     recipe = validated(Recipe, saved.state["recipe"], f"{path.name}/state.json")
     network = build_network(recipe)
-    try:
-        network.load_state_dict(saved.model)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise CheckpointError(
-            f"{path}: its tensors do not fit the {recipe.backbone} of its settings ({detail})"
-        ) from None
+    require_same_form(f"{path}/model.safetensors", saved.model, network.state_dict())
+    require_sound(f"{path}/model.safetensors", saved.model)
+    network.load_state_dict(saved.model)
     with torch.no_grad():  # saved a step away from unit norm, see algorithm.normalize_prototypes_
         network.prototypes.weight.copy_(nn.functional.normalize(network.prototypes.weight, dim=1))
     encoder = Encoder(network, recipe, source)
@@ -180,8 +178,7 @@ def _exported(source: str) -> Encoder:
             f"{source}: its tensors do not fit the {recipe.backbone} that it describes; export it again"
         )
     tensors = file.tensors(file.tree)
-    if broken := [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
-        raise CheckpointError(f"{source}: {broken[0]} holds values that are not finite; export it again")
+    require_sound(tensors, source)
     model.load_state_dict(tensors)
     network = SwavNetwork(trunk, hidden=1, dim=1, prototypes=1)
     seen = {"epochs": found["epochs"], "batch": found["batch"]}
@@ -207,7 +204,7 @@ def _checkpoint_folder(source: str) -> Path:
     folder, best = run_or_checkpoint(source)
     if is_checkpoint(folder, best):
         return folder
-    newest = checkpoint.newest(folder / "checkpoints")
+    newest = checkpoint.newest(folder / CHECKPOINTS)
     if newest is None:
         raise CheckpointError(f"{folder}: the run has saved no checkpoint yet; let it run, or use random:{folder}")
     if not best:

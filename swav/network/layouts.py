@@ -82,6 +82,7 @@ LAYOUTS = (
     _marked_by_its_head("lightly", "backbone.", "projection_head.layers.", "prototypes.heads.0.", STD),
     _marked_by_its_head("solo-learn", "backbone.", "projector.", "prototypes.", None, 2),
     _marked_by_its_head("solo-learn", "encoder.", "projector.", "prototypes.", None, 2),
+    Layout("DINO", "teacher.backbone.", std=STD),  # with `student.` beside it; the teacher is what they evaluate
     Layout("torchvision or timm", "", marks=("fc.",), std=STD),
 )
 
@@ -302,11 +303,16 @@ def _is_counter(name: str) -> bool:
 
 def _complain(path: Path, tensors: Tensors, fits: Sequence[Fit], tree: Any) -> NoReturn:
     names = ", ".join(map(shown, list(tensors)[:4]))
+    if not fits and (layer := _lone_layer(tensors)) is not None:
+        raise CheckpointError(
+            f"{path}: expected a trunk's tensors, found a linear layer alone ({shown(layer)} {list(tensors[layer].shape)}), as an "
+            "evaluation on frozen features leaves it\ngive the weights that it was trained on; the layer is not used here"
+        )
     if not fits:
         raise CheckpointError(
             f"{path}: expected a trunk's tensors (layer1.0.conv1.weight behind any prefix, or children by number with "
             f"room for activation and max-pool), found {len(tensors)} others: {names} ...\n"
-            "model=module:function names another network that they are of"
+            "model=timm:NAME or module:function names another network that they are of"
         )
     near = min(fits, key=lambda fit: fit.faults)
     layout = layout_of(near.prefix, tensors, tree)
@@ -320,6 +326,14 @@ def _complain(path: Path, tensors: Tensors, fits: Sequence[Fit], tree: Any) -> N
         f"{layout.name}, {len(near.places)} of {len(near.model.shapes)} keys at '{shown(near.prefix)}'\n"
         f"{'; '.join(faults)}\nmodel=NAME or module:function names the network, prefix=TEXT its place"
     )
+
+
+def _lone_layer(tensors: Tensors) -> str | None:
+    """The name of a matrix beside which there is at most its bias."""
+    matrices = [name for name, tensor in tensors.items() if len(tensor.shape) == 2]
+    if len(matrices) != 1 or set(tensors) - {matrices[0], matrices[0].removesuffix("weight") + "bias"}:
+        return None
+    return matrices[0]
 
 
 # -- what stands on it

@@ -8,6 +8,7 @@ from pathlib import Path
 from swav.config import RESNETS, TIMM, Recipe, load_recipe, recipe_names, validated
 from swav.errors import ConfigError, did_you_mean
 from swav.exported import read_description
+from swav.files import CHECKPOINTS, CONFIG, is_run
 from swav.strict_yaml import read_yaml
 
 RANDOM = "random:"
@@ -47,9 +48,9 @@ def random_recipe(name: str) -> Recipe:
     """
     if name in RESNETS or name.startswith(TIMM):
         return load_recipe("default", {"backbone": name})
-    if (Path(name) / "config.yaml").is_file():
-        text = (Path(name) / "config.yaml").read_text(encoding="utf-8")
-        return validated(Recipe, read_yaml(text, f"{name}/config.yaml"), f"{name}/config.yaml")
+    if is_run(Path(name)):
+        text = (Path(name) / CONFIG).read_text(encoding="utf-8")
+        return validated(Recipe, read_yaml(text, f"{name}/{CONFIG}"), f"{name}/{CONFIG}")
     if name in recipe_names():
         recipe = load_recipe(name)
         if recipe.left_at_auto("backbone", "width", "stem", "in_channels", "head_hidden", "head_dim", "crops"):
@@ -72,7 +73,7 @@ def run_or_checkpoint(source: str) -> tuple[Path, bool]:
     name = source.removesuffix("@best")  # any other @ belongs to the path
     best = name != source
     folder = Path(source).parent if _of_a_checkpoint(source) and Path(source).is_file() else Path(name)
-    if not is_checkpoint(folder, best) and not (folder / "checkpoints").is_dir():
+    if not is_checkpoint(folder, best) and not (folder / CHECKPOINTS).is_dir():
         wanted = (
             "a run folder"
             if best

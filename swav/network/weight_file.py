@@ -128,8 +128,7 @@ def _open_zip(path: Path) -> WeightFile:
 
     def read(wanted: Sequence[Stored]) -> Iterable[Tensor]:
         with zipfile.ZipFile(path) as archive:
-            for stored in wanted:  # reading checks the CRC
-                yield _tensor(stored, archive.read(f"{root}data/{stored.key}"))
+            yield from _tensors(wanted, lambda key: archive.read(f"{root}data/{key}"))  # reading checks the CRC
 
     return WeightFile(path, tree, frozenset(machine.inert), read)
 
@@ -165,9 +164,12 @@ def _open_legacy(path: Path) -> WeightFile:
 
     def read(wanted: Sequence[Stored]) -> Iterable[Tensor]:
         with path.open("rb") as file:
-            for stored in wanted:
-                file.seek(places[stored.key])
-                yield _tensor(stored, file.read(machine.storages[stored.key].nbytes))
+
+            def content(key: str) -> bytes:
+                file.seek(places[key])
+                return file.read(machine.storages[key].nbytes)
+
+            yield from _tensors(wanted, content)
 
     return WeightFile(path, tree, frozenset(machine.inert), read)
 
@@ -193,11 +195,23 @@ def _open_safetensors(path: Path) -> WeightFile:
     return WeightFile(path, tree, frozenset(), read)
 
 
-def _tensor(stored: Stored, content: bytes) -> Tensor:
+def _tensors(wanted: Sequence[Stored], content: Callable[[str], bytes]) -> Iterable[Tensor]:
+    """Tensors as views of their storages, each read once: many tensors of a file may share one (flattened parameters).
+
+    Args:
+        wanted: which.
+        content: the bytes of a storage, by its key.
+    """
+    storages: dict[str, bytearray] = {}
+    for stored in wanted:
+        if stored.key not in storages:
+            storages[stored.key] = bytearray(content(stored.key))  # torch warns of bytes, which it may not write to
+        yield _tensor(stored, storages[stored.key])
+
+
+def _tensor(stored: Stored, content: bytearray) -> Tensor:
     if 0 in stored.shape:
         return torch.empty(stored.shape, dtype=stored.dtype)
-    whole = len(content) // stored.dtype.itemsize * stored.dtype.itemsize
-    flat = torch.frombuffer(
-        bytearray(content[:whole]), dtype=stored.dtype
-    )  # bytearray: torch warns of what it may not write
+    count = len(content) // stored.dtype.itemsize
+    flat = torch.frombuffer(content, dtype=stored.dtype, count=count)
     return flat.as_strided(stored.shape, stored.strides, stored.offset)

@@ -35,6 +35,7 @@ from swav.network.layouts import (
 )
 from swav.network.trunk import BACKBONES, in_channels_last
 from swav.network.weight_file import WeightFile, open_weights
+from swav.tensors import require_sound, some
 
 MEAN: Triple = (0.485, 0.456, 0.406)
 
@@ -259,13 +260,18 @@ def _fill(network: SwavNetwork, file: WeightFile, tensors: Tensors, fit: Fit, pa
         if magnitude:  # weight-normalised
             weight = magnitude[0].reshape(-1, 1) * nn.functional.normalize(weight, dim=1)
         read["prototypes.weight"] = weight.float()
-    broken = [key for key, value in read.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise CheckpointError(f"{file.path}: {broken[0]} holds values that are not finite; fetch the file again")
     own = network.state_dict()
+    if whole := [key for key, value in read.items() if own[key].is_floating_point() and not value.is_floating_point()]:
+        raise CheckpointError(
+            f"{file.path}: expected floating-point weights, found {str(read[whole[0]].dtype).removeprefix('torch.')} in "
+            f"{some(whole)}; quantised weights are not read: save them as float32"
+        )
     for key, value in read.items():
         own[key].copy_(value)
+    # After the copy: float32 has no place for a 1e300 of float64.
+    require_sound(f"{file.path}, as float32", {key: own[key] for key in read})
     lengths = network.prototypes.weight.detach().norm(dim=1)
+    require_sound(f"{file.path}, as float32", {"lengths of the prototypes": lengths})
     own["prototypes.weight"].copy_(nn.functional.normalize(own["prototypes.weight"], dim=1))
     return float(lengths.min()), float(lengths.max())
 

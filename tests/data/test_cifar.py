@@ -97,6 +97,12 @@ def test_a_broken_strip_is_left_out_with_its_labels(tmp_path):
     assert np.array_equal(images.read(5), pixels["train"][9]) and labels_of(images) == [0, 1] * 4
 
 
+def test_hidden_files_of_other_systems_are_no_strips(tmp_path):
+    pixels = strips(tmp_path)
+    (tmp_path / "train" / "._0.webp").write_bytes(b"\x00\x05\x16\x07")
+    assert len(open_images(tmp_path)) == len(pixels["train"])
+
+
 def test_strips_that_do_not_fit_their_labels_are_refused(tmp_path):
     strips(tmp_path)
     np.save(tmp_path / "labels_train.npy", np.zeros(11, dtype=np.uint8))

@@ -85,13 +85,30 @@ def test_hidden_files_and_leavings_of_other_systems_are_no_data(tmp_path):
     assert names_of(images) == ["a.png"] and images.bad == [] and images.others == {}
 
 
-def test_a_run_written_inside_of_the_data_does_not_change_them(tmp_path):
+def test_a_run_written_inside_of_the_data_does_not_change_them_and_is_named(tmp_path):
     put_all(tmp_path, "a.png")
-    before = open_images(tmp_path).fingerprint
-    put(tmp_path / "out" / "report" / "views.png")
-    (tmp_path / "out" / "config.yaml").write_text("x: 1")
-    (tmp_path / "out" / "metrics.jsonl").write_text("")
-    assert open_images(tmp_path).fingerprint == before
+    before = open_images(tmp_path)
+    for name in ("out", "deep/out"):
+        put(tmp_path / name / "report" / "views.png")
+        (tmp_path / name / "config.yaml").write_text("x: 1")
+        (tmp_path / name / "checkpoints").mkdir()
+    images = open_images(tmp_path)
+    assert images.fingerprint == before.fingerprint
+    assert (
+        images.note
+        == before.note + "; without 2 folders of runs, which hold config.yaml and checkpoints/: deep/out, out"
+    )
+
+
+@pytest.mark.parametrize(
+    "names", [("config.yaml", "metrics.jsonl"), ("config.yaml",), ("metrics.jsonl", "checkpoints")]
+)
+def test_a_folder_that_only_resembles_a_runs_is_data(tmp_path, names):
+    put_all(tmp_path, "a/1.png", "b/2.png", "b/3.png")
+    for name in names:
+        (tmp_path / "b" / name).write_text("camera: A")
+    images = open_images(tmp_path)
+    assert names_of(images) == ["a/1.png", "b/2.png", "b/3.png"] and "runs" not in images.note
 
 
 def test_linked_files_and_folders_are_followed_and_loops_end(tmp_path):

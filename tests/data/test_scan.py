@@ -59,3 +59,12 @@ def test_scan_of_a_tree_without_labels_says_that_nothing_can_be_scored(tmp_path)
     found = scan(tmp_path)
     assert found["classes"] is None and found["scored"]["images"] == 0
     assert "none: " in render_scan(found)
+
+
+def test_folders_of_runs_are_named(tmp_path):
+    put_all(tmp_path, "a.png", "out/b.png")
+    (tmp_path / "out" / "config.yaml").write_text("")
+    (tmp_path / "out" / "checkpoints").mkdir()
+    found = scan(tmp_path)
+    assert found["images"] == 1 and "without 1 folder of runs" in found["trained_on"]["note"]
+    assert "config.yaml and checkpoints/: out" in render_scan(found)

@@ -36,6 +36,18 @@ def test_the_set_itself_the_kit_and_a_folder_of_sets_are_the_same(drawn, below):
     assert train.read(3).shape == (32, 32, 3)
 
 
+def test_hidden_files_of_other_systems_are_no_lists_and_hidden_folders_no_kit(drawn, home):
+    lists = home / "ImageSets" / "Main"
+    for path in list(lists.iterdir()):
+        (lists / f"._{path.name}").write_bytes(b"\x00\x05\x16\x07")
+    for below in (home, home.parent):
+        assert classification_halves(below)[0].classes == classification_halves(drawn)[0].classes
+    kits = home.parent / "root"
+    for name in ("kit", ".trash"):
+        shutil.copytree(home, kits / name / "VOCdevkit" / "VOC2007")
+    assert len(classification_halves(kits)[0]) == 12
+
+
 def test_labels_are_those_of_the_annotations(data_root):
     """On real images: present in plain sight 1, difficult ones only 0, absent -1; a class is named `train`."""
     for images in classification_halves(data_root / "voc07"):

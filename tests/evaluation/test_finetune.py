@@ -4,14 +4,18 @@ Run: pytest tests/evaluation/test_finetune.py
 """
 
 import dataclasses
+import hashlib
+import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from swav.config import load_recipe
 from swav.data.images import labelled_halves
-from swav.errors import NumericsError
+from swav.errors import CheckpointError, NumericsError
 from swav.evaluation import finetune, linear_stages
 from swav.evaluation.settings import StagesSettings
 from swav.evaluation.task import Task
@@ -43,6 +47,36 @@ def test_a_loss_that_is_not_finite_ends_it_and_saves_nothing(task):
     with pytest.raises(NumericsError, match="linear-stages, epoch 1"):
         linear_stages.run(dataclasses.replace(task, settings=task.settings.model_copy(update={"lr": 1e30})))
     assert not list((task.out / "linear-stages").glob("*/checkpoints/step_*"))
+
+
+def with_settings(task, **changes):
+    return dataclasses.replace(task, settings=task.settings.model_copy(update=changes))
+
+
+def test_what_overflows_after_a_finite_loss_ends_it_and_saves_nothing(task):
+    """One step an epoch: the loss is that before the update, which leaves weights of 1e38 that no logit can hold."""
+    with pytest.raises(NumericsError, match="expected finite logits to score by"):
+        linear_stages.run(with_settings(task, lr=3e38, epochs=1, batch=24))
+    assert not list((task.out / "linear-stages").glob("*/checkpoints/step_*"))
+
+
+def test_the_state_of_another_training_or_of_another_form_is_refused(task):
+    one, other = (with_settings(task, lr=lr, epochs=1, batch=24) for lr in (0.01, 0.02))
+    linear_stages.run(one)
+    its, theirs = (finetune.state_folder(each, "linear-stages", each.train) for each in (one, other))
+    shutil.copytree(its, theirs)
+    with pytest.raises(CheckpointError, match=f"expected the state of {theirs.name}, found that of {its.name}"):
+        linear_stages.run(other)
+    (path,) = (its / "checkpoints").iterdir()
+    momentum = load_file(path / "optim.safetensors")
+    name = max(momentum, key=lambda key: momentum[key].dim())
+    save_file(momentum | {name: momentum[name][:1].contiguous()}, path / "optim.safetensors")
+    content = (path / "optim.safetensors").read_bytes()
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["optim.safetensors"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=f"optim.safetensors: .*wrong {name} "):
+        linear_stages.run(one)
 
 
 def test_stand_ins_change_no_gradient():

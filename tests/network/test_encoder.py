@@ -115,8 +115,31 @@ def test_tensors_of_another_network_are_refused(run):
     network = build_network(RECIPE.model_copy(update={"backbone": "resnet34"}))
     state = STATE | {"best_step": None}
     checkpoint.save(path, 15, model=network.state_dict(), optim={}, local={}, state=state, keep=3)
-    with pytest.raises(CheckpointError, match="do not fit the resnet18"):
+    with pytest.raises(CheckpointError, match=r"do not fit: unexpected trunk\.layer1\.2\.bn1"):
         load(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("trunk.bn1.running_var", -1e-3, "negative ones in trunk.bn1.running_var"),
+        ("prototypes.weight", float("inf"), "infinite or no number in prototypes.weight"),
+    ],
+)
+def test_own_weights_that_give_no_sound_number_are_refused_though_they_verify(run, monkeypatch, name, value, words):
+    monkeypatch.setattr(checkpoint, "require_finite", lambda *_: None)  # as older versions saved them
+    model = build_network(RECIPE).state_dict()
+    model[name].view(-1)[3] = value
+    checkpoint.save(run / "checkpoints", 15, model=model, optim={}, local={}, state=STATE, keep=3)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load(run)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_config_of_something_else_is_no_run(tmp_path):
+    (tmp_path / "config.yaml").write_text("camera: A\n")
+    with pytest.raises(ConfigError, match=r"expected a backbone .* or a run folder"):
+        load(f"random:{tmp_path}")
 
 
 def test_random_weights_may_be_timms_and_grey_ones_take_grey_images():

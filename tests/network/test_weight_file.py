@@ -202,3 +202,13 @@ def test_any_bytes_are_refused(content, start, tmp_path_factory):
     path.write_bytes(start + content)
     with pytest.raises(CheckpointError):
         open_weights(path)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_a_storage_that_many_tensors_share_is_read_once(form, tmp_path):
+    flat = torch.randn(1000)
+    views = {str(i): flat[10 * i : 10 * i + 10] for i in range(100)}
+    file = open_weights(write(tmp_path / "w", form, views))
+    read = file.tensors(file.tree)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in read.values()}) == 1
+    assert all(torch.equal(read[name], view) for name, view in views.items())

@@ -3,6 +3,7 @@
 Files are made by foreign.py as their projects make them. Run: pytest tests/network/test_weights.py
 """
 
+import copy
 import json
 from typing import Any
 
@@ -245,24 +246,59 @@ def test_prototypes_become_unit_vectors_and_what_that_drops_is_said(tmp_path):
     assert "(their lengths, 0.5 to 2, left out: SwAV's are 1)" in encoder.story
 
 
-def test_values_that_are_not_finite_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "dtype", "value", "words"),
+    [
+        ("layer3.1.bn2.bias", torch.float32, float("nan"), "infinite or no number in trunk.layer3.1.bn2.bias;"),
+        ("layer3.1.bn2.bias", torch.float64, 1e300, "infinite or no number in trunk.layer3.1.bn2.bias;"),
+        ("layer3.1.bn2.running_var", torch.float32, -1e-6, "negative ones in trunk.layer3.1.bn2.running_var;"),
+        ("projection_head.1.running_var", torch.float64, -1.0, "negative ones in projection_head.1.running_var;"),
+        ("prototypes.weight", torch.float32, 1e30, "lengths of the prototypes"),  # its square is infinite
+        ("layer1.0.conv1.weight", torch.int8, 3, "expected floating-point weights, found int8 in trunk.layer1.0.conv1"),
+    ],
+)
+def test_weights_that_float32_cannot_hold_or_training_cannot_make_are_refused(tmp_path, name, dtype, value, words):
     state = foreign.swav_flat(foreign.network())
-    state["module.layer3.1.bn2.bias"][2] = float("nan")
-    with pytest.raises(CheckpointError, match=r"layer3\.1\.bn2\.bias holds values that are not finite"):
+    state[f"module.{name}"] = state[f"module.{name}"].to(dtype)
+    state[f"module.{name}"].view(-1)[2] = value
+    with pytest.raises(CheckpointError, match=words) as caught:
         load(foreign.write(tmp_path / "w.pth", state))
+    assert caught.value.exit_code == 6 and len(str(caught.value).splitlines()) == 1
+
+
+def test_float64_weights_that_float32_can_hold_are_read(tmp_path):
+    net = foreign.network()
+    encoder = load(foreign.write(tmp_path / "w.pth", foreign.swav_flat(copy.deepcopy(net).double())))
+    assert encoder.sha256 == load(foreign.write(tmp_path / "v.pth", foreign.swav_flat(net))).sha256
+
+
+def test_of_a_student_and_a_teacher_the_teacher_is_taken(tmp_path):
+    student, teacher = (foreign.network().trunk.state_dict() for _ in range(2))
+    tree = {
+        "student": {f"module.backbone.{name}": tensor for name, tensor in student.items()},
+        "teacher": {f"backbone.{name}": tensor for name, tensor in teacher.items()},
+        "epoch": 3,
+    }
+    encoder = load(foreign.write(tmp_path / "w.pth", tree))
+    assert all(torch.equal(encoder.trunk.state_dict()[name], tensor) for name, tensor in teacher.items())
+    assert ": DINO: " in encoder.story and "at 'teacher.backbone.'" in encoder.story
+    chosen = load(tmp_path / "w.pth", prefix="student.module.backbone.")
+    assert all(torch.equal(chosen.trunk.state_dict()[name], tensor) for name, tensor in student.items())
+
+
+def test_a_classifier_without_its_trunk_is_said_to_be_one(tmp_path):
+    """As the original's eval_linear saves it."""
+    layer = {"module.linear.weight": torch.zeros(10, 64), "module.linear.bias": torch.zeros(10)}
+    with pytest.raises(CheckpointError, match=r"found a linear layer alone \(module.linear.weight \[10, 64\]\)"):
+        load(foreign.write(tmp_path / "w.pth", {"epoch": 100, "state_dict": layer}))
+    with pytest.raises(CheckpointError, match=r"expected a trunk's tensors .* found 3 others"):
+        load(foreign.write(tmp_path / "w.pth", layer | {"other.weight": torch.zeros(2)}))
 
 
 @pytest.mark.parametrize("tree", [{"epoch": 3}, {"state_dict": {}}, [1, 2], {"a": {"b": {"c": torch.ones(1)}}}])
 def test_a_file_without_a_state_dict_is_refused(tree, tmp_path):
     with pytest.raises(CheckpointError, match=r"expected tensors by name"):
         load(foreign.write(tmp_path / "w.pth", tree))
-
-
-def test_a_linear_classifier_alone_is_no_trunk(tmp_path):
-    """As the original's eval_linear saves it."""
-    state = {"module.linear.weight": torch.ones(10, 8), "module.linear.bias": torch.ones(10)}
-    with pytest.raises(CheckpointError, match=r"expected a trunk's tensors.*found 2 others: module\.linear\.weight"):
-        load(foreign.write(tmp_path / "w.pth", {"state_dict": state}))
 
 
 # -- what the file does not say
@@ -292,7 +328,7 @@ def test_a_network_for_bgr_becomes_the_same_for_rgb(tmp_path):
 def test_a_module_and_function_name_a_network_that_is_not_ours(tmp_path):
     net = foreign.plain_cnn().eval()
     path = foreign.write(tmp_path / "w.pth", {"state_dict": foreign.put("net.", net)})
-    with pytest.raises(CheckpointError, match="model=module:function"):
+    with pytest.raises(CheckpointError, match="model=timm:NAME or module:function"):
         load(path)
     encoder = load(path, model="tests.network.foreign:plain_cnn")
     images = torch.randn(2, 3, 32, 32)
