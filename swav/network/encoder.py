@@ -178,7 +178,7 @@ def _exported(source: str) -> Encoder:
             f"{source}: its tensors do not fit the {recipe.backbone} that it describes; export it again"
         )
     tensors = file.tensors(file.tree)
-    require_sound(tensors, source)
+    require_sound(source, tensors)
     model.load_state_dict(tensors)
     network = SwavNetwork(trunk, hidden=1, dim=1, prototypes=1)
     seen = {"epochs": found["epochs"], "batch": found["batch"]}
