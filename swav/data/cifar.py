@@ -15,6 +15,7 @@ from jaxtyping import Int64, UInt8
 
 from swav.data.decode import Unreadable, decode, open_regular, printable, read_file, read_header, reason_of
 from swav.data.find import ROW
+from swav.data.npy import read_numbers
 from swav.errors import DataError
 
 SIDE = 32  # pixels
@@ -119,7 +120,7 @@ def load_strips(root: Path, half: Half) -> Packed:
     if len({part.shape[1] for part in parts}) > 1:
         raise DataError(f"{printable(str(root / half))}: expected strips of one width, found several")
     pixels, labels = np.concatenate(parts), np.concatenate(kept)
-    classes = _class_names(root / "classes.txt", labels, int(labels.max()) + 1)
+    classes = _class_names(root / "classes.txt", labels, _class_count(root))
     return Packed(names, _rows(sizes, "WEBP", pixels.shape[1]), pixels, labels, classes, bad)
 
 
@@ -152,17 +153,26 @@ def _rows(sizes: list[int], kind: str, side: int) -> np.ndarray:
 
 def _content(path: Path) -> bytes:
     try:
-        return read_file(bytes(path), path.name)
+        return read_file(bytes(path), path.name, image=False)
     except Unreadable as error:
         raise DataError(f"{printable(str(path))}: expected images, found: {error.reason}") from error
 
 
 def _labels(path: Path) -> Int64[np.ndarray, " N"]:
     try:
-        labels = np.load(path, allow_pickle=False)
+        labels = read_numbers(path, kinds="iu")
         return np.asarray(labels.astype(np.int64, casting="safe").reshape(-1))
-    except Exception as error:  # a damaged header, floats, or what NumPy would have to unpickle
+    except Exception as error:  # a damaged header can make NumPy raise anything
         raise DataError(f"{printable(str(path))}: expected whole numbers, found {reason_of(error)}") from error
+
+
+def _class_count(root: Path) -> int:
+    """How many classes the labels of both halves name. One that is out of their row, as of a flipped bit, is not counted."""
+    if (root / "classes.txt").is_file():
+        return 0
+    used = np.union1d(*(_labels(root / f"labels_{half}.npy") for half in ("train", "test")))
+    gaps = np.flatnonzero(used != np.arange(len(used)))
+    return int(gaps[0]) if len(gaps) else len(used)
 
 
 def _class_names(path: Path, labels: Int64[np.ndarray, " N"], count: int) -> list[str]:
@@ -172,6 +182,7 @@ def _class_names(path: Path, labels: Int64[np.ndarray, " N"], count: int) -> lis
         names = [str(i) for i in range(count)]
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
         raise DataError(
-            f"{printable(str(path))}: expected labels 0..{len(names) - 1}, found {labels.min()}..{labels.max()}"
+            f"{printable(str(path))}: expected labels 0..{len(names) - 1}, found {labels.min()}..{labels.max()}; get the "
+            "folder again, or name every class in classes.txt"
         )
     return names
