@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, UInt8, UInt64
 
 from swav.data.decode import Unreadable, decode, open_regular, printable, read_file, read_header, reason_of
 from swav.data.find import ROW
@@ -30,7 +30,7 @@ USUAL_FOLDERS = ("", "cifar-10-batches-bin", "cifar-100-binary")
 
 
 class Packed(NamedTuple):
-    """Images held in memory; a name is `FILE#NUMBER`, a row's size is that of its whole file."""
+    """Images held in memory; a name is `FILE#NUMBER`; a row's size, device and inode are those of its whole file."""
 
     names: list[bytes]
     rows: np.ndarray
@@ -38,6 +38,7 @@ class Packed(NamedTuple):
     labels: Int64[np.ndarray, " N"]
     classes: list[str]
     bad: list[tuple[str, str]]
+    inodes: UInt64[np.ndarray, "N 2"]
 
 
 def find_binary(root: Path) -> tuple[Path, str] | None:
@@ -72,7 +73,7 @@ def load_binary(folder: Path, version: str, half: Half) -> Packed:
     record = label_bytes + PIXEL_BYTES
     names: list[bytes] = []
     sizes: list[int] = []
-    parts = []
+    parts, inodes = [], list[tuple[int, int]]()
     for path in sorted(folder.glob(patterns[half])):
         content = np.frombuffer(_content(path), dtype=np.uint8)
         if len(content) == 0 or len(content) % record:
@@ -82,12 +83,14 @@ def load_binary(folder: Path, version: str, half: Half) -> Packed:
         parts.append(content.reshape(-1, record))
         names += [f"{path.name}#{i}".encode() for i in range(len(parts[-1]))]
         sizes += [len(content)] * len(parts[-1])
+        inodes += [_inode(path)] * len(parts[-1])
     records = np.concatenate(parts)
     planes = records[:, label_bytes:].reshape(-1, 3, SIDE, SIDE)
     labels = records[:, label_bytes - 1].astype(np.int64)
     classes = _class_names(folder / names_file, labels, int(version.removeprefix("CIFAR-")))
     rows = _rows(sizes, "BIN", SIDE)
-    return Packed(names, rows, np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels, classes, [])
+    pixels = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+    return Packed(names, rows, pixels, labels, classes, [], np.array(inodes, dtype=np.uint64))
 
 
 def load_strips(root: Path, half: Half) -> Packed:
@@ -107,6 +110,7 @@ def load_strips(root: Path, half: Half) -> Packed:
     with ThreadPoolExecutor(4) as pool:
         decoded = list(pool.map(_strip, strips))
     names, sizes, parts, kept, bad = list[bytes](), list[int](), [], [], list[tuple[str, str]]()
+    inodes: list[tuple[int, int]] = []
     for path, strip, its_labels in zip(strips, decoded, np.split(labels, np.cumsum(counts)[:-1]), strict=True):
         if isinstance(strip, str):
             bad.append((f"{half}/{path.name}", f"{strip} ({len(its_labels)} images)"))
@@ -114,6 +118,7 @@ def load_strips(root: Path, half: Half) -> Packed:
         parts.append(strip.reshape(len(its_labels), strip.shape[1], strip.shape[1], 3))
         names += [f"{half}/{path.name}#{i}".encode() for i in range(len(its_labels))]
         sizes += [path.stat().st_size] * len(its_labels)
+        inodes += [_inode(path)] * len(its_labels)
         kept.append(its_labels)
     if not parts:
         raise DataError(f"{printable(str(root / half))}: expected strips of images, found none readable: {bad[0][1]}")
@@ -121,7 +126,8 @@ def load_strips(root: Path, half: Half) -> Packed:
         raise DataError(f"{printable(str(root / half))}: expected strips of one width, found several")
     pixels, labels = np.concatenate(parts), np.concatenate(kept)
     classes = _class_names(root / "classes.txt", labels, _class_count(root))
-    return Packed(names, _rows(sizes, "WEBP", pixels.shape[1]), pixels, labels, classes, bad)
+    rows = _rows(sizes, "WEBP", pixels.shape[1])
+    return Packed(names, rows, pixels, labels, classes, bad, np.array(inodes, dtype=np.uint64))
 
 
 def _strip_length(path: Path) -> int:
@@ -142,6 +148,11 @@ def _strip(path: Path) -> UInt8[np.ndarray, "H W 3"] | str:
         return decode(read_file(bytes(path), path.name), path.name)
     except Unreadable as error:
         return error.reason
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_dev, about.st_ino
 
 
 def _rows(sizes: list[int], kind: str, side: int) -> np.ndarray:

@@ -259,7 +259,7 @@ _FOREIGN = (  # in lower case
 def _decode_jpeg(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], str | None]:
     """Pixels, and what is wrong with them."""
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except ValueError:  # a rare kind of JPEG, or damaged before its pixels
         return _decode_by_pillow(with_end(data), len(data)), None
     check_size("JPEG", width, height, len(data))

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from swav.data import decode as decoding
 from swav.data.damage import MAX_PIXELS
-from swav.data.decode import Unreadable, decode, decode_as_pillow, printable, read_file, read_header
+from swav.data.decode import Unreadable, decode, printable, read_file, read_header
 
 LOSSLESS: dict[str, dict[str, Any]] = {
     "PNG": {},
