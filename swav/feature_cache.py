@@ -1,17 +1,22 @@
 """Frozen features on disk: computed once per weights, images and view, read by every benchmark that augments nothing.
 
 OUT/features/KEY/ holds an array per kind (`stage1.npy` ... `stage5.npy`, `pooled.npy`; float32, a row per readable image)
-and `cache.json`: what they are of, how far they are, and which images could not be read. KEY and cache.json name the
-weights' SHA-256, the network's architecture, the images' fingerprint and times of change, the view, its size, normalisation
-and precision; a folder that says another thing than is asked for is not used. An interrupted pass goes on from the last note
-in cache.json.
+and `cache.json`: what they are of, how far they are, the SHA-256 of their parts, and which images could not be read or are
+damaged. KEY and cache.json name the weights' SHA-256, the network's architecture, the images' fingerprint and times of change,
+the view, its size, normalisation and precision; a folder that says another thing than is asked for is not used.
+
+Any number of processes may share OUT. One of them writes to KEY, by its lock; others that want the same features wait and then
+read them. An array that is being filled has a name of its own (`.part`) and is renamed when it is whole; what is damaged is
+replaced, not rewritten: so what a process has mapped never changes under it. An interrupted pass goes on from the last note in
+cache.json whose parts are as their checksums say.
 
 Arrays are memory-mapped: the page cache holds them once for all that read them, and gives way when memory is short.
 """
 
+import dataclasses
 import hashlib
 import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,16 +26,18 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from swav.data.images import Images
-from swav.errors import DataError, NumericsError
+from swav.errors import DataError, EnvironmentError_, NumericsError
+from swav.feature_files import Noted, Notes, Part, array_to_fill, read_notes, read_object, verified, write_notes
 from swav.features import Precision, View, features_of, read_views, stage_features_of, stage_grids
-from swav.files import visible, write_text_durably
+from swav.files import FileLock, remove_leftovers, sync_folder, visible
 from swav.network.encoder import Encoder
 from swav.runtime import Progress, environment_errors, fault_point
 
-VERSION = 2  # of the arrays' meaning: another one is computed again
+VERSION = 3  # of the arrays' meaning and their note: another one is computed again. (2: without checksums.)
 BATCH = {"cpu": 64, "cuda": 256}
 NOTED_IMAGES = 2048  # after so many, what was computed is made durable
 NOTE = "cache.json"
+PART = ".part"
 ADVICE = "check the weights and their normalisation, or use precision=fp32"
 
 
@@ -48,6 +55,22 @@ class Cached(NamedTuple):
     kept: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What a pass is of and by what."""
+
+    encoder: Encoder
+    images: Images
+    size: int
+    view: View
+    folder: Path
+    identity: dict[str, Any]
+    workers: int
+    device: torch.device
+    progress: Progress
+    precision: Precision
+
+
 def cached_features(
     encoder: Encoder,
     images: Images,
@@ -62,10 +85,12 @@ def cached_features(
     progress: Progress,
     precision: Precision = "fp32",
 ) -> Cached:
-    """Reads features from OUT/features, and computes first what is not there yet: all kinds asked for in one pass.
+    """Reads features from OUT/features, and computes first what is not there yet: all kinds asked for in one pass. Waits while
+    another process computes the same.
 
     Args:
         encoder: on `device`, in eval mode.
+        images: if they are read as Pillow reads them, damaged ones are noted in `images.damaged`.
         size: side of the view [pixels].
         out: folder of the results.
         stages, pooled: kinds that are asked for.
@@ -75,7 +100,7 @@ def cached_features(
         ConfigError: stages are asked for, and the trunk has none.
         DataError: no image can be read.
         NumericsError: a feature is not finite.
-        EnvironmentError_: a loader process died, or the disk is full.
+        EnvironmentError_: a loader process died, or the disk is full or does not give back what was written.
     """
     identity = {
         "version": VERSION,
@@ -83,6 +108,7 @@ def cached_features(
         "network": encoder.architecture,
         "images": images.fingerprint,
         "changed": hashlib.sha256(images.rows["time"].tobytes()).hexdigest(),  # in place, at the same size
+        "damaged": "as Pillow reads them" if images.as_pillow else "left out",
         "view": [view, size],
         "normalisation": [list(encoder.mean), list(encoder.std)],
         "precision": precision,
@@ -93,138 +119,177 @@ def cached_features(
     if stages and not kinds:
         encoder.stages(torch.empty(0, encoder.in_channels, 1, 1))  # has the words for it
     kinds += ["pooled"] if pooled else []
-    note = _note(folder, identity, len(images), progress)
+    work = _Work(encoder, images, size, view, folder, identity, workers, device, progress, precision)
     base, total = progress.done, progress.total
-    for _ in range(2):
-        missing = [kind for kind in kinds if note["done"].get(kind, 0) < len(images)]
-        if missing:
-            with environment_errors():
-                _compute(encoder, images, size, view, folder, note, missing, workers, device, progress, precision)
-        left_out = [note["unreadable"].get(kind, []) for kind in kinds]
-        if all(its == left_out[0] for its in left_out):
-            break
-        note |= {"done": {}, "unreadable": {}}  # at another time other images could be read: all kinds in one pass
-        progress.update(base)
+    found = _there(work, kinds)
+    if found is None:
+        owner = f"the features of {encoder.name} in {folder}"
+        with environment_errors(), FileLock(folder / ".lock", waiting_for=owner, say=progress.say):
+            found = _there(work, kinds) or _computed(work, kinds)
+    arrays, noted = found
     progress.update(min(base + len(images), total))
-    kept = np.delete(np.arange(len(images)), left_out[0])
+    kept = np.delete(np.arange(len(images)), noted.unreadable)
     if not len(kept):
         raise DataError(f"{images.root}: expected readable images, found none among {len(images)}; check the files")
-    arrays = {kind: np.load(folder / f"{kind}.npy", mmap_mode="c")[: len(kept)] for kind in kinds}
+    images.damaged.update(images.name(i) for i in noted.damaged)
     vectors = torch.from_numpy(arrays.pop("pooled")) if pooled else None
     return Cached(list(arrays.values()), vectors, kept)
 
 
-def _note(folder: Path, identity: dict[str, Any], count: int, progress: Progress) -> dict[str, Any]:
-    """What is there already; a fresh note where that is nothing, or of something else, or damaged, which is said."""
-    fresh: dict[str, Any] = {"of": identity, "done": {}, "unreadable": {}}
-    if not folder.is_dir():
-        for other in (each / NOTE for each in (visible(folder.parent) if folder.parent.is_dir() else ())):
-            its = _read(other).get("of", {})
-            same = {key for key in identity if its.get(key) == identity[key]}
-            if same == set(identity) - {"weights_sha256"}:
-                progress.say(
-                    f"{other.parent}: features of other weights ({str(its.get('weights_sha256'))[:12]}) are left alone"
-                )
-        return fresh
-    note = _read(folder / NOTE)
-    if note.get("of") != identity:
-        progress.say(f"{folder}: expected features of these weights and images, found others; computed again")
-        return fresh
-    for kind in list(note["done"]):
-        try:
-            damaged = len(np.load(folder / f"{kind}.npy", mmap_mode="r")) != count
-        except (OSError, ValueError):
-            damaged = True
-        if damaged:
-            progress.say(
-                f"{folder}/{kind}.npy: expected features of {count} images, found a damaged file; computed again"
-            )
-            del note["done"][kind]
-    return note
+Found = tuple[dict[str, np.ndarray], Noted]  # arrays by kind, and what is noted of all of them alike
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def _there(work: _Work, kinds: Sequence[str]) -> Found | None:
+    """The arrays, where all of these kinds are whole and as their checksums say; needs no lock, as whole ones never change."""
+    notes = read_notes(work.folder / NOTE, work.identity)
+    if notes is None or not all(kind in notes and notes[kind].done == len(work.images) for kind in kinds):
+        return None
+    if any(_omitted(notes[kind]) != _omitted(notes[kinds[0]]) for kind in kinds):
+        return None
+    arrays = {}
+    for kind in kinds:
+        array = verified(_place(work, kind), notes[kind], len(work.images))
+        if array is None:
+            return None
+        arrays[kind] = array
+    return arrays, notes[kinds[0]]
+
+
+def _omitted(noted: Noted) -> tuple[list[int], list[int]]:
+    return noted.unreadable, noted.damaged
+
+
+def _computed(work: _Work, kinds: Sequence[str]) -> Found:
+    """Computes what is missing or damaged, under the lock."""
+    remove_leftovers(work.folder / NOTE)
+    notes, base = _sound(work), work.progress.done
+    for _ in range(2):
+        missing = [kind for kind in kinds if kind not in notes or notes[kind].done < len(work.images)]
+        if missing:
+            _compute(work, notes, missing)
+        if all(_omitted(notes[kind]) == _omitted(notes[kinds[0]]) for kind in kinds):
+            break
+        for kind in kinds:  # at another time other images could be read: all kinds in one pass
+            del notes[kind]
+        work.progress.update(base)
+    found = _there(work, kinds)
+    if found is None:
+        raise EnvironmentError_(
+            f"{work.folder}: expected what was written, found other bytes; check the disk and memory"
+        )
+    return found
+
+
+def _sound(work: _Work) -> Notes:
+    """What is there already and verifies; nothing where that is of something else or damaged, which is said."""
+    folder, say = work.folder, work.progress.say
+    if not (folder / NOTE).exists():
+        _say_what_else_there_is(work)
         return {}
-    whole = isinstance(content, dict) and {"of", "done", "unreadable"} <= set(content)
-    return content if whole else {}
+    notes = read_notes(folder / NOTE, work.identity)
+    if notes is None:
+        say(f"{folder}: expected features of these weights and images, found others; computed again")
+        return {}
+    count = len(work.images)
+    for kind, noted in list(notes.items()):
+        path, part = _place(work, kind), _place(work, kind, PART)
+        whole = noted.done == count
+        if whole and verified(path, noted, count) is None and verified(part, noted, count) is not None:
+            _publish(work, [kind])  # a process was killed between its note and this
+        if verified(path if whole else part, noted, count) is None:
+            say(f"{path if whole else part}: expected features of {count} images, found a damaged file; computed again")
+            del notes[kind]
+    return notes
 
 
-def _compute(
-    encoder: Encoder,
-    images: Images,
-    size: int,
-    view: View,
-    folder: Path,
-    note: dict[str, Any],
-    kinds: list[str],
-    workers: int,
-    device: torch.device,
-    progress: Progress,
-    precision: Precision,
-) -> None:
-    """Fills the arrays of these kinds in one pass, from the place that all of them have reached."""
-    folder.mkdir(parents=True, exist_ok=True)
-    done = min(note["done"].get(kind, 0) for kind in kinds)
-    known = [[i for i in note["unreadable"].get(kind, []) if i < done] for kind in kinds]
-    if any(its != known[0] for its in known):
-        done, known = 0, [[]]
-    row = done - len(known[0])
-    unreadable = set(known[0])
+def _say_what_else_there_is(work: _Work) -> None:
+    """Features that differ in one thing only from those asked for, as after a change of weights."""
+    for path in (folder / NOTE for folder in visible(work.folder.parent)):
+        its = read_object(path).get("of")
+        if not isinstance(its, dict):
+            continue
+        other = {key for key in work.identity if its.get(key) != work.identity[key]}
+        if other == {"weights_sha256"}:
+            sha = str(its.get("weights_sha256"))[:12]
+            work.progress.say(f"{path.parent}: features of other weights ({sha}) are left alone")
+        elif other <= {"version", "damaged"} and its.get("version", VERSION) < VERSION:
+            work.progress.say(f"{path.parent}: features without checksums are not used; it may be deleted")
+
+
+def _compute(work: _Work, notes: Notes, kinds: list[str]) -> None:
+    """Fills the arrays of these kinds in one pass, from the last note that all of them have alike."""
+    images, progress = work.images, work.progress
+    start = _start(notes, kinds)
+    notes |= {kind: notes.get(kind, Noted()).up_to(start) for kind in kinds}
+    write_notes(work.folder / NOTE, work.identity, notes)  # first: what is behind is about to be overwritten
+    unreadable, damaged = map(set, _omitted(notes[kinds[0]]))
+    row = notes[kinds[0]].rows
     arrays: dict[str, np.memmap[Any, Any]] = {}
-    if any(note["done"].get(kind, 0) > done for kind in kinds):  # is about to be overwritten
-        note["done"] |= dict.fromkeys(kinds, done)
-        note["unreadable"] |= dict.fromkeys(kinds, known[0])
-        write_text_durably(folder / NOTE, json.dumps(note) + "\n")
-    batch, base = BATCH.get(device.type, BATCH["cpu"]), progress.done
-    progress.update(base + done)
-    last = done
-    for number, (views, places) in enumerate(read_views(images, size, batch, workers, view, done)):
-        here = done + number * batch
+    digests = {kind: hashlib.sha256() for kind in kinds}
+    batch, base = BATCH.get(work.device.type, BATCH["cpu"]), progress.done
+    progress.update(base + start)
+    last, last_row = start, row
+    for number, (views, places) in enumerate(read_views(images, work.size, batch, work.workers, work.view, start)):
+        here = start + number * batch
         end = min(here + batch, len(images))
         unreadable |= set(range(here, end)) - set(places)
-        if places:
-            found = _kinds_of(encoder, torch.from_numpy(views), device, precision, kinds)
-            for kind, part in found.items():
-                if not torch.isfinite(part).all():
-                    raise NumericsError(f"{encoder.name}: expected finite features, found others in {kind}; {ADVICE}")
-                if kind not in arrays:
-                    arrays[kind] = _array(folder / f"{kind}.npy", (len(images), part.shape[1]), keep=done > 0)
-                arrays[kind][row : row + len(places)] = part.cpu().numpy()
-            row += len(places)
+        damaged |= {i for i in places if images.name(i) in images.damaged} if images.damaged else set()
+        found = _kinds_of(work, torch.from_numpy(views), kinds) if places else {}
+        for kind, part in found.items():
+            if not torch.isfinite(part).all():
+                raise NumericsError(f"{work.encoder.name}: expected finite features, found others in {kind}; {ADVICE}")
+            values = part.cpu().numpy()
+            if kind not in arrays:
+                arrays[kind] = array_to_fill(_place(work, kind, PART), (len(images), values.shape[1]), keep=row > 0)
+            arrays[kind][row : row + len(places)] = values
+            digests[kind].update(values.tobytes())
+        row += len(places)
         if end - last >= NOTED_IMAGES or end == len(images):
-            for array in arrays.values():
-                array.flush()
-            if arrays:
-                note["done"] |= dict.fromkeys(kinds, end)
-            note["unreadable"] |= dict.fromkeys(kinds, sorted(unreadable))
-            write_text_durably(folder / NOTE, json.dumps(note) + "\n")
-            last = end
-            fault_point("features:noted")
+            for kind in kinds:
+                part_of_it = Part(end, row - last_row, digests[kind].hexdigest())
+                columns = notes[kind].columns
+                if kind in arrays:
+                    arrays[kind].flush()
+                    columns = arrays[kind].shape[1]
+                notes[kind] = Noted(columns, [*notes[kind].parts, part_of_it], sorted(unreadable), sorted(damaged))
+            write_notes(work.folder / NOTE, work.identity, notes)
+            last, last_row, digests = end, row, {kind: hashlib.sha256() for kind in kinds}
+            if end < len(images):
+                fault_point("features:noted")
         progress.update(min(base + end, progress.total))
+    fault_point("features:whole")
+    if row:
+        _publish(work, kinds)
+    fault_point("features:noted")
 
 
-def _kinds_of(
-    encoder: Encoder, views: Tensor, device: torch.device, precision: Precision, kinds: list[str]
-) -> dict[str, Tensor]:
+def _start(notes: Notes, kinds: list[str]) -> int:
+    """How many images all of these kinds have been through, at the end of a part, with the same ones left out."""
+    if not all(kind in notes for kind in kinds):
+        return 0
+    ends = set.intersection(*({part.images for part in notes[kind].parts} for kind in kinds))
+    for end in sorted(ends, reverse=True):
+        known = [_omitted(notes[kind].up_to(end)) for kind in kinds]
+        if all(its == known[0] for its in known):
+            return end
+    return 0
+
+
+def _publish(work: _Work, kinds: Sequence[str]) -> None:
+    """Gives whole arrays their name. One that is there already is damaged, and stays what it is for those that have mapped it."""
+    for kind in kinds:
+        _place(work, kind, PART).replace(_place(work, kind))
+    sync_folder(work.folder)
+
+
+def _place(work: _Work, kind: str, ending: str = "") -> Path:
+    return work.folder / f"{kind}.npy{ending}"
+
+
+def _kinds_of(work: _Work, views: Tensor, kinds: list[str]) -> dict[str, Tensor]:
     if kinds == ["pooled"]:
-        return {"pooled": features_of(encoder, views, device, precision)}
-    names = [f"stage{i + 1}" for i in range(len(stage_grids(encoder.stage_channels)))]
-    pooled = "pooled" in kinds
-    found = stage_features_of(encoder, views, device, precision, pooled=pooled)
+        return {"pooled": features_of(work.encoder, views, work.device, work.precision)}
+    names = [f"stage{i + 1}" for i in range(len(stage_grids(work.encoder.stage_channels)))]
+    found = stage_features_of(work.encoder, views, work.device, work.precision, pooled="pooled" in kinds)
     named = dict(zip([*names, "pooled"], found, strict=False))
     return {kind: named[kind] for kind in kinds}
-
-
-def _array(path: Path, shape: tuple[int, int], keep: bool) -> "np.memmap[Any, Any]":
-    """The file to fill: that of an earlier sitting, where there is one of this shape, or a new one."""
-    if keep:
-        array: np.memmap[Any, Any] = np.load(path, mmap_mode="r+")
-        return array
-    array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-    if hasattr(os, "posix_fallocate"):  # a disk that fills up later would end the process without a word
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array

@@ -207,8 +207,9 @@ def knn_top1(
 Views = tuple[UInt8[np.ndarray, "B S S 3"], list[int]]
 
 
-class _Views(Dataset[Views]):
-    """Makes whole batches of evaluation views, with their places; unreadable images are left out.
+class _Views(Dataset[tuple[Views, set[str]]]):
+    """Makes whole batches of evaluation views, with their places; unreadable images are left out. With them come the names of
+    those that were found damaged: a worker's own notes are not seen here.
 
     As arrays, not tensors: those would go through /dev/shm, which containers keep at 64 MB.
     """
@@ -219,7 +220,7 @@ class _Views(Dataset[Views]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, places: Sequence[int]) -> Views:
+    def __getitems__(self, places: Sequence[int]) -> tuple[Views, set[str]]:
         views = np.empty((len(places), self.size, self.size, 3), dtype=np.uint8)
         kept: list[int] = []
         for i in places:
@@ -229,13 +230,14 @@ class _Views(Dataset[Views]):
                 continue
             views[len(kept)] = self.cut(image, self.size)
             kept.append(i)
-        return views[: len(kept)], kept
+        return (views[: len(kept)], kept), set(self.images.damaged)
 
 
 def read_views(
     images: Images, size: int, batch: int, workers: int, view: View = "centre", start: int = 0
 ) -> Iterator[Views]:
-    """Views of all images from place `start` on, a batch at a time, and the places that could be read.
+    """Views of all images from place `start` on, a batch at a time, and the places that could be read. Names of damaged ones
+    are added to `images.damaged`.
 
     Raises:
         EnvironmentError_: a loader process died.
@@ -250,7 +252,9 @@ def read_views(
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     try:
-        yield from loader
+        for views, damaged in loader:
+            images.damaged |= damaged
+            yield views
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -16,6 +16,7 @@ from swav import checkpoint, dist, probe
 from swav.config import AUTO, HARMLESS, RESNETS, Recipe, settings_diff, settings_hash, to_yaml, validated
 from swav.data.images import Images, labelled_halves, open_images
 from swav.data.sample import is_grey, short_side
+from swav.data.shared import SharedImages
 from swav.derive import FOLLOWING, Facts, derive
 from swav.errors import CheckpointError, ConfigError, DataError, EnvironmentError_, counted
 from swav.files import CHECKPOINTS, CONFIG, warn, write_text_durably
@@ -76,6 +77,8 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
     if recipe.knn_epochs and dist.rank() == 0:
         try:
             labelled = labelled_halves(path, cache=cache)
+        except SharedImages:  # a score that flatters is worse than none
+            raise
         except DataError as error:
             unlabelled = str(error)  # usual where there are no labels; said, as it also tells of halves that differ
     return Run(out, recipe, reasons, images, labelled, unlabelled, device, kept, speeds[0] if speeds else None)

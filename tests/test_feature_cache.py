@@ -5,6 +5,7 @@ Run: pytest tests/test_feature_cache.py
 
 import json
 import os
+import shutil
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from swav import feature_cache
+from swav import feature_cache, feature_files
 from swav.config import load_recipe
 from swav.data.images import Images, Unreadable, open_images
+from swav.data.sets import as_pillow
 from swav.errors import ConfigError, NumericsError
 from swav.feature_cache import cached_features
 from swav.features import pool_stages, pooled_features, read_views, stage_grids
 from swav.network.encoder import Encoder
 from swav.network.heads import build_network
 from swav.runtime import Progress
+from tests.test_files import holder_of
 
 CPU = torch.device("cpu")
 
@@ -204,3 +207,158 @@ def test_a_trunk_without_stages_is_refused(images, tmp_path, monkeypatch):
     monkeypatch.setattr(bare, "stage_channels", [])
     with pytest.raises(ConfigError, match="expected a trunk with stages"):
         features(bare, images, tmp_path)
+
+
+# -- checksums
+
+
+def only(folder, name):
+    (path,) = folder.glob(f"features/*/{name}")
+    return path
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("place", [128, -1, -20, 60, 3])  # first and last row; another; shape or type; NumPy's name
+def test_one_flipped_bit_in_an_array_is_found_and_that_array_is_computed_again(
+    images, encoder, tmp_path, capsys, monkeypatch, place
+):
+    expected = [np.array(stage) for stage in features(encoder, images, tmp_path).stages]
+    flip(only(tmp_path, "stage2.npy"), place)
+    computed, kinds_of = list[list[str]](), feature_cache._kinds_of
+
+    def noted(*rest):
+        computed.append(rest[-1])
+        return kinds_of(*rest)
+
+    monkeypatch.setattr(feature_cache, "_kinds_of", noted)
+    found, said = features(encoder, images, tmp_path, capsys)
+    assert "stage2.npy: expected features of 10 images, found a damaged file; computed again" in said
+    assert all(kinds == ["stage2"] for kinds in computed) and computed
+    for ours, its in zip(found.stages, expected, strict=True):
+        np.testing.assert_array_equal(ours, its)
+
+
+def test_every_bit_of_the_note_is_held_against_its_checksum(images, encoder, tmp_path):
+    (images.root / images.name(1)).write_bytes(b"gone bad")
+    kept = features(encoder, images, tmp_path, stages=False).kept.tolist()
+    path = only(tmp_path, "cache.json")
+    good = path.read_bytes()
+    for place in range(good.index(b'"arrays"'), len(good) - 1):
+        flip(path, place)
+        assert feature_files.read_notes(path, json.loads(good)["of"]) in (None, {}), place
+        path.write_bytes(good)
+    text = good.decode()
+    path.write_text(text.replace('"unreadable": [1]', '"unreadable": [2]'))
+    assert text != path.read_text() and features(encoder, images, tmp_path, stages=False).kept.tolist() == kept
+
+
+def test_a_part_that_was_damaged_before_the_pass_went_on_is_computed_again(
+    images, encoder, tmp_path, monkeypatch, capsys
+):
+    expected = features(encoder, images, tmp_path / "whole").pooled
+    interrupted(images, encoder, tmp_path, monkeypatch, "features:noted")
+    flip(only(tmp_path, "pooled.npy.part"), 200)
+    found, said = features(encoder, images, tmp_path, capsys)
+    assert "pooled.npy.part: expected features of 10 images, found a damaged file" in said
+    torch.testing.assert_close(found.pooled, expected)
+
+
+def interrupted(images, encoder, out, monkeypatch, where):
+    def interrupt(name):
+        if name == where:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(feature_cache, "fault_point", interrupt)
+        features(encoder, images, out)
+
+
+def test_a_pass_that_was_killed_between_its_last_note_and_the_renaming_is_not_made_again(
+    images, encoder, tmp_path, monkeypatch, capsys
+):
+    interrupted(images, encoder, tmp_path, monkeypatch, "features:whole")
+    assert only(tmp_path, "pooled.npy.part").exists()
+    monkeypatch.setattr(feature_cache, "read_views", nothing_is_read)
+    _, said = features(encoder, images, tmp_path, capsys)
+    assert "damaged" not in said
+
+
+def test_features_of_an_older_version_without_checksums_are_not_used_which_is_said(
+    images, encoder, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_cache, "VERSION", 2)
+        features(encoder, images, tmp_path)
+    _, said = features(encoder, images, tmp_path, capsys)
+    assert "features without checksums are not used; it may be deleted" in said
+
+
+# -- several processes
+
+
+def test_what_a_process_has_mapped_never_changes_though_others_replace_it(images, encoder, tmp_path):
+    mine = features(encoder, images, tmp_path)
+    before = [np.array(stage) for stage in mine.stages]
+    path = only(tmp_path, "stage3.npy")
+    os.truncate(shutil.copy(path, tmp_path / "short"), 500)
+    (tmp_path / "short").replace(path)
+    features(encoder, images, tmp_path)  # finds it damaged
+    only(tmp_path, "cache.json").unlink()
+    features(encoder, images, tmp_path)  # finds nothing
+    for ours, its in zip(mine.stages, before, strict=True):
+        np.testing.assert_array_equal(ours, its)
+
+
+def test_who_wants_features_that_another_computes_waits_says_for_whom_and_reads_them(
+    images, encoder, tmp_path, monkeypatch, capsys
+):
+    expected = features(encoder, images, tmp_path / "first").pooled
+    (folder,) = (tmp_path / "first/features").iterdir()
+    with holder_of(tmp_path / "out/features" / folder.name / ".lock") as other:
+
+        def finish(_):  # what the other would do while we wait
+            shutil.copytree(folder, tmp_path / "out/features" / folder.name, dirs_exist_ok=True, ignore=no_locks)
+            other.kill()
+
+        monkeypatch.setattr("time.sleep", finish)
+        monkeypatch.setattr(feature_cache, "read_views", nothing_is_read)
+        found, said = features(encoder, images, tmp_path / "out", capsys)
+    place = tmp_path / "out/features" / folder.name
+    assert f"waiting for process {other.pid} on " in said
+    assert f", which holds the features of random:tiny in {place}" in said
+    assert torch.equal(found.pooled, expected)
+
+
+def no_locks(_, names):
+    return [name for name in names if name == ".lock"]
+
+
+def test_of_other_weights_nobody_waits_and_whole_features_are_read_without_the_lock(images, encoder, tmp_path):
+    features(encoder, images, tmp_path)
+    (folder,) = (tmp_path / "features").iterdir()
+    with holder_of(folder / ".lock"):
+        features(encoder, images, tmp_path)
+        features(network(seed=1), images, tmp_path)
+
+
+def test_damaged_images_that_were_read_as_pillow_does_are_known_to_who_reads_their_features(
+    encoder, tmp_path, monkeypatch
+):
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"data/{i}.jpg")
+    data = (tmp_path / "data/2.jpg").read_bytes()
+    (tmp_path / "data/2.jpg").write_bytes(data[: len(data) // 2] + b"\xff\xd9")
+    strict = features(encoder, open_images(tmp_path / "data"), tmp_path)
+    assert strict.kept.tolist() == [0, 1, 3, 4]
+    for _ in range(2):
+        images, _ = as_pillow((open_images(tmp_path / "data"),) * 2)
+        assert features(encoder, images, tmp_path).kept.tolist() == list(range(5))
+        assert images.damaged == {"2.jpg"}
+        monkeypatch.setattr(feature_cache, "read_views", nothing_is_read)

@@ -4,6 +4,7 @@ file systems that lack folder syncing or locks.
 Run: pytest tests/test_files.py
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -30,8 +31,14 @@ with FileLock(Path(sys.argv[1]), waiting_for="the test"):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds tmp_path/.lock until its standard input ends."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path / ".lock")]
+    with holder_of(tmp_path / ".lock") as process:
+        yield process
+
+
+@contextlib.contextmanager
+def holder_of(lock):
+    """Another process that holds a lock until its standard input ends."""
+    command = [sys.executable, "-c", HOLD, str(lock)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         yield process

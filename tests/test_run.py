@@ -133,3 +133,11 @@ def test_every_choice_is_told_as_it_would_be_typed(wanted, tmp_path):
     said = run.describe(run.prepare(wanted, tmp_path, CPU, dry_run=True))
     assert "auto       crops = [{count: 2, size: 32, scale: [0.2, 1]}]: short side of the images: 32 pixels" in said
     assert "auto       batch = 16: " in said
+
+
+def test_a_half_to_score_that_is_a_link_to_the_training_half_is_refused_and_not_passed_over(shapes, wanted, tmp_path):
+    (tmp_path / "train").symlink_to(shapes / "train")
+    (tmp_path / "val").symlink_to(tmp_path / "train")
+    linked = wanted.model_copy(update={"data": str(tmp_path), "knn_epochs": 1})
+    with pytest.raises(DataError, match=r"train: expected other images .*val \(a link\)"):
+        run.prepare(linked, tmp_path / "out", CPU, dry_run=True)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, UInt8, UInt64
 
 from swav.data.decode import Unreadable, decode, open_regular, printable, read_file, read_header, reason_of
 from swav.data.find import ROW
+from swav.data.npy import read_numbers
 from swav.errors import DataError
 from swav.files import visible
 
@@ -30,7 +31,7 @@ USUAL_FOLDERS = ("", "cifar-10-batches-bin", "cifar-100-binary")
 
 
 class Packed(NamedTuple):
-    """Images held in memory; a name is `FILE#NUMBER`, a row's size is that of its whole file."""
+    """Images held in memory; a name is `FILE#NUMBER`; a row's size, device and inode are those of its whole file."""
 
     names: list[bytes]
     rows: np.ndarray
@@ -38,6 +39,7 @@ class Packed(NamedTuple):
     labels: Int64[np.ndarray, " N"]
     classes: list[str]
     bad: list[tuple[str, str]]
+    inodes: UInt64[np.ndarray, "N 2"]
 
 
 def find_binary(root: Path) -> tuple[Path, str] | None:
@@ -72,7 +74,7 @@ def load_binary(folder: Path, version: str, half: Half) -> Packed:
     record = label_bytes + PIXEL_BYTES
     names: list[bytes] = []
     sizes: list[int] = []
-    parts = []
+    parts, inodes = [], list[tuple[int, int]]()
     for path in _files(folder, patterns[half]):
         content = np.frombuffer(_content(path), dtype=np.uint8)
         if len(content) == 0 or len(content) % record:
@@ -82,12 +84,14 @@ def load_binary(folder: Path, version: str, half: Half) -> Packed:
         parts.append(content.reshape(-1, record))
         names += [f"{path.name}#{i}".encode() for i in range(len(parts[-1]))]
         sizes += [len(content)] * len(parts[-1])
+        inodes += [_inode(path)] * len(parts[-1])
     records = np.concatenate(parts)
     planes = records[:, label_bytes:].reshape(-1, 3, SIDE, SIDE)
     labels = records[:, label_bytes - 1].astype(np.int64)
     classes = _class_names(folder / names_file, labels, int(version.removeprefix("CIFAR-")))
     rows = _rows(sizes, "BIN", SIDE)
-    return Packed(names, rows, np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels, classes, [])
+    pixels = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+    return Packed(names, rows, pixels, labels, classes, [], np.array(inodes, dtype=np.uint64))
 
 
 def load_strips(root: Path, half: Half) -> Packed:
@@ -107,6 +111,7 @@ def load_strips(root: Path, half: Half) -> Packed:
     with ThreadPoolExecutor(4) as pool:
         decoded = list(pool.map(_strip, strips))
     names, sizes, parts, kept, bad = list[bytes](), list[int](), [], [], list[tuple[str, str]]()
+    inodes: list[tuple[int, int]] = []
     for path, strip, its_labels in zip(strips, decoded, np.split(labels, np.cumsum(counts)[:-1]), strict=True):
         if isinstance(strip, str):
             bad.append((f"{half}/{path.name}", f"{strip} ({len(its_labels)} images)"))
@@ -114,14 +119,16 @@ def load_strips(root: Path, half: Half) -> Packed:
         parts.append(strip.reshape(len(its_labels), strip.shape[1], strip.shape[1], 3))
         names += [f"{half}/{path.name}#{i}".encode() for i in range(len(its_labels))]
         sizes += [path.stat().st_size] * len(its_labels)
+        inodes += [_inode(path)] * len(its_labels)
         kept.append(its_labels)
     if not parts:
         raise DataError(f"{printable(str(root / half))}: expected strips of images, found none readable: {bad[0][1]}")
     if len({part.shape[1] for part in parts}) > 1:
         raise DataError(f"{printable(str(root / half))}: expected strips of one width, found several")
     pixels, labels = np.concatenate(parts), np.concatenate(kept)
-    classes = _class_names(root / "classes.txt", labels, int(labels.max()) + 1)
-    return Packed(names, _rows(sizes, "WEBP", pixels.shape[1]), pixels, labels, classes, bad)
+    classes = _class_names(root / "classes.txt", labels, _class_count(root))
+    rows = _rows(sizes, "WEBP", pixels.shape[1])
+    return Packed(names, rows, pixels, labels, classes, bad, np.array(inodes, dtype=np.uint64))
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
@@ -151,6 +158,11 @@ def _strip(path: Path) -> UInt8[np.ndarray, "H W 3"] | str:
         return error.reason
 
 
+def _inode(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_dev, about.st_ino
+
+
 def _rows(sizes: list[int], kind: str, side: int) -> np.ndarray:
     rows = np.zeros(len(sizes), dtype=ROW)
     rows["size"], rows["format"], rows["mode"] = sizes, kind, "RGB"
@@ -160,17 +172,26 @@ def _rows(sizes: list[int], kind: str, side: int) -> np.ndarray:
 
 def _content(path: Path) -> bytes:
     try:
-        return read_file(bytes(path), path.name)
+        return read_file(bytes(path), path.name, image=False)
     except Unreadable as error:
         raise DataError(f"{printable(str(path))}: expected images, found: {error.reason}") from error
 
 
 def _labels(path: Path) -> Int64[np.ndarray, " N"]:
     try:
-        labels = np.load(path, allow_pickle=False)
+        labels = read_numbers(path, kinds="iu")
         return np.asarray(labels.astype(np.int64, casting="safe").reshape(-1))
-    except Exception as error:  # a damaged header, floats, or what NumPy would have to unpickle
+    except Exception as error:  # a damaged header can make NumPy raise anything
         raise DataError(f"{printable(str(path))}: expected whole numbers, found {reason_of(error)}") from error
+
+
+def _class_count(root: Path) -> int:
+    """How many classes the labels of both halves name. One that is out of their row, as of a flipped bit, is not counted."""
+    if (root / "classes.txt").is_file():
+        return 0
+    used = np.union1d(*(_labels(root / f"labels_{half}.npy") for half in ("train", "test")))
+    gaps = np.flatnonzero(used != np.arange(len(used)))
+    return int(gaps[0]) if len(gaps) else len(used)
 
 
 def _class_names(path: Path, labels: Int64[np.ndarray, " N"], count: int) -> list[str]:
@@ -180,6 +201,7 @@ def _class_names(path: Path, labels: Int64[np.ndarray, " N"], count: int) -> lis
         names = [str(i) for i in range(count)]
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
         raise DataError(
-            f"{printable(str(path))}: expected labels 0..{len(names) - 1}, found {labels.min()}..{labels.max()}"
+            f"{printable(str(path))}: expected labels 0..{len(names) - 1}, found {labels.min()}..{labels.max()}; get the "
+            "folder again, or name every class in classes.txt"
         )
     return names

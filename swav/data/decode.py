@@ -9,8 +9,10 @@ which one, never the file's name, and only the formats in READERS are ever tried
 - CMYK and YCCK are converted; with Adobe's marker their values are inverted, as Adobe writes them;
 - palettes are looked up, and anything transparent is laid on white;
 - of animations and multi-page files, the first picture is taken;
-- a file that ends before its last pixel is unreadable, never filled with grey;
-- above MAX_PIXELS an image is refused by its header, before memory is taken for it.
+- a file that has lost pixels, cut off or garbled, is unreadable, never filled with grey (`decode_as_pillow` reads what Pillow
+  reads, and says which were damaged); one that has lost only its end marker, or a text of a PNG, has them all, and is read;
+- above MAX_PIXELS, or with fewer bytes than its pixels take, or far more, an image is refused by its header, before memory is
+  taken for it.
 """
 
 import errno
@@ -39,7 +41,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-MAX_PIXELS = 2**27  # 134 megapixels, 0.4 GB decoded. (Pillow's own limit warns at 89 and refuses at 179.)
+from swav.data.damage import MAX_BYTES, ROOM, check_size, jpeg_damage, png_header, png_pixels, with_end
+
 READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -94,8 +97,27 @@ def decode(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
     Raises:
         Unreadable: with this name, whatever is wrong with the bytes.
     """
+    pixels, damage = decode_as_pillow(data, name)
+    if damage is not None:
+        raise Unreadable(name, damage)
+    return pixels
+
+
+def decode_as_pillow(data: bytes, name: str) -> tuple[UInt8[np.ndarray, "H W 3"], str | None]:
+    """As `decode`, but reads a damaged file too, as far as Pillow does: what is lost of a JPEG is grey or garbled.
+
+    The published protocols read their images so, and were scored on such files.
+
+    Returns:
+        The pixels; and what is wrong with them, or None.
+
+    Raises:
+        Unreadable: with this name; also Pillow does not read it.
+    """
     try:
-        return _decode_plain_jpeg(data) if data.startswith(b"\xff\xd8\xff") else _decode_by_pillow(data)
+        if data.startswith(b"\xff\xd8\xff"):
+            return _decode_jpeg(data)
+        return _decode_by_pillow(data, len(data)), None
     except MemoryError:
         raise
     except Exception as error:  # hostile bytes can make a decoder raise anything
@@ -106,24 +128,25 @@ def read_header(file: io.BufferedIOBase, name: str) -> Header:
     """Reads format and size from the beginning of a file, without decoding it.
 
     Raises:
-        Unreadable: the header is damaged, the format is not one of READERS, or the image is above MAX_PIXELS.
+        Unreadable: the header is damaged, the format is not one of READERS, or the image is above a limit (damage.check_size).
         OSError: the file itself can't be read.
     """
     start = file.read(65536)
+    size = file.seek(0, os.SEEK_END)
     try:
         if start.startswith(b"\xff\xd8\xff"):
             try:
                 height, width, colours, _ = simplejpeg.decode_jpeg_header(start)
-                _check_size(width, height)
+                check_size("JPEG", width, height, size)
                 return Header("JPEG", JPEG_MODES.get(colours, "CMYK"), height, width)
             except ValueError:
                 pass  # metadata above 64 KB, or a rare kind of JPEG: Pillow tells
         kind = sniff(start)
         if kind == "WEBP":
-            return _webp_header(start)
+            return _webp_header(start, size)
         file.seek(0)
-        with READERS[kind](file) as image:
-            _check_size(*image.size)
+        with READERS[kind](io.BytesIO(png_header(start)) if kind == "PNG" else file) as image:
+            check_size(kind, *image.size, size)
             _check_mode(image.mode)
             return Header(kind, image.mode, image.height, image.width)
     except OSError as error:
@@ -148,16 +171,25 @@ def open_regular(path: bytes | str | Path) -> io.BufferedIOBase:
     return os.fdopen(descriptor, "rb")
 
 
-def read_file(path: bytes, name: str) -> bytes:
+def read_file(path: bytes, name: str, image: bool = True) -> bytes:
     """Returns a file's content; an error that network file systems give in passing is met with two more tries.
 
+    Args:
+        image: False: of no image, so that its header says nothing about how many bytes it may have.
+
     Raises:
-        Unreadable: with this name, where the system refuses.
+        Unreadable: with this name, where the system refuses, or the file is above a limit (damage.check_size).
     """
     for seconds in (*RETRY_SECONDS, None):
         try:
             with open_regular(path) as file:
-                return file.read()
+                size = os.fstat(file.fileno()).st_size
+                if size > MAX_BYTES:
+                    raise Unreadable(name, f"{size / 1e9:,.1f} GB, above the limit of {MAX_BYTES / 1e9:.1f} GB")
+                if image and size > ROOM:  # few are: the others need no look at the header
+                    read_header(file, name)
+                    file.seek(0)
+                return file.read(size)
         except OSError as error:
             if seconds is None or error.errno not in RETRIED:
                 raise Unreadable(name, reason_of(error)) from error
@@ -224,28 +256,50 @@ _FOREIGN = (  # in lower case
 )
 
 
-def _decode_plain_jpeg(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
+def _decode_jpeg(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], str | None]:
+    """Pixels, and what is wrong with them."""
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(width, height)
-        pixels = simplejpeg.decode_jpeg(data, "RGB") if colours in JPEG_MODES else None
-    except ValueError:
-        # simplejpeg also refuses what libjpeg merely warns of; Pillow tells the odd from the broken.
-        pixels = None
-    return _decode_by_pillow(data) if pixels is None else _turned(pixels, _jpeg_orientation(data))
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError:  # a rare kind of JPEG, or damaged before its pixels
+        return _decode_by_pillow(with_end(data), len(data)), None
+    check_size("JPEG", width, height, len(data))
+    if colours in JPEG_MODES:
+        try:
+            return _turned(simplejpeg.decode_jpeg(data, "RGB"), _jpeg_orientation(data)), None
+        except ValueError:
+            pass  # also at what libjpeg merely warns of
+    damage = jpeg_damage(data, "RGB" if colours in JPEG_MODES else "CMYK")
+    try:
+        # One that is cut off is not what Pillow reads: no end is put to it.
+        return _decode_by_pillow(data if damage else with_end(data), len(data)), damage
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(damage or reason_of(error)) from error
 
 
-def _decode_by_pillow(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
+def _decode_by_pillow(data: bytes, size: int) -> UInt8[np.ndarray, "H W 3"]:
     kind = sniff(data)
+    try:
+        return _loaded(kind, data, size)
+    except MemoryError:
+        raise
+    except Exception:  # of a PNG what is wrong may be no pixel: a text that is long or has another checksum
+        if kind != "PNG" or (bare := png_pixels(data)) == data:
+            raise
+        return _loaded(kind, bare, size)
+
+
+def _loaded(kind: str, data: bytes, size: int) -> UInt8[np.ndarray, "H W 3"]:
     with READERS[kind](io.BytesIO(data)) as image:
-        _check_size(*image.size)
+        check_size(kind, *image.size, size)
         _check_mode(image.mode)
         image.load()
         orientation = _jpeg_orientation(data) if kind == "JPEG" else _orientation(image)
         return _turned(_rgb(image), orientation)
 
 
-def _webp_header(start: bytes) -> Header:
+def _webp_header(start: bytes, size: int) -> Header:
     """Reads the header of a WebP file (container specification, "Extended File Format"): Pillow would read it whole."""
     chunk, bits = start[12:16], int.from_bytes(start[21:25], "little")
     if chunk == b"VP8 ":
@@ -260,17 +314,8 @@ def _webp_header(start: bytes) -> Header:
         raise ValueError(f"WebP of an unknown kind {chunk!r}")
     if len(start) < 30:
         raise ValueError("WebP cut off in its header")
-    _check_size(width, height)
+    check_size("WEBP", width, height, size)
     return Header("WEBP", "RGBA" if alpha else "RGB", height, width)
-
-
-def _check_size(width: int, height: int) -> None:
-    if width < 1 or height < 1:
-        raise ValueError(f"{width}x{height} pixels")
-    if width * height > MAX_PIXELS:
-        raise ValueError(
-            f"{width}x{height} pixels, above the limit of {MAX_PIXELS / 1e6:.0f} megapixels: make it smaller"
-        )
 
 
 def _check_mode(mode: str) -> None:

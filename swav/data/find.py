@@ -48,6 +48,7 @@ class Found(NamedTuple):
         rows: one ROW per name, its header fields still empty.
         bad: (name, reason) of what can't be an image or can't be looked into.
         others: how many other files were passed over, by extension.
+        inodes: device and inode per name, by which a link is the file that it leads to.
         runs: folders of runs, which were not looked into.
     """
 
@@ -55,6 +56,7 @@ class Found(NamedTuple):
     rows: np.ndarray
     bad: list[tuple[str, str]]
     others: Counter[str]
+    inodes: NDArray[np.uint64]
     runs: tuple[str, ...] = ()
 
     @property
@@ -107,6 +109,7 @@ def walk(root: Path, folder: str = "") -> Found:
     """
     names: list[bytes] = []
     known: list[tuple[int, int]] = []
+    inodes: list[tuple[int, int]] = []
     bad: list[tuple[str, str]] = []
     others: Counter[str] = Counter()
     runs: list[str] = []
@@ -147,8 +150,10 @@ def walk(root: Path, folder: str = "") -> Found:
             else:
                 names.append(name)
                 known.append((about.st_size, about.st_mtime_ns))
+                inodes.append((about.st_dev, about.st_ino))
     order = sorted(range(len(names)), key=names.__getitem__)
-    return Found([names[i] for i in order], _rows([known[i] for i in order]), sorted(bad), others, tuple(sorted(runs)))
+    rows, files = _rows([known[i] for i in order]), _inodes([inodes[i] for i in order])
+    return Found([names[i] for i in order], rows, sorted(bad), others, files, tuple(sorted(runs)))
 
 
 def may_hold_images(path: Path) -> bool:
@@ -171,6 +176,7 @@ def look_up(root: Path, names: list[bytes]) -> tuple[Found, NDArray[np.int64]]:
     """Looks for the files of a list, in its order; any extension will do. Also returns which of `names` were found."""
     kept: list[int] = []
     known: list[tuple[int, int]] = []
+    inodes: list[tuple[int, int]] = []
     bad: list[tuple[str, str]] = []
     for i, name in enumerate(names):
         try:
@@ -181,9 +187,11 @@ def look_up(root: Path, names: list[bytes]) -> tuple[Found, NDArray[np.int64]]:
         if stat.S_ISREG(about.st_mode):
             kept.append(i)
             known.append((about.st_size, about.st_mtime_ns))
+            inodes.append((about.st_dev, about.st_ino))
         else:
             bad.append((os.fsdecode(name), "not a regular file"))
-    return Found([names[i] for i in kept], _rows(known), bad, Counter()), np.asarray(kept, dtype=np.int64)
+    found = Found([names[i] for i in kept], _rows(known), bad, Counter(), _inodes(inodes))
+    return found, np.asarray(kept, dtype=np.int64)
 
 
 def read_list(path: Path) -> Listing:
@@ -230,3 +238,7 @@ def _rows(known: list[tuple[int, int]]) -> np.ndarray:
     if known:
         rows["size"], rows["time"] = np.array(known, dtype=np.int64).T
     return rows
+
+
+def _inodes(known: list[tuple[int, int]]) -> NDArray[np.uint64]:
+    return np.array(known, dtype=np.uint64).reshape(-1, 2)

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple, SupportsIndex
 
 import numpy as np
-from jaxtyping import Int8, Int64, UInt8
+from jaxtyping import Int8, Int64, UInt8, UInt64
 from numpy.typing import NDArray
 
 from swav.data import cifar
-from swav.data.decode import Unreadable, decode, printable, read_file
+from swav.data.decode import Unreadable, decode, decode_as_pillow, printable, read_file
 from swav.data.find import (
     IMAGE_EXTENSIONS,
     NOT_READ,
@@ -40,6 +40,7 @@ from swav.data.find import (
     walk,
 )
 from swav.data.index import Told, check_headers
+from swav.data.shared import refuse_same_folder, refuse_shared
 from swav.errors import DataError
 
 __all__ = ["Images", "Unreadable", "labelled_halves", "open_images"]
@@ -61,6 +62,8 @@ class Images:
         bad: (name, reason) of what was found unreadable when opened; it is not in the sequence.
         others: how many files were passed over, by extension.
         note: what was chosen, in words.
+        inodes: device and inode of each image's file [N, 2], or None where that is not known.
+        as_pillow: read damaged images as far as Pillow does, and note their names in `damaged`; else they are unreadable.
     """
 
     def __init__(
@@ -75,8 +78,12 @@ class Images:
         others: Mapping[str, int] | None = None,
         note: str = "",
         pixels: UInt8[np.ndarray, "N S S 3"] | None = None,
+        inodes: UInt64[np.ndarray, "N 2"] | None = None,
+        as_pillow: bool = False,
+        damaged: set[str] | None = None,
     ):
         self.root, self.rows, self.labels, self.classes = root, rows, labels, classes
+        self.inodes, self.as_pillow, self.damaged = inodes, as_pillow, set[str]() if damaged is None else damaged
         self.bad, self.others, self.note = list(bad), dict(others or {}), note
         self._names, self._pixels = Names(names), pixels
 
@@ -95,7 +102,12 @@ class Images:
         """
         if self._pixels is not None:
             return np.array(self._pixels[i])
-        return decode(self.content(i), self.name(i))
+        if not self.as_pillow:
+            return decode(self.content(i), self.name(i))
+        pixels, damage = decode_as_pillow(self.content(i), self.name(i))
+        if damage is not None:
+            self.damaged.add(self.name(i))
+        return pixels
 
     def content(self, i: SupportsIndex) -> bytes:
         """Returns the bytes of image i as stored (of a packed one: its pixels)."""
@@ -125,7 +137,7 @@ class Images:
         return digest.hexdigest()
 
     def select(self, indices: Sequence[int] | NDArray[np.integer], note: str | None = None) -> "Images":
-        """Returns the images at these indices, in this order; `bad` and `others` stay with the whole."""
+        """Returns the images at these indices, in this order; `bad` and `others` stay with the whole, `damaged` is shared."""
         chosen = np.asarray(indices, dtype=np.int64)
         return Images(
             self.root,
@@ -135,6 +147,9 @@ class Images:
             classes=self.classes,
             note=self.note if note is None else note,
             pixels=None if self._pixels is None else self._pixels[chosen],
+            inodes=None if self.inodes is None else self.inodes[chosen],
+            as_pillow=self.as_pillow,
+            damaged=self.damaged,
         )
 
 
@@ -187,11 +202,17 @@ def labelled_halves(path: str | Path, cache: Path | None = None, progress: Told 
 
     Raises:
         DataError: as open_images; there are no labels, or the halves hold different classes.
+        SharedImages: an image is in both halves.
     """
     layout = find_layout(path)
     if not layout.score:
-        return _drawn_halves(_labelled(open_images(path, "all", cache, progress), layout))
+        train, score = _drawn_halves(_labelled(open_images(path, "all", cache, progress), layout))
+        refuse_shared(train, score)
+        return train, score
+    if layout.kind == "halves":
+        refuse_same_folder(layout.root / "train", layout.root / layout.score)
     train, score = (_labelled(open_images(path, half, cache, progress), layout) for half in ("train", "score"))
+    refuse_shared(train, score)
     only_train, only_score = _present(train) - _present(score), _present(score) - _present(train)
     if (only_train or only_score) and not train.packed:  # CIFAR's classes are given, whichever occur
         sides = [
@@ -276,6 +297,7 @@ def _open_half(layout: Layout, folder: str, cache: Path | None, progress: Told |
         bad=packed.bad,
         note=note,
         pixels=packed.pixels,
+        inodes=packed.inodes,
     )
 
 
@@ -335,6 +357,7 @@ def _checked(
         bad=bad,
         others=found.others,
         note=note,
+        inodes=found.inodes[good],
     )
 
 
@@ -380,6 +403,7 @@ def listed_half(
         classes=list(classes),
         bad=sorted(found.bad + [(os.fsdecode(found.names[i]), reason) for i, reason in reasons.items()]),
         note=f"{half} of {where}{missing}",
+        inodes=found.inodes[good],
     )
 
 

@@ -290,7 +290,9 @@ class Loader:
                 self._mourn(place % self._num_workers)
             if isinstance(answer, Exception):
                 raise answer
-            unreadable += answer
+            missing, damaged = answer
+            unreadable += missing
+            self._maker.images.damaged |= damaged
             if place + self._ahead < self._num_stretches:
                 self._ask_for(place + self._ahead)
         return self._slots[of_steps % len(self._slots)], unreadable
@@ -346,9 +348,10 @@ def _work(maker: _Maker, slots: list[_Slot], connection: Connection, parent: int
             connection.send(_answer(maker, slots[slot], step, rows))
 
 
-def _answer(maker: _Maker, slot: _Slot, step: int, rows: slice) -> list[tuple[str, str]] | Exception:
+def _answer(maker: _Maker, slot: _Slot, step: int, rows: slice) -> tuple[list[tuple[str, str]], set[str]] | Exception:
+    """What could not be read, and what was read though it is damaged (so far: this process's notes are not seen elsewhere)."""
     try:
-        return maker.fill(slot, step, rows)
+        return maker.fill(slot, step, rows), maker.images.damaged
     except SwavError as error:
         return error
     except Exception:

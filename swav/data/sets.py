@@ -2,6 +2,7 @@
 usual names (imagenet/, VOCdevkit/, Places205/, iNaturalist2018/).
 """
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from swav.data import lists, voc
 from swav.data.decode import printable
 from swav.data.images import Images, labelled_halves
 from swav.data.lists import Protocol
+from swav.data.shared import refuse_shared
 from swav.errors import DataError
 
 Halves = tuple[Images, Images]  # to learn from, to score
@@ -56,21 +58,21 @@ def labelled(root: Path, cache: Path | None = None, protocol: Protocol = "page")
 
 
 def apart(halves: Halves) -> Halves:
-    """The halves, which have no image in common: one that is learned from and scored would flatter.
+    """The halves, which have no image in common.
 
     Raises:
-        DataError: there is one, by its path.
+        SharedImages: there is one, by its path.
     """
-    train, score = halves
-    if train.root == score.root:
-        scored = {score.name(i) for i in range(len(score))}
-        if shared := [name for i in range(len(train)) if (name := train.name(i)) in scored]:
-            more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
-            raise DataError(
-                f"{printable(str(train.root))}: expected no image both to learn from and to score, found "
-                f"{printable(shared[0])}{more} in both; list each image once"
-            )
+    refuse_shared(*halves)
     return halves
+
+
+def as_pillow(halves: Halves) -> Halves:
+    """The halves, of which damaged images are read as far as Pillow does, as the published protocols do, and are noted."""
+    train, score = map(copy.copy, halves)  # the notes are their own, all else is shared
+    for half in (train, score):
+        half.as_pillow, half.damaged = True, set()
+    return train, score
 
 
 DATASETS: dict[str, DataSet] = {

@@ -5,10 +5,11 @@ ends, on a CPU, with the same bits. What is reported is the last epoch, not the 
 trained on too, as in the sources. Under torchrun each process takes its share of every batch.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,16 +25,18 @@ from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.evaluation.settings import TrainSettings
 from swav.evaluation.task import Task
 from swav.features import read_views
-from swav.files import write_text_durably
+from swav.files import FileLock, remove_leftovers, write_text_durably
 from swav.metrics import top_k_accuracy
 from swav.network.batch_norm import synchronised
 from swav.network.parallel import in_parallel
-from swav.runtime import Progress, fault_point
+from swav.runtime import Progress, environment_errors, fault_point
 from swav.tensors import require_same_form
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 KEPT = 2  # checkpoints, of weights and momentum
+LOG = "log.jsonl"
+Damaged = tuple[list[str], list[str]]  # names of images to train on, and to score
 IGNORED = -100  # label of what stands in for an image that cannot be read
 # Part of a state's name, so that a state of another version of this loop is not resumed. 2: partial batches are kept.
 LOOP_VERSION = 2
@@ -166,9 +169,16 @@ def train(task: Task[Any], train: Images, course: Course) -> Outcome:
         NumericsError: the loss, a logit or a weight is not finite.
         CheckpointError: there is saved state, and none of it verifies, or it is of another training.
     """
+    with _the_only_one(course):
+        return _train(task, train, course)
+
+
+def _train(task: Task[Any], train: Images, course: Course) -> Outcome:
     settings: TrainSettings = task.settings
     epochs = settings.epochs
-    log, unreadable = _resumed(course)
+    log, unreadable, damaged = _resumed(course)
+    for images, names in zip((train, task.score), damaged, strict=True):
+        images.damaged |= set(names)
     per_epoch = -(-len(train) // course.recipe.batch)  # rounded up: the last batch may be a partial one
     loader = Loader(
         train,
@@ -198,13 +208,14 @@ def train(task: Task[Any], train: Images, course: Course) -> Outcome:
                 if (batch.step + 1) % per_epoch == 0:
                     log.append(_line(course, settings, epoch, dist.all_reduce_sum(totals)))
                     unreadable = set().union(*dist.gather_objects(unreadable))
-                    _save(course, log, unreadable)
+                    damaged = _damaged_of_all(train, task.score)
+                    _save(course, log, unreadable, damaged)
                     fault_point(f"{course.bench}:epoch")
                     totals = torch.zeros_like(totals)
     finally:
         loader.close()
     lost = sum(train.name(i) in unreadable for i in range(len(train))) if unreadable else 0
-    path = str((course.folder / "log.jsonl").relative_to(task.out))
+    path = str((course.folder / LOG).relative_to(task.out))
     return Outcome(log[-1], len(train) - lost, log[-1]["scored"], path)
 
 
@@ -224,13 +235,13 @@ def evaluation_batches(
     return batches
 
 
-def _resumed(course: Course) -> tuple[list[dict[str, Any]], set[str]]:
+def _resumed(course: Course) -> tuple[list[dict[str, Any]], set[str], Damaged]:
     """Brings model and optimiser to what an earlier sitting left. Returns its line per finished epoch, and the names of
-    the images that could not be decoded in them.
+    the images that could not be decoded in them; and of damaged ones to train on and to score.
     """
     path = checkpoint.newest(course.folder / "checkpoints")
     if path is None:
-        return [], set()
+        return [], set(), ([], [])
     saved = checkpoint.read(path)
     if saved.state.get("of", course.folder.name) != course.folder.name:  # older ones do not say
         raise CheckpointError(
@@ -246,7 +257,33 @@ def _resumed(course: Course) -> tuple[list[dict[str, Any]], set[str]]:
         if name in saved.optim:  # without momentum there is no buffer
             buffer = torch.empty_like(parameter, requires_grad=False).copy_(saved.optim[name])  # in its memory order
             course.optimizer.state[parameter]["momentum_buffer"] = buffer
-    return list(saved.state["log"]), set(saved.state["unreadable"])
+    damaged = saved.state.get("damaged", [[], []])  # older states have none
+    return list(saved.state["log"]), set(saved.state["unreadable"]), (damaged[0], damaged[1])
+
+
+def _damaged_of_all(train: Images, score: Images) -> Damaged:
+    """Sorted names of damaged images to train on and to score, of all processes; each of them knows all."""
+    noted = dist.gather_objects((train.damaged, score.damaged))
+    for images, place in ((train, 0), (score, 1)):
+        images.damaged |= set().union(*(names[place] for names in noted))
+    return sorted(train.damaged), sorted(score.damaged)
+
+
+@contextlib.contextmanager
+def _the_only_one(course: Course) -> Iterator[None]:
+    """Inside, no other command trains into the same state: the second waits, and finds what the first has left. Of several
+    processes the first holds the lock for all.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def acquire() -> None:
+            lock = FileLock(course.folder / ".lock", waiting_for=f"the training of {course.label} in {course.folder}")
+            with environment_errors():
+                stack.enter_context(lock)
+            remove_leftovers(course.folder / LOG)
+
+        dist.on_first(acquire)
+        yield
 
 
 def _labels(train: Images, batch: Batch) -> Tensor:
@@ -345,7 +382,7 @@ def score(course: Course) -> dict[str, Any]:
     return scores
 
 
-def _save(course: Course, log: list[dict[str, Any]], unreadable: set[str]) -> None:
+def _save(course: Course, log: list[dict[str, Any]], unreadable: set[str], damaged: Damaged) -> None:
     state = course.optimizer.state
     buffers = {
         name: state[parameter]["momentum_buffer"]
@@ -358,8 +395,8 @@ def _save(course: Course, log: list[dict[str, Any]], unreadable: set[str]) -> No
         model=course.model.state_dict(),
         optim=buffers,
         local={},
-        state={"of": course.folder.name, "log": log, "unreadable": sorted(unreadable)},
+        state={"of": course.folder.name, "log": log, "unreadable": sorted(unreadable), "damaged": damaged},
         keep=KEPT,
     )
     if dist.rank() == 0:
-        write_text_durably(course.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+        write_text_durably(course.folder / LOG, "".join(json.dumps(line) + "\n" for line in log))

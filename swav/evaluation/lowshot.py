@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float64, Int8
 from torch import Tensor
 
+from swav.data.npy import read_numbers
 from swav.errors import DataError
 from swav.evaluation.settings import LowshotSettings
 from swav.evaluation.solver import Axes, decide, machines, principal_axes, unit_rows
@@ -186,8 +187,8 @@ def read_sample(folder: Path, number: int, k: int, shape: tuple[int, ...]) -> Sa
     if not folder.is_dir():
         raise DataError(f"lowshot.samples: expected a folder of train_targets_sampleS_kK.npy, found no folder {folder}")
     try:
-        targets = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        targets = read_numbers(path)
+    except Exception as error:  # a damaged header can make NumPy raise anything
         raise DataError(f"{path}: expected the targets of a sample, found: {error}; check lowshot.samples") from None
     if targets.shape != shape:
         raise DataError(

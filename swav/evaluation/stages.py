@@ -11,7 +11,7 @@ from jaxtyping import Int8
 from swav.errors import DataError
 from swav.evaluation.task import Task
 from swav.features import PAGE_GRIDS, page_windows, stage_grids
-from swav.files import write_text_durably
+from swav.files import FileLock, remove_leftovers, write_text_durably
 from swav.network.encoder import Encoder
 from swav.network.trunk import ResNet
 
@@ -60,6 +60,7 @@ def write_log(task: Task[Any], bench: str, content: dict[str, Any]) -> str:
     """Writes what the scores were made of; returns its path below the results' folder."""
     of, place = task.identity()
     path = Path(bench) / place / "log.json"
-    (task.out / path).parent.mkdir(parents=True, exist_ok=True)
-    write_text_durably(task.out / path, json.dumps({"of": of} | content, indent=1) + "\n")
+    with FileLock((task.out / path).with_name(".lock"), waiting_for=f"the log of {bench} in {task.out / path.parent}"):
+        remove_leftovers(task.out / path)
+        write_text_durably(task.out / path, json.dumps({"of": of} | content, indent=1) + "\n")
     return str(path)

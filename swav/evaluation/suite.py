@@ -15,7 +15,7 @@ import torch
 
 from swav import dist
 from swav.agreement import code, require_agreement, seen
-from swav.data.sets import Halves
+from swav.data.sets import Halves, as_pillow
 from swav.errors import ConfigError, DataError, NumericsError
 from swav.evaluation import inat18, knn, linear, linear_stages, lowshot, places205, semisup, stage_heads, svm
 from swav.evaluation.forecast import forecast, told
@@ -238,7 +238,7 @@ def _task(
 ) -> Task[Any]:
     train = drawn(halves[0], settings.train_images, settings.seed)
     score = drawn(halves[1], settings.score_images, settings.seed)
-    return Task(network, train, score, settings, protocol, device, out)
+    return Task(network, *as_pillow((train, score)), settings, protocol, device, out)
 
 
 def _result(name: str, task: Task[Any], score: Score, label: str) -> Result:
@@ -248,6 +248,7 @@ def _result(name: str, task: Task[Any], score: Score, label: str) -> Result:
         "device": str(task.device),
         "data": [task.train.note, task.score.note],
         "data_fingerprints": [task.train.fingerprint, task.score.fingerprint],
+        "damaged_images": len(task.train.damaged) + len(task.score.damaged),  # read as far as Pillow does
         "network": task.encoder.settings,
         "mean": task.encoder.mean,
         "std": task.encoder.std,

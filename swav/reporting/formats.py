@@ -7,29 +7,31 @@ characters and lone surrogates are shown by their codes. No date: the same resul
 import itertools
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from swav.errors import EnvironmentError_
-from swav.files import write_text_durably
+from swav.files import remove_leftovers, write_text_durably
 from swav.reporting.layout import Link, Row, Source, Table
 from swav.reporting.published import read_published
-from swav.reporting.results import config_name, config_text, read_results
+from swav.reporting.results import config_name, config_text, read_results, results_lock
 from swav.reporting.tables import page_tables
 
 APART = "Not comparable with published numbers"
+TABLES = ("tables.md", "tables.html", "tables.tex")
 SOURCES = "Sources of the published rows"
 
 
-def write_tables(folder: Path, content: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> list[Path]:
-    """Writes tables.md, tables.html and tables.tex, and the settings that their rows link, in durable steps.
+def write_tables(folder: Path, read: Callable[[Path], Mapping[str, Any]] = read_results) -> list[Path]:
+    """Writes tables.md, tables.html and tables.tex of a folder's results.json, and the settings that their rows link, in
+    durable steps. Others that write results there wait meanwhile: the tables are of the newest.
 
     Args:
         folder: that of the results.json.
-        content: of the file, where it has been read already.
+        read: gives its content.
 
     Returns:
         The three paths.
@@ -39,20 +41,22 @@ def write_tables(folder: Path, content: Mapping[str, Sequence[Mapping[str, Any]]
         EnvironmentError_: the folder cannot be written.
     """
     folder = Path(folder)
-    content = read_results(folder) if content is None else content
-    results = [_with_log(folder, row) for row in content["results"]]
-    tables = page_tables({"results": results, "not_run": content["not_run"]}, read_published())
-    texts = {config_name(row): config_text(row) for row in results}  # first: no row links what is not there yet
-    written = {"tables.md": markdown(tables), "tables.html": html(tables), "tables.tex": latex(tables)}
     try:
-        (folder / "configs").mkdir(exist_ok=True)
-        for name, words in (texts | written).items():
-            write_text_durably(folder / name, words)
+        with results_lock(folder):
+            content = read(folder)
+            results = [_with_log(folder, row) for row in content["results"]]
+            tables = page_tables({"results": results, "not_run": content["not_run"]}, read_published())
+            texts = {config_name(row): config_text(row) for row in results}  # first: no row links what is not there yet
+            written = dict(zip(TABLES, (markdown(tables), html(tables), latex(tables)), strict=True))
+            (folder / "configs").mkdir(exist_ok=True)
+            for name, words in (texts | written).items():
+                remove_leftovers(folder / name)
+                write_text_durably(folder / name, words)
     except OSError as error:
         raise EnvironmentError_(
             f"{folder}: tables cannot be written ({error}); make room, or use another --out"
         ) from None
-    return [folder / name for name in written]
+    return [folder / name for name in TABLES]
 
 
 def environment() -> jinja2.Environment:

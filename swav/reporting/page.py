@@ -60,7 +60,7 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
     folder = Path(folder)
     runs = [read_folder(folder)] + ([read_folder(Path(other))] if other is not None else [])
     if other is None and (runs[0].results or runs[0].not_run):
-        write_tables(folder, {"results": runs[0].results, "not_run": runs[0].not_run})
+        write_tables(folder, _results_of)
     page = folder / ("report.html" if other is None else "compare.html")
     html = environment().get_template("report.html").render(_content(runs))
     beside = page.with_name(f".{page.name}.{os.getpid()}.tmp")
@@ -70,6 +70,12 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
 
 
 report = write_report  # swav.report
+
+
+def _results_of(folder: Path) -> dict[str, Any]:
+    """Of a folder as a report reads it, damaged or not."""
+    run = read_folder(folder)
+    return {"results": run.results, "not_run": run.not_run}
 
 
 def _content(runs: Sequence[RunFolder]) -> dict[str, Any]:

@@ -4,18 +4,19 @@ One file per folder, {"results": [...], "not_run": [...]}. A new result takes th
 benchmark, metric, weights, protocol and seed. No torch here: reports answer at once.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from swav.errors import DataError, EnvironmentError_, NumericsError
-from swav.files import write_text_durably
+from swav.files import FileLock, remove_leftovers, write_text_durably
 
 FILE = "results.json"
 Json = Mapping[str, Any]
@@ -92,7 +93,7 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[NotRun] = ()) -> dict[str, Any]:
-    """Merges results into a folder's results.json, in one durable step.
+    """Merges results into a folder's results.json, in one durable step. Others that write there wait meanwhile.
 
     What could not be run is forgotten once its benchmark has results of the same file. Weights have one name in it, the last
     that they were given.
@@ -104,10 +105,31 @@ def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[Not
         DataError: there is a results.json that is none.
         EnvironmentError_: the folder cannot be written.
     """
-    before = read_results(folder)
-    rows = {_key(row): row for row in before["results"]}
-    new = [dataclasses.asdict(result) for result in results]
-    rows |= {_key(row): row for row in new}
+    try:
+        with results_lock(folder):
+            content = _merged(read_results(folder), [dataclasses.asdict(result) for result in results], not_run)
+            write_text_durably(folder / FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise EnvironmentError_(
+            f"{folder / FILE}: cannot be written ({error}); make room, or use another --out"
+        ) from None
+    return content
+
+
+@contextlib.contextmanager
+def results_lock(folder: Path) -> Iterator[None]:
+    """Inside, no other process writes to a folder's results.json or its tables; what a killed one left of it is removed.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    with FileLock(folder / ".results.lock", waiting_for=f"the results in {folder}"):
+        remove_leftovers(folder / FILE)
+        yield
+
+
+def _merged(before: Json, new: list[dict[str, Any]], not_run: Iterable[NotRun]) -> dict[str, Any]:
+    rows = {_key(row): row for row in [*before["results"], *new]}
     missing = {_lack(row): row for row in [*before["not_run"], *map(_told, not_run)]}
     done = {
         (row["bench"], metric, weights)
@@ -115,18 +137,10 @@ def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[Not
         for metric in ("", row["metric"])
         for weights in ("", row["weights"])
     }
-    content = {
+    return {
         "results": _with_one_name_each(rows.values(), [*before["results"], *new]),
         "not_run": [row for what, row in missing.items() if what not in done],
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text_durably(folder / FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise EnvironmentError_(
-            f"{folder / FILE}: cannot be written ({error}); make room, or use another --out"
-        ) from None
-    return content
 
 
 def _with_one_name_each(rows: Iterable[Json], in_order: Iterable[Json]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Attacked: packed images must come out as they went in, each with its own label, and a damaged file must not shift them."""
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -109,6 +110,42 @@ def test_strips_that_do_not_fit_their_labels_are_refused(tmp_path):
     assert "11 labels and 12 images" in message(open_images, tmp_path)
     np.save(tmp_path / "labels_train.npy", np.array([{}] * 12, dtype=object), allow_pickle=True)
     assert "whole numbers" in message(open_images, tmp_path)
+
+
+@pytest.mark.parametrize("with_classes", [True, False])
+def test_one_flipped_bit_in_the_labels_is_refused_or_gives_a_class_that_there_is_and_takes_no_memory(
+    tmp_path, with_classes
+):
+    strips(tmp_path, per_strip=2, count=1)
+    if not with_classes:
+        (tmp_path / "classes.txt").unlink()
+    path = tmp_path / "labels_train.npy"
+    good = path.read_bytes()
+    places = [i for i, byte in enumerate(good) if byte != ord(" ")]  # the header is padded with blanks
+    tracemalloc.start()
+    for bit in [8 * place + bit for place in places for bit in range(8)]:
+        damaged = bytearray(good)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            images = open_images(tmp_path)
+        except DataError as error:
+            assert str(error).count("\n") <= 2 and error.exit_code == 3
+        else:
+            count = len(images.classes or [])
+            assert max(labels_of(images)) < count and count <= (2 if with_classes else 3)  # the next one, at most
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"), [("<i8", [0, 1 << 40]), ("<i8", [0, -1]), ("<u4", [0, 7]), ("<u8", [0, (1 << 63) + 1])]
+)
+def test_labels_out_of_the_row_of_classes_are_refused(tmp_path, dtype, values):
+    strips(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    np.save(tmp_path / "labels_train.npy", np.array([*values, *[1, 0] * 5], dtype=dtype))
+    assert "labels" in message(open_images, tmp_path)
 
 
 def test_cifar10_strips_have_the_mean_of_cifar10(data_root):

@@ -30,6 +30,7 @@ class InMemory(Images):
 
     def __init__(self, noise=True, bad=(), action=None, at=-1):
         self.root, self.noise, self.broken, self.action, self.at = Path("memory"), noise, set(bad), action, at
+        self.damaged = set()
 
     def __len__(self):
         return NUM_IMAGES

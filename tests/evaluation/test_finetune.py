@@ -21,6 +21,7 @@ from swav.evaluation.settings import StagesSettings
 from swav.evaluation.task import Task
 from swav.network.encoder import Encoder
 from swav.network.heads import build_network
+from tests.test_files import holder_of
 
 
 class TwoHeads(nn.Module):
@@ -134,3 +135,15 @@ def test_what_a_run_takes_is_found_out_where_the_network_is(task):
 
 def test_steps_lie_behind_the_epoch_they_name():
     assert [finetune.steps_passed((2, 4), epoch) for epoch in range(6)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_second_command_waits_for_the_first_that_trains_the_same_and_takes_over_its_state(task, monkeypatch, capsys):
+    folder = finetune.state_folder(task, "linear-stages", task.train)
+    once = linear_stages.run(task)
+    with holder_of(folder / ".lock") as first:
+        monkeypatch.setattr("time.sleep", lambda _: first.kill())  # it waits: the first ends, however
+        monkeypatch.setattr(finetune, "_step", lambda *_: pytest.fail("trains again"))
+        again = linear_stages.run(task)
+    assert again == once
+    assert f"waiting for process {first.pid} on " in (said := capsys.readouterr().err)
+    assert f"which holds the training of linear-stages in {folder}" in said

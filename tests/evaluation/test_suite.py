@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from swav.config import parse_overrides
 from swav.data.sets import DATASETS, labelled
@@ -171,6 +172,28 @@ def test_an_image_both_to_learn_from_and_to_score_is_refused(colours, tmp_path):
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
     with pytest.raises(DataError, match=r"train/blue/0\.png and 2 more in both"):
         suite.bench(["knn"], ["random:tiny"], tmp_path / "list.csv", tmp_path / "out", QUICK_KNN)
+
+
+def test_a_damaged_image_is_read_as_pillow_does_counted_and_leaves_the_row_as_it_is(colours, tmp_path):
+    folder = tmp_path / "set"
+    for path in colours.rglob("*.png"):
+        copy = folder / path.relative_to(colours).with_suffix(".jpg")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).save(copy, quality=95)
+    whole = suite.bench(["knn", "linear"], ["random:tiny"], folder, tmp_path / "whole", QUICK)
+    for path in (folder / "train/blue/3.jpg", folder / "val/red/1.jpg", folder / "val/red/2.jpg"):
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) * 2 // 3] + b"\xff\xd9")
+    out = tmp_path / "out"
+    first = suite.bench(["knn", "linear"], ["random:tiny"], folder, out, QUICK)
+    again = suite.bench(["knn", "linear"], ["random:tiny"], folder, out, QUICK)  # of what is on disk
+    with_workers = suite.bench(["knn", "linear"], ["random:tiny"], folder, tmp_path / "workers", QUICK | {"workers": 1})
+    for content, damaged in ((whole, 0), (first, 3), (again, 3), (with_workers, 3)):
+        assert [row["config"]["damaged_images"] for row in content["results"]] == [damaged] * len(content["results"])
+    for row, its in zip(whole["results"], first["results"], strict=True):
+        assert (row["n"], row["difference"], row["comparable"]) == (its["n"], its["difference"], its["comparable"])
+    values = [[row["value"] for row in content["results"]] for content in (first, again, with_workers)]
+    assert values[0] == values[1] == values[2]
 
 
 def test_a_size_that_a_network_does_not_take_is_refused_before_any_work(colours, tmp_path):

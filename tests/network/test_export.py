@@ -188,7 +188,7 @@ def test_files_that_do_not_hold_what_they_describe_are_refused(tmp_path: Path):
     load(with_({}))
     with pytest.raises(CheckpointError, match="do not fit the resnet18"):
         load(with_({}, width=0.5))
-    with pytest.raises(CheckpointError, match=r"conv1.weight holds values that are not finite"):
+    with pytest.raises(CheckpointError, match=r"infinite or no number in conv1.weight"):
         load(with_({"conv1.weight": tensors["conv1.weight"] / 0}))
     with pytest.raises(CheckpointError, match="format 1, found 2, of a newer swav"):
         load(with_({}, format=2))

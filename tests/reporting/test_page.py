@@ -285,6 +285,7 @@ def test_the_same_files_give_the_same_page_and_nothing_else_is_left(run):
     before = {path.name for path in run.iterdir()}
     write_report(run)
     assert {path.name for path in run.iterdir()} == before | {
+        ".results.lock",
         "report.html",
         "tables.html",
         "tables.md",

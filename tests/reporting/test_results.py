@@ -5,11 +5,18 @@ Run: pytest tests/reporting/test_results.py
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from swav.errors import DataError, EnvironmentError_, NumericsError
+from swav.reporting.formats import write_tables
 from swav.reporting.results import NotRun, Result, read_results, table, write_results
+
+ROOT = Path(__file__).parents[2]
 
 
 def result(**changed):
@@ -96,7 +103,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     with pytest.raises(EnvironmentError_, match="No space left"):
         write_results(tmp_path, [result(value=1.0)])
     assert (tmp_path / "results.json").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", ".results.lock"}
 
 
 def test_the_table_sets_weights_side_by_side_and_says_what_is_not_comparable(tmp_path):
@@ -119,3 +126,52 @@ def test_the_table_sets_weights_side_by_side_and_says_what_is_not_comparable(tmp
     assert [cell.strip() for cell in second.strip("|").split("|")][-2:] == ["-", "61.50"]
     assert len({len(line) for line in (head, rule, first, second)}) == 1
     assert "10 classes instead of 1,000" in remark and "no folder" in missing
+
+
+MERGE = """
+import sys
+from pathlib import Path
+from tests.reporting.test_results import result
+from swav.reporting.results import write_results
+number = int(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+for seed in range(8):
+    write_results(Path(sys.argv[1]), [result(weights=f"w{number}", name=f"w{number}", seed=seed)])
+"""
+
+
+def test_five_processes_that_merge_at_once_lose_no_row(tmp_path):
+    command = [sys.executable, "-c", MERGE, str(tmp_path)]
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    processes = [subprocess.Popen([*command, str(i)], cwd=ROOT, **pipes) for i in range(5)]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 5, errors
+    rows = read_results(tmp_path)["results"]
+    assert {(row["weights"], row["seed"]) for row in rows} == {(f"w{i}", seed) for i in range(5) for seed in range(8)}
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", ".results.lock"}
+
+
+def test_the_temporary_file_of_a_killed_writer_is_removed_and_tables_are_of_the_newest_results(tmp_path):
+    (tmp_path / ".results.json.1.tmp").write_text("half")
+    write_results(tmp_path, [result()])
+    (tmp_path / ".tables.md.1.tmp").write_text("half")
+
+    def read_late(folder):
+        with pytest.raises(RuntimeError, match="already holds"):  # nobody may write between this and the tables
+            write_results(folder, [result(seed=1)])
+        return read_results(folder)
+
+    write_tables(tmp_path, read_late)
+    assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
