@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 LIMIT_SECONDS = 600.0  # for all tests on the right source, on a busy machine
+FEW = 3  # mutants, for which it does not pay to import what only some tests need
 SLOW_IMPORTS = (
     *("torch", "torchvision.transforms", "torchvision.models.resnet", "scipy.stats", "cv2"),
     *("sklearn.svm", "sklearn.metrics", "sklearn.neighbors", "pydantic", "beartype.claw"),
@@ -152,7 +153,7 @@ def outcomes(mutants: Iterable[Mutant], say: Callable[[str], object]) -> dict[st
     """
     mutants = list(mutants)
     sources = [mutant.source for mutant in mutants]
-    for name in SLOW_IMPORTS:
+    for name in SLOW_IMPORTS if len(mutants) > FEW else ["torch"]:
         importlib.import_module(name)
     found = dict[str, bool]()
     with _copied() as folder:

@@ -83,7 +83,7 @@ def test_stopping_and_going_on_gives_the_same_weights_to_the_bit(shapes, tmp_pat
 
     def interrupt(name: str) -> None:
         passed.append(name)
-        if passed.count("step:middle") == 7:  # after the checkpoint of step 4, in the middle of the second epoch
+        if passed.count("step:middle") == 11:  # after the checkpoint of step 8, which has a full queue
             raise Interrupted
 
     passed: list[str] = []

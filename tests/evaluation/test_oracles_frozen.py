@@ -73,7 +73,7 @@ def test_knn_is_the_published_vote_from_files_to_percent(tmp_path):
     network = pipeline.trunk()
     with torch.no_grad():
         bank, queries = (network(torch.stack(list(map(pipeline.centre, half.images)))).numpy() for half in (train, val))
-    settings = KnnSettings(**COMMON, k=(1, 3, 60))
+    settings = KnnSettings(**COMMON, k=(1, 3, 40))
     task = Task(encoder_of(network, tmp_path), *labelled_halves(tmp_path / "set"), settings, "page", CPU, tmp_path)
     ours = {score.metric: score.value for score in knn.run(task)}
     one = 100 / len(val.images)  # whose first two classes may be as good as equal
