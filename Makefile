@@ -1,6 +1,6 @@
 # `make demo` and `make test` need Python >= 3.11 and make, nothing else. Everything lands in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow check format ci clean
+.PHONY: help setup demo test slow mutants check format ci clean
 SHELL := /bin/sh
 BIN := .venv/bin
 
@@ -21,6 +21,9 @@ test: setup ## the fast tests (at most 5 minutes on 2 cores)
 
 slow: setup ## the second tier of tests (at most 25 minutes on 2 cores)
 	$(BIN)/pytest -m slow
+
+mutants: setup ## wrong variants of the source, each against the test that must fail under it (10 minutes)
+	$(BIN)/python -m tests.mutant_runs
 
 check: setup ## style, types, import floors
 	$(BIN)/ruff check

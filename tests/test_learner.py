@@ -129,6 +129,19 @@ def test_koleo_adds_its_gradient_at_its_weight_and_is_not_in_the_loss_that_is_to
     assert (by_weight[1] - by_weight[0]).abs().max() > 1e-4
 
 
+def test_koleo_spreads_the_code_giving_crops_alone(monkeypatch):
+    seen: list[Tensor] = []
+
+    def noted(embeddings: Tensor) -> Tensor:
+        seen.append(embeddings.detach())
+        return koleo_loss(embeddings)
+
+    monkeypatch.setattr("swav.learner.koleo_loss", noted)
+    ours = learner(recipe(koleo=0.1))
+    ours.step([crops()], 0)
+    assert len(seen) == 1 and torch.equal(seen[0], ours.embeddings[[1, 2]])  # the large ones, which come second here
+
+
 def test_several_sets_of_prototypes_have_codes_and_losses_of_their_own():
     settings = recipe(prototypes=[12, 5], optimizer="adam")
     ours = learner(settings)
@@ -188,6 +201,23 @@ def test_the_queue_holds_what_the_teacher_sees():
         expected, _ = ours.teacher([crops()[1]], 8)
     ours.step([crops()], 0)
     torch.testing.assert_close(ours.queue.embeddings, expected, atol=1e-6, rtol=0)
+
+
+def test_a_queue_of_the_teachers_is_scored_by_its_prototypes(monkeypatch):
+    ours = learner(recipe(teacher_momentum=0.9, queue_length=8, queue_start_epoch=0))
+    assert ours.teacher is not None and ours.queue is not None
+    ours.step([crops()], 0)
+    nn.init.normal_(ours.teacher.prototypes)
+    scored: list[Tensor] = []
+
+    def noted(scores: Tensor, *rest: Any) -> Tensor:
+        scored.append(scores)
+        return sinkhorn_codes(scores, *rest)
+
+    monkeypatch.setattr("swav.learner.sinkhorn_codes", noted)
+    expected = ours.queue.embeddings @ nn.functional.normalize(ours.teacher.prototypes, dim=1).T
+    ours.step([crops(1)], 1)
+    torch.testing.assert_close(torch.stack(scored)[:, :8], expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("changes", OPTIONS, ids=str)

@@ -121,6 +121,12 @@ def test_average_precision_of_voc_is_the_hand_worked_one():
     torch.testing.assert_close(average_precision(scores, positive), torch.tensor(expected, dtype=torch.float64))
 
 
+def test_of_equal_scores_the_first_sample_counts_as_surer():
+    scores = torch.tensor([[0.5], [0.5], [0.2], [0.2]])
+    for positive, expected in (([True, False, False, True], (1 + 2 / 4) / 2), ([False, True, True, False], 2 / 3)):
+        assert average_precision(scores, torch.tensor(positive)).item() == pytest.approx(expected)
+
+
 def test_the_envelope_is_that_of_scikit_learns_curve():
     rng = np.random.default_rng(0)
     scores, positive = rng.random((60, 4)), rng.random(60) < 0.2

@@ -87,7 +87,7 @@ def test_stopping_and_going_on_gives_the_same_weights_to_the_bit(shapes, tmp_pat
 
     def interrupt(name: str) -> None:
         passed.append(name)
-        if passed.count("step:middle") == 7:  # after the checkpoint of step 4, in the middle of the second epoch
+        if passed.count("step:middle") == 11:  # after the checkpoint of step 8, which has a full queue
             raise Interrupted
 
     passed: list[str] = []
@@ -257,6 +257,31 @@ def test_the_queue_joins_only_once_full(monkeypatch):
     for step in range(3):
         learner.step([crops], step)
     assert sizes == [16, 16, 16, 16, 48, 48]
+
+
+def test_the_queue_begins_to_fill_at_its_epoch():
+    settings = recipe(queue_length=32, queue_start_epoch=1)
+    learner = Learner(settings, build_network(settings), steps_per_epoch=4)
+    crops = [torch.randn(32, 3, 24, 24), torch.randn(16, 3, 16, 16)]
+    filled = []
+    for step in range(6):
+        learner.step([crops], step)
+        assert learner.queue is not None
+        filled.append(learner.queue.count)
+    assert filled == [0, 0, 0, 0, 16, 32]
+
+
+def test_a_score_on_the_way_leaves_the_network_in_train_mode(shapes, tmp_path, monkeypatch):
+    modes = set()
+    step = Learner.step
+
+    def noted(learner: Learner, *rest: Any) -> torch.Tensor:
+        modes.add(learner.network.training)
+        return step(learner, *rest)
+
+    monkeypatch.setattr(Learner, "step", noted)
+    train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "knn_epochs": 1, "epochs": 2})
+    assert modes == {True} and [line for line in lines(tmp_path / "run") if "knn_top1" in line]
 
 
 def test_a_timed_checkpoint_is_saved_once(shapes, tmp_path, monkeypatch):

@@ -94,6 +94,15 @@ def test_mean_spread_and_the_honest_choice_stand_beside_each_other_and_a_k_too_l
     )
 
 
+def test_the_honest_cost_is_the_best_outside_of_the_samples(task, monkeypatch):
+    curve = lowshot.Curve(
+        np.array([[0.5, 0.7], [0.9, 0.8], [0.2, 0.3]]), np.array([[0.4, 0.6], [0.1, 0.2], [0.7, 0.1]]), 0
+    )
+    monkeypatch.setattr(lowshot, "_curve", lambda *_: curve)
+    scores = {row.metric: row.value for row in lowshot.run(task) if isinstance(row, Score)}
+    assert scores["mAP k=1"] == pytest.approx(85) and scores["mAP k=1, cost by trainval"] == pytest.approx(60)
+
+
 def test_a_k_that_is_not_published_says_so(task):
     task = dataclasses.replace(task, settings=task.settings.model_copy(update={"k": (2, 3)}))
     rows = {row.metric: row.difference for row in lowshot.run(task) if isinstance(row, Score)}

@@ -101,5 +101,6 @@ def test_axes_keep_every_inner_product_and_are_orthogonal(n, f):
 
 
 def test_rows_are_divided_by_their_length_and_a_little():
-    rows = unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32))
-    torch.testing.assert_close(rows, torch.tensor([[3.0, 4.0], [0.0, 0.0]]) / (5 + 1e-5))
+    """The little shows in short rows only."""
+    rows = unit_rows(np.array([[3.0, 4.0], [3e-5, 4e-5], [0.0, 0.0]], dtype=np.float32))
+    torch.testing.assert_close(rows, torch.tensor([[3 / 5, 4 / 5], [3 / 6, 4 / 6], [0.0, 0.0]]), rtol=0, atol=1e-5)

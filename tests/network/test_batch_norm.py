@@ -118,6 +118,11 @@ def test_alone_it_is_batchnorm_and_its_gradients_are_those_of_finite_differences
         return made
 
     assert torch.autograd.gradcheck(called, (x, *layer.parameters()))
+    torchs, ours = nn.BatchNorm1d(3).double(), SynchronisedBatchNorm(3).double()
+    for layer_of_them in (torchs, ours):
+        layer_of_them(x.detach())
+    for key, value in torchs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[key], value)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
