@@ -37,9 +37,10 @@ def zeroed(data):
 
 
 JPEGS = [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"image": in_cmyk()}]
+KINDS = ["sequential", "progressive", "with restarts", "CMYK"]
 
 
-@pytest.mark.parametrize("options", JPEGS, ids=str)
+@pytest.mark.parametrize("options", JPEGS, ids=KINDS)
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2] + b"\xff\xd9", zeroed], ids=["cut", "zeroed"])
 def test_a_jpeg_that_lost_pixels_is_refused_though_it_has_an_end(options, damage):
     data = damage(noisy_jpeg(**options))
@@ -52,7 +53,7 @@ def test_a_jpeg_that_lost_pixels_is_refused_though_it_has_an_end(options, damage
         decode(data.replace(b"JFIF\0\x01", b"JFIF\0\x09").replace(b"\xff\xdb", b"\0\0\xff\xdb", 1), "x")
 
 
-@pytest.mark.parametrize("options", JPEGS, ids=str)
+@pytest.mark.parametrize("options", JPEGS, ids=KINDS)
 def test_of_a_damaged_jpeg_the_published_protocols_get_the_pixels_of_pillow_and_the_reason(options):
     data = zeroed(noisy_jpeg(**options))
     pixels, damage = decode_as_pillow(data, "x")
@@ -65,7 +66,7 @@ def test_of_a_damaged_jpeg_the_published_protocols_get_the_pixels_of_pillow_and_
         decode_as_pillow(whole[: len(whole) // 2], "x")
 
 
-@pytest.mark.parametrize("options", JPEGS, ids=str)
+@pytest.mark.parametrize("options", JPEGS, ids=KINDS)
 def test_a_jpeg_that_lost_only_its_end_marker_has_all_its_pixels(options):
     data = noisy_jpeg(**options)
     for cut in (1, 2):
