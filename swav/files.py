@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -37,16 +37,30 @@ def warn_once(message: str) -> None:
         warn(message)
 
 
+@contextlib.contextmanager
+def not_essential(what: str) -> Iterator[None]:
+    """Make any failure to write something that a run can do without a warning: a report, a picture, TensorBoard."""
+    try:
+        yield
+    except Exception as error:  # libraries of others write some of it, and raise what they like
+        warn_once(f"{what} could not be written ({type(error).__name__}: {error}); the run is not affected")
+
+
 def write_text_durably(path: Path, text: str) -> None:
     """Replace a file in one step: the old content or the new is there, never a part, even after a power cut.
 
     Raises:
         OSError: the file cannot be written; the old one is untouched, and no temporary file is left.
     """
+    write_durably(path, text.encode("utf-8", errors="surrogateescape"))
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace a file in one step, as `write_text_durably` does."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
+        with beside.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swav import checkpoint, dist, probe
+from swav import checkpoint, dist, jsonl, probe
 from swav.config import AUTO, HARMLESS, RESNETS, Recipe, settings_diff, settings_hash, to_yaml, validated
 from swav.data.images import Images, labelled_halves, open_images
 from swav.data.sample import is_grey, short_side
 from swav.derive import FOLLOWING, Facts, derive
-from swav.errors import CheckpointError, ConfigError, DataError, EnvironmentError_, counted
-from swav.files import write_text_durably
+from swav.errors import ConfigError, DataError, EnvironmentError_, counted
+from swav.files import not_essential, warn_once, write_text_durably
 from swav.monitor import too_few
 from swav.network.trunk import check_backbone
 from swav.runtime import available_cpus, computes_in_bf16, has_compiler, versions
@@ -108,15 +108,39 @@ def _facts(images: Images, device: torch.device, speeds: list[float]) -> Facts:
 
 
 def _settings_of(out: Path) -> Recipe | None:
-    """The settings of the run in a folder, if there is one that has saved something."""
-    config = out / "config.yaml"
-    if not config.exists() or not checkpoint.are_in(out / "checkpoints"):
+    """The settings of the run in a folder, if there is one that has saved something.
+
+    Where config.yaml is missing or damaged, they are those that its newest whole checkpoint holds.
+
+    Raises:
+        CheckpointError: no checkpoint verifies either.
+    """
+    if not checkpoint.are_in(out / "checkpoints"):
         return None
-    return _read_settings(config)
+    try:
+        return _read_settings(out / "config.yaml")
+    except (OSError, ValueError) as error:  # ConfigError is a ValueError
+        newest = checkpoint.newest(out / "checkpoints", warn=lambda _: None)  # `resume` says what it passes over
+        if newest is None:
+            return None
+        if dist.rank() == 0:
+            found = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be used ({error})"
+            warn_once(f"{out}/config.yaml {found}; the settings are taken from {newest.name}/state.json")
+        state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        return validated(Recipe, state["recipe"], f"{newest.name}/state.json")
 
 
 def _read_settings(config: Path) -> Recipe:
-    return validated(Recipe, read_yaml(config.read_text(encoding="utf-8"), str(config)), str(config))
+    """Settings as a run wrote them.
+
+    Raises:
+        OSError, ValueError: there are none, or not all of them: a run's file is never empty and ends with its last line.
+        ConfigError: they are no settings.
+    """
+    text = config.read_text(encoding="utf-8")
+    if not text.endswith("\n"):
+        raise ValueError("it ends in the middle of a line" if text else "it is empty")
+    return validated(Recipe, read_yaml(text, config.name), config.name)
 
 
 def _as_before(before: Recipe, wanted: Recipe, out: Path) -> tuple[Recipe, list[str]]:
@@ -282,17 +306,16 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
         if dist.rank() == 0:
             _begin(run, config)
         return None
-    if not config.exists():
-        raise CheckpointError(f"{run.out}: holds checkpoints but no config.yaml; put it back, or use another --out")
     saved = checkpoint.read(path)
     if saved.state["data_fingerprint"] != run.images.fingerprint:  # first: other images give other derived settings
         raise ConfigError(
             f"{run.recipe.data}: expected the {saved.state['num_images']} images that the run in {run.out} began with, "
             f"found {len(run.images)} or others; put them back, or use another --out"
         )
-    _refuse_changes(run.out, _read_settings(config), run.recipe)
-    if dist.rank() == 0:
-        forget_after(run.out / "metrics.jsonl", saved.step)
+    before = _settings_of(run.out)
+    assert before is not None
+    _refuse_changes(run.out, before, run.recipe)
+    dist.on_first(lambda: _repair(run.out, before, saved.step))
     if run.kept:
         say(f"auto: {kept_in_words(run)}")
     if (device := saved.state["recipe"]["device"]) != run.recipe.device:
@@ -300,6 +323,17 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
             f"device: {run.recipe.device}, before {device}; the weights will differ from those of one device by rounding"
         )
     return saved
+
+
+def _repair(out: Path, settings: Recipe, step: int) -> None:
+    """Makes the text files of a run that goes on good again, before any process appends to them."""
+    forget_after(out / "metrics.jsonl", step)
+    jsonl.repair(out / "bad_files.jsonl", lambda line: isinstance(line.get("file"), str))
+    try:
+        _read_settings(out / "config.yaml")
+    except (OSError, ValueError):
+        with not_essential(f"{out}/config.yaml"):
+            write_text_durably(out / "config.yaml", to_yaml(settings))
 
 
 def _begin(run: Run, config: Path) -> None:
@@ -345,14 +379,5 @@ def dealt(shards: Sequence[Float[Tensor, "A _ D"]], batch: int, processes: int) 
 
 
 def forget_after(metrics: Path, step: int) -> None:
-    """Drops the lines of steps that will be made again (and a half-written last one). Writes only if there are some."""
-    before = metrics.read_text(encoding="utf-8") if metrics.exists() else ""
-    kept = []
-    for line in before.splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue
-    if (after := "".join(kept)) != before:
-        write_text_durably(metrics, after)
+    """Drops the lines of steps that will be made again, and what is no line of metrics. Writes only if there are some."""
+    jsonl.repair(metrics, lambda line: isinstance(line.get("step"), int) and line["step"] <= step)

@@ -17,7 +17,7 @@ from swav.config import Recipe, load_recipe, to_yaml, validated
 from swav.data.device import Pieces
 from swav.data.loader import Loader
 from swav.errors import ConfigError, DataError, NumericsError, Stopped
-from swav.files import write_text_durably
+from swav.files import not_essential, write_text_durably
 from swav.learner import Learner
 from swav.monitor import STEP_VALUES, Monitor, Watch, verdict
 from swav.network.heads import build_network
@@ -93,7 +93,8 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         if start_step == run.total_steps:
             say(f"{out}: finished at step {start_step}; nothing to do")
             if dist.rank() == 0 and not (out / "report.html").exists():
-                write_report(out)
+                with not_essential(f"{out}/report.html"):
+                    write_report(out)
             return out
         say(describe(run) + taken if saved is None else going_on(run, saved))
         _loop(run, learner, start_step, best, stop)
@@ -169,7 +170,8 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
                 and time.monotonic() - save_time > 60 * recipe.checkpoint_minutes
             )
             if batch.step == start_step and first:
-                draw_views(batch, run)
+                with not_essential(f"{run.out}/report/views.png"):
+                    draw_views(batch, run)
             pieces = Pieces(batch, recipe, device, at_a_time)
             with environment_errors(memory_advice(at_a_time)):
                 current = learner.step(pieces, batch.step, requests)
@@ -211,9 +213,12 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
         log.close()
     if first:
         judgement, advice = verdict(log.recent, *facts)
-        write_text_durably(run.out / "report" / "verdict.json", json.dumps({"state": judgement, "advice": advice}))
+        with not_essential(f"{run.out}/report/verdict.json"):
+            (run.out / "report").mkdir(exist_ok=True)
+            write_text_durably(run.out / "report" / "verdict.json", json.dumps({"state": judgement, "advice": advice}))
         say(f"{judgement}: {advice}")
-        say(f"report: {write_report(run.out)}")
+        with not_essential(f"{run.out}/report.html"):
+            say(f"report: {write_report(run.out)}")
 
 
 def _evaluate(

@@ -167,7 +167,7 @@ def _recipe_of(name: str) -> Recipe:
         check_backbone(name, [])
         return load_recipe("default", {"backbone": name})
     if (Path(name) / "config.yaml").is_file():
-        text = (Path(name) / "config.yaml").read_text(encoding="utf-8")
+        text = (Path(name) / "config.yaml").read_text(encoding="utf-8", errors="surrogateescape")
         return validated(Recipe, read_yaml(text, f"{name}/config.yaml"), f"{name}/config.yaml")
     if name in recipe_names():
         recipe = load_recipe(name)

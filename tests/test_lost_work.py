@@ -1,0 +1,193 @@
+"""Attacks: what befalls a run's folder between two sittings or during one, and must neither end the run nor change a byte
+of it: damaged logs and settings, a disk that refuses them, reports that fail.
+
+Run: pytest tests/test_lost_work.py
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swav import checkpoint, files, jsonl, record, run, train
+from swav.config import to_yaml
+from swav.data.layouts import write_shapes
+from swav.errors import CheckpointError, ConfigError, EnvironmentError_
+from tests.test_train import SMALL
+
+LAST = 12
+
+
+@pytest.fixture(autouse=True)
+def _nothing_warned_of_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_warned", set())
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("shapes")
+    write_shapes(folder, "imagenet", train=64, val=32, size=32, seed=0)
+    return folder
+
+
+class Interrupted(Exception):
+    """Stands for a kill, between two instructions of the loop."""
+
+
+def pretrain(data: Path, out: Path, **changes: Any) -> Path:
+    return train.pretrain("tiny", out, **SMALL | {"data": str(data)} | changes)
+
+
+def interrupted(data: Path, out: Path, at: int, then: Callable[[], None] = lambda: None) -> Path:
+    """A run that ends in the middle of a step (counted from 1), with its last checkpoint four or fewer steps before."""
+    passed: list[str] = []
+
+    def interrupt(name: str) -> None:
+        passed.append(name)
+        if passed.count("step:middle") == at:
+            raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("swav.learner.fault_point", interrupt)
+        with pytest.raises(Interrupted):
+            pretrain(data, out)
+    then()
+    return out
+
+
+def outcome(out: Path) -> dict[str, str]:
+    """SHA-256 of the last checkpoint's tensors."""
+    place = out / "checkpoints" / f"step_{LAST:08d}"
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in place.glob("*.safetensors")}
+
+
+def steps(out: Path) -> list[int]:
+    return [line["step"] for line in jsonl.read_lines(out / "metrics.jsonl").values if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def whole(shapes, tmp_path_factory) -> dict[str, str]:
+    return outcome(pretrain(shapes, tmp_path_factory.mktemp("whole") / "run"))
+
+
+@pytest.fixture(scope="module")
+def begun(shapes, tmp_path_factory) -> Path:
+    return interrupted(shapes, tmp_path_factory.mktemp("begun") / "run", 7)
+
+
+@pytest.fixture
+def out(begun: Path, tmp_path: Path) -> Path:
+    """A copy of a run that was cut off in step 7, after the checkpoint of step 4."""
+    shutil.copytree(begun, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_damaged_logs_and_settings_are_repaired_and_change_no_byte(whole, shapes, out, capsys):
+    metrics, bad, config = (out / name for name in ("metrics.jsonl", "bad_files.jsonl", "config.yaml"))
+    settings = config.read_text()
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    metrics.write_bytes(b"".join([lines[0], b"\xff" + lines[1], b"garbage\n", *lines[2:], b'{"step": 9, "lo']))
+    bad.write_bytes(b'{"file": "\xe9.png", "reason": "cut"}\n\xff\n{"file": "x.p')
+    config.write_bytes(settings.encode()[:200] + b"\xff" + settings.encode()[200:])
+    pretrain(shapes, out)
+    assert outcome(out) == whole
+    said = capsys.readouterr().err
+    assert "metrics.jsonl: 2 damaged lines and a torn end dropped" in said
+    assert "bad_files.jsonl: 1 damaged line and a torn end dropped; 1 good line kept" in said
+    assert "config.yaml cannot be used" in said and "step_00000004/state.json" in said
+    assert config.read_text() == settings
+    assert steps(out) == [1, 3, 4, *range(5, LAST + 1)]
+    assert jsonl.read_lines(bad).values == [{"file": os.fsdecode(b"\xe9.png"), "reason": "cut"}]
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_text(""),
+    "cut": lambda path: path.write_text(path.read_text()[:-7]),
+    "zeros": lambda path: path.write_bytes(b"\0" * 4096),
+    "unknown key": lambda path: path.write_text(path.read_text().replace("epsilon:", "epsilom:")),
+    "no value of it": lambda path: path.write_text(path.read_text().replace("batch: 16", "batch: 1x")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_settings_that_are_lost_are_taken_from_the_newest_checkpoint(shapes, out, damage, monkeypatch, capsys):
+    settings = (out / "config.yaml").read_text()
+    DAMAGE[damage](out / "config.yaml")
+    found = run._settings_of(out)
+    assert found is not None and to_yaml(found) == settings
+    assert capsys.readouterr().err.count("swav: warning: ") == 1
+    with pytest.raises(ConfigError, match=r"epsilon: 0.05 -> 0.04"):
+        pretrain(shapes, out, epsilon=0.04)
+    monkeypatch.setattr(train, "_loop", lambda *_: None)
+    pretrain(shapes, out)
+    assert (out / "config.yaml").read_text() == settings
+
+
+def test_without_settings_and_without_a_whole_checkpoint_nothing_is_begun_anew(shapes, out):
+    (out / "config.yaml").unlink()
+    (out / "checkpoints" / "step_00000004" / "state.json").write_text("{}")
+    before = sorted(out.rglob("*"))
+    with pytest.raises(CheckpointError, match="none of 1 checkpoints verifies"):
+        pretrain(shapes, out)
+    assert sorted(out.rglob("*")) == before
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_disk_that_refuses_logs_pictures_and_reports_ends_no_run(
+    whole, shapes, tmp_path, monkeypatch, capsys, number
+):
+    real, refused = os.open, []
+
+    def refusing(path: Any, *rest: Any, **more: Any) -> int:
+        if str(path).endswith(".jsonl") and "metrics" in str(path) and len(refused) < 3:
+            refused.append(path)
+            raise OSError(number, os.strerror(number))
+        return real(path, *rest, **more)
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    class Board:
+        def add_scalar(self, *_: object) -> None:
+            raise RuntimeError("the writer's thread has died")
+
+    monkeypatch.setattr(os, "open", refusing)
+    monkeypatch.setattr(record, "write_views", broken)
+    monkeypatch.setattr(record, "_tensorboard", lambda _: Board())
+    monkeypatch.setattr(train, "write_report", broken)
+    out = pretrain(shapes, tmp_path / "run")
+    assert outcome(out) == whole and len(refused) == 3
+    assert steps(out) == list(range(4, LAST + 1))  # a line a step: three were lost
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("swav: warning: ")]
+    assert [word for word in ("views.png", "metrics.jsonl", "tensorboard", "report.html") if word in "".join(said)] == [
+        "views.png",
+        "metrics.jsonl",
+        "tensorboard",
+        "report.html",
+    ]
+    assert len(said) == 4
+
+
+def test_a_bad_file_that_could_not_be_listed_counts_and_is_listed_later(tmp_path, monkeypatch):
+    log = record.Log(tmp_path)
+    monkeypatch.setattr(record, "append", lambda *_: False)
+    assert log.add_bad([("a", "cut"), ("b", "cut")]) == 2 and log.add_bad([]) == 2
+    monkeypatch.undo()
+    assert log.add_bad([("a", "cut"), ("c", "cut")]) == 3
+    assert [line["file"] for line in jsonl.read_lines(tmp_path / "bad_files.jsonl").values] == ["a", "b", "c"]
+
+
+def test_a_full_disk_under_a_checkpoint_is_exit_4(shapes, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(EnvironmentError_, match="the disk is full") as caught:
+        pretrain(shapes, tmp_path / "run")
+    assert caught.value.exit_code == 4 and steps(tmp_path / "run") == [1, 2, 3, 4]
