@@ -11,9 +11,12 @@ import os
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
+
+from swav.errors import EnvironmentError_
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -93,6 +96,40 @@ def sync_folder(folder: Path) -> None:
         warn_once(f"{folder}: this file system cannot sync a folder; after a power cut the newest files may be missing")
     finally:
         os.close(descriptor)
+
+
+class FolderGuard:
+    """Notice that a folder was removed, moved or unmounted while this process works in it.
+
+    Writing on would make a new folder without what was there, or reach no folder at all. From the first check on the folder
+    is kept open, so that no new one gets its inode number.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._begun: os.stat_result | None = None
+
+    def check(self) -> None:
+        """Compare the folder of this name with the one at the first check.
+
+        Raises:
+            EnvironmentError_: there is none, or another one.
+        """
+        try:
+            if self._begun is None:
+                descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+                weakref.finalize(self, os.close, descriptor)
+                self._begun = os.fstat(descriptor)
+            same = os.path.samestat(self.folder.stat(), self._begun)
+        except (FileNotFoundError, NotADirectoryError):
+            same = False
+        except OSError:  # a network file system that does not answer says nothing of the folder
+            return
+        if not same:
+            raise EnvironmentError_(
+                f"{self.folder}: was removed or moved during the run (or its disk unmounted); nothing more was written there\n"
+                "put it back, and the same command continues from what was saved in it"
+            )
 
 
 class FileLock(contextlib.AbstractContextManager["FileLock"]):

@@ -13,7 +13,7 @@ from swav import dist
 from swav.data.loader import Batch
 from swav.data.photometric import apply_batched
 from swav.features import knn_top1
-from swav.files import not_essential
+from swav.files import FolderGuard, not_essential
 from swav.jsonl import append, read_if_possible
 from swav.monitor import STEP_VALUES, Monitor
 from swav.network.encoder import Encoder
@@ -25,7 +25,8 @@ from swav.runtime import memory_gb
 
 
 class Log:
-    """metrics.jsonl, bad_files.jsonl, and TensorBoard if it is installed. None of them ever ends a run.
+    """metrics.jsonl, bad_files.jsonl, and TensorBoard if it is installed. A line that cannot be written ends no run; that the
+    folder is another one, or gone, does.
 
     Attributes:
         recent: lines of metrics.jsonl, those of earlier sittings included.
@@ -34,6 +35,8 @@ class Log:
 
     def __init__(self, out: Path):
         self.metrics_path, self.bad_path = out / "metrics.jsonl", out / "bad_files.jsonl"
+        self._guard = FolderGuard(out)
+        self.check_folder()
         self.bad = self._known_bad()
         self.unlisted: list[tuple[str, str]] = []
         self.recent: list[dict[str, Any]] = read_if_possible(self.metrics_path) if dist.rank() == 0 else []
@@ -41,11 +44,21 @@ class Log:
         with not_essential(f"{out}/tensorboard"):
             self.board = _tensorboard(out / "tensorboard") if dist.rank() == 0 else None
 
+    def check_folder(self) -> None:
+        """On the first process, before it writes.
+
+        Raises:
+            EnvironmentError_: the run's folder was removed, moved or unmounted.
+        """
+        if dist.rank() == 0:
+            self._guard.check()
+
     def write(self, values: Mapping[str, float]) -> None:
         """Append a line to metrics.jsonl; only the first process does."""
         clean = {
             key: value if isinstance(value, int) or math.isfinite(value) else None for key, value in values.items()
         }
+        self.check_folder()
         append(self.metrics_path, clean)
         self.recent.append(clean)
         board, self.board = self.board, None  # not asked again once it has failed
@@ -68,6 +81,8 @@ class Log:
                 if name not in self.bad:
                     self.unlisted.append((name, reason))
                     self.bad.add(name)
+        if self.unlisted:
+            self.check_folder()
         while self.unlisted and append(self.bad_path, dict(zip(("file", "reason"), self.unlisted[0], strict=True))):
             del self.unlisted[0]
         return len(self.bad)

@@ -16,7 +16,7 @@ from swav import checkpoint, dist
 from swav.config import Recipe, load_recipe, to_yaml, validated
 from swav.data.device import Pieces
 from swav.data.loader import Loader
-from swav.errors import ConfigError, DataError, NumericsError, Stopped
+from swav.errors import ConfigError, DataError, EnvironmentError_, NumericsError, Stopped
 from swav.files import not_essential, write_text_durably
 from swav.learner import Learner
 from swav.monitor import STEP_VALUES, Monitor, Watch, verdict
@@ -133,16 +133,21 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
 
     def save() -> None:
         nonlocal saved_at, save_time
-        checkpoint.save(
-            run.out / "checkpoints",
-            done,
-            model=learner.network.state_dict(),
-            optim=learner.optimizer_tensors(),
-            local=learner.local_tensors(),
-            state=state(run, best),
-            keep=recipe.keep,
-            best=best[0] if best else None,
-        )
+        dist.on_first(log.check_folder)
+        try:
+            checkpoint.save(
+                run.out / "checkpoints",
+                done,
+                model=learner.network.state_dict(),
+                optim=learner.optimizer_tensors(),
+                local=learner.local_tensors(),
+                state=state(run, best),
+                keep=recipe.keep,
+                best=best[0] if best else None,
+            )
+        except EnvironmentError_:
+            dist.on_first(log.check_folder)  # it went away in the middle
+            raise
         saved_at, save_time = done, time.monotonic()
 
     def settle(values: list[float], step: int) -> tuple[bool, int]:
@@ -170,6 +175,7 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
                 and time.monotonic() - save_time > 60 * recipe.checkpoint_minutes
             )
             if batch.step == start_step and first:
+                log.check_folder()
                 with not_essential(f"{run.out}/report/views.png"):
                     draw_views(batch, run)
             pieces = Pieces(batch, recipe, device, at_a_time)
@@ -212,6 +218,7 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
         loader.close()
         log.close()
     if first:
+        log.check_folder()
         judgement, advice = verdict(log.recent, *facts)
         with not_essential(f"{run.out}/report/verdict.json"):
             (run.out / "report").mkdir(exist_ok=True)

@@ -4,10 +4,15 @@ of it: damaged logs and settings, a disk that refuses them, reports that fail.
 Run: pytest tests/test_lost_work.py
 """
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,7 @@ from swav import checkpoint, files, jsonl, record, run, train
 from swav.config import to_yaml
 from swav.data.layouts import write_shapes
 from swav.errors import CheckpointError, ConfigError, EnvironmentError_
+from tests.processes import LAUNCHER_VARIABLES
 from tests.test_train import SMALL
 
 LAST = 12
@@ -105,7 +111,7 @@ def test_damaged_logs_and_settings_are_repaired_and_change_no_byte(whole, shapes
     assert jsonl.read_lines(bad).values == [{"file": os.fsdecode(b"\xe9.png"), "reason": "cut"}]
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "missing": lambda path: path.unlink(),
     "empty": lambda path: path.write_text(""),
     "cut": lambda path: path.write_text(path.read_text()[:-7]),
@@ -142,11 +148,12 @@ def test_without_settings_and_without_a_whole_checkpoint_nothing_is_begun_anew(s
 def test_a_disk_that_refuses_logs_pictures_and_reports_ends_no_run(
     whole, shapes, tmp_path, monkeypatch, capsys, number
 ):
-    real, refused = os.open, []
+    real = os.open
+    refused: list[str] = []
 
     def refusing(path: Any, *rest: Any, **more: Any) -> int:
         if str(path).endswith(".jsonl") and "metrics" in str(path) and len(refused) < 3:
-            refused.append(path)
+            refused.append(str(path))
             raise OSError(number, os.strerror(number))
         return real(path, *rest, **more)
 
@@ -191,3 +198,86 @@ def test_a_full_disk_under_a_checkpoint_is_exit_4(shapes, tmp_path, monkeypatch)
     with pytest.raises(EnvironmentError_, match="the disk is full") as caught:
         pretrain(shapes, tmp_path / "run")
     assert caught.value.exit_code == 4 and steps(tmp_path / "run") == [1, 2, 3, 4]
+
+
+def removed(out: Path) -> None:
+    shutil.rmtree(out)
+
+
+def moved(out: Path) -> None:
+    out.rename(out.with_name("elsewhere"))
+
+
+def moved_and_made_anew(out: Path) -> None:
+    moved(out)
+    out.mkdir()
+
+
+@pytest.mark.parametrize("befall", [removed, moved, moved_and_made_anew])
+@pytest.mark.parametrize(
+    ("log_steps", "found_at"), [(1, 6), (100, 8)], ids=["at the next line of the log", "at the next checkpoint"]
+)
+def test_a_folder_that_goes_away_ends_the_run_and_is_not_made_again(
+    shapes, tmp_path, monkeypatch, befall, log_steps, found_at
+):
+    passed: list[str] = []
+
+    def step(name: str) -> None:
+        passed.append(name)
+        if passed.count("step:middle") == 6 and name == "step:middle":  # after the checkpoint of step 4
+            befall(tmp_path / "run")
+
+    monkeypatch.setattr("swav.learner.fault_point", step)
+    with pytest.raises(EnvironmentError_, match=r"run: was removed or moved during the run") as caught:
+        pretrain(shapes, tmp_path / "run", log_steps=log_steps)
+    assert caught.value.exit_code == 4 and passed.count("step:middle") == found_at
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+    if befall is not removed:
+        assert (tmp_path / "elsewhere" / "checkpoints" / "step_00000004" / "manifest.json").exists()
+
+
+def test_a_folder_that_goes_away_while_a_checkpoint_is_written_is_named(shapes, tmp_path, monkeypatch):
+    real = checkpoint._publish
+
+    def publish(temporary: Path, place: Path, step: int) -> None:
+        removed(tmp_path / "run")
+        real(temporary, place, step)
+
+    monkeypatch.setattr(checkpoint, "_publish", publish)
+    with pytest.raises(EnvironmentError_, match=r"run: was removed or moved during the run"):
+        pretrain(shapes, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_real_run_whose_folder_is_moved_ends_with_exit_4(shapes, tmp_path, processes):
+    """Of two processes the first finds it, and the other ends with it."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "swav", "pretrain", "tiny"]
+    settings = ("batch=16", "width=0.125", "prototypes=12", "queue_length=32", "epochs=2000", "workers=1")
+    plain = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES}
+    if sys.platform == "linux":
+        plain.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    out = tmp_path / "run"
+    with subprocess.Popen(
+        [*command, f"data={shapes}", *settings, "--out", str(out)],
+        cwd=Path(__file__).parents[1],
+        env=plain,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            while process.poll() is None and not steps(out):
+                time.sleep(0.02)
+            out.rename(tmp_path / "elsewhere")
+            _, said = process.communicate(timeout=120)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # no orphan trains on
+    assert process.returncode == (4 if processes == 1 else 1), said  # torchrun's own
+    assert said.count("was removed or moved during the run") == 1 and (processes == 1 or "exitcode  : 4" in said)
+    assert not out.exists() and 'Traceback (most recent call last):\n  File "/' not in said.partition("torch/dist")[0]

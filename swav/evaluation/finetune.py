@@ -24,7 +24,7 @@ from swav.errors import ConfigError, DataError, NumericsError
 from swav.evaluation.settings import TrainSettings
 from swav.evaluation.task import Task
 from swav.features import read_views
-from swav.files import write_text_durably
+from swav.files import FolderGuard, write_text_durably
 from swav.metrics import top_k_accuracy
 from swav.network.batch_norm import synchronised
 from swav.network.parallel import in_parallel
@@ -154,6 +154,10 @@ def train(task: Task[Any], train: Images, course: Course) -> Outcome:
     settings: TrainSettings = task.settings
     epochs = settings.epochs
     log, unreadable = _resumed(course)
+    guard = FolderGuard(course.folder)
+    if dist.rank() == 0:
+        course.folder.mkdir(parents=True, exist_ok=True)
+    dist.on_first(guard.check)
     per_epoch = len(train) // course.recipe.batch
     loader = Loader(
         train,
@@ -183,6 +187,7 @@ def train(task: Task[Any], train: Images, course: Course) -> Outcome:
                 if (batch.step + 1) % per_epoch == 0:
                     log.append(_line(course, settings, epoch, dist.all_reduce_sum(totals)))
                     unreadable = set().union(*dist.gather_objects(unreadable))
+                    dist.on_first(guard.check)  # saving would make a new one
                     _save(course, log, unreadable)
                     fault_point(f"{course.bench}:epoch")
                     totals = torch.zeros_like(totals)

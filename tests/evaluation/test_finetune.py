@@ -4,6 +4,7 @@ Run: pytest tests/evaluation/test_finetune.py
 """
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from swav.config import load_recipe
 from swav.data.images import labelled_halves
-from swav.errors import NumericsError
+from swav.errors import EnvironmentError_, NumericsError
 from swav.evaluation import finetune, linear_stages
 from swav.evaluation.settings import StagesSettings
 from swav.evaluation.task import Task
@@ -93,3 +94,16 @@ def test_what_a_run_takes_is_found_out_where_the_network_is(task):
 
 def test_steps_lie_behind_the_epoch_they_name():
     assert [finetune.steps_passed((2, 4), epoch) for epoch in range(6)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_folder_that_goes_away_is_found_after_the_epoch_and_not_made_again(task, monkeypatch):
+    real = finetune._line
+
+    def line(*arguments):
+        shutil.rmtree(task.out)
+        return real(*arguments)
+
+    monkeypatch.setattr(finetune, "_line", line)
+    with pytest.raises(EnvironmentError_, match="was removed or moved during the run"):
+        linear_stages.run(task)
+    assert not task.out.exists()
