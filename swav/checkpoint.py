@@ -28,7 +28,7 @@ from swav.files import DISK_IS_FULL, FileLock, remove_leftovers, sync_folder, wa
 from swav.runtime import fault_point
 
 FORMAT = 1
-WRITTEN_BY_A_RUN = ("config.yaml", "metrics.jsonl", "bad_files.jsonl", "latest")
+WRITTEN_BY_A_RUN = ("config.yaml", "images.npz", "metrics.jsonl", "bad_files.jsonl", "latest")
 _ALWAYS = {"model.safetensors", "optim.safetensors", "state.json"}  # in every checkpoint, beside the files of ranks
 
 Result = TypeVar("Result")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from swav import checkpoint, dist, jsonl, probe
 from swav.config import AUTO, HARMLESS, RESNETS, Recipe, settings_diff, settings_hash, to_yaml, validated
+from swav.data import roster
 from swav.data.images import Images, labelled_halves, open_images
 from swav.data.sample import is_grey, short_side
 from swav.derive import FOLLOWING, Facts, derive
@@ -58,7 +58,7 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
         wanted, kept = _as_before(before, wanted, out)
     cache, path = None if dry_run else out, wanted.data
     assert path is not None
-    images = dist.on_first(lambda: open_images(path, half="train", cache=cache))
+    images = dist.on_first(lambda: _open(path, cache, None if before is None else out, wanted))
     if not wanted.left_at_auto("batch") and len(images) < wanted.batch:
         raise DataError(
             f"{wanted.data}: expected at least one batch of {wanted.batch} images, found {len(images)}; use batch={_power_of_two(len(images))} or more images"
@@ -78,6 +78,12 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
         except DataError as error:
             unlabelled = str(error)  # usual where there are no labels; said, as it also tells of halves that differ
     return Run(out, recipe, reasons, images, labelled, unlabelled, device, kept, speeds[0] if speeds else None)
+
+
+def _open(path: str, cache: Path | None, resumed: Path | None, wanted: Recipe) -> Images:
+    """What a run trains on: the images under a path, or of a run in the folder `resumed` those that it began with."""
+    now = open_images(path, half="train", cache=cache)
+    return now if resumed is None else roster.as_begun(resumed / roster.FILE, now, wanted.max_bad)
 
 
 def _facts(images: Images, device: torch.device, speeds: list[float]) -> Facts:
@@ -171,12 +177,13 @@ def _power_of_two(count: int) -> int:
 
 
 def _check_bad(images: Images, recipe: Recipe) -> None:
-    allowed = max(10, math.floor(recipe.max_bad * (len(images) + len(images.bad))))
-    if len(images.bad) > allowed:
-        name, reason = images.bad[0]
+    allowed, bad = roster.allowed_bad(images, recipe.max_bad), [*images.gone, *images.bad]
+    if len(bad) > allowed:
+        name, reason = bad[0]
         raise DataError(
-            f"{images.root}: expected at most {allowed} unreadable images (max_bad={recipe.max_bad}), found {len(images.bad)}, "
-            f"first {name} ({reason}); remove them or raise max_bad"
+            f"{images.root}: expected at most {allowed} unreadable images (max_bad={recipe.max_bad}), found {len(bad)}, "
+            f"first {name} ({reason}); "
+            + ("put them back or raise max_bad" if images.gone else "remove them or raise max_bad")
         )
 
 
@@ -315,7 +322,7 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
     before = _settings_of(run.out)
     assert before is not None
     _refuse_changes(run.out, before, run.recipe)
-    dist.on_first(lambda: _repair(run.out, before, saved.step))
+    dist.on_first(lambda: _repair(run, before, saved.step))
     if run.kept:
         say(f"auto: {kept_in_words(run)}")
     if (device := saved.state["recipe"]["device"]) != run.recipe.device:
@@ -325,8 +332,11 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
     return saved
 
 
-def _repair(out: Path, settings: Recipe, step: int) -> None:
-    """Makes the text files of a run that goes on good again, before any process appends to them."""
+def _repair(run: Run, settings: Recipe, step: int) -> None:
+    """Makes logs, settings and the list of images of a run that is resumed good again, before any process appends to them."""
+    out = run.out
+    with not_essential(f"{out}/{roster.FILE}"):
+        roster.keep_roster(out / roster.FILE, run.images)
     forget_after(out / "metrics.jsonl", step)
     jsonl.repair(out / "bad_files.jsonl", lambda line: isinstance(line.get("file"), str))
     try:
@@ -344,6 +354,7 @@ def _begin(run: Run, config: Path) -> None:
         metrics.replace(run.out / "metrics.before.jsonl")
         say(f"{run.out}: holds a log but no checkpoint; begins anew, the old log is metrics.before.jsonl")
     write_text_durably(config, to_yaml(run.recipe))
+    roster.write_roster(run.out / roster.FILE, run.images)
     write_text_durably(metrics, "")
     (run.out / "bad_files.jsonl").unlink(missing_ok=True)
 

@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from swav import checkpoint, dist
 from swav.config import Recipe, load_recipe, to_yaml, validated
+from swav.data import roster
 from swav.data.device import Pieces
 from swav.data.loader import Loader
 from swav.errors import ConfigError, DataError, EnvironmentError_, NumericsError, Stopped
@@ -105,8 +105,8 @@ def _loop(run: Run, learner: Learner, start_step: int, best: tuple[int, float] |
     """Steps from `start_step` to the end, with checkpoints, a log, and an exit that loses nothing."""
     recipe, device, first = run.recipe, run.device, dist.rank() == 0
     log = Log(run.out)
-    log.add_bad(run.images.bad)
-    allowed_bad = max(10, math.floor(recipe.max_bad * (len(run.images) + len(run.images.bad))))
+    log.add_bad([*run.images.bad, *run.images.gone])
+    allowed_bad = roster.allowed_bad(run.images, recipe.max_bad)
     monitor = Monitor(sum(recipe.prototype_heads), recipe.head_dim, device)
     loader = Loader(
         run.images,

@@ -1,5 +1,5 @@
 """Attacks: what befalls a run's folder between two sittings or during one, and must neither end the run nor change a byte
-of it: damaged logs and settings, a disk that refuses them, reports that fail.
+of it: damaged logs and settings, a disk that refuses them, reports that fail, a folder that goes away, images that are lost.
 
 Run: pytest tests/test_lost_work.py
 """
@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from swav import checkpoint, files, jsonl, record, run, train
 from swav.config import to_yaml
 from swav.data.layouts import write_shapes
-from swav.errors import CheckpointError, ConfigError, EnvironmentError_
+from swav.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
 from tests.processes import LAUNCHER_VARIABLES
 from tests.test_train import SMALL
 
@@ -46,6 +47,7 @@ class Interrupted(Exception):
 
 
 def pretrain(data: Path, out: Path, **changes: Any) -> Path:
+    torch.set_num_threads(1)  # in fixtures of the module too: another number is other rounding
     return train.pretrain("tiny", out, **SMALL | {"data": str(data)} | changes)
 
 
@@ -281,3 +283,96 @@ def test_a_real_run_whose_folder_is_moved_ends_with_exit_4(shapes, tmp_path, pro
     assert process.returncode == (4 if processes == 1 else 1), said  # torchrun's own
     assert said.count("was removed or moved during the run") == 1 and (processes == 1 or "exitcode  : 4" in said)
     assert not out.exists() and 'Traceback (most recent call last):\n  File "/' not in said.partition("torch/dist")[0]
+
+
+@pytest.fixture
+def photos(shapes: Path, tmp_path: Path) -> Path:
+    """A copy of the data that may be damaged."""
+    shutil.copytree(shapes, tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def trained_on(photos: Path) -> list[Path]:
+    return sorted((photos / "train").rglob("*.png"))
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["deleted", "damaged in its header"])
+def test_an_image_lost_between_two_sittings_is_as_one_lost_during_a_run(photos, tmp_path, monkeypatch, capsys, damaged):
+    """To the byte: resumed twice, and against a run in which the image was lost after the step of the checkpoint."""
+    lost = trained_on(photos)[17]
+    content = lost.read_bytes()
+
+    def lose() -> None:
+        if damaged:
+            lost.write_bytes(b"\0" * len(content))
+        else:
+            lost.unlink()
+
+    begun = interrupted(photos, tmp_path / "parts", 7)
+    shutil.copytree(begun, tmp_path / "again")
+    roster = (begun / "images.npz").read_bytes()
+    lose()
+    expected: dict[str, str] = {}
+    for out in (begun, tmp_path / "again"):
+        capsys.readouterr()
+        pretrain(photos, out)
+        name = str(lost.relative_to(photos))
+        assert f"1 image of this run cannot be read any more: {name} (" in capsys.readouterr().err
+        assert [line["file"] for line in jsonl.read_lines(out / "bad_files.jsonl").values] == [name]
+        assert (out / "images.npz").read_bytes() == roster and steps(out) == list(range(1, LAST + 1))
+        assert expected in ({}, outcome(out))
+        expected = outcome(out)
+
+    lost.write_bytes(content)
+    passed: list[str] = []
+
+    def step(name: str) -> None:
+        passed.append(name)
+        if passed.count("step:end") == 4 and name == "step:end":
+            lose()
+
+    monkeypatch.setattr(train, "fault_point", step)
+    assert outcome(pretrain(photos, tmp_path / "whole")) == expected
+
+
+def test_more_lost_images_than_max_bad_are_exit_3_and_fewer_or_a_larger_max_bad_continue(photos, out, monkeypatch):
+    monkeypatch.setattr(train, "_loop", lambda *_: None)
+    for path in trained_on(photos)[:11]:
+        path.unlink()
+    with pytest.raises(
+        DataError, match=r"at most 10 unreadable images .* found 11, first train/\S+ \(no such file\)"
+    ) as caught:
+        pretrain(photos, out)
+    assert caught.value.exit_code == 3
+    pretrain(photos, out, max_bad=0.2)
+
+
+def test_added_files_are_left_out_and_another_data_set_is_refused(whole, photos, out, capsys):
+    folder = trained_on(photos)[0].parent
+    shutil.copy(trained_on(photos)[5], folder / "0.png")
+    capsys.readouterr()
+    pretrain(photos, out)
+    assert outcome(out) == whole and "1 file" in capsys.readouterr().err
+    for path in trained_on(photos):
+        path.rename(path.with_name(f"other {path.name}"))
+    with pytest.raises(ConfigError, match=r"the 64 images that the run .* found 64 of them missing .*png and 61 more"):
+        pretrain(photos, out)
+
+
+def test_a_run_of_an_earlier_version_has_no_list_and_gets_one(photos, out, monkeypatch, capsys):
+    monkeypatch.setattr(train, "_loop", lambda *_: None)
+    written = (out / "images.npz").read_bytes()
+    for content in (None, b"PK damaged"):
+        (out / "images.npz").unlink()
+        if content is not None:
+            (out / "images.npz").write_bytes(content)
+        lost = trained_on(photos)[3]
+        kept = lost.read_bytes()
+        lost.unlink()
+        with pytest.raises(ConfigError, match="expected the 64 images that the run"):
+            pretrain(photos, out)
+        lost.write_bytes(kept)
+        capsys.readouterr()
+        pretrain(photos, out)
+        assert ("cannot be used" in capsys.readouterr().err) == (content is not None)
+        assert (out / "images.npz").read_bytes() == written

@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -53,6 +53,8 @@ JPEG_MODES = {"YCbCr": "RGB", "RGB": "RGB", "Gray": "L"}  # what simplejpeg may 
 ORIENTATION = 0x0112  # EXIF's tag
 RETRIED = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}  # what a network file system says when it hiccups
 RETRY_SECONDS = (0.1, 0.5)
+
+Result = TypeVar("Result")
 
 # Pillow warns of odd metadata on the user's terminal, once per process. What we can't read, we name ourselves.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -148,21 +150,37 @@ def open_regular(path: bytes | str | Path) -> io.BufferedIOBase:
     return os.fdopen(descriptor, "rb")
 
 
+def patiently(work: Callable[[], Result]) -> Result:
+    """Return what `work` returns; an error that network file systems give in passing is met with two more tries.
+
+    Raises:
+        OSError: another one, or the third.
+    """
+    for seconds in RETRY_SECONDS:
+        try:
+            return work()
+        except OSError as error:
+            if error.errno not in RETRIED:
+                raise
+        time.sleep(seconds)
+    return work()
+
+
 def read_file(path: bytes, name: str) -> bytes:
-    """Returns a file's content; an error that network file systems give in passing is met with two more tries.
+    """Return a file's content, patiently.
 
     Raises:
         Unreadable: with this name, where the system refuses.
     """
-    for seconds in (*RETRY_SECONDS, None):
-        try:
-            with open_regular(path) as file:
-                return file.read()
-        except OSError as error:
-            if seconds is None or error.errno not in RETRIED:
-                raise Unreadable(name, reason_of(error)) from error
-            time.sleep(seconds)
-    raise AssertionError("unreachable")
+
+    def read() -> bytes:
+        with open_regular(path) as file:
+            return file.read()
+
+    try:
+        return patiently(read)
+    except OSError as error:
+        raise Unreadable(name, reason_of(error)) from error
 
 
 def reason_of(error: BaseException) -> str:

@@ -4,9 +4,10 @@ A million files are meant to pass through here: one `scandir` per folder, one `s
 """
 
 # pathlib knows no bytes:
-# ruff: noqa: PTH116, PTH118, PTH122
+# ruff: noqa: PTH118, PTH122
 
 import csv
+import functools
 import io
 import itertools
 import os
@@ -19,7 +20,7 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from swav.data.decode import printable, reason_of
+from swav.data.decode import patiently, printable, reason_of
 from swav.errors import DataError, did_you_mean
 
 IMAGE_EXTENSIONS = frozenset(b".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split())
@@ -102,12 +103,11 @@ def walk(root: Path, folder: str = "") -> Found:
     while waiting or linked:
         inside = waiting.pop() if waiting else linked.pop(0)
         try:
-            about = os.stat(path_of(root, inside))
+            about = patiently(functools.partial(os.stat, path_of(root, inside)))
             if (about.st_dev, about.st_ino) in seen:
                 continue
             seen.add((about.st_dev, about.st_ino))
-            with os.scandir(path_of(root, inside)) as scanned:
-                entries = sorted(scanned, key=lambda entry: entry.name)
+            entries = patiently(functools.partial(_entries, path_of(root, inside)))
         except OSError as error:
             bad.append((os.fsdecode(inside), f"folder: {reason_of(error)}"))
             continue
@@ -119,7 +119,7 @@ def walk(root: Path, folder: str = "") -> Found:
             name = inside + entry.name
             extension = os.path.splitext(entry.name)[1].lower()
             try:
-                about = entry.stat()
+                about = patiently(entry.stat)
             except OSError as error:  # a dangling link, or one to itself
                 if extension in IMAGE_EXTENSIONS:
                     bad.append((os.fsdecode(name), reason_of(error)))
@@ -137,6 +137,11 @@ def walk(root: Path, folder: str = "") -> Found:
     return Found([names[i] for i in order], _rows([known[i] for i in order]), sorted(bad), others)
 
 
+def _entries(folder: bytes) -> list[os.DirEntry[bytes]]:
+    with os.scandir(folder) as scanned:
+        return sorted(scanned, key=lambda entry: entry.name)
+
+
 def look_up(root: Path, names: list[bytes]) -> tuple[Found, NDArray[np.int64]]:
     """Looks for the files of a list, in its order; any extension will do. Also returns which of `names` were found."""
     kept: list[int] = []
@@ -144,7 +149,7 @@ def look_up(root: Path, names: list[bytes]) -> tuple[Found, NDArray[np.int64]]:
     bad: list[tuple[str, str]] = []
     for i, name in enumerate(names):
         try:
-            about = os.stat(path_of(root, name))
+            about = patiently(functools.partial(os.stat, path_of(root, name)))
         except (OSError, ValueError) as error:
             bad.append((os.fsdecode(name), reason_of(error)))
             continue
