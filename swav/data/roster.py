@@ -129,9 +129,7 @@ def as_begun(path: Path, now: Images, max_bad: float) -> Images:
     except FileNotFoundError:
         return now
     except (OSError, ValueError) as error:
-        warn(
-            f"{path}: cannot be used ({error}); the images must be exactly those that the run began with, and no file may be missing"
-        )
+        warn(f"{path}: cannot be used ({error}); so the images must be exactly those that the run began with")
         return now
     _compare(path.parent, began, now, max_bad)
     return began
