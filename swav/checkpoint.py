@@ -40,7 +40,7 @@ from swav.runtime import fault_point
 from swav.tensors import not_finite, some
 
 FORMAT = 1
-WRITTEN_BY_A_RUN = ("config.yaml", "metrics.jsonl", "bad_files.jsonl", "latest")
+WRITTEN_BY_A_RUN = ("config.yaml", "images.npz", "metrics.jsonl", "bad_files.jsonl", "latest")
 _ABSENT = (
     errno.ENOENT,
     errno.ENOTDIR,

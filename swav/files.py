@@ -12,7 +12,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -43,6 +44,15 @@ def warn_once(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
         warn(message)
+
+
+@contextlib.contextmanager
+def not_essential(what: str) -> Iterator[None]:
+    """Make any failure to write something that a run can do without a warning: a report, a picture, TensorBoard."""
+    try:
+        yield
+    except Exception as error:  # libraries of others write some of it, and raise what they like
+        warn_once(f"{what} could not be written ({type(error).__name__}: {error}); the run is not affected")
 
 
 def check_writable(folder: Path) -> None:
@@ -79,13 +89,16 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / CHECKPOINTS).is_dir()
 
 
-def patiently(work: Callable[[], Result]) -> Result:
+def patiently(work: Callable[[], Result], pauses: Sequence[float] = PAUSES_SECONDS) -> Result:
     """Do some reading, and after a pause again where the file system reports an error that often passes.
+
+    Args:
+        pauses: seconds, between the tries.
 
     Raises:
         OSError: of the last try, or one that does not pass.
     """
-    for pause in PAUSES_SECONDS:
+    for pause in pauses:
         try:
             return work()
         except OSError as error:
@@ -127,6 +140,16 @@ def write_text_durably(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace a file of bytes in one step, see replaced_durably.
+
+    Raises:
+        OSError: the file cannot be written; the old one is untouched, and no temporary file is left.
+    """
+    with replaced_durably(path) as beside:
+        beside.write_bytes(content)
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove what killed writers of `path` left beside it. Only for the holder of the lock under which it is written."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
@@ -165,6 +188,40 @@ def sync_folder(folder: Path) -> None:
         warn_once(f"{folder}: this file system cannot sync a folder; after a power cut the newest files may be missing")
     finally:
         os.close(descriptor)
+
+
+class FolderGuard:
+    """Notice that a folder was removed, moved or unmounted while this process works in it.
+
+    Writing on would make a new folder without what was there, or reach no folder at all. From the first check on the folder
+    is kept open, so that no new one gets its inode number.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._begun: os.stat_result | None = None
+
+    def check(self) -> None:
+        """Compare the folder of this name with the one at the first check.
+
+        Raises:
+            EnvironmentError_: there is none, or another one.
+        """
+        try:
+            if self._begun is None:
+                descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+                weakref.finalize(self, os.close, descriptor)
+                self._begun = os.fstat(descriptor)
+            same = os.path.samestat(self.folder.stat(), self._begun)
+        except (FileNotFoundError, NotADirectoryError):
+            same = False
+        except OSError:  # a network file system that does not answer says nothing of the folder
+            return
+        if not same:
+            raise EnvironmentError_(
+                f"{self.folder}: was removed or moved during the run (or its disk unmounted); nothing more was written there\n"
+                "put it back, and the same command continues from what was saved in it"
+            )
 
 
 class FileLock(contextlib.AbstractContextManager["FileLock"]):

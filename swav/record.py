@@ -1,11 +1,10 @@
 """What a run writes down while it trains: metrics, bad files, and the views as the network saw them."""
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,8 @@ from swav import dist
 from swav.data.loader import Batch
 from swav.data.photometric import apply_batched
 from swav.features import knn_top1
+from swav.files import FolderGuard, not_essential
+from swav.jsonl import append, read_if_possible
 from swav.monitor import STEP_VALUES, Monitor
 from swav.network.encoder import Encoder
 from swav.network.heads import SwavNetwork
@@ -24,57 +25,81 @@ from swav.runtime import memory_gb
 
 
 class Log:
-    """metrics.jsonl (a flushed line each), bad_files.jsonl, and TensorBoard if it is installed."""
+    """metrics.jsonl, bad_files.jsonl, and TensorBoard if it is installed. A line that cannot be written ends no run; that the
+    folder is another one, or gone, does.
+
+    Attributes:
+        recent: lines of metrics.jsonl, those of earlier sittings included.
+        bad: names of the files that are listed in bad_files.jsonl, or would be if it could be written.
+    """
 
     def __init__(self, out: Path):
-        self.bad_path = out / "bad_files.jsonl"
+        self.metrics_path, self.bad_path = out / "metrics.jsonl", out / "bad_files.jsonl"
+        self._guard = FolderGuard(out)
+        self.check_folder()
         self.bad = self._known_bad()
-        self.metrics: IO[str] | None = None  # of the first process only: the others write no metrics
-        self.recent: list[dict[str, Any]] = []
+        self.unlisted: list[tuple[str, str]] = []
+        self.recent: list[dict[str, Any]] = read_if_possible(self.metrics_path) if dist.rank() == 0 else []
+        self.board: Any = None
+        with not_essential(f"{out}/tensorboard"):
+            self.board = _tensorboard(out / "tensorboard") if dist.rank() == 0 else None
+
+    def check_folder(self) -> None:
+        """On the first process, before it writes.
+
+        Raises:
+            EnvironmentError_: the run's folder was removed, moved or unmounted.
+        """
         if dist.rank() == 0:
-            self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
-            text = (out / "metrics.jsonl").read_text(encoding="utf-8")
-            self.recent = [json.loads(line) for line in text.splitlines()]
-        try:
-            from torch.utils.tensorboard import SummaryWriter  # an extra: here only if it is installed
-        except ImportError:
-            self.board: Any = None
-        else:
-            self.board = SummaryWriter(str(out / "tensorboard")) if dist.rank() == 0 else None
+            self._guard.check()
 
     def write(self, values: Mapping[str, float]) -> None:
+        """Append a line to metrics.jsonl; only the first process does."""
         clean = {
             key: value if isinstance(value, int) or math.isfinite(value) else None for key, value in values.items()
         }
-        assert self.metrics is not None
-        self.metrics.write(json.dumps(clean) + "\n")
-        self.metrics.flush()
+        self.check_folder()
+        append(self.metrics_path, clean)
         self.recent.append(clean)
-        for key, value in clean.items():
-            if self.board is not None and value is not None and key not in ("step", "epoch"):
-                self.board.add_scalar(key, value, values["step"])
+        board, self.board = self.board, None  # not asked again once it has failed
+        with not_essential(f"{self.metrics_path.parent}/tensorboard"):
+            for key, value in clean.items():
+                if board is not None and value is not None and key not in ("step", "epoch"):
+                    board.add_scalar(key, value, values["step"])
+            self.board = board
 
     def _known_bad(self) -> set[str]:
-        lines = self.bad_path.read_text(encoding="utf-8").splitlines() if self.bad_path.exists() else []
-        return {json.loads(line)["file"] for line in lines if line.endswith("}")}
+        names = (line.get("file") for line in read_if_possible(self.bad_path))
+        return {name for name in names if isinstance(name, str)}
 
     def add_bad(self, found: Sequence[tuple[str, str]]) -> int:
         """Lists files not listed yet (other processes write here too); returns how many are listed."""
         new = [(name, reason) for name, reason in found if name not in self.bad]
         if new:
             self.bad |= self._known_bad()
-            with self.bad_path.open("a", encoding="utf-8") as file:
-                for name, reason in new:
-                    if name not in self.bad:
-                        file.write(json.dumps({"file": name, "reason": reason}) + "\n")
-                        self.bad.add(name)
+            for name, reason in new:
+                if name not in self.bad:
+                    self.unlisted.append((name, reason))
+                    self.bad.add(name)
+        if self.unlisted:
+            self.check_folder()
+        while self.unlisted and append(self.bad_path, dict(zip(("file", "reason"), self.unlisted[0], strict=True))):
+            del self.unlisted[0]
         return len(self.bad)
 
     def close(self) -> None:
-        if self.metrics is not None:
-            self.metrics.close()
-        if self.board is not None:
-            self.board.close()
+        with not_essential(f"{self.metrics_path.parent}/tensorboard"):
+            if self.board is not None:
+                self.board.close()
+
+
+def _tensorboard(folder: Path) -> Any:
+    """A writer of TensorBoard's files; None if that is not installed (it is an extra)."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))
 
 
 class Clock:

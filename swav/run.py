@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swav import checkpoint, dist, probe
+from swav import checkpoint, dist, jsonl, probe
 from swav.config import AUTO, HARMLESS, RESNETS, Recipe, settings_diff, settings_hash, to_yaml, validated
+from swav.data import roster
 from swav.data.images import Images, labelled_halves, open_images
 from swav.data.sample import is_grey, short_side
 from swav.data.shared import SharedImages
 from swav.derive import FOLLOWING, Facts, derive
-from swav.errors import CheckpointError, ConfigError, DataError, EnvironmentError_, counted
-from swav.files import CHECKPOINTS, CONFIG, warn, write_text_durably
+from swav.errors import ConfigError, DataError, EnvironmentError_, counted
+from swav.files import CHECKPOINTS, CONFIG, not_essential, warn, warn_once, write_text_durably
 from swav.monitor import too_few
 from swav.network.trunk import check_backbone
 from swav.runtime import available_cpus, computes_in_bf16, has_compiler, versions
@@ -60,7 +60,7 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
         wanted, kept = _as_before(before, wanted, out)
     cache, path = None if dry_run else out, wanted.data
     assert path is not None
-    images = dist.on_first(lambda: open_images(path, half="train", cache=cache))
+    images = dist.on_first(lambda: _open(path, cache, None if before is None else out, wanted))
     if not wanted.left_at_auto("batch") and len(images) < wanted.batch:
         raise DataError(
             f"{wanted.data}: expected at least one batch of {wanted.batch} images, found {len(images)}; use batch={_power_of_two(len(images))} or more images"
@@ -87,6 +87,12 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
 def shared_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that all processes must have in common: all but `workers`, which follow from a machine's cores."""
     return recipe.model_dump(mode="json", exclude={"workers"})
+
+
+def _open(path: str, cache: Path | None, resumed: Path | None, wanted: Recipe) -> Images:
+    """What a run trains on: the images under a path, or of a run in the folder `resumed` those that it began with."""
+    now = open_images(path, half="train", cache=cache)
+    return now if resumed is None else roster.as_begun(resumed / roster.FILE, now, wanted.max_bad)
 
 
 def _facts(images: Images, device: torch.device, speeds: list[float]) -> Facts:
@@ -117,15 +123,39 @@ def _facts(images: Images, device: torch.device, speeds: list[float]) -> Facts:
 
 
 def _settings_of(out: Path) -> Recipe | None:
-    """The settings of the run in a folder, if there is one that has saved something."""
-    config = out / CONFIG
-    if not config.exists() or not checkpoint.are_in(out / CHECKPOINTS):
+    """The settings of the run in a folder, if there is one that has saved something.
+
+    Where config.yaml is missing or damaged, they are those that its newest whole checkpoint holds.
+
+    Raises:
+        CheckpointError: no checkpoint verifies either.
+    """
+    if not checkpoint.are_in(out / CHECKPOINTS):
         return None
-    return _read_settings(config)
+    try:
+        return _read_settings(out / CONFIG)
+    except (OSError, ValueError) as error:  # ConfigError is a ValueError
+        newest = checkpoint.newest(out / CHECKPOINTS, warn=lambda _: None)  # `resume` says what it passes over
+        if newest is None:
+            return None
+        if dist.rank() == 0:
+            found = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be used ({error})"
+            warn_once(f"{out}/config.yaml {found}; the settings are taken from {newest.name}/state.json")
+        state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        return validated(Recipe, state["recipe"], f"{newest.name}/state.json")
 
 
 def _read_settings(config: Path) -> Recipe:
-    return validated(Recipe, read_yaml(config.read_text(encoding="utf-8"), str(config)), str(config))
+    """Settings as a run wrote them.
+
+    Raises:
+        OSError, ValueError: there are none, or not all of them: a run's file is never empty and ends with its last line.
+        ConfigError: they are no settings.
+    """
+    text = config.read_text(encoding="utf-8")
+    if not text.endswith("\n"):
+        raise ValueError("it ends in the middle of a line" if text else "it is empty")
+    return validated(Recipe, read_yaml(text, config.name), config.name)
 
 
 def _as_before(before: Recipe, wanted: Recipe, out: Path) -> tuple[Recipe, list[str]]:
@@ -156,12 +186,13 @@ def _power_of_two(count: int) -> int:
 
 
 def _check_bad(images: Images, recipe: Recipe) -> None:
-    allowed = max(10, math.floor(recipe.max_bad * (len(images) + len(images.bad))))
-    if len(images.bad) > allowed:
-        name, reason = images.bad[0]
+    allowed, bad = roster.allowed_bad(images, recipe.max_bad), [*images.gone, *images.bad]
+    if len(bad) > allowed:
+        name, reason = bad[0]
         raise DataError(
-            f"{images.root}: expected at most {allowed} unreadable images (max_bad={recipe.max_bad}), found {len(images.bad)}, "
-            f"first {name} ({reason}); remove them or raise max_bad"
+            f"{images.root}: expected at most {allowed} unreadable images (max_bad={recipe.max_bad}), found {len(bad)}, "
+            f"first {name} ({reason}); "
+            + ("put them back or raise max_bad" if images.gone else "remove them or raise max_bad")
         )
 
 
@@ -295,18 +326,17 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
         if dist.rank() == 0:
             _begin(run, config)
         return None
-    if not config.exists():
-        raise CheckpointError(f"{run.out}: holds checkpoints but no config.yaml; put it back, or use another --out")
     saved = checkpoint.read(path)
     if saved.state["data_fingerprint"] != run.images.fingerprint:  # first: other images give other derived settings
         raise ConfigError(
             f"{run.recipe.data}: expected the {saved.state['num_images']} images that the run in {run.out} began with, "
             f"found {len(run.images)} or others; put them back, or use another --out"
         )
-    _refuse_changes(run.out, _read_settings(config), run.recipe)
+    before = _settings_of(run.out)
+    assert before is not None
+    _refuse_changes(run.out, before, run.recipe)
     _check_origin(run, saved)
-    if dist.rank() == 0:
-        forget_after(run.out / "metrics.jsonl", saved.step)
+    dist.on_first(lambda: _repair(run, before, saved.step))
     if run.kept:
         say(f"auto: {kept_in_words(run)}")
     if (device := saved.state["recipe"]["device"]) != run.recipe.device:
@@ -342,6 +372,20 @@ def _check_origin(run: Run, saved: checkpoint.Checkpoint) -> None:
         )
 
 
+def _repair(run: Run, settings: Recipe, step: int) -> None:
+    """Makes logs, settings and the list of images of a run that is resumed good again, before any process appends to them."""
+    out = run.out
+    with not_essential(f"{out}/{roster.FILE}"):
+        roster.keep_roster(out / roster.FILE, run.images)
+    forget_after(out / "metrics.jsonl", step)
+    jsonl.repair(out / "bad_files.jsonl", lambda line: isinstance(line.get("file"), str))
+    try:
+        _read_settings(out / CONFIG)
+    except (OSError, ValueError):
+        with not_essential(f"{out}/config.yaml"):
+            write_text_durably(out / CONFIG, to_yaml(settings))
+
+
 def _begin(run: Run, config: Path) -> None:
     """Makes the folder ready for a run from its first step. What an earlier one without a checkpoint logged is set aside."""
     (run.out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
@@ -350,6 +394,7 @@ def _begin(run: Run, config: Path) -> None:
         metrics.replace(run.out / "metrics.before.jsonl")
         say(f"{run.out}: holds a log but no checkpoint; begins anew, the old log is metrics.before.jsonl")
     write_text_durably(config, to_yaml(run.recipe))
+    roster.write_roster(run.out / roster.FILE, run.images)
     write_text_durably(metrics, "")
     (run.out / "bad_files.jsonl").unlink(missing_ok=True)
 
@@ -398,14 +443,5 @@ def dealt(shards: Sequence[Float[Tensor, "A _ D"]], batch: int, processes: int) 
 
 
 def forget_after(metrics: Path, step: int) -> None:
-    """Drops the lines of steps that will be made again (and a half-written last one). Writes only if there are some."""
-    before = metrics.read_text(encoding="utf-8") if metrics.exists() else ""
-    kept = []
-    for line in before.splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue
-    if (after := "".join(kept)) != before:
-        write_text_durably(metrics, after)
+    """Drops the lines of steps that will be made again, and what is no line of metrics. Writes only if there are some."""
+    jsonl.repair(metrics, lambda line: isinstance(line.get("step"), int) and line["step"] <= step)

@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import Any
 from swav import checkpoint, dist
 from swav.agreement import code, require_agreement, seen
 from swav.config import Recipe, load_recipe, to_yaml, validated
+from swav.data import roster
 from swav.data.device import Pieces
 from swav.data.loader import Loader
-from swav.errors import DataError, NumericsError, Stopped
+from swav.errors import DataError, EnvironmentError_, NumericsError, Stopped
 from swav.exported import FOLDER, how_to_use
-from swav.files import write_text_durably
+from swav.files import not_essential, write_text_durably
 from swav.learner import Learner
 from swav.monitor import STEP_VALUES, Monitor, Watch, verdict
 from swav.network.export import export_backbone, export_missing
@@ -102,7 +102,8 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
             say(f"{out}: finished at step {start_step}; nothing to do")
             exported = dist.on_first(lambda: export_missing(out, start_step))
             if dist.rank() == 0 and (exported or not (out / "report.html").exists()):
-                write_report(out)
+                with not_essential(f"{out}/report.html"):
+                    write_report(out)
             if exported:
                 say(how_to_use(exported, out / FOLDER))
             return out
@@ -122,8 +123,8 @@ def _loop(
     """Steps from `start_step` to the end, with checkpoints, a log, and an exit that loses nothing."""
     recipe, device, first = run.recipe, run.device, dist.rank() == 0
     log = Log(run.out)
-    log.add_bad(run.images.bad)
-    allowed_bad = max(10, math.floor(recipe.max_bad * (len(run.images) + len(run.images.bad))))
+    log.add_bad([*run.images.bad, *run.images.gone])
+    allowed_bad = roster.allowed_bad(run.images, recipe.max_bad)
     loader = Loader(
         run.images,
         recipe,
@@ -150,16 +151,21 @@ def _loop(
 
     def save() -> None:
         nonlocal saved_at, save_time
-        checkpoint.save(
-            run.out / "checkpoints",
-            done,
-            model=learner.network.state_dict(),
-            optim=learner.optimizer_tensors(),
-            local=learner.local_tensors() | monitor.state_dict(),
-            state=state(run, best),
-            keep=recipe.keep,
-            best=best[0] if best else None,
-        )
+        dist.on_first(log.check_folder)
+        try:
+            checkpoint.save(
+                run.out / "checkpoints",
+                done,
+                model=learner.network.state_dict(),
+                optim=learner.optimizer_tensors(),
+                local=learner.local_tensors() | monitor.state_dict(),
+                state=state(run, best),
+                keep=recipe.keep,
+                best=best[0] if best else None,
+            )
+        except EnvironmentError_:
+            dist.on_first(log.check_folder)  # it went away in the middle
+            raise
         saved_at, save_time = done, time.monotonic()
 
     def settle(values: list[float], step: int) -> tuple[bool, int]:
@@ -187,7 +193,9 @@ def _loop(
                 and time.monotonic() - save_time > 60 * recipe.checkpoint_minutes
             )
             if batch.step == start_step and first:
-                draw_views(batch, run)
+                log.check_folder()
+                with not_essential(f"{run.out}/report/views.png"):
+                    draw_views(batch, run)
             pieces = Pieces(batch, recipe, device, at_a_time)
             with environment_errors(memory_advice(at_a_time)):
                 current = Readback(learner.step(pieces, batch.step, requests))
@@ -228,14 +236,18 @@ def _loop(
         loader.close()
         log.close()
     if first:
+        log.check_folder()
         judgement, advice = verdict(log.recent, *facts)
-        write_text_durably(run.out / "report" / "verdict.json", json.dumps({"state": judgement, "advice": advice}))
+        with not_essential(f"{run.out}/report/verdict.json"):
+            (run.out / "report").mkdir(exist_ok=True)
+            write_text_durably(run.out / "report" / "verdict.json", json.dumps({"state": judgement, "advice": advice}))
         say(f"{judgement}: {advice}")
     try:
         exported = dist.on_first(lambda: export_backbone(run.out))
     finally:
         if first:
-            say(f"report: {write_report(run.out)}")
+            with not_essential(f"{run.out}/report.html"):
+                say(f"report: {write_report(run.out)}")
     say(how_to_use(exported, run.out / FOLDER))
 
 

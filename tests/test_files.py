@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from swav import files
+from swav.errors import EnvironmentError_
 from swav.files import is_run, patiently, visible
 
 ROOT = Path(__file__).parents[1]
@@ -156,3 +158,43 @@ def test_only_errors_that_pass_are_tried_again(monkeypatch, number, tries):
     assert len(tried) == tries
     tried.extend([number] * 9)
     assert patiently(read) == "content"
+
+
+def gone(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def moved(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def made_anew(folder: Path) -> None:
+    gone(folder)
+    folder.mkdir()  # most file systems give the inode number that has just become free
+
+
+def a_file_now(folder: Path) -> None:
+    gone(folder)
+    folder.write_text("")
+
+
+@pytest.mark.parametrize("befall", [gone, moved, made_anew, a_file_now])
+def test_a_folder_that_is_no_longer_the_same_is_noticed_and_not_made_again(tmp_path, befall):
+    (tmp_path / "out").mkdir()
+    guard = files.FolderGuard(tmp_path / "out")
+    guard.check()
+    (tmp_path / "out" / "file").write_text("")
+    guard.check()
+    befall(tmp_path / "out")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(EnvironmentError_, match=r"out: was removed or moved during the run.*\nput it back") as caught:
+        guard.check()
+    assert caught.value.exit_code == 4 and sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_file_system_that_does_not_answer_is_no_folder_that_is_gone(tmp_path, monkeypatch, number):
+    guard = files.FolderGuard(tmp_path)
+    guard.check()
+    monkeypatch.setattr(Path, "stat", raising(number))
+    guard.check()

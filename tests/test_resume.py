@@ -8,6 +8,7 @@ Run: pytest tests/test_resume.py -m slow
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,3 +132,27 @@ def test_two_processes_then_one_then_two_are_one_run(shapes, tmp_path):
     # Rounding grows by a factor of about 3 a step here (4e-6 to 5e-3 were seen); other images or rows would show as 0.1.
     for (step, ours, *_), (_, its, *_) in zip(found, expected, strict=True):
         assert abs(ours - its) < (1e-4 if step <= 6 else 2e-2), step
+
+
+def test_an_image_lost_after_a_kill_gives_the_same_bytes_at_every_resume_and_the_old_steps_stay(
+    whole, shapes, tmp_path
+):
+    """Only steps after the lost image's next turn may differ from the run that kept it."""
+    processes, expected = whole
+    photos, out = tmp_path / "photos", tmp_path / "run"
+    shutil.copytree(shapes, photos)
+    killed = pretrain(processes, photos, out, "step:end:7")
+    assert killed.returncode == (-signal.SIGKILL if processes == 1 else 1), killed.stderr
+    lost = sorted((photos / "train").rglob("*.png"))[17]
+    lost.unlink()
+    shutil.copytree(out, tmp_path / "again")
+    found = []
+    for folder in (out, tmp_path / "again"):
+        resumed = pretrain(processes, photos, folder)
+        assert resumed.returncode == 0, resumed.stderr
+        assert resumed.stderr.count("1 image of this run cannot be read any more: ") == 1
+        listed = [json.loads(line)["file"] for line in (folder / "bad_files.jsonl").read_text().splitlines()]
+        assert listed == [str(lost.relative_to(photos))]
+        found.append(outcome(folder))
+    assert found[0] == found[1] and found[0][1][:4] == expected[1][:4]
+    assert [step for step, _ in found[0][1]] == list(range(1, LAST + 1))

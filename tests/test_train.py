@@ -4,7 +4,6 @@ Golden traces of the same step are in test_golden.py, kills in test_resume.py. R
 """
 
 import contextlib
-import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -311,15 +310,6 @@ def test_a_run_without_a_checkpoint_begins_anew_and_keeps_the_old_log(shapes, tm
     assert "begins anew" in capsys.readouterr().err
     assert (run / "metrics.before.jsonl").read_text() == '{"step": 1}\n'
     assert not (run / "bad_files.jsonl").exists() and lines(run)[-1]["step"] == 12
-
-
-def test_a_full_disk_under_the_log_is_exit_4(shapes, tmp_path, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
-
-    monkeypatch.setattr("swav.record.Log.write", full)
-    with pytest.raises(EnvironmentError_, match=r"metrics.jsonl: the disk is full"):
-        train.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
 
 
 def test_a_dry_run_prints_every_resolved_setting(shapes, tmp_path, capsys, monkeypatch):

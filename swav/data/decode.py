@@ -19,11 +19,10 @@ import errno
 import io
 import os
 import stat
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -41,6 +40,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from swav import files
 from swav.data.damage import MAX_BYTES, ROOM, check_size, jpeg_damage, png_header, png_pixels, with_end
 
 READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
@@ -54,8 +54,9 @@ READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
 }
 JPEG_MODES = {"YCbCr": "RGB", "RGB": "RGB", "Gray": "L"}  # what simplejpeg may decode; CMYK and YCCK are Pillow's
 ORIENTATION = 0x0112  # EXIF's tag
-RETRIED = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}  # what a network file system says when it hiccups
 RETRY_SECONDS = (0.1, 0.5)
+
+Result = TypeVar("Result")
 
 # Pillow warns of odd metadata on the user's terminal, once per process. What we can't read, we name ourselves.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -171,8 +172,13 @@ def open_regular(path: bytes | str | Path) -> io.BufferedIOBase:
     return os.fdopen(descriptor, "rb")
 
 
+def patiently(work: Callable[[], Result]) -> Result:
+    """Return what `work` returns, as files.patiently, with the shorter pauses of a file among many."""
+    return files.patiently(work, RETRY_SECONDS)
+
+
 def read_file(path: bytes, name: str, image: bool = True) -> bytes:
-    """Returns a file's content; an error that network file systems give in passing is met with two more tries.
+    """Return a file's content, patiently.
 
     Args:
         image: False: of no image, so that its header says nothing about how many bytes it may have.
@@ -180,21 +186,21 @@ def read_file(path: bytes, name: str, image: bool = True) -> bytes:
     Raises:
         Unreadable: with this name, where the system refuses, or the file is above a limit (damage.check_size).
     """
-    for seconds in (*RETRY_SECONDS, None):
-        try:
-            with open_regular(path) as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > MAX_BYTES:
-                    raise Unreadable(name, f"{size / 1e9:,.1f} GB, above the limit of {MAX_BYTES / 1e9:.1f} GB")
-                if image and size > ROOM:  # few are: the others need no look at the header
-                    read_header(file, name)
-                    file.seek(0)
-                return file.read(size)
-        except OSError as error:
-            if seconds is None or error.errno not in RETRIED:
-                raise Unreadable(name, reason_of(error)) from error
-            time.sleep(seconds)
-    raise AssertionError("unreachable")
+
+    def read() -> bytes:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise Unreadable(name, f"{size / 1e9:,.1f} GB, above the limit of {MAX_BYTES / 1e9:.1f} GB")
+            if image and size > ROOM:  # few are: the others need no look at the header
+                read_header(file, name)
+                file.seek(0)
+            return file.read(size)
+
+    try:
+        return patiently(read)
+    except OSError as error:
+        raise Unreadable(name, reason_of(error)) from error
 
 
 def reason_of(error: BaseException) -> str:

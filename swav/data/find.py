@@ -4,9 +4,10 @@ A million files are meant to pass through here: one `scandir` per folder, one `s
 """
 
 # pathlib knows no bytes:
-# ruff: noqa: PTH114, PTH116, PTH118, PTH122
+# ruff: noqa: PTH114, PTH118, PTH122
 
 import csv
+import functools
 import io
 import itertools
 import os
@@ -19,7 +20,7 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from swav.data.decode import printable, reason_of
+from swav.data.decode import patiently, printable, reason_of
 from swav.errors import DataError, counted, did_you_mean
 from swav.files import CHECKPOINTS, CONFIG
 
@@ -118,12 +119,11 @@ def walk(root: Path, folder: str = "") -> Found:
     while waiting or linked:
         inside = waiting.pop() if waiting else linked.pop(0)
         try:
-            about = os.stat(path_of(root, inside))
+            about = patiently(functools.partial(os.stat, path_of(root, inside)))
             if (about.st_dev, about.st_ino) in seen:
                 continue
             seen.add((about.st_dev, about.st_ino))
-            with os.scandir(path_of(root, inside)) as scanned:
-                entries = sorted(scanned, key=lambda entry: entry.name)
+            entries = patiently(functools.partial(_entries, path_of(root, inside)))
         except OSError as error:
             bad.append((os.fsdecode(inside), f"folder: {reason_of(error)}"))
             continue
@@ -136,7 +136,7 @@ def walk(root: Path, folder: str = "") -> Found:
             name = inside + entry.name
             extension = os.path.splitext(entry.name)[1].lower()
             try:
-                about = entry.stat()
+                about = patiently(entry.stat)
             except OSError as error:  # a dangling link, or one to itself
                 if extension in IMAGE_EXTENSIONS:
                     bad.append((os.fsdecode(name), reason_of(error)))
@@ -172,6 +172,11 @@ def may_hold_images(path: Path) -> bool:
     return False
 
 
+def _entries(folder: bytes) -> list[os.DirEntry[bytes]]:
+    with os.scandir(folder) as scanned:
+        return sorted(scanned, key=lambda entry: entry.name)
+
+
 def look_up(root: Path, names: list[bytes]) -> tuple[Found, NDArray[np.int64]]:
     """Looks for the files of a list, in its order; any extension will do. Also returns which of `names` were found."""
     kept: list[int] = []
@@ -180,7 +185,7 @@ def look_up(root: Path, names: list[bytes]) -> tuple[Found, NDArray[np.int64]]:
     bad: list[tuple[str, str]] = []
     for i, name in enumerate(names):
         try:
-            about = os.stat(path_of(root, name))
+            about = patiently(functools.partial(os.stat, path_of(root, name)))
         except (OSError, ValueError) as error:
             bad.append((os.fsdecode(name), reason_of(error)))
             continue

@@ -60,6 +60,7 @@ class Images:
             absent; or None.
         classes: names of the classes, or None.
         bad: (name, reason) of what was found unreadable when opened; it is not in the sequence.
+        gone: (name, reason) of images of a run that were there when it began and cannot be read now; they are in the sequence.
         others: how many files were passed over, by extension.
         note: what was chosen, in words.
         inodes: device and inode of each image's file [N, 2], or None where that is not known.
@@ -85,6 +86,7 @@ class Images:
         self.root, self.rows, self.labels, self.classes = root, rows, labels, classes
         self.inodes, self.as_pillow, self.damaged = inodes, as_pillow, set[str]() if damaged is None else damaged
         self.bad, self.others, self.note = list(bad), dict(others or {}), note
+        self.gone: list[tuple[str, str]] = []
         self._names, self._pixels = Names(names), pixels
 
     def __len__(self) -> int:

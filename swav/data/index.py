@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from swav.data.decode import Header, Unreadable, open_regular, read_header, reason_of
+from swav.data.decode import Header, Unreadable, open_regular, patiently, read_header, reason_of
 from swav.data.find import ROW, path_of
 
 Told = Callable[[int, int], None]  # progress: how many are done, of how many
@@ -72,9 +72,13 @@ def user_cache() -> Path:
 
 def _header(root: Path, name: bytes) -> Header | tuple[str, bool]:
     """A file's header; or the reason why not, and whether it lies in the system instead of the content."""
-    try:
+
+    def read() -> Header:
         with open_regular(path_of(root, name)) as file:
             return read_header(file, os.fsdecode(name))
+
+    try:
+        return patiently(read)
     except Unreadable as error:
         return error.reason, False
     except OSError as error:

@@ -25,7 +25,7 @@ from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.evaluation.settings import TrainSettings
 from swav.evaluation.task import Task
 from swav.features import read_views
-from swav.files import FileLock, remove_leftovers, write_text_durably
+from swav.files import FileLock, FolderGuard, remove_leftovers, write_text_durably
 from swav.metrics import top_k_accuracy
 from swav.network.batch_norm import synchronised
 from swav.network.parallel import in_parallel
@@ -176,6 +176,8 @@ def train(task: Task[Any], train: Images, course: Course) -> Outcome:
 def _train(task: Task[Any], train: Images, course: Course) -> Outcome:
     settings: TrainSettings = task.settings
     epochs = settings.epochs
+    guard = FolderGuard(course.folder)
+    dist.on_first(guard.check)
     log, unreadable, damaged = _resumed(course)
     for images, names in zip((train, task.score), damaged, strict=True):
         images.damaged |= set(names)
@@ -208,6 +210,7 @@ def _train(task: Task[Any], train: Images, course: Course) -> Outcome:
                 if (batch.step + 1) % per_epoch == 0:
                     log.append(_line(course, settings, epoch, dist.all_reduce_sum(totals)))
                     unreadable = set().union(*dist.gather_objects(unreadable))
+                    dist.on_first(guard.check)  # saving would make a new one
                     damaged = _damaged_of_all(train, task.score)
                     _save(course, log, unreadable, damaged)
                     fault_point(f"{course.bench}:epoch")

@@ -22,6 +22,7 @@ from swav.evaluation.forecast import forecast, told
 from swav.evaluation.request import check_places, open_halves, read_request
 from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, by_seed
 from swav.evaluation.task import Needs, NoScore, Score, Task, drawn
+from swav.files import FolderGuard
 from swav.network import encoder
 from swav.network.encoder import Encoder
 from swav.network.sources import is_foreign
@@ -123,8 +124,11 @@ def bench(
         if dist.rank() == 0:
             absent = _never_run(absent, earlier, list(labels), suite.protocol)
             write_results(out, [], absent)  # a folder that cannot be written to is found before the work
+        guard = FolderGuard(out)
         for name, task in tasks:
+            dist.on_first(guard.check)
             rows, lacking = _run(name, task, labels[task.encoder.name], everything)
+            dist.on_first(guard.check)
             if dist.rank() == 0:
                 write_results(out, rows, lacking)
         if dist.rank() == 0:

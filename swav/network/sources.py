@@ -49,7 +49,7 @@ def random_recipe(name: str) -> Recipe:
     if name in RESNETS or name.startswith(TIMM):
         return load_recipe("default", {"backbone": name})
     if is_run(Path(name)):
-        text = (Path(name) / CONFIG).read_text(encoding="utf-8")
+        text = (Path(name) / CONFIG).read_text(encoding="utf-8", errors="surrogateescape")
         return validated(Recipe, read_yaml(text, f"{name}/{CONFIG}"), f"{name}/{CONFIG}")
     if name in recipe_names():
         recipe = load_recipe(name)

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from swav.errors import ConfigError, DataError
+from swav.errors import ConfigError, DataError, counted
 from swav.exported import FOLDER, FORMAT, WEIGHTS, read_description
+from swav.jsonl import read_lines
 from swav.strict_yaml import read_yaml
 
 
@@ -122,21 +123,14 @@ def _read_object(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     """One JSON object a line; a last line cut short by a kill is passed over in silence, any other is counted."""
-    if not path.is_file():
+    try:
+        lines = read_lines(path)
+    except OSError as error:
+        problems.append(f"{path.name}: cannot be read ({error.strerror})")
         return []
-    texts = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-    lines, broken = [], 0
-    for i, text in enumerate(texts):
-        try:
-            value = json.loads(text) if text.strip() else None
-        except ValueError:
-            broken += i < len(texts) - 1
-            continue
-        if isinstance(value, dict):
-            lines.append(value)
-    if broken:
-        problems.append(f"{path.name}: {broken} line{'s' if broken > 1 else ''} could not be read")
-    return lines
+    if lines.damaged:
+        problems.append(f"{path.name}: {counted(lines.damaged, 'line')} could not be read")
+    return lines.values
 
 
 def _rows(results: Mapping[str, Any], key: str) -> list[dict[str, Any]]:

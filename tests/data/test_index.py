@@ -1,5 +1,6 @@
 """Attacked: what the index of headers remembers must be true of the file as it is now; and the data are only read."""
 
+import errno
 import os
 import pickle
 
@@ -8,7 +9,9 @@ from PIL import Image
 
 import swav.data.decode
 from swav.data import index
+from swav.data.find import look_up, walk
 from swav.data.images import open_images
+from swav.data.index import check_headers
 
 
 @pytest.fixture(autouse=True)
@@ -130,3 +133,30 @@ def test_progress_is_told_to_the_end(tmp_path):
     put_all(tmp_path, *(f"{i}.png" for i in range(70)))
     open_images(tmp_path, progress=lambda done, total: told.append((done, total)))
     assert told == [(64, 70), (70, 70)]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_trouble_that_passes_while_images_are_found_costs_none_of_them(tmp_path, monkeypatch, number):
+    """Every call of the system fails once or twice at first: for a folder, its entries, a file, its header."""
+    data, waits = put_all(tmp_path / "data", "a/1.png", "b/2.png"), list[float]()
+    failures: dict[tuple[str, str], int] = {}
+
+    def flaky(name, real):
+        def call(path, *rest, **more):
+            place = (name, os.fsdecode(path) if isinstance(path, str | bytes) else "")
+            failures[place] = failures.get(place, 0) + 1
+            if str(data) in place[1] and failures[place] < 3:
+                raise OSError(number, os.strerror(number))
+            return real(path, *rest, **more)
+
+        return call
+
+    for module, name in ((os, "scandir"), (os, "stat"), (index, "open_regular")):
+        monkeypatch.setattr(module, name, flaky(name, getattr(module, name)))
+    monkeypatch.setattr("time.sleep", waits.append)
+    found, listed = walk(data), look_up(tmp_path, [b"data/a/1.png", b"data/b/2.png"])[0]
+    assert found.names == [b"a/1.png", b"b/2.png"] and not found.bad and len(listed.names) == 2 and not listed.bad
+    assert check_headers(data, found.names, found.rows, None)[1] == {}
+    assert len(waits) == 2 * (
+        3 + 3 + 2 + 2
+    )  # three folders: stat and scandir; two files: stat (of the list) and header

@@ -15,7 +15,7 @@ from torch import nn
 
 from swav.config import load_recipe
 from swav.data.images import labelled_halves
-from swav.errors import CheckpointError, NumericsError
+from swav.errors import CheckpointError, EnvironmentError_, NumericsError
 from swav.evaluation import finetune, linear_stages
 from swav.evaluation.settings import StagesSettings
 from swav.evaluation.task import Task
@@ -147,3 +147,16 @@ def test_a_second_command_waits_for_the_first_that_trains_the_same_and_takes_ove
     assert again == once
     assert f"waiting for process {first.pid} on " in (said := capsys.readouterr().err)
     assert f"which holds the training of linear-stages in {folder}" in said
+
+
+def test_a_folder_that_goes_away_is_found_after_the_epoch_and_not_made_again(task, monkeypatch):
+    real = finetune._line
+
+    def line(*arguments):
+        shutil.rmtree(task.out)
+        return real(*arguments)
+
+    monkeypatch.setattr(finetune, "_line", line)
+    with pytest.raises(EnvironmentError_, match="was removed or moved during the run"):
+        linear_stages.run(task)
+    assert not task.out.exists()

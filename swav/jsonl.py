@@ -1,0 +1,125 @@
+"""Files of JSON lines that a run appends to: its metrics, and the list of files that it could not read.
+
+Such a file is a record, not the run: whatever a full disk, a power cut or an editor did to it, its good lines are used and
+the others are counted. No torch here.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swav.errors import counted
+from swav.files import warn, warn_once, write_text_durably
+
+
+class Lines(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        texts, values: its good lines in order, as written and as read: each is one JSON object.
+        damaged: how many whole lines are none.
+        torn: whether the end, a line without its newline, is none.
+    """
+
+    texts: list[str]
+    values: list[dict[str, Any]]
+    damaged: int = 0
+    torn: bool = False
+
+
+def read_lines(path: Path) -> Lines:
+    """Read the good lines of a file; a missing one has none. Bytes that are no UTF-8 are kept as surrogates.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Lines([], [])
+    *whole, end = content.decode("utf-8", errors="surrogateescape").split("\n")
+    texts: list[str] = []
+    values: list[dict[str, Any]] = []
+    damaged, torn = 0, False
+    for i, text in enumerate([*whole, end]):
+        if not text.strip():
+            continue
+        value = _object(text)
+        if value is not None:
+            texts.append(text)
+            values.append(value)
+        elif i < len(whole):
+            damaged += 1
+        else:
+            torn = True
+    return Lines(texts, values, damaged, torn)
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_if_possible(path: Path) -> list[dict[str, Any]]:
+    """Read the good lines of a file, or none, with a warning, where the system refuses it."""
+    try:
+        return read_lines(path).values
+    except OSError as error:
+        warn_once(f"{path}: cannot be read ({_reason(error)}); training continues without what it holds")
+        return []
+
+
+def repair(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda _: True) -> None:
+    """Drop damaged lines, a torn end and good lines that `keep` refuses. Say what was damaged; write only if some goes.
+
+    Only while no other process appends to the file. A file system that refuses is warned of and changes nothing.
+    """
+    try:
+        lines = read_lines(path)
+        kept = [text for text, value in zip(lines.texts, lines.values, strict=True) if keep(value)]
+        after = "".join(text + "\n" for text in kept).encode("utf-8", errors="surrogateescape")
+        found = [counted(lines.damaged, "damaged line")] * (lines.damaged > 0) + ["a torn end"] * lines.torn
+        if found:
+            warn(f"{path}: {' and '.join(found)} dropped; {counted(len(lines.texts), 'good line')} kept")
+        if path.exists() and after != path.read_bytes():
+            write_text_durably(path, after.decode("utf-8", errors="surrogateescape"))
+    except OSError as error:
+        warn_once(f"{path}: cannot be repaired ({_reason(error)}); training continues")
+
+
+def append(path: Path, values: Mapping[str, Any]) -> bool:
+    """Append a line, in one write; after a torn end, on a line of its own.
+
+    The file is opened anew each time: a handle that a network file system has given up is no reason to lose all that
+    follows.
+
+    Returns:
+        Whether the line was written whole. Otherwise a warning says once why.
+    """
+    line = json.dumps(values).encode("ascii") + b"\n"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            content = b"\n" * torn + line
+            whole = os.write(descriptor, content) == len(content)
+            reason = "the disk is full or a limit is reached"
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        whole, reason = False, _reason(error)
+    if not whole:
+        warn_once(
+            f"{path}: a line could not be written ({reason}); training continues, and later lines are tried again"
+        )
+    return whole
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
