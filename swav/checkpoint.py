@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ from torch import Tensor
 from swav import dist
 from swav.errors import CheckpointError, EnvironmentError_
 from swav.files import DISK_IS_FULL, FileLock, remove_leftovers, sync_folder, warn_once, write_text_durably
+from swav.output import say
 from swav.runtime import fault_point
 
 FORMAT = 1
@@ -272,7 +272,7 @@ def damage(path: Path) -> str | None:
 
 
 def _warn(message: str) -> None:
-    print(f"swav: {message}", file=sys.stderr)
+    say(f"swav: {message}")
 
 
 def newest(folder: Path, warn: Callable[[str], None] = _warn) -> Path | None:

@@ -26,6 +26,7 @@ from swav.features import Precision, View, features_of, read_views, stage_featur
 from swav.files import write_text_durably
 from swav.network.encoder import Encoder
 from swav.runtime import Progress, environment_errors, fault_point
+from swav.signals import end_asked_for, note_saved, stop_if_asked
 
 VERSION = 2  # of the arrays' meaning: another one is computed again
 BATCH = {"cpu": 64, "cuda": 256}
@@ -76,6 +77,7 @@ def cached_features(
         DataError: no image can be read.
         NumericsError: a feature is not finite.
         EnvironmentError_: a loader process died, or the disk is full.
+        Stopped: a signal asked for an end; what was computed is saved.
     """
     identity = {
         "version": VERSION,
@@ -194,7 +196,7 @@ def _compute(
                     arrays[kind] = _array(folder / f"{kind}.npy", (len(images), part.shape[1]), keep=done > 0)
                 arrays[kind][row : row + len(places)] = part.cpu().numpy()
             row += len(places)
-        if end - last >= NOTED_IMAGES or end == len(images):
+        if end - last >= NOTED_IMAGES or end == len(images) or end_asked_for()[0]:
             for array in arrays.values():
                 array.flush()
             if arrays:
@@ -203,6 +205,8 @@ def _compute(
             write_text_durably(folder / NOTE, json.dumps(note) + "\n")
             last = end
             fault_point("features:noted")
+            note_saved()
+            stop_if_asked()
         progress.update(min(base + end, progress.total))
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from swav import checkpoint, dist
+from swav import checkpoint, dist, signals
 from swav.config import Crop, Recipe
 from swav.data.images import Images
 from swav.data.loader import Batch, Loader
@@ -150,6 +150,7 @@ def train(task: Task[Any], train: Images, course: Course) -> Outcome:
         DataError: hardly an image can be read.
         NumericsError: the loss is not finite.
         CheckpointError: there is saved state, and none of it verifies.
+        Stopped: a signal asked for an end.
     """
     settings: TrainSettings = task.settings
     epochs = settings.epochs
@@ -170,6 +171,7 @@ def train(task: Task[Any], train: Images, course: Course) -> Outcome:
     try:
         with Progress(course.label, epochs * per_epoch, len(log) * per_epoch, quiet=dist.rank() > 0) as progress:
             for batch in loader if len(log) < epochs else ():
+                dist.stop_together()
                 epoch = batch.step // per_epoch
                 labels = _labels(train, batch)
                 unreadable |= {name for name, _ in batch.unreadable}
@@ -184,6 +186,7 @@ def train(task: Task[Any], train: Images, course: Course) -> Outcome:
                     log.append(_line(course, settings, epoch, dist.all_reduce_sum(totals)))
                     unreadable = set().union(*dist.gather_objects(unreadable))
                     _save(course, log, unreadable)
+                    signals.note_saved()
                     fault_point(f"{course.bench}:epoch")
                     totals = torch.zeros_like(totals)
     finally:
@@ -203,6 +206,8 @@ def evaluation_batches(
         assert share.labels is not None
         at_a_time = 256 if task.device.type == "cuda" else 64
         for views, places in read_views(share, task.settings.size, at_a_time, task.workers):
+            if not dist.is_active():  # the others would wait for this process
+                signals.stop_if_asked()
             if places:
                 yield inputs(torch.from_numpy(views), None), torch.from_numpy(share.labels)[places]
 

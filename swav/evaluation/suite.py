@@ -5,14 +5,13 @@ torchrun the processes share the benchmarks that train; the others are run by th
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from swav import dist
+from swav import dist, signals
 from swav.data.decode import printable, reason_of
 from swav.data.sets import DATASETS, Halves, apart
 from swav.errors import ConfigError, DataError, NumericsError
@@ -23,6 +22,7 @@ from swav.evaluation.task import Needs, NoScore, Score, Task, drawn
 from swav.network import encoder
 from swav.network.encoder import Encoder
 from swav.network.trunk import ResNet
+from swav.output import say
 from swav.reporting.formats import write_tables
 from swav.reporting.results import NotRun, Result, read_results, table, write_results
 from swav.runtime import environment_errors, pick_device, share_cpus, versions
@@ -87,6 +87,7 @@ def bench(
         DataError: the data of a benchmark asked for by name is missing, or less than a batch.
         CheckpointError: weights are damaged.
         EnvironmentError_: there is no such device, or one of several processes is lost.
+        Stopped: a signal asked for an end; finished epochs, features and results are saved.
     """
     out = Path(out)
     options, overrides = split_options(overrides or {})
@@ -121,10 +122,14 @@ def bench(
         if dist.rank() == 0:
             absent = _never_run(absent, earlier, list(labels), suite.protocol)
             write_results(out, [], absent)  # a folder that cannot be written to is found before the work
-        for name, task in tasks:
-            rows, lacking = _run(name, task, labels[task.encoder.name], everything)
-            if dist.rank() == 0:
-                write_results(out, rows, lacking)
+        with signals.work():
+            for name, task in tasks:
+                dist.stop_together()
+                rows, lacking = _run(name, task, labels[task.encoder.name], everything)
+                if dist.rank() == 0:
+                    write_results(out, rows, lacking)
+                if rows:
+                    signals.note_saved()
         if dist.rank() == 0:
             write_tables(out)
         return dist.on_first(lambda: read_results(out))
@@ -143,9 +148,9 @@ def _announce(encoders: Sequence[Encoder], fixed: Sequence[str]) -> None:
     """Says how weight files were read, and which benchmarks draw nothing that another seed could change."""
     for network in encoders:
         if network.story:
-            print(network.story, file=sys.stderr)
+            say(network.story)
     if fixed:
-        print(f"run once, as no seed makes a difference: {', '.join(fixed)}", file=sys.stderr)
+        say(f"run once, as no seed makes a difference: {', '.join(fixed)}")
 
 
 def _never_run(
@@ -157,7 +162,7 @@ def _never_run(
     for row in absent:
         if all((row.bench, each) in there for each in ([row.weights] if row.weights else weights)):
             of = f" of {row.weights}" if row.weights else ""
-            print(f"{row.bench}{of}: not run now, its earlier results stay: {row.reason}", file=sys.stderr)
+            say(f"{row.bench}{of}: not run now, its earlier results stay: {row.reason}")
         else:
             found.append(row)
     return found
@@ -297,11 +302,11 @@ def _foretold(tasks: Sequence[tuple[str, Task[Any]]], absent: Sequence[NotRun], 
 
     def rows() -> list[dict[str, Any]]:
         found = [forecast(name, task, BENCHES[name].needs(task)) for name, task in tasks]
-        print(told(found), file=sys.stderr)
+        say(told(found))
         return found
 
     missing = [dataclasses.asdict(row) for row in absent]
     found = dist.on_first(rows)
     if missing and dist.rank() == 0:
-        print(table({"results": [], "not_run": missing}), file=sys.stderr)
+        say(table({"results": [], "not_run": missing}))
     return read_results(out) | {"dry_run": found + missing}
