@@ -21,6 +21,7 @@ from swav.network.encoder import Encoder
 from swav.network.heads import build_network
 from swav.network.trunk import BACKBONES
 from swav.runtime import Progress
+from swav.signals import STOPPING
 
 CPU = torch.device("cpu")
 
@@ -79,7 +80,8 @@ def test_a_signal_to_all_processes_does_not_end_the_workers(folder, encoder, mon
     read = train.read
 
     def read_when_asked_to_stop(i):
-        os.kill(os.getpid(), signal.SIGTERM)
+        for number in STOPPING:
+            os.kill(os.getpid(), number)
         return read(i)
 
     expected = pooled_features(encoder, train, 24, workers=0, device=CPU)
