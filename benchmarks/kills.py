@@ -3,10 +3,10 @@
 Run: python benchmarks/kills.py --kills 100 --out FOLDER [--processes 2] [--signals KILL,TERM,USR1,USR2,HUP,INT] [--seed 0]
 
 Each run trains on drawn shapes for some seconds, with saves and kNN evaluations on the way. It is ended by one of the
-signals at a random moment between its start and its usual end, and the same command is given again until it finishes: then
-every tensor file of its last checkpoint must have the bytes of the undisturbed run's. Signals go to one process, drawn at
-random; SIGKILL too, and the others of a group must then end by themselves. What is left of a run after an end is counted:
-its processes carry a mark in their environment.
+signals at a random moment: while it starts, or some time after a step drawn at random, so that a busy machine changes little.
+The same command is given again until it finishes: then every tensor file of its last checkpoint must have the bytes of the
+undisturbed run's. A signal, SIGKILL too, goes to one process, drawn at random, and the others of a group must then end by
+themselves. What is left of a run after its end is counted: its processes carry a mark in their environment.
 
 FOLDER/kills.jsonl has a line per kill; the same command continues after the last one.
 """
@@ -100,28 +100,46 @@ class Harness:
         return left
 
     def undisturbed(self) -> dict[str, Any]:
-        """What the run makes of itself alone: its files' hashes, and its duration [s]."""
+        """What the run makes of itself alone: its files' hashes, its duration, and its time to the first step [s]."""
         known = self.folder / "undisturbed.json"
         if not known.exists():
             out = self.folder / "undisturbed"
             shutil.rmtree(out, ignore_errors=True)
             began = time.monotonic()
-            codes = self.end(self.start(out))
+            processes = self.start(out)
+            self.wait_for_step(1, out, processes)
+            first = time.monotonic() - began
+            codes = self.end(processes)
             if any(codes):
                 sys.exit(f"the undisturbed run ended with {codes}; see {out}.log")
-            known.write_text(json.dumps({"seconds": time.monotonic() - began, "files": self.outcome(out)}))
+            known.write_text(
+                json.dumps({"seconds": time.monotonic() - began, "first": first, "files": self.outcome(out)})
+            )
         found: dict[str, Any] = json.loads(known.read_text())
         return found
 
-    def disturbed(self, number: int, seconds: float, expected: dict[str, str]) -> dict[str, Any]:
+    def wait_for_step(self, step: int, out: Path, processes: list[subprocess.Popen[bytes]]) -> None:
+        """Until a step is in the log, or a process has ended."""
+        log = out / "metrics.jsonl"
+        while all(process.poll() is None for process in processes):
+            if log.exists() and any(f'"step": {step},' in line for line in log.read_text().splitlines()):
+                return
+            time.sleep(0.01)
+
+    def disturbed(self, number: int, whole: dict[str, Any]) -> dict[str, Any]:
         """One kill, the runs that follow until the work is done, and what came of it."""
         rng = random.Random(f"{self.wanted.seed} {number}")
-        name, after = rng.choice(self.wanted.signals), rng.uniform(0, seconds)
+        steps = 5 * self.wanted.epochs
+        name, step = rng.choice(self.wanted.signals), rng.randrange(-steps // 4, steps)  # a fifth of them below 1
+        pause = (whole["seconds"] - whole["first"]) / steps
+        after = rng.uniform(0, whole["first"] if step < 1 else 2 * pause)  # a kNN evaluation is longer than a step
         victim = rng.randrange(self.wanted.processes)
         out = self.folder / "disturbed"
         shutil.rmtree(out, ignore_errors=True)
         out.with_name("disturbed.log").unlink(missing_ok=True)
         processes = self.start(out)
+        if step > 0:
+            self.wait_for_step(step, out, processes)
         time.sleep(after)
         hit = processes[victim].poll() is None
         processes[victim].send_signal(signal.Signals[f"SIG{name}"])
@@ -137,6 +155,7 @@ class Harness:
         return {
             "kill": number,
             "signal": name,
+            "step": max(0, step),
             "after": round(after, 2),
             "process": victim,
             "hit": hit,
@@ -145,7 +164,7 @@ class Harness:
             "lost by 75": 75 in codes and not saved,
             "resumed": sittings,
             "finished": done,
-            "identical": done and self.outcome(out) == expected,
+            "identical": done and self.outcome(out) == whole["files"],
             "leftovers": [path.name for path in out.rglob("*") if ".tmp" in path.name],
             "orphans": left,
             "traceback": b"Traceback" in out.with_name("disturbed.log").read_bytes(),
@@ -196,7 +215,7 @@ def main() -> None:
     log = harness.folder / "kills.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     for number in range(len(rows), harness.wanted.kills):
-        row = harness.disturbed(number, whole["seconds"], whole["files"])
+        row = harness.disturbed(number, whole)
         rows.append(row)
         with log.open("a") as file:
             file.write(json.dumps(row) + "\n")
