@@ -249,6 +249,7 @@ def read_views(
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_ignore_signals,
+        generator=torch.Generator(),  # the loader draws from it: an evaluation must not move the training's random state
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     try:

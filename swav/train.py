@@ -31,9 +31,7 @@ from swav.runtime import (
     environment_errors,
     fault_point,
     pick_device,
-    random_state,
     seed_process,
-    set_random_state,
     share_cpus,
 )
 from swav.signals import StopRequest, work
@@ -244,7 +242,7 @@ def _evaluate(
     """kNN at the end of an epoch where one is due and labels exist.
 
     On millions of images it takes longer than a scheduler waits for a checkpoint: a signal ends it, and the run's next
-    sitting begins with it, with the random state that it has found here.
+    sitting begins with it.
 
     Args:
         stop_code: a signal asks all processes for an end already.
@@ -256,12 +254,11 @@ def _evaluate(
     due = run.recipe.knn_epochs and (epoch % max(1, round(run.recipe.knn_epochs)) == 0 or done == run.total_steps)
     if not due:
         return best, 0
-    before, scored = random_state(run.device), None
+    scored = None
     if not stop_code:
         try:
             scored = score_by_knn(run, learner.network)
         except Stopped:
-            set_random_state(before, run.device)
             stop_code = stop.exit_code
     if scored is not None:
         top1, k = scored

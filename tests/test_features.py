@@ -67,6 +67,14 @@ def test_what_cannot_be_read_is_left_out_with_its_label(folder, encoder):
     assert len(found.features) == len(kept) and progress.done == len(train)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_evaluation_leaves_the_random_state_of_the_training_alone(folder, encoder, workers):
+    train, val = labelled_halves(folder)
+    before = torch.get_rng_state()
+    knn_top1(encoder, train, val, 24, 3, CPU, workers)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_nothing_readable_is_an_error(folder, encoder):
     train, _ = labelled_halves(folder)
     for i in range(len(train)):
