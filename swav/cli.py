@@ -5,7 +5,6 @@ torch is imported inside the verbs, so that `--help` and a typo answer at once.
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from swav.errors import EXIT_INTERRUPTED, ConfigError, Stopped, SwavError
+from swav.errors import EXIT_INTERRUPTED, ConfigError, SignalExit, SwavError
+from swav.output import protect_output, say
+from swav.signals import StopRequest
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -175,10 +176,17 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # Where a process dies, torch's own threads print a page of C++ frames each; what there is to know we say.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    protect_output()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
-    sys.exit(_run(lambda: app(arguments, prog_name="swav", standalone_mode=False), debug))
+    with StopRequest(at_once=True) as stop:
+        try:
+            code = _run(lambda: app(arguments, prog_name="swav", standalone_mode=False), debug)
+            stop.ignore()  # a launcher that sees the first process end signals the others; all end with their own code
+        except SignalExit as late:
+            code = late.exit_code
+    sys.exit(code)
 
 
 def _is_alone() -> bool:
@@ -192,9 +200,9 @@ def _is_first_process() -> bool:
     return not rank.isdecimal() or int(rank) == 0
 
 
-def _is_ours_to_tell(error: Exception) -> bool:
+def _is_ours_to_tell(error: BaseException) -> bool:
     """One of several processes tells what is wrong: the one that met it, or the first where all did."""
-    if isinstance(error, SwavError) and error.is_echo is not None:
+    if isinstance(error, SwavError | SignalExit) and error.is_echo is not None:
         return not error.is_echo
     return _is_first_process()
 
@@ -214,13 +222,25 @@ def _run(command: Callable[[], Any], debug: bool) -> int:
         else:
             message = f"{error.format_message().rstrip('.')}; `swav --help` lists the commands"
         if _is_ours_to_tell(error):
-            print(f"swav: {message}", file=sys.stderr)
-        if isinstance(error, Stopped):  # a launcher that sees the first process end signals the others; all end with 75
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)
+            say(f"swav: {message}")
         return int(error.exit_code)
+    except SignalExit as error:
+        return _ended(error)
     except typer.Exit as leave:
         return leave.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("swav: interrupted", file=sys.stderr)
+        say("swav: interrupted")
         return EXIT_INTERRUPTED
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, SignalExit):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None or debug:
+            raise
+        return _ended(cause)  # an import that was cut short, as its library reports it
+
+
+def _ended(end: SignalExit) -> int:
+    if _is_ours_to_tell(end):
+        say(f"swav: {end}")
+    return end.exit_code

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from swav.errors import ConfigError, EnvironmentError_, SwavError
+from swav import signals
+from swav.errors import ConfigError, EnvironmentError_, SignalExit, Stopped, SwavError
 
 Result = TypeVar("Result")
 
@@ -150,6 +151,17 @@ def on_every(work: Callable[[], Result]) -> list[Result]:
     return [result for result, _ in results]
 
 
+def stop_together() -> None:
+    """End the work on all processes if a signal asks one of them for it. All of them must call it.
+
+    Raises:
+        Stopped: a signal does.
+    """
+    code, message = max(gather_objects(signals.end_asked_for()))
+    if code:
+        raise Stopped(message, code)
+
+
 @contextmanager
 def process_group(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> Iterator[None]:
     """Joins the group that `torchrun` announced, if any, and leaves it on every path out.
@@ -186,7 +198,7 @@ def process_group(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES
         raise alone from None
     try:
         yield
-    except SwavError as error:
+    except (SwavError, SignalExit) as error:
         _agree_who_tells(store, error)
         raise
     except RuntimeError as error:
@@ -203,7 +215,7 @@ def process_group(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES
         torch_dist.destroy_process_group()
 
 
-def _agree_who_tells(store: Store, error: SwavError) -> None:
+def _agree_who_tells(store: Store, error: SwavError | SignalExit) -> None:
     """The first process that fails tells why, and gives the exit code of all: what follows is only its echo."""
     store.set_timeout(datetime.timedelta(seconds=5))
     try:

@@ -6,8 +6,8 @@ A message says what was expected, what was found and what to do, in at most thre
 import difflib
 from collections.abc import Iterable
 
-EXIT_PREEMPTED = 75  # a signal asked us to stop; a checkpoint was saved (EX_TEMPFAIL: please requeue)
-EXIT_INTERRUPTED = 130  # Ctrl-C; a checkpoint was saved
+EXIT_PREEMPTED = 75  # a signal asked us to stop; what was done is saved (EX_TEMPFAIL: please requeue)
+EXIT_INTERRUPTED = 130  # Ctrl-C
 
 
 class SwavError(Exception):
@@ -51,7 +51,19 @@ class CheckpointError(SwavError):
 
 
 class Stopped(SwavError):
-    """The run was asked to stop and has saved a checkpoint."""
+    """The work was asked to stop, and has saved what was done (or had done nothing: see the exit code)."""
+
+    def __init__(
+        self, message: str, exit_code: int = EXIT_PREEMPTED
+    ):  # with a default: as it is pickled for other processes
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class SignalExit(BaseException):
+    """A signal ends the command at once, as there is nothing to save. No Exception: no library may take it for a failure."""
+
+    is_echo: bool | None = None  # as SwavError's
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)

@@ -32,6 +32,7 @@ from swav.features import Precision, View, features_of, read_views, stage_featur
 from swav.files import FileLock, remove_leftovers, sync_folder, visible
 from swav.network.encoder import Encoder
 from swav.runtime import Progress, environment_errors, fault_point
+from swav.signals import end_asked_for, note_saved, stop_if_asked
 
 VERSION = 3  # of the arrays' meaning and their note: another one is computed again. (2: without checksums.)
 BATCH = {"cpu": 64, "cuda": 256}
@@ -101,6 +102,7 @@ def cached_features(
         DataError: no image can be read.
         NumericsError: a feature is not finite.
         EnvironmentError_: a loader process died, or the disk is full or does not give back what was written.
+        Stopped: a signal asked for an end; what was computed is saved.
     """
     identity = {
         "version": VERSION,
@@ -244,7 +246,7 @@ def _compute(work: _Work, notes: Notes, kinds: list[str]) -> None:
             arrays[kind][row : row + len(places)] = values
             digests[kind].update(values.tobytes())
         row += len(places)
-        if end - last >= NOTED_IMAGES or end == len(images):
+        if end - last >= NOTED_IMAGES or end == len(images) or end_asked_for()[0]:
             for kind in kinds:
                 part_of_it = Part(end, row - last_row, digests[kind].hexdigest())
                 columns = notes[kind].columns
@@ -256,6 +258,8 @@ def _compute(work: _Work, notes: Notes, kinds: list[str]) -> None:
             last, last_row, digests = end, row, {kind: hashlib.sha256() for kind in kinds}
             if end < len(images):
                 fault_point("features:noted")
+            note_saved()
+            stop_if_asked()
         progress.update(min(base + end, progress.total))
     fault_point("features:whole")
     if row:

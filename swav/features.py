@@ -4,7 +4,6 @@ Images are decoded and cut by the loader's workers, cross as uint8, and are norm
 """
 
 import math
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -22,6 +21,7 @@ from swav.metrics import knn_vote, top_k_accuracy
 from swav.network.encoder import Encoder
 from swav.network.trunk import ResNet
 from swav.runtime import Progress, autocast
+from swav.signals import blocked, ignore_all, stop_if_asked
 
 Precision = Literal["fp32", "bf16"]
 View = Literal["centre", "squeezed"]
@@ -163,11 +163,13 @@ def pooled_features(
     Raises:
         DataError: no image can be read.
         EnvironmentError_: a loader process died.
+        Stopped: a signal asked for an end.
     """
     batch = batch or (256 if device.type == "cuda" else 64)
     features: Tensor | None = None
     kept: list[int] = []
     for views, places in read_views(images, size, batch, workers):
+        stop_if_asked()
         if places:
             part = features_of(encoder, torch.from_numpy(views), device, precision)
             if features is None:  # filled in place: at ImageNet's size a second copy would be 10 GB
@@ -249,10 +251,13 @@ def read_views(
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_ignore_signals,
+        generator=torch.Generator(),  # the loader draws from it: an evaluation must not move the training's random state
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     try:
-        for views, damaged in loader:
+        with blocked():
+            batches = iter(loader)
+        for views, damaged in batches:
             images.damaged |= damaged
             yield views
     except RuntimeError as error:
@@ -269,5 +274,4 @@ def _as_it_is(batch: Any) -> Any:
 
 def _ignore_signals(_: int) -> None:
     """Those that ask for an end are the parent's to hear: it finishes its step and saves."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_all()

@@ -9,7 +9,6 @@ import errno
 import fcntl
 import os
 import socket
-import sys
 import tempfile
 import time
 import weakref
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from swav.errors import EnvironmentError_
+from swav.output import say
+from swav.signals import stop_if_asked
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -35,8 +36,7 @@ _waited_for: set[Path] = set()  # locks of this process that others wait for
 
 def warn(message: str) -> None:
     """Print a warning on stderr. A terminal that is gone or full stops nothing."""
-    with contextlib.suppress(OSError, ValueError):
-        print(f"swav: warning: {message}", file=sys.stderr, flush=True)
+    say(f"swav: warning: {message}")
 
 
 def warn_once(message: str) -> None:
@@ -270,6 +270,7 @@ class FileLock(contextlib.AbstractContextManager["FileLock"]):
                 self.say(f"waiting for {self._owner(file)}, which holds {self.waiting_for}")
                 told_at = time.monotonic()
             time.sleep(RETRY_SECONDS)
+            stop_if_asked()
         with contextlib.suppress(OSError):  # for people only: a full disk is no reason to stop
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

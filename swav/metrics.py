@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from swav.errors import ConfigError
+from swav.signals import stop_if_asked
 
 # Queries and rows of the bank compared at a time. Fewer queries leave the processor's matrix units idle (at 16: 2.3 times
 # slower than at 256), more only take memory: 134 MB on a CPU, 2 GB on a GPU, for the similarities; and, of 2048 features,
@@ -46,6 +47,7 @@ def nearest(
     for left in range(0, len(bank), width):  # a bank on disk is read once, and never copied whole
         columns = torch.nn.functional.normalize(bank[left : left + width], dim=1).T
         for top in range(0, len(rows), height):
+            stop_if_asked()  # the search of ImageNet's 50,000 images takes minutes on a CPU
             here = slice(top, top + height)
             values, places = _best(rows[here] @ columns, k, left)
             best = torch.cat([similarity[here], values], dim=1).topk(k, dim=1)

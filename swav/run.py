@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swav import checkpoint, dist, jsonl, probe
+from swav import checkpoint, dist, jsonl, output, probe
 from swav.config import AUTO, HARMLESS, RESNETS, Recipe, settings_diff, settings_hash, to_yaml, validated
 from swav.data import roster
 from swav.data.images import Images, labelled_halves, open_images
@@ -308,7 +307,7 @@ def _shown(value: Any) -> str:
 
 def say(text: str) -> None:
     if dist.rank() == 0:
-        print(text, file=sys.stderr, flush=True)
+        output.say(text)
 
 
 def resume(run: Run) -> checkpoint.Checkpoint | None:

@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,8 +18,9 @@ import rich.console
 import rich.progress
 import torch
 
-from swav.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EnvironmentError_
+from swav.errors import EnvironmentError_
 from swav.files import DISK_IS_FULL
+from swav.output import say, tolerant
 
 _passed: dict[str, int] = {}
 
@@ -234,14 +234,14 @@ class Progress:
         self.began = self.printed = time.monotonic()
         self._bar: rich.progress.Progress | None = None
         self.quiet = quiet
-        if not quiet and sys.stderr.isatty():
+        if not quiet and sys.stderr is not None and sys.stderr.isatty():
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn("{task.description}"),
                 rich.progress.BarColumn(),
                 rich.progress.TaskProgressColumn(),
                 rich.progress.TextColumn("ETA {task.fields[eta]}"),
                 rich.progress.TextColumn("{task.fields[text]}"),
-                console=rich.console.Console(stderr=True),
+                console=rich.console.Console(file=tolerant(sys.stderr)),
             )
             self._bar.start()
             self._task = self._bar.add_task(label, total=total, completed=done, eta="-", text="")
@@ -253,7 +253,7 @@ class Progress:
             self._bar.update(self._task, completed=done, eta=self.eta(), text=text)
         elif not self.quiet and (time.monotonic() - self.printed >= self.every_seconds or done == self.total):
             self.printed = time.monotonic()
-            print(f"{self.label} {done}/{self.total}  ETA {self.eta()}  {text}".rstrip(), file=sys.stderr, flush=True)
+            say(f"{self.label} {done}/{self.total}  ETA {self.eta()}  {text}".rstrip())
 
     def eta(self) -> str:
         """Time left, by the monotonic clock and the pace of this sitting."""
@@ -270,7 +270,7 @@ class Progress:
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -281,36 +281,3 @@ class Progress:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-class StopRequest:
-    """Remembers that a signal asked for an end, so that the loop can save and leave between two steps.
-
-    SIGTERM and SIGUSR1: preempted (exit 75). Ctrl-C: interrupted (exit 130). A second signal ends at once.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, frame: object) -> None:
-        if self.signal is not None:
-            os._exit(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED)
-        self.signal = number
-
-    @property
-    def exit_code(self) -> int:
-        """0 while nothing was asked for; of several processes' codes the largest is that of all."""
-        if self.signal is None:
-            return 0
-        return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_PREEMPTED

@@ -31,13 +31,13 @@ from swav.run import Run, describe, going_on, memory_advice, own_share, prepare,
 from swav.runtime import (
     Progress,
     Readback,
-    StopRequest,
     environment_errors,
     fault_point,
     pick_device,
     seed_process,
     share_cpus,
 )
+from swav.signals import StopRequest, work
 
 
 def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **settings: Any) -> Path:
@@ -83,7 +83,6 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
             return out
         if dist.rank() == 0:
             stack.enter_context(checkpoint.RunLock(out))
-        stop = stack.enter_context(StopRequest())
         network = build_network(run.recipe)
         taken = f"\ninit       {take_over(network, start, run.recipe)}" if start is not None else ""
         del start  # its memory is the network's to use
@@ -98,7 +97,8 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
             monitor.load_state_dict(own, f"{saved.path}/rank_{dist.rank()}.safetensors")
             start_step = saved.step
             best = None if saved.state["best_step"] is None else (saved.state["best_step"], saved.state["best_knn"])
-        if start_step == run.total_steps:
+        unscored = saved is not None and bool(saved.state.get("unscored"))
+        if start_step == run.total_steps and not unscored:
             say(f"{out}: finished at step {start_step}; nothing to do")
             exported = dist.on_first(lambda: export_missing(out, start_step))
             if dist.rank() == 0 and (exported or not (out / "report.html").exists()):
@@ -108,7 +108,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
                 say(how_to_use(exported, out / FOLDER))
             return out
         say(describe(run) + taken if saved is None else going_on(run, saved))
-        _loop(run, learner, monitor, start_step, best, stop)
+        _loop(run, learner, monitor, start_step, best, unscored, stack.enter_context(work()))
     return out
 
 
@@ -118,9 +118,14 @@ def _loop(
     monitor: Monitor,
     start_step: int,
     best: tuple[int, float] | None,
+    unscored: bool,
     stop: StopRequest,
 ) -> None:
-    """Steps from `start_step` to the end, with checkpoints, a log, and an exit that loses nothing."""
+    """Steps from `start_step` to the end, with checkpoints, a log, and an exit that loses nothing.
+
+    Args:
+        unscored: a signal came before or in the kNN evaluation that is due at `start_step`.
+    """
     recipe, device, first = run.recipe, run.device, dist.rank() == 0
     log = Log(run.out)
     log.add_bad([*run.images.bad, *run.images.gone])
@@ -145,6 +150,7 @@ def _loop(
     done = start_step
     bad_count, due = 0, False
     at_a_time = recipe.images_per_forward(dist.world_size())
+    stop.unsaved = lambda: done - saved_at
 
     def requests() -> tuple[float, ...]:
         return bad_count > allowed_bad, due, stop.exit_code
@@ -159,14 +165,14 @@ def _loop(
                 model=learner.network.state_dict(),
                 optim=learner.optimizer_tensors(),
                 local=learner.local_tensors() | monitor.state_dict(),
-                state=state(run, best),
+                state=state(run, best) | ({"unscored": True} if unscored else {}),
                 keep=recipe.keep,
                 best=best[0] if best else None,
             )
         except EnvironmentError_:
             dist.on_first(log.check_folder)  # it went away in the middle
             raise
-        saved_at, save_time = done, time.monotonic()
+        saved_at, save_time, stop.saved = done, time.monotonic(), True
 
     def settle(values: list[float], step: int) -> tuple[bool, int]:
         """Acts on what a step found on any process; returns whether to save, and the exit code if a signal asks to stop."""
@@ -185,6 +191,11 @@ def _loop(
         return bool(due) and step >= saved_at, round(asked)  # not what was due before the last save
 
     try:
+        if unscored:
+            best, stop_code = _evaluate(run, learner, done, best, log, progress, stop)
+            if stop_code:
+                raise Stopped(stop.message(), stop_code)
+            unscored = False
         for batch in loader:
             bad_count = log.add_bad(batch.unreadable)
             due = (
@@ -220,13 +231,14 @@ def _loop(
                 )
             fault_point("step:end")
             if end_of_epoch:
-                best = _evaluate(run, learner, done, best, log, progress)
+                best, code = _evaluate(run, learner, done, best, log, progress, stop, stop_code)
+                unscored, stop_code = bool(code), max(code, stop_code)
                 fault_point("epoch:end")
             by_step = recipe.checkpoint_steps and done % recipe.checkpoint_steps == 0
             if should_save or stop_code or by_step or done == run.total_steps or (best and best[0] == done):
                 settle(pending.tolist(), done - 1)
                 save()
-            if stop_code and done < run.total_steps:
+            if stop_code and (done < run.total_steps or unscored):
                 raise Stopped(
                     f"stopped by a signal after step {done} of {run.total_steps}; saved, the same command goes on",
                     stop_code,
@@ -252,19 +264,44 @@ def _loop(
 
 
 def _evaluate(
-    run: Run, learner: Learner, done: int, best: tuple[int, float] | None, log: Log, progress: Progress
-) -> tuple[int, float] | None:
-    """kNN at the end of an epoch where one is due and labels exist; returns the best (step, top-1) so far on all processes."""
+    run: Run,
+    learner: Learner,
+    done: int,
+    best: tuple[int, float] | None,
+    log: Log,
+    progress: Progress,
+    stop: StopRequest,
+    stop_code: int = 0,
+) -> tuple[tuple[int, float] | None, int]:
+    """kNN at the end of an epoch where one is due and labels exist.
+
+    On millions of images it takes longer than a scheduler waits for a checkpoint: a signal ends it, and the run's next
+    sitting begins with it.
+
+    Args:
+        stop_code: a signal asks all processes for an end already.
+
+    Returns:
+        The best (step, top-1) so far on all processes; and the exit code if the evaluation is yet to be made.
+    """
     epoch = done // run.steps_per_epoch
     due = run.recipe.knn_epochs and (epoch % max(1, round(run.recipe.knn_epochs)) == 0 or done == run.total_steps)
     if not due:
-        return best
-    checkpoint.require_finite(run.out / "checkpoints", done, learner.network.state_dict())  # or it would be scored
-    scored = score_by_knn(run, learner.network)
+        return best, 0
+    scored = None
+    if not stop_code:
+        checkpoint.require_finite(run.out / "checkpoints", done, learner.network.state_dict())  # or it would be scored
+        try:
+            scored = score_by_knn(run, learner.network)
+        except Stopped:
+            stop_code = stop.exit_code
     if scored is not None:
         top1, k = scored
-        log.write({"step": done, "epoch": epoch, "knn_top1": top1})
+        if not any(line["step"] == done and "knn_top1" in line for line in log.recent):
+            log.write({"step": done, "epoch": epoch, "knn_top1": top1})
         progress.say(f"epoch {epoch}: kNN top-1 {top1:.2f} (k={k}, {run.recipe.resolution} pixels)")
         if best is None or top1 > best[1]:
             best = (done, top1)
-    return dist.broadcast_object(best)  # type: ignore[no-any-return]
+    if run.labelled is None:  # of the first process, whose word counts
+        stop_code = 0
+    return dist.broadcast_object((best, stop_code))  # type: ignore[no-any-return]

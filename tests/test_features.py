@@ -21,6 +21,7 @@ from swav.network.encoder import Encoder
 from swav.network.heads import build_network
 from swav.network.trunk import BACKBONES
 from swav.runtime import Progress
+from swav.signals import STOPPING
 
 CPU = torch.device("cpu")
 
@@ -66,6 +67,14 @@ def test_what_cannot_be_read_is_left_out_with_its_label(folder, encoder):
     assert len(found.features) == len(kept) and progress.done == len(train)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_evaluation_leaves_the_random_state_of_the_training_alone(folder, encoder, workers):
+    train, val = labelled_halves(folder)
+    before = torch.get_rng_state()
+    knn_top1(encoder, train, val, 24, 3, CPU, workers)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_nothing_readable_is_an_error(folder, encoder):
     train, _ = labelled_halves(folder)
     for i in range(len(train)):
@@ -79,7 +88,8 @@ def test_a_signal_to_all_processes_does_not_end_the_workers(folder, encoder, mon
     read = train.read
 
     def read_when_asked_to_stop(i):
-        os.kill(os.getpid(), signal.SIGTERM)
+        for number in STOPPING:
+            os.kill(os.getpid(), number)
         return read(i)
 
     expected = pooled_features(encoder, train, 24, workers=0, device=CPU)

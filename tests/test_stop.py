@@ -104,12 +104,17 @@ def complaints(lines: list[str]) -> list[str]:
     return [line for line in lines if line.startswith("swav: ")]
 
 
-@pytest.mark.parametrize(("number", "rank", "code"), [("SIGTERM", 1, 75), ("SIGUSR1", 0, 75), ("SIGINT", 1, 130)])
+@pytest.mark.parametrize(
+    ("number", "rank", "code"),
+    [("SIGTERM", 1, 75), ("SIGUSR1", 0, 75), ("SIGUSR2", 1, 75), ("SIGHUP", 0, 75), ("SIGINT", 1, 130)],
+)
 def test_a_signal_to_one_process_is_a_checkpoint_and_the_same_exit_code_for_all_within_a_step(
     start, shapes, tmp_path, number, rank, code
 ):
     processes = training(start, 2, shapes, tmp_path / "run")
-    processes[rank].send_signal(getattr(signal, number))
+    for process in processes if number == "SIGTERM" else [processes[rank]]:  # as torchrun hands it on, twice to one
+        process.send_signal(getattr(signal, number))
+    processes[rank].send_signal(signal.SIGTERM)
     done = steps(tmp_path / "run")
     codes, lines = ended(processes)
     assert codes == [code, code], lines

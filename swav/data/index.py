@@ -4,11 +4,12 @@ An entry of the cache counts only while size and time of change of its file agre
 can't be written is as good as none: the headers are read again.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def check_headers(
     known, reasons = _reused(place, names, rows)
     wanted = np.flatnonzero(known["time"] != rows["time"])
     chunks = [wanted[i : i + CHUNK] for i in range(0, len(wanted), CHUNK)]
-    with ThreadPoolExecutor(min(THREADS, len(chunks) or 1)) as pool:
+    with ThreadPoolExecutor(min(THREADS, len(chunks) or 1)) as pool, _cancelled_on_error(pool):
         for n, headers in enumerate(pool.map(lambda chunk: [_header(root, names[i]) for i in chunk], chunks)):
             for i, header in zip(chunks[n].tolist(), headers, strict=True):
                 known[i] = rows[i]
@@ -63,6 +64,16 @@ def check_headers(
     if place is not None and len(wanted):
         _write(place, names, known, reasons)
     return known, reasons
+
+
+@contextlib.contextmanager
+def _cancelled_on_error(pool: ThreadPoolExecutor) -> Iterator[None]:
+    """Drop what waits in a pool when an exception (Ctrl-C, a signal) ends its use: leaving it would work all of it off."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def user_cache() -> Path:

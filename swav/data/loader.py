@@ -31,6 +31,7 @@ import torch.multiprocessing
 from jaxtyping import Int64
 from torch import Tensor
 
+from swav import signals
 from swav.config import Recipe
 from swav.data.images import Images, Unreadable
 from swav.data.photometric import NUM_PARAMS, apply_opencv
@@ -253,7 +254,7 @@ class Loader:
             ) from None
         context: Any = torch.multiprocessing.get_context("fork" if _FORKS else "spawn")
         atexit.register(self.close)
-        with _signals_blocked():
+        with signals.blocked():
             self._start_workers(context)
         for place in range(self._ahead):
             self._ask_for(place)
@@ -326,17 +327,6 @@ def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return anywhere
     size = int(np.prod(shape)) * dtype.itemsize
     return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)  # inherited by fork; needs no /dev/shm
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Processes started here never hear the signals that ask the training to stop (schedulers signal every process of
-    a job): they inherit the mask. This process hears them afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(maker: _Maker, slots: list[_Slot], connection: Connection, parent: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from swav import checkpoint, dist
+from swav import checkpoint, dist, signals
 from swav.config import Crop, Recipe
 from swav.data.images import Images
 from swav.data.loader import Batch, Loader
@@ -168,6 +168,7 @@ def train(task: Task[Any], train: Images, course: Course) -> Outcome:
         DataError: hardly an image can be read.
         NumericsError: the loss, a logit or a weight is not finite.
         CheckpointError: there is saved state, and none of it verifies, or it is of another training.
+        Stopped: a signal asked for an end.
     """
     with _the_only_one(course):
         return _train(task, train, course)
@@ -197,6 +198,7 @@ def _train(task: Task[Any], train: Images, course: Course) -> Outcome:
     try:
         with Progress(course.label, epochs * per_epoch, len(log) * per_epoch, quiet=dist.rank() > 0) as progress:
             for batch in loader if len(log) < epochs else ():
+                dist.stop_together()
                 epoch = batch.step // per_epoch
                 labels = _labels(train, batch)
                 unreadable |= {name for name, _ in batch.unreadable}
@@ -213,6 +215,7 @@ def _train(task: Task[Any], train: Images, course: Course) -> Outcome:
                     dist.on_first(guard.check)  # saving would make a new one
                     damaged = _damaged_of_all(train, task.score)
                     _save(course, log, unreadable, damaged)
+                    signals.note_saved()
                     fault_point(f"{course.bench}:epoch")
                     totals = torch.zeros_like(totals)
     finally:
@@ -232,6 +235,8 @@ def evaluation_batches(
         assert share.labels is not None
         at_a_time = 256 if task.device.type == "cuda" else 64
         for views, places in read_views(share, task.settings.size, at_a_time, task.workers):
+            if not dist.is_active():  # the others would wait for this process
+                signals.stop_if_asked()
             if places:
                 yield inputs(torch.from_numpy(views), None), torch.from_numpy(share.labels)[places]
 

@@ -28,6 +28,8 @@ import torch
 from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
+from swav.signals import stop_if_asked
+
 TOLERANCE = 1e-5
 MAX_STEPS = 60  # of Newton
 CG_STEPS = 200  # for a direction
@@ -167,6 +169,7 @@ def _newton(
     bound, length = w.new_zeros(w.shape[1]), w.new_zeros(w.shape[1])
     left = torch.arange(w.shape[1])
     for step in range(MAX_STEPS + 1):
+        stop_if_asked()
         some_w, some_decision, y, c = w[:, left], decision[:, left], signs[:, left], share[:, left]
         gradient = some_w - z.T @ _alpha(some_decision, y, c)
         bound[left], length[left] = gradient.norm(dim=0), some_w.norm(dim=0)

@@ -6,14 +6,13 @@ torchrun the processes share the benchmarks that train; the others are run by th
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from swav import dist
+from swav import dist, signals
 from swav.agreement import code, require_agreement, seen
 from swav.data.sets import Halves, as_pillow
 from swav.errors import ConfigError, DataError, NumericsError
@@ -27,6 +26,7 @@ from swav.network import encoder
 from swav.network.encoder import Encoder
 from swav.network.sources import is_foreign
 from swav.network.trunk import ResNet
+from swav.output import say
 from swav.reporting.formats import write_tables
 from swav.reporting.results import NotRun, Result, read_results, table, write_results
 from swav.runtime import environment_errors, pick_device, share_cpus, versions
@@ -89,6 +89,7 @@ def bench(
         DataError: the data of a benchmark asked for by name is missing or at fault.
         CheckpointError: weights are damaged.
         EnvironmentError_: there is no such device, or one of several processes is lost.
+        Stopped: a signal asked for an end; finished epochs, features and results are saved.
     """
     out = Path(out)
     request = read_request(names, weights, overrides or {})
@@ -125,12 +126,16 @@ def bench(
             absent = _never_run(absent, earlier, list(labels), suite.protocol)
             write_results(out, [], absent)  # a folder that cannot be written to is found before the work
         guard = FolderGuard(out)
-        for name, task in tasks:
-            dist.on_first(guard.check)
-            rows, lacking = _run(name, task, labels[task.encoder.name], everything)
-            dist.on_first(guard.check)
-            if dist.rank() == 0:
-                write_results(out, rows, lacking)
+        with signals.work():
+            for name, task in tasks:
+                dist.stop_together()
+                dist.on_first(guard.check)
+                rows, lacking = _run(name, task, labels[task.encoder.name], everything)
+                dist.on_first(guard.check)
+                if dist.rank() == 0:
+                    write_results(out, rows, lacking)
+                if rows:
+                    signals.note_saved()
         if dist.rank() == 0:
             write_tables(out)
         return dist.on_first(lambda: read_results(out))
@@ -152,9 +157,9 @@ def _announce(encoders: Sequence[Encoder], fixed: Sequence[str]) -> None:
     """Says how weight files were read, and which benchmarks draw nothing that another seed could change."""
     for network in encoders:
         if network.story:
-            print(network.story, file=sys.stderr)
+            say(network.story)
     if fixed:
-        print(f"run once, as no seed makes a difference: {', '.join(fixed)}", file=sys.stderr)
+        say(f"run once, as no seed makes a difference: {', '.join(fixed)}")
 
 
 def _never_run(
@@ -166,7 +171,7 @@ def _never_run(
     for row in absent:
         if all((row.bench, each) in there for each in ([row.weights] if row.weights else weights)):
             of = f" of {row.weights}" if row.weights else ""
-            print(f"{row.bench}{of}: not run now, its earlier results stay: {row.reason}", file=sys.stderr)
+            say(f"{row.bench}{of}: not run now, its earlier results stay: {row.reason}")
         else:
             found.append(row)
     return found
@@ -281,11 +286,11 @@ def _foretold(tasks: Sequence[tuple[str, Task[Any]]], absent: Sequence[NotRun], 
 
     def rows() -> list[dict[str, Any]]:
         found = [forecast(name, task, BENCHES[name].needs(task)) for name, task in tasks]
-        print(told(found), file=sys.stderr)
+        say(told(found))
         return found
 
     missing = [dataclasses.asdict(row) for row in absent]
     found = dist.on_first(rows)
     if missing and dist.rank() == 0:
-        print(table({"results": [], "not_run": missing}), file=sys.stderr)
+        say(table({"results": [], "not_run": missing}))
     return read_results(out) | {"dry_run": found + missing}

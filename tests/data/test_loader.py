@@ -19,6 +19,7 @@ from swav.data.images import Images, Unreadable, open_images
 from swav.data.loader import Loader, epoch_order
 from swav.data.photometric import apply_batched
 from swav.errors import DataError, EnvironmentError_
+from swav.signals import STOPPING
 
 NUM_IMAGES, BATCH = 22, 4
 PER_EPOCH = NUM_IMAGES // BATCH
@@ -278,7 +279,7 @@ def test_signals_that_stop_the_training_do_not_stop_its_workers():
     expected, seen = kept(load(total=12)), []
     for batch in load(workers=2, total=12):
         for process in worker_processes():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            for number in STOPPING:
                 os.kill(process.pid, number)
         seen += kept([batch])
     assert_same(expected, seen)

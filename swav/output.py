@@ -1,0 +1,71 @@
+"""Output that cannot end the work: a terminal may be closed, a pipe have no reader, a device be full."""
+
+import contextlib
+import io
+import os
+import sys
+from typing import Any
+
+
+class TolerantFile(io.RawIOBase):
+    """The raw end of an output stream: what cannot be written is dropped, and nobody above learns of it.
+
+    At this depth it holds for `print`, for rich, for `stream.buffer` and for the flush at the interpreter's end alike.
+    """
+
+    def __init__(self, descriptor: int):
+        super().__init__()
+        self.descriptor = descriptor  # not closed with this object
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self.descriptor)
+
+    def write(self, data: Any, /) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        with contextlib.suppress(OSError):
+            while rest:
+                rest = rest[os.write(self.descriptor, rest) :]
+        return size
+
+
+def tolerant(stream: Any) -> Any:
+    """Return a stream to the same descriptor on which printing never fails; the same stream where it has no descriptor."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):  # one that a test or a notebook has put there
+        return stream
+    with contextlib.suppress(OSError, ValueError):
+        stream.flush()
+    raw = TolerantFile(descriptor)
+    at_once = bool(getattr(stream, "write_through", False))  # python -u
+    # TextIOWrapper writes to a raw file as well as to a buffer, which python -u relies on too.
+    buffer: Any = raw if at_once else io.BufferedWriter(raw)
+    lines = bool(getattr(stream, "line_buffering", False))
+    return io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=lines, write_through=at_once)
+
+
+def protect_output() -> None:
+    """Make this process's standard streams ones on which printing never fails, and open those that are closed.
+
+    A descriptor 0, 1 or 2 that is closed (`2>&-`) would be given to the next file that is opened, a checkpoint perhaps,
+    and what libraries print would land in it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        setattr(sys, name, open(os.devnull, "w") if stream is None else tolerant(stream))  # noqa: PTH123, SIM115
+
+
+def say(text: str) -> None:
+    """Print a line on stderr. A terminal that is gone or full stops nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,127 @@
+"""Attacks: a run that ends, or a command that fails, because nobody reads what it prints.
+
+Run: pytest tests/test_output.py
+"""
+
+import errno
+import io
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from swav import checkpoint, files, output, run
+from swav.data.layouts import write_shapes
+from swav.runtime import Progress
+
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this system")
+COMMAND = [sys.executable, "-m", "swav"]
+
+
+class Lost(io.StringIO):
+    """A stream of a terminal that is gone."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def flush(self) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+PRINTS: dict[str, Callable[[], None]] = {
+    "say": lambda: output.say("a line"),
+    "a run's line": lambda: run.say("a line"),
+    "a warning": lambda: files.warn("a line"),
+    "progress": lambda: Progress("work", 2).update(2),
+    "a line beside progress": lambda: Progress("work", 2).say("a line"),
+}
+
+
+@pytest.mark.parametrize("name", PRINTS)
+def test_called_from_a_program_whose_terminal_is_gone_nothing_that_we_print_raises(monkeypatch, name):
+    monkeypatch.setattr(sys, "stderr", Lost())
+    PRINTS[name]()
+
+
+def test_the_bar_of_a_terminal_that_goes_away_raises_nothing(monkeypatch):
+    terminal, ours = pty.openpty()
+    with os.fdopen(ours, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        progress = Progress("work", 3)
+        progress.update(1)
+        os.close(terminal)
+        progress.update(2, "more")
+        progress.say("a line")
+        progress.close()
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_tolerant_stream_prints_the_same_and_drops_what_it_cannot_print(tmp_path, unbuffered):
+    code = "from swav.output import protect_output; protect_output(); print('Zürich', flush=True); print('last')"
+    command = [sys.executable, *(["-u"] if unbuffered else []), "-c", code]
+    assert subprocess.run(command, capture_output=True, check=True).stdout.decode() == "Zürich\nlast\n"
+    for closed in ("1>&-", "2>&-", "0>&- 1>&- 2>&-", *(["> /dev/full"] if FULL.exists() else [])):
+        done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), closed
+
+
+def test_a_closed_descriptor_is_not_given_to_the_next_file(tmp_path):
+    code = f"""
+import os
+from swav.output import protect_output
+protect_output()
+print(open({str(tmp_path / "next")!r}, "w").fileno(), file=open({str(tmp_path / "answer")!r}, "w"))
+"""
+    subprocess.run(["sh", "-c", '"$@" 0>&- 1>&- 2>&-', "sh", sys.executable, "-c", code], check=True)
+    assert int((tmp_path / "answer").read_text()) > 2
+
+
+@pytest.mark.parametrize("words", [["recipes"], ["recipes", "tiny"], ["--help"]])
+def test_a_reader_that_leaves_is_exit_0_without_a_word(words):
+    with subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
+@needs_full
+@pytest.mark.parametrize(("words", "code"), [(["recipes"], 0), (["recipes", "tyny"], 2)])
+def test_a_full_device_does_not_change_the_exit_code(words, code):
+    with FULL.open("w") as full:
+        assert subprocess.run([*COMMAND, *words], stdout=full, stderr=full).returncode == code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["full device", "closed terminal"])
+def test_a_run_whose_output_nobody_reads_trains_to_its_end(tmp_path, where):
+    write_shapes(tmp_path / "shapes", "imagenet", train=32, val=16, size=48, seed=0)
+    out = tmp_path / "run"
+    words = ["batch=16", "width=0.125", "prototypes=12", "queue_length=32", "workers=1", "knn_epochs=1"]
+    command = [*COMMAND, "pretrain", "tiny", f"data={tmp_path / 'shapes'}", *words, "--out", str(out)]
+    if where == "full device":
+        with FULL.open("w") as full:
+            code = subprocess.run(command, stdout=full, stderr=full).returncode
+    else:
+        reading, writing = pty.openpty()
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=writing,
+            stderr=writing,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # as under nohup
+        ) as process:
+            os.close(writing)
+            os.read(reading, 1)  # it has begun
+            os.close(reading)
+            code = process.wait()
+    assert code == 0
+    assert (out / "report.html").exists()
+    newest = checkpoint.newest(out / "checkpoints")
+    assert newest is not None and newest.name == "step_00000006"
