@@ -155,4 +155,4 @@ def test_an_image_lost_after_a_kill_gives_the_same_bytes_at_every_resume_and_the
         assert listed == [str(lost.relative_to(photos))]
         found.append(outcome(folder))
     assert found[0] == found[1] and found[0][1][:4] == expected[1][:4]
-    assert [step for step, _ in found[0][1]] == list(range(1, LAST + 1))
+    assert [step for step, *_ in found[0][1]] == list(range(1, LAST + 1))
