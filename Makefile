@@ -17,7 +17,7 @@ demo: setup ## pre-train and evaluate a small network on drawn shapes, and write
 	$(BIN)/swav demo
 
 test: setup ## the fast tests (at most 5 minutes on 2 cores)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
 slow: setup ## the second tier of tests (at most 25 minutes on 2 cores)
 	$(BIN)/pytest -m slow

@@ -30,6 +30,7 @@ from swav.data.layouts import write_shapes
 SETTINGS = ("batch=16", "width=0.125", "prototypes=12", "queue_length=32", "workers=1", "log_steps=1", "keep=2")
 MARK = "SWAV_KILLS_MARK"
 PATIENCE_SECONDS = 600.0  # within which a run must end on a busy machine
+LAUNCHER_SECONDS = 30.0  # after one process failed, a launcher signals those that are left
 ORPHAN_SECONDS = 20.0  # within which all that belongs to a run that ended must be gone
 
 
@@ -78,9 +79,20 @@ class Harness:
             ]
 
     def end(self, processes: list[subprocess.Popen[bytes]]) -> list[int]:
-        """Exit codes."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        return [process.wait(timeout=max(0.1, deadline - time.monotonic())) for process in processes]
+        """Exit codes. A process that waits for one that ended before they met gets SIGTERM, as from a launcher."""
+        deadline, patience = time.monotonic() + PATIENCE_SECONDS, None
+        while any(process.poll() is None for process in processes):
+            failed = any(process.poll() not in (None, 0) for process in processes)
+            if failed and patience is None:
+                patience = time.monotonic() + LAUNCHER_SECONDS
+            if patience is not None and time.monotonic() > patience:
+                for process in processes:
+                    process.terminate()
+                patience = deadline
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"a run did not end within {PATIENCE_SECONDS:.0f} s")
+            time.sleep(0.05)
+        return [process.wait() for process in processes]
 
     def outcome(self, out: Path) -> dict[str, str]:
         """SHA-256 of the tensor files of the last checkpoint; empty while the run is unfinished."""

@@ -199,6 +199,7 @@ def process_group(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES
     try:
         yield
     except (SwavError, SignalExit) as error:
+        signals.note_ending()
         _agree_who_tells(store, error)
         raise
     except RuntimeError as error:

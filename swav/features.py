@@ -3,7 +3,9 @@
 Images are decoded and cut by the loader's workers, cross as uint8, and are normalised where the encoder is.
 """
 
+import functools
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from swav.data.images import Images, Unreadable
+from swav.data.loader import settle_worker
 from swav.data.views import evaluation_view, squeezed_view, to_input
 from swav.errors import DataError, EnvironmentError_
 from swav.metrics import knn_vote, top_k_accuracy
@@ -250,7 +253,7 @@ def read_views(
         batch_size=batch,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=functools.partial(_begin_worker, os.getpid()),
         generator=torch.Generator(),  # the loader draws from it: an evaluation must not move the training's random state
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
@@ -272,6 +275,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _ignore_signals(_: int) -> None:
-    """Those that ask for an end are the parent's to hear: it finishes its step and saves."""
+def _begin_worker(parent: int, _: int) -> None:
+    """Signals that ask for an end are left to the parent, which finishes its step and saves."""
     ignore_all()
+    settle_worker(parent)

@@ -8,6 +8,7 @@ than the first. An exit by which nothing was saved is 128 + the signal's number.
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from swav.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, SignalExit, Stopped, c
 from swav.output import say
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
-STUCK_SECONDS = 5.0  # in one call of a library, before the work has begun; then the process is ended from outside of it
+STUCK_SECONDS = 5.0  # after a signal that could not end the command: it is in one call of a library, or was swallowed by one
 
 _active: "StopRequest | None" = None
 
@@ -25,7 +26,8 @@ class StopRequest:
     """The signal that asked for an end, if any came; handlers are in place between __enter__ and __exit__.
 
     A handler of Python runs only between two bytecodes: not during a backward pass, nor while a process waits for the
-    others. So a thread reads the signals too, acknowledges Ctrl-C at once, and ends the process at the second one.
+    others; and what it raises is dropped where it runs in a destructor or a callback. So a thread reads the signals too,
+    acknowledges Ctrl-C at once, ends the process at the second one, and where a signal did not end the command.
 
     Outside `work` a signal raises SignalExit where the command is (`at_once`); inside, it is only remembered.
 
@@ -35,6 +37,7 @@ class StopRequest:
     Attributes:
         signal: the first that came.
         saved: whether this command has saved anything.
+        ending: set once the command is on its way out.
         unsaved: steps that would be lost now, while there are steps; None: finished parts are saved already.
     """
 
@@ -46,7 +49,7 @@ class StopRequest:
         self.working = not at_once
         self._quiet = os.environ.get("RANK", "0") != "0"  # of several processes the first speaks
         self._interrupts = 0
-        self._heard = threading.Event()
+        self.ending = threading.Event()
         self._before: dict[int, Any] = {}
         self._watcher: threading.Thread | None = None
 
@@ -61,6 +64,7 @@ class StopRequest:
         self._watcher = threading.Thread(target=self._watch, name="swav-signals", daemon=True)
         self._watcher.start()
         self._wakeup_before = signal.set_wakeup_fd(to_thread, warn_on_full_buffer=False)
+        self._report_before, sys.unraisablehook = sys.unraisablehook, self._report_unraisable
         for number in STOPPING:
             before = signal.getsignal(number)
             if before is None or (number == signal.SIGHUP and before == signal.SIG_IGN):
@@ -74,6 +78,8 @@ class StopRequest:
         _active = self._outer
         if self._watcher is None:
             return
+        sys.unraisablehook = self._report_before
+        self.ending.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
@@ -84,12 +90,12 @@ class StopRequest:
 
     def ignore(self) -> None:
         """Ignore all signals from here on: the exit code is settled, and a launcher signals all that have not ended yet."""
+        self.ending.set()
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
         self._before.clear()
 
     def _remember(self, number: int, frame: object) -> None:
-        self._heard.set()
         if self.signal is not None:
             return
         self.signal = number
@@ -106,10 +112,15 @@ class StopRequest:
                     os._exit(EXIT_INTERRUPTED)
                 if self.working and not self._quiet:
                     say(self._acknowledgement())
-            if number in self._before and not self.working and not self._heard.wait(STUCK_SECONDS) and not self.working:
-                self.signal = number
+            if number in self._before and not self.working and not self.ending.wait(STUCK_SECONDS) and not self.working:
+                self.signal = self.signal or number
                 say(f"swav: {self.message()}")
                 os._exit(self.final_code)
+
+    def _report_unraisable(self, what: Any) -> None:
+        """Print no traceback of a SignalExit that was raised in a destructor or a callback."""
+        if not isinstance(what.exc_value, SignalExit):
+            self._report_before(what)
 
     def _acknowledgement(self) -> str:
         if self.unsaved is None:
@@ -163,6 +174,12 @@ def note_saved() -> None:
     """Record that something is saved, so that an end from here on is "preempted" and not "killed"."""
     if _active is not None:
         _active.saved = True
+
+
+def note_ending() -> None:
+    """Record that the command is on its way out, however long that takes: no watcher needs to end it."""
+    if _active is not None:
+        _active.ending.set()
 
 
 def end_asked_for() -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Attacks: our own tests. Each of nine wrong variants must fail a check; the right one must fail none.
+"""Attacks: our own tests. Each of ten wrong variants must fail a check; the right one must fail none.
 
 (A public test of SwAV's loss passes four of them: it feeds identity matrices and asks for a loss below 0.5.)
 Run: pytest tests/test_mutants.py -rP, or python -m tests.mutants for the table alone

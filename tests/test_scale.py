@@ -140,6 +140,7 @@ def test_two_processes_are_one(two_processes, alone):
     report("2 processes, 8 steps", assert_close(whole(two_processes(trained, recipe())), alone))
 
 
+@pytest.mark.slow
 def test_four_processes_are_one(four_processes, alone):
     report("4 processes, 8 steps", assert_close(whole(four_processes(trained, recipe())), alone))
 
@@ -160,6 +161,7 @@ def grouped(size: int) -> list[int]:
     return [dist.world_size() if layer.group is None else layer.group.size() for layer in layers]
 
 
+@pytest.mark.slow
 def test_groups_reach_every_layer_and_the_teachers(four_processes):
     for size, found in ((2, 2), (8, 4)):
         parts = four_processes(grouped, size)

@@ -177,6 +177,36 @@ def test_a_process_that_is_busy_in_c_acknowledges_ctrl_c_and_ends_at_the_second_
     assert importing.wait() == 143
 
 
+# A signal whose exception is dropped, as that of a destructor or a weakref's callback is; then much is left to do.
+DROPPED = """
+import os, signal, sys, time
+from swav import signals
+signals.STUCK_SECONDS = 0.1
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(10**6):
+            pass
+with signals.StopRequest(at_once=True) as stop:
+    Dying()
+    if sys.argv[1] == "ending":
+        signals.note_ending()
+        time.sleep(0.5)
+        sys.exit(7)
+    for _ in range(600):
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [("lost", 143, "swav: stopped by SIGTERM; nothing was saved yet, and nothing of before is lost\n"), ("ending", 7, "")],
+)
+def test_a_signal_that_a_destructor_swallowed_ends_the_command_all_the_same(how, code, said):
+    done = subprocess.run([sys.executable, "-c", DROPPED, how], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 @pytest.fixture
 def task(tmp_path) -> Task[LinearSettings]:
     halves = labelled_halves(write_set(tmp_path / "colours"))

@@ -331,7 +331,7 @@ def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def _work(maker: _Maker, slots: list[_Slot], connection: Connection, parent: int) -> None:
     """What a worker does until it is killed: makes each stretch of a batch that it is sent."""
-    _settle_in(parent)
+    settle_worker(parent)
     with contextlib.suppress(EOFError, OSError):  # the training process is gone
         while True:
             step, slot, rows = connection.recv()
@@ -348,11 +348,14 @@ def _answer(maker: _Maker, slot: _Slot, step: int, rows: slice) -> tuple[list[tu
         return RuntimeError(f"in a loader process:\n{traceback.format_exc()}")
 
 
-def _settle_in(parent: int) -> None:
-    """One thread; and death with the parent, so that a killed run leaves no orphans."""
+def settle_worker(parent: int) -> None:
+    """Prepare a loader process: one thread, and death with its parent, so that a killed run leaves no process behind.
+
+    torch's own watch over the parent is not enough: the thread that sends results may wait forever in a pipe that nobody reads.
+    """
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it died before it could be asked to take us along
+        if os.getppid() != parent:  # the parent died before this call
             os._exit(1)

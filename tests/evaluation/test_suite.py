@@ -370,6 +370,7 @@ def _benched(data, out):
     return [*rows, *few]
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_benchmark_and_come_to_what_one_comes_to(colours, tmp_path, two_processes):
     shared, other = two_processes(_benched, colours, tmp_path / "two")
     alone = _benched(colours, tmp_path / "one")

@@ -72,6 +72,7 @@ def test_over_two_processes_it_is_batchnorm_over_all_samples(two_processes, name
         torch.testing.assert_close(found, value, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_over_four_processes_and_with_channels_last_too(four_processes):
     expected, parts = three_steps("maps"), four_processes(three_steps, "maps", True)
     for key in ("output 2", "gradient 2"):
@@ -92,6 +93,7 @@ def in_pairs() -> tuple[Tensor, Tensor, Tensor]:
     return output.detach(), own.grad, layer.running_var
 
 
+@pytest.mark.slow
 def test_groups_of_two_among_four_processes_are_two_independent_batchnorms(four_processes):
     torch.manual_seed(5)
     plain, x, target = nn.BatchNorm2d(CHANNELS).double(), *torch.randn(2, SAMPLES, CHANNELS, 2, 3).double()

@@ -114,6 +114,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_the_printed_lines_give_the_runs_features_to_the_bit_where_there_is_no_swav(tmp_path):
     cases, expected = [], []
     for number, (name, settings) in enumerate(CASES.items()):
