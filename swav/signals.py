@@ -17,7 +17,9 @@ from swav.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, SignalExit, Stopped, c
 from swav.output import say
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
-STUCK_SECONDS = 5.0  # after a signal that could not end the command: it is in one call of a library, or was swallowed by one
+STUCK_SECONDS = (
+    5.0  # after a signal that could not end the command: it is in one call of a library, or was swallowed by one
+)
 
 _active: "StopRequest | None" = None
 

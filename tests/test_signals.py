@@ -200,7 +200,10 @@ with signals.StopRequest(at_once=True) as stop:
 
 @pytest.mark.parametrize(
     ("how", "code", "said"),
-    [("lost", 143, "swav: stopped by SIGTERM; nothing was saved yet, and nothing of before is lost\n"), ("ending", 7, "")],
+    [
+        ("lost", 143, "swav: stopped by SIGTERM; nothing was saved yet, and nothing of before is lost\n"),
+        ("ending", 7, ""),
+    ],
 )
 def test_a_signal_that_a_destructor_swallowed_ends_the_command_all_the_same(how, code, said):
     done = subprocess.run([sys.executable, "-c", DROPPED, how], capture_output=True, text=True, cwd=ROOT, timeout=60)
