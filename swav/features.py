@@ -3,28 +3,25 @@
 Images are decoded and cut by the loader's workers, cross as uint8, and are normalised where the encoder is.
 """
 
-import functools
+import contextlib
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from swav.data.images import Images, Unreadable
-from swav.data.loader import settle_worker
 from swav.data.views import evaluation_view, squeezed_view, to_input
-from swav.errors import DataError, EnvironmentError_
+from swav.data.workers import Workers
+from swav.errors import DataError
 from swav.metrics import knn_vote, top_k_accuracy
 from swav.network.encoder import Encoder
 from swav.network.trunk import ResNet
 from swav.runtime import Progress, autocast
-from swav.signals import blocked, ignore_all, stop_if_asked
+from swav.signals import stop_if_asked
 
 Precision = Literal["fp32", "bf16"]
 View = Literal["centre", "squeezed"]
@@ -212,20 +209,15 @@ def knn_top1(
 Views = tuple[UInt8[np.ndarray, "B S S 3"], list[int]]
 
 
-class _Views(Dataset[tuple[Views, set[str]]]):
-    """Makes whole batches of evaluation views, with their places; unreadable images are left out. With them come the names of
+class _Views:
+    """Makes batches of evaluation views, with their places; unreadable images are left out. With them come the names of
     those that were found damaged: a worker's own notes are not seen here.
-
-    As arrays, not tensors: those would go through /dev/shm, which containers keep at 64 MB.
     """
 
     def __init__(self, images: Images, size: int, view: View):
         self.images, self.size, self.cut = images, size, VIEWS[view]
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, places: Sequence[int]) -> tuple[Views, set[str]]:
+    def __call__(self, places: Sequence[int]) -> tuple[Views, set[str]]:
         views = np.empty((len(places), self.size, self.size, 3), dtype=np.uint8)
         kept: list[int] = []
         for i in places:
@@ -247,35 +239,13 @@ def read_views(
     Raises:
         EnvironmentError_: a loader process died.
     """
-    loader: DataLoader[Any] = DataLoader(
-        _Views(images, size, view),
-        sampler=range(start, len(images)),
-        batch_size=batch,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=functools.partial(_begin_worker, os.getpid()),
-        generator=torch.Generator(),  # the loader draws from it: an evaluation must not move the training's random state
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-    )
-    try:
-        with blocked():
-            batches = iter(loader)
-        for views, damaged in batches:
+    make = _Views(images, size, view)
+    parts = [range(first, min(first + batch, len(images))) for first in range(start, len(images), batch)]
+    workers = min(workers, len(parts))
+    with contextlib.ExitStack() as stack:
+        made: Iterator[tuple[Views, set[str]]] = map(make, parts)
+        if workers:
+            made = stack.enter_context(Workers(make, workers, "use fewer workers=N")).map(parts)
+        for views, damaged in made:
             images.damaged |= damaged
             yield views
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise EnvironmentError_(
-            f"a loader process died, most often for want of memory; use fewer workers=N ({str(error).splitlines()[0]})"
-        ) from None
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _begin_worker(parent: int, _: int) -> None:
-    """Signals that ask for an end are left to the parent, which finishes its step and saves."""
-    ignore_all()
-    settle_worker(parent)

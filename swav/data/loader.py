@@ -4,46 +4,33 @@ The order is a pure function of (seed, epoch), a view of (seed, epoch, sample, v
 integer, the step, and neither the number of workers nor the number of processes changes a pixel.
 
 Worker processes write batches straight into memory that they share with the training process; only a step's number
-and a few words go through a pipe. They serve the whole training, so there is no pause between epochs. (Why not torch's
-DataLoader: its batches go through /dev/shm, which containers keep at 64 MB; the death of a worker interrupts the
-training process anywhere; and a signal meant for the training ends its workers.)
+and a few words go through a pipe. They serve the whole training, so there is no pause between epochs.
 """
 
-import atexit
-import contextlib
-import ctypes
 import dataclasses
 import mmap
-import os
-import signal
-import sys
 import time
-import traceback
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from typing import Any
 
-import cv2
 import numpy as np
 import torch
-import torch.multiprocessing
+import torch.multiprocessing  # so that tensors in shared memory can be sent to workers that are not forked
 from jaxtyping import Int64
 from torch import Tensor
 
-from swav import signals
 from swav.config import Recipe
 from swav.data.images import Images, Unreadable
 from swav.data.photometric import NUM_PARAMS, apply_opencv
 from swav.data.views import CentreWindow, Draws, centre_view, cut, generator, planes
-from swav.errors import DataError, EnvironmentError_, SwavError
+from swav.data.workers import FORKS, Workers
+from swav.errors import DataError, EnvironmentError_
 
 _AHEAD = 2  # stretches of a batch that each worker may be ahead of the training
 _STRETCH = 256  # images that a worker makes at a time: at a batch of 4096 all workers share one, and few are in memory
 _CHUNK = (
     16  # images that are cut before they are coloured: their crops stay in the cache, and so does each kind of code
 )
-_FORKS = sys.platform == "linux"  # elsewhere forking is not safe, and workers are started afresh
+_ADVICE = "use fewer workers=N or a smaller batch: the same command continues from the last checkpoint"
 _REPLACEMENTS = 100  # images tried in place of one that cannot be read
 
 
@@ -213,7 +200,7 @@ class Loader:
         self._stretches = [slice(i, i + _STRETCH) for i in range(0, self._maker.share, _STRETCH)]
         self._num_workers = min(recipe.workers, self._num_stretches)
         self._slots: list[_Slot] = []
-        self._workers: list[tuple[BaseProcess, Connection]] = []
+        self._workers: Workers | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         try:
@@ -229,14 +216,10 @@ class Loader:
             self.close()
 
     def close(self) -> None:
-        """Ends the workers at once (they hold nothing that could be lost)."""
-        atexit.unregister(self.close)
-        for process, connection in self._workers:
-            process.kill()
-            process.join()
-            process.close()
-            connection.close()
-        self._workers, self._slots = [], []
+        """End the workers."""
+        if self._workers is not None:
+            self._workers.close()
+        self._workers, self._slots = None, []
 
     @property
     def _num_stretches(self) -> int:
@@ -252,61 +235,28 @@ class Loader:
             raise EnvironmentError_(
                 f"no memory for {slots} batches ({error}); use fewer workers=N or a smaller batch"
             ) from None
-        context: Any = torch.multiprocessing.get_context("fork" if _FORKS else "spawn")
-        atexit.register(self.close)
-        with signals.blocked():
-            self._start_workers(context)
+        self._workers = Workers(_Stretches(self._maker, self._slots), self._num_workers, _ADVICE)
         for place in range(self._ahead):
             self._ask_for(place)
 
-    def _start_workers(self, context: Any) -> None:
-        for number in range(self._num_workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_work,
-                args=(self._maker, self._slots, theirs, os.getpid()),
-                name=f"swav-loader-{number}",
-                daemon=True,
-            )
-            process.start()
-            theirs.close()  # so that a worker's death ends the pipe
-            self._workers.append((process, ours))
-
     def _ask_for(self, place: int) -> None:
-        """Sends the stretch of this place, counted from the first step's first, to the worker whose turn it is."""
+        """Ask for the stretch of this place, counted from the first step's first: the worker whose turn it is."""
+        assert self._workers is not None
         of_steps, stretch = divmod(place, len(self._stretches))
         order = (self._steps[of_steps], of_steps % len(self._slots), self._stretches[stretch])
-        try:
-            self._workers[place % self._num_workers][1].send(order)
-        except OSError:
-            self._mourn(place % self._num_workers)
+        self._workers.ask(place % self._num_workers, *order)
 
     def _received(self, step: int) -> tuple[_Slot, list[tuple[str, str]]]:
+        assert self._workers is not None
         of_steps = step - self._steps.start
         unreadable = []
         for place in range(of_steps * len(self._stretches), (of_steps + 1) * len(self._stretches)):
-            try:
-                answer = self._workers[place % self._num_workers][1].recv()
-            except (EOFError, OSError):
-                self._mourn(place % self._num_workers)
-            if isinstance(answer, Exception):
-                raise answer
-            missing, damaged = answer
+            missing, damaged = self._workers.receive(place % self._num_workers)
             unreadable += missing
             self._maker.images.damaged |= damaged
             if place + self._ahead < self._num_stretches:
                 self._ask_for(place + self._ahead)
         return self._slots[of_steps % len(self._slots)], unreadable
-
-    def _mourn(self, worker: int) -> None:
-        process = self._workers[worker][0]
-        process.join(timeout=5)
-        code = process.exitcode or 0
-        how = f"was killed (signal {-code})" if code < 0 else f"ended (exit code {code})"
-        raise EnvironmentError_(
-            f"a loader process {how}, most often for want of memory; use fewer workers=N or a smaller batch: "
-            "the same command goes on from the last checkpoint"
-        )
 
     def _made(self, step: int) -> tuple[_Slot, list[tuple[str, str]]]:
         slot = self._maker.slot(shared=False)
@@ -322,40 +272,20 @@ class Loader:
 
 def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A tensor that this process and its workers see."""
-    if not _FORKS:
+    if not FORKS:
         anywhere: Tensor = torch.empty(shape, dtype=dtype).share_memory_()  # type: ignore[no-untyped-call]
         return anywhere
     size = int(np.prod(shape)) * dtype.itemsize
     return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)  # inherited by fork; needs no /dev/shm
 
 
-def _work(maker: _Maker, slots: list[_Slot], connection: Connection, parent: int) -> None:
-    """What a worker does until it is killed: makes each stretch of a batch that it is sent."""
-    settle_worker(parent)
-    with contextlib.suppress(EOFError, OSError):  # the training process is gone
-        while True:
-            step, slot, rows = connection.recv()
-            connection.send(_answer(maker, slots[slot], step, rows))
+@dataclasses.dataclass
+class _Stretches:
+    """Makes stretches of batches, in a worker."""
 
+    maker: _Maker
+    slots: list[_Slot]
 
-def _answer(maker: _Maker, slot: _Slot, step: int, rows: slice) -> tuple[list[tuple[str, str]], set[str]] | Exception:
-    """What could not be read, and what was read though it is damaged (so far: this process's notes are not seen elsewhere)."""
-    try:
-        return maker.fill(slot, step, rows), maker.images.damaged
-    except SwavError as error:
-        return error
-    except Exception:
-        return RuntimeError(f"in a loader process:\n{traceback.format_exc()}")
-
-
-def settle_worker(parent: int) -> None:
-    """Prepare a loader process: one thread, and death with its parent, so that a killed run leaves no process behind.
-
-    torch's own watch over the parent is not enough: the thread that sends results may wait forever in a pipe that nobody reads.
-    """
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # the parent died before this call
-            os._exit(1)
+    def __call__(self, step: int, slot: int, rows: slice) -> tuple[list[tuple[str, str]], set[str]]:
+        """What could not be read, and what was read though it is damaged (so far: this process's notes are not seen elsewhere)."""
+        return self.maker.fill(self.slots[slot], step, rows), self.maker.images.damaged

@@ -15,6 +15,7 @@ from PIL import Image
 
 from swav.config import Crop, Recipe
 from swav.data import loader as loader_module
+from swav.data import workers as workers_module
 from swav.data.images import Images, Unreadable, open_images
 from swav.data.loader import Loader, epoch_order
 from swav.data.photometric import apply_batched
@@ -211,7 +212,8 @@ def test_where_forking_is_not_safe_fresh_workers_give_the_same(tmp_path, monkeyp
         Image.fromarray(InMemory().read(i)).save(tmp_path / f"{i}.png")
     images = open_images(tmp_path)
     expected = kept(load(images, total=1))
-    monkeypatch.setattr(loader_module, "_FORKS", False)
+    monkeypatch.setattr(loader_module, "FORKS", False)
+    monkeypatch.setattr(workers_module, "FORKS", False)
     assert_same(expected, kept(load(images, total=1, workers=1)))
 
 
@@ -285,7 +287,7 @@ def test_signals_that_stop_the_training_do_not_stop_its_workers():
     assert_same(expected, seen)
 
 
-@pytest.mark.skipif(not loader_module._FORKS, reason="the system does not tell children of their parent's death")
+@pytest.mark.skipif(not workers_module.FORKS, reason="the system does not tell children of their parent's death")
 def test_workers_die_with_a_training_process_that_is_killed():
     def train(report):
         for _ in load(workers=2, total=10_000_000):
