@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from swav.data.layouts import write_shapes
+from swav.data.synthetic.writers import write_shapes
 
 SETTINGS = ("batch=16", "width=0.125", "prototypes=12", "queue_length=32", "workers=1", "log_steps=1", "keep=2")
 MARK = "SWAV_KILLS_MARK"

@@ -22,13 +22,13 @@ def measure(name: str, batch: int, micro_batch: int) -> str:
     import torch
 
     from swav.config import load_recipe
+    from swav.data.augment.photometric import NUM_PARAMS
     from swav.data.device import Pieces
     from swav.data.loader import Batch
-    from swav.data.photometric import NUM_PARAMS
-    from swav.derive import Facts, derive
-    from swav.learner import Learner
     from swav.network.heads import build_network
     from swav.runtime import computes_in_bf16, memory_gb, pick_device
+    from swav.training.auto import Facts, derive
+    from swav.training.step import Learner
 
     device = pick_device()
     wanted = load_recipe(name, {"batch": batch, "micro_batch": micro_batch, "queue_length": 0, "workers": 0})

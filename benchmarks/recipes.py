@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 
 from swav.config import Recipe, load_recipe
-from swav.data.layouts import write_shapes
-from swav.derive import Facts, derive
+from swav.data.synthetic.writers import write_shapes
+from swav.network.backbone import count_parameters
 from swav.network.heads import SwavNetwork, build_network
-from swav.network.trunk import count_parameters
-from swav.optim import learning_rate
-from swav.train import pretrain
+from swav.training.auto import Facts, derive
+from swav.training.loop import pretrain
+from swav.training.optim import learning_rate
 
 IMAGENET, CIFAR, IMAGENET100, IMAGENETTE = 1_281_167, 50_000, 126_689, 9_469
 PAGE = "resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96"

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from swav import demo
 from swav.data.images import Images, labelled_halves
-from swav.data.layouts import write_shapes
-from swav.evaluation.suite import bench
+from swav.data.synthetic.writers import write_shapes
+from swav.evaluation.runner import bench
 from swav.metrics import knn_vote, top_k_accuracy
-from swav.train import pretrain
+from swav.training.loop import pretrain
 
 TRAINED_ON, SCORED_ON, K = 0, 1000, 20
 HOMES = {"imagenet": "imagenet", "voc": "VOCdevkit", "places205": "Places205", "inat18": "iNaturalist2018"}

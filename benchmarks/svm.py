@@ -23,9 +23,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 
+from swav.evaluation.protocols.voc_svm import score_stage
 from swav.evaluation.settings import SvmSettings
-from swav.evaluation.solver import machines, principal_axes, unit_rows
-from swav.evaluation.svm import score_stage
+from swav.evaluation.svm_solver import machines, principal_axes, unit_rows
 from swav.runtime import Progress, memory_gb
 
 NAIVE_COSTS = (0.5**16, 0.5**8, 0.5**4, 1.0, 10.0)

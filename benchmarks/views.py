@@ -26,9 +26,9 @@ from PIL import Image, ImageFilter
 from torchvision import transforms
 
 from swav.config import Crop, Recipe
+from swav.data.augment.crops import to_input
 from swav.data.images import Images, open_images
 from swav.data.loader import Loader
-from swav.data.views import to_input
 
 SCALES = ((0.14, 1.0), (0.05, 0.14))
 

@@ -7,9 +7,9 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "pretrain": "swav.train",
-    "bench": "swav.evaluation.suite",
-    "load": "swav.network.encoder",
+    "pretrain": "swav.training.loop",
+    "bench": "swav.evaluation.runner",
+    "load": "swav.weights.encoder",
     "report": "swav.reporting.page",
     "sinkhorn_codes": "swav.algorithm",
     "swapped_loss": "swav.algorithm",

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from swav import dist
-from swav.data.find import path_of
 from swav.data.images import Images
+from swav.data.sources.walk import path_of
 from swav.errors import ConfigError
 from swav.runtime import versions
 

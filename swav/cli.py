@@ -53,21 +53,21 @@ def pretrain(
 
     wanted = load_recipe(recipe, parse_overrides(settings or []))
     if wanted.backbone.startswith(TIMM):  # settings are checked before data, though timm takes seconds to be asked
-        from swav.network.trunk import check_backbone
+        from swav.network.backbone import check_backbone
 
         check_backbone(wanted.backbone, ())
     if _is_alone():
-        from swav.preflight import check_pretraining
+        from swav.training.preflight import check_pretraining
 
         check_pretraining(wanted, out, dry_run or print_slurm)
     if print_slurm:
-        from swav.slurm import batch_script
+        from swav.training.slurm import batch_script
 
         print(batch_script(["pretrain", recipe, *(settings or []), "--out", str(out)]), end="")
         return
-    from swav import train
+    from swav.training import loop
 
-    folder = train.pretrain(wanted, out, dry_run)
+    folder = loop.pretrain(wanted, out, dry_run)
     if _is_first_process():
         print(folder)
 
@@ -105,15 +105,15 @@ def bench(
     request = read_request(benches, weights, overrides)
     if _is_alone():
         check_places(request, Path(data), out, dry_run)
-    from swav.evaluation import suite
+    from swav.evaluation import runner
 
-    results = suite.bench(benches, weights, data, out, overrides, dry_run)
+    results = runner.bench(benches, weights, data, out, overrides, dry_run)
     if not _is_first_process():
         return
     if as_json:
         print(json.dumps(results, indent=1))
     elif not dry_run:
-        from swav.reporting.results import table
+        from swav.results.results import table
 
         print(table(results))
         print(out / "results.json", out / "tables.html", sep="\n")
@@ -163,7 +163,7 @@ def shapes(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Write the drawn data set `shapes`: ten classes that neither colour nor raw pixels tell apart."""
-    from swav.data.layouts import write_shapes
+    from swav.data.synthetic.writers import write_shapes
 
     write_shapes(folder, layout, train=train, val=val, size=size, seed=seed)
     print(folder)

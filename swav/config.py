@@ -1,7 +1,7 @@
 """Every knob of a pre-training run: its type, unit, default and source; and how a recipe becomes settings.
 
 A recipe is a YAML file that holds differences from the defaults below. Precedence: defaults, recipe, `key=value`.
-Any value but `data` may be given as `auto`; derive.py replaces it, with a reason.
+Any value but `data` may be given as `auto`; training/auto.py replaces it, with a reason.
 No torch here: `swav recipes` and every complaint about settings answer at once.
 """
 
@@ -31,6 +31,7 @@ from swav.strict_yaml import read_yaml
 
 AUTO: Any = "auto"
 Auto = Literal["auto"]
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue in a grey value: ITU-R 601, as Pillow's "L"
 RESNETS = ("resnet18", "resnet34", "resnet50")
 TIMM = "timm:"  # before the name of one of timm's models
 Stem = Literal["imagenet", "half", "small"]

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from swav.data.layouts import write_shapes
-from swav.evaluation.suite import bench
+from swav.data.synthetic.writers import write_shapes
+from swav.evaluation.runner import bench
 from swav.reporting.page import write_report
-from swav.reporting.results import read_results, table
+from swav.results.results import read_results, table
 from swav.runtime import Progress
-from swav.train import pretrain
+from swav.training.loop import pretrain
 
 TRAIN, VAL = 2000, 500
 VOC_TRAIN, VOC_TEST = 480, 200  # 16 positives of each class, and 304 negatives

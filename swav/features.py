@@ -13,15 +13,15 @@ import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
+from swav.data.augment.crops import evaluation_view, squeezed_view, to_input
 from swav.data.images import Images, Unreadable
-from swav.data.views import evaluation_view, squeezed_view, to_input
 from swav.data.workers import Workers
 from swav.errors import DataError
 from swav.metrics import knn_vote, top_k_accuracy
-from swav.network.encoder import Encoder
-from swav.network.trunk import ResNet
+from swav.network.backbone import ResNet
 from swav.runtime import Progress, autocast
 from swav.signals import stop_if_asked
+from swav.weights.encoder import Encoder
 
 Precision = Literal["fp32", "bf16"]
 View = Literal["centre", "squeezed"]

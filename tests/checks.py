@@ -14,7 +14,7 @@ from torch import Tensor
 from swav import algorithm, dist
 from swav.config import Crop, Recipe
 from swav.network import heads
-from swav.network.trunk import ResNet
+from swav.network.backbone import ResNet
 from tests import oracle
 
 Run = Callable[..., list[Any]]  # as Processes: function, arguments -> all results

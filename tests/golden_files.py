@@ -14,12 +14,13 @@ from unittest import mock
 import numpy as np
 import torch
 
-from swav import algorithm, optim
-from swav import learner as of_a_step
+from swav import algorithm
 from swav.config import Crop, Recipe
-from swav.learner import Learner
 from swav.network import heads
-from swav.network.trunk import ResNet
+from swav.network.backbone import ResNet
+from swav.training import optim
+from swav.training import step as of_a_step
+from swav.training.step import Learner
 from tests.checks import Run
 
 TOLERANCE = 1e-9  # the issue's; a fresh implementation in float64 reaches 2e-14

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from swav.data.views import _of_255
+from swav.data.augment.crops import _of_255
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 GPU, META = torch.device("cuda", 0), torch.device("meta")

@@ -15,9 +15,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from swav import algorithm, dist, learner, optim
+from swav import algorithm, dist
 from swav.config import Recipe
 from swav.network import heads
+from swav.training import optim, step
 from tests import checks, golden_files
 from tests.processes import Processes, processes
 
@@ -65,22 +66,22 @@ _LOCAL_MAXIMUM = SimpleNamespace(all_reduce_sum=dist.all_reduce_sum, all_reduce_
 
 # name -> (where, which name, what in its place); codes and loss have two names, as the loop imports them
 MUTANTS: dict[str, list[tuple[Any, str, Any]]] = {
-    "own code predicted": [(algorithm, "swapped_loss", _own_code), (learner, "swapped_loss", _own_code)],
-    "no 1/(V-1)": [(algorithm, "swapped_loss", _no_mean_over_views), (learner, "swapped_loss", _no_mean_over_views)],
+    "own code predicted": [(algorithm, "swapped_loss", _own_code), (step, "swapped_loss", _own_code)],
+    "no 1/(V-1)": [(algorithm, "swapped_loss", _no_mean_over_views), (step, "swapped_loss", _no_mean_over_views)],
     "codes from local crops": [(Recipe, "code_views", _EVERY_VIEW)],
     "prototypes with bias": [(heads.SwavNetwork, "__init__", _network_with_bias)],
     "no all-reduce": [(algorithm, "dist", _LOCAL_SUMS)],
     "local maximum": [(algorithm, "dist", _LOCAL_MAXIMUM)],
     "per-sample shift": [
         (algorithm, "sinkhorn_codes", _shift_per_sample),
-        (learner, "sinkhorn_codes", _shift_per_sample),
+        (step, "sinkhorn_codes", _shift_per_sample),
     ],
     "temperature twice": [
         (algorithm, "swapped_loss", _temperature_twice),
-        (learner, "swapped_loss", _temperature_twice),
+        (step, "swapped_loss", _temperature_twice),
     ],
-    "no balancing": [(algorithm, "sinkhorn_codes", _no_balancing), (learner, "sinkhorn_codes", _no_balancing)],
-    "rate of the next step": [(learner, "learning_rate", _rate_of_the_next_step)],
+    "no balancing": [(algorithm, "sinkhorn_codes", _no_balancing), (step, "sinkhorn_codes", _no_balancing)],
+    "rate of the next step": [(step, "learning_rate", _rate_of_the_next_step)],
 }
 UNMUTATED = "(none)"
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from swav import agreement, dist, train
+from swav import agreement, dist
 from swav.agreement import require_agreement, seen
 from swav.data.images import open_images
-from swav.data.layouts import write_shapes
+from swav.data.synthetic.writers import write_shapes
 from swav.errors import ConfigError
-from swav.evaluation import suite
+from swav.evaluation import runner
+from swav.training import loop
 
 EQUAL = {"recipe": "tiny", "data": "", "out": "", "width": 0.125, "epochs": 3, "workers": 0, "seed": 0}
 
@@ -41,11 +42,11 @@ def compare(*values: dict[str, Any]) -> str:
 
 
 def pretrain(*settings: dict[str, Any]) -> str:
-    return said(lambda: train.pretrain(**settings[dist.rank()]))
+    return said(lambda: loop.pretrain(**settings[dist.rank()]))
 
 
 def bench(*settings: dict[str, Any]) -> str:
-    return said(lambda: suite.bench(**settings[dist.rank()]))
+    return said(lambda: runner.bench(**settings[dist.rank()]))
 
 
 def sample(folder: str, missing: list[str]) -> str:

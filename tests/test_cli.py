@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from swav import cli
-from swav.data.layouts import LAYOUTS
-from swav.evaluation import suite
+from swav.data.synthetic.writers import LAYOUTS
+from swav.evaluation import runner
 from swav.signals import STOPPING
 from tests.network import foreign
 
@@ -190,7 +190,7 @@ def test_the_batch_script_is_printed_for_the_command_as_typed_and_nothing_is_don
 
 
 def test_dry_run_gives_reasons_and_estimates_and_writes_nothing(swav, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("swav.probe.SECONDS", 0.2)
+    monkeypatch.setattr("swav.training.estimate.SECONDS", 0.2)
     out = tmp_path / "run"
     code, printed, _ = swav("pretrain", "auto", f"data={images}", "batch=2", "width=0.25", "--out", out, "--dry-run")
     assert code == 0
@@ -203,7 +203,7 @@ def test_dry_run_gives_reasons_and_estimates_and_writes_nothing(swav, images, tm
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
 def test_of_several_processes_one_prints_the_results(words, swav, monkeypatch, tmp_path, images):
-    monkeypatch.setattr(suite, "bench", lambda *_: {"results": [], "not_run": []})
+    monkeypatch.setattr(runner, "bench", lambda *_: {"results": [], "not_run": []})
     command = ["bench", "knn", *words, "--weights", "random:tiny", "--data", images, "--out", tmp_path]
     assert swav(*command)[1] != ""
     monkeypatch.setenv("RANK", "1")

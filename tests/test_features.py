@@ -17,11 +17,11 @@ from swav.data.images import labelled_halves
 from swav.errors import DataError, EnvironmentError_
 from swav.features import knn_top1, pool_stages, pooled_features, stage_grids
 from swav.metrics import knn_vote, top_k_accuracy
-from swav.network.encoder import Encoder
+from swav.network.backbone import BACKBONES
 from swav.network.heads import build_network
-from swav.network.trunk import BACKBONES
 from swav.runtime import Progress
 from swav.signals import STOPPING
+from swav.weights.encoder import Encoder
 
 CPU = torch.device("cpu")
 

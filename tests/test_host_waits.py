@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from swav import learner as learner_module
 from swav.config import Recipe, load_recipe
+from swav.data.augment.photometric import NUM_PARAMS
 from swav.data.device import Pieces
 from swav.data.loader import Batch
-from swav.data.photometric import NUM_PARAMS
-from swav.derive import Facts, derive
-from swav.learner import Learner
-from swav.monitor import STEP_VALUES, Monitor
 from swav.network.heads import build_network
 from swav.runtime import Readback
+from swav.training import step as learner_module
+from swav.training.auto import Facts, derive
+from swav.training.monitor import STEP_VALUES, Monitor
+from swav.training.step import Learner
 from tests.host_waits import GPU, FakeGpu, fake_gpu, placed
 
 SMALL: dict[str, Any] = {
@@ -98,7 +98,7 @@ def test_the_host_never_waits_in_a_step_and_makes_each_piece_once_a_pass(changes
             values = ours.step(pieces, step, lambda: (True, 0.5, 75))
             monitor.watch(ours.embeddings, ours.codes)
             once = 2 if step == 0 and recipe.in_channels == 3 else 0  # mean and std are brought there once and for all
-            assert [wait.partition(":")[0] for wait in gpu.waits] == once * ["_to_copy cpu to cuda at views.py"]
+            assert [wait.partition(":")[0] for wait in gpu.waits] == once * ["_to_copy cpu to cuda at crops.py"]
             gpu.waits.clear()
             assert pieces.made == dict.fromkeys(range(8 // at_a_time), 1 if at_a_time == 8 else 2)
             assert values.device == GPU and values.shape == (len(STEP_VALUES) + 4,)

@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 import torch
 
-from swav import checkpoint, files, jsonl, record, run, train
+from swav import checkpoint, files, jsonl
 from swav.config import to_yaml
-from swav.data.layouts import write_shapes
+from swav.data.synthetic.writers import write_shapes
 from swav.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
+from swav.training import log, loop, setup
 from tests.processes import LAUNCHER_VARIABLES
-from tests.test_train import SMALL
+from tests.training.test_loop import SMALL
 
 LAST = 12
 
@@ -48,7 +49,7 @@ class Interrupted(Exception):
 
 def pretrain(data: Path, out: Path, **changes: Any) -> Path:
     torch.set_num_threads(1)  # in fixtures of the module too: another number is other rounding
-    return train.pretrain("tiny", out, **SMALL | {"data": str(data)} | changes)
+    return loop.pretrain("tiny", out, **SMALL | {"data": str(data)} | changes)
 
 
 def interrupted(data: Path, out: Path, at: int, then: Callable[[], None] = lambda: None) -> Path:
@@ -61,7 +62,7 @@ def interrupted(data: Path, out: Path, at: int, then: Callable[[], None] = lambd
             raise Interrupted
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("swav.learner.fault_point", interrupt)
+        patch.setattr("swav.training.step.fault_point", interrupt)
         with pytest.raises(Interrupted):
             pretrain(data, out)
     then()
@@ -127,12 +128,12 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_settings_that_are_lost_are_taken_from_the_newest_checkpoint(shapes, out, damage, monkeypatch, capsys):
     settings = (out / "config.yaml").read_text()
     DAMAGE[damage](out / "config.yaml")
-    found = run._settings_of(out)
+    found = setup._settings_of(out)
     assert found is not None and to_yaml(found) == settings
     assert capsys.readouterr().err.count("swav: warning: ") == 1
     with pytest.raises(ConfigError, match=r"epsilon: 0.05 -> 0.04"):
         pretrain(shapes, out, epsilon=0.04)
-    monkeypatch.setattr(train, "_loop", lambda *_: None)
+    monkeypatch.setattr(loop, "_loop", lambda *_: None)
     pretrain(shapes, out)
     assert (out / "config.yaml").read_text() == settings
 
@@ -167,9 +168,9 @@ def test_a_disk_that_refuses_logs_pictures_and_reports_ends_no_run(
             raise RuntimeError("the writer's thread has died")
 
     monkeypatch.setattr(os, "open", refusing)
-    monkeypatch.setattr(record, "write_views", broken)
-    monkeypatch.setattr(record, "_tensorboard", lambda _: Board())
-    monkeypatch.setattr(train, "write_report", broken)
+    monkeypatch.setattr(log, "write_views", broken)
+    monkeypatch.setattr(log, "_tensorboard", lambda _: Board())
+    monkeypatch.setattr(loop, "write_report", broken)
     out = pretrain(shapes, tmp_path / "run")
     assert outcome(out) == whole and len(refused) == 3
     assert steps(out) == list(range(4, LAST + 1))  # a line a step: three were lost
@@ -184,11 +185,11 @@ def test_a_disk_that_refuses_logs_pictures_and_reports_ends_no_run(
 
 
 def test_a_bad_file_that_could_not_be_listed_counts_and_is_listed_later(tmp_path, monkeypatch):
-    log = record.Log(tmp_path)
-    monkeypatch.setattr(record, "append", lambda *_: False)
-    assert log.add_bad([("a", "cut"), ("b", "cut")]) == 2 and log.add_bad([]) == 2
+    of_run = log.Log(tmp_path)
+    monkeypatch.setattr(log, "append", lambda *_: False)
+    assert of_run.add_bad([("a", "cut"), ("b", "cut")]) == 2 and of_run.add_bad([]) == 2
     monkeypatch.undo()
-    assert log.add_bad([("a", "cut"), ("c", "cut")]) == 3
+    assert of_run.add_bad([("a", "cut"), ("c", "cut")]) == 3
     assert [line["file"] for line in jsonl.read_lines(tmp_path / "bad_files.jsonl").values] == ["a", "b", "c"]
 
 
@@ -229,7 +230,7 @@ def test_a_folder_that_goes_away_ends_the_run_and_is_not_made_again(
         if passed.count("step:middle") == 6 and name == "step:middle":  # after the checkpoint of step 4
             befall(tmp_path / "run")
 
-    monkeypatch.setattr("swav.learner.fault_point", step)
+    monkeypatch.setattr("swav.training.step.fault_point", step)
     with pytest.raises(EnvironmentError_, match=r"run: was removed or moved during the run") as caught:
         pretrain(shapes, tmp_path / "run", log_steps=log_steps)
     assert caught.value.exit_code == 4 and passed.count("step:middle") == found_at
@@ -331,12 +332,12 @@ def test_an_image_lost_between_two_sittings_is_as_one_lost_during_a_run(photos, 
         if passed.count("step:end") == 4 and name == "step:end":
             lose()
 
-    monkeypatch.setattr(train, "fault_point", step)
+    monkeypatch.setattr(loop, "fault_point", step)
     assert outcome(pretrain(photos, tmp_path / "whole")) == expected
 
 
 def test_more_lost_images_than_max_bad_are_exit_3_and_fewer_or_a_larger_max_bad_continue(photos, out, monkeypatch):
-    monkeypatch.setattr(train, "_loop", lambda *_: None)
+    monkeypatch.setattr(loop, "_loop", lambda *_: None)
     for path in trained_on(photos)[:11]:
         path.unlink()
     with pytest.raises(
@@ -360,7 +361,7 @@ def test_added_files_are_left_out_and_another_data_set_is_refused(whole, photos,
 
 
 def test_a_run_of_an_earlier_version_has_no_list_and_gets_one(photos, out, monkeypatch, capsys):
-    monkeypatch.setattr(train, "_loop", lambda *_: None)
+    monkeypatch.setattr(loop, "_loop", lambda *_: None)
     written = (out / "images.npz").read_bytes()
     for content in (None, b"PK damaged"):
         (out / "images.npz").unlink()

@@ -28,7 +28,7 @@ def run(name: str) -> subprocess.CompletedProcess[str]:
 def test_there_are_fifty_and_more_each_of_its_own_name_and_every_part_has_some():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 50
     parts = {mutant.file.partition("/")[0] for mutant in MUTANTS}
-    assert {"data", "evaluation", "network", "reporting", "learner.py", "optim.py"} <= parts
+    assert {"algorithm.py", "data", "evaluation", "metrics.py", "network", "results", "training"} <= parts
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

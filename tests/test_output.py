@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from swav import checkpoint, files, output, run
-from swav.data.layouts import write_shapes
+from swav import checkpoint, files, output
+from swav.data.synthetic.writers import write_shapes
 from swav.runtime import Progress
+from swav.training import setup
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this system")
@@ -36,7 +37,7 @@ class Lost(io.StringIO):
 
 PRINTS: dict[str, Callable[[], None]] = {
     "say": lambda: output.say("a line"),
-    "a run's line": lambda: run.say("a line"),
+    "a run's line": lambda: setup.say("a line"),
     "a warning": lambda: files.warn("a line"),
     "progress": lambda: Progress("work", 2).update(2),
     "a line beside progress": lambda: Progress("work", 2).say("a line"),

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from swav.config import Recipe, load_recipe
-from swav.derive import Facts, derive
-from swav.learner import Learner
-from swav.monitor import STEP_VALUES
 from swav.network.heads import build_network
-from swav.optim import LossScale
+from swav.training.auto import Facts, derive
+from swav.training.monitor import STEP_VALUES
+from swav.training.optim import LossScale
+from swav.training.step import Learner
 
 ROOT = Path(__file__).parents[1]
 # No crop below 17 pixels: over a map of one pixel, PyTorch 2.15's bfloat16 gradient of a 3x3 convolution of stride 2 reads
@@ -191,7 +191,7 @@ def test_the_scale_doubles_with_patience_stays_in_its_bounds_and_comes_back():
 WHOLE_GRAPH = """
 import torch
 from swav.config import load_recipe
-from swav.network.batch_norm import running_statistics_kept
+from swav.network.sync_batch_norm import running_statistics_kept
 from swav.network.heads import build_network
 torch.set_num_threads(1)
 network = build_network(load_recipe("tiny", {"width": 0.125}))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from swav.config import Recipe, load_recipe, recipe_names, recipe_text, to_yaml, validated
-from swav.derive import FOLLOWING, Facts, derive
 from swav.strict_yaml import read_yaml
+from swav.training.auto import FOLLOWING, Facts, derive
 
 IMAGENET = 1_281_167
 MULTI, WIDE = "2x224(.14-1) 6x96(.05-.14)", "2x224(.14-1) 4x96(.05-.14)"

@@ -16,11 +16,11 @@ from torch import Tensor
 from swav import dist
 from swav.algorithm import sinkhorn_codes
 from swav.config import Crop, Recipe
-from swav.learner import Learner
-from swav.monitor import STEP_VALUES
-from swav.network.batch_norm import SynchronisedBatchNorm
+from swav.network.backbone import ResNet
 from swav.network.heads import SwavNetwork
-from swav.network.trunk import ResNet
+from swav.network.sync_batch_norm import SynchronisedBatchNorm
+from swav.training.monitor import STEP_VALUES
+from swav.training.step import Learner
 
 TOLERANCE = 1e-9
 BATCH, STEPS = 16, 8

@@ -21,14 +21,15 @@ import torch
 
 from swav import checkpoint, cli, dist, files, signals
 from swav.data.images import labelled_halves
-from swav.data.layouts import write_shapes
+from swav.data.synthetic.writers import write_shapes
 from swav.errors import SignalExit, Stopped
-from swav.evaluation import finetune, linear, solver
+from swav.evaluation import supervised, svm_solver
+from swav.evaluation.protocols import linear
 from swav.evaluation.settings import LinearSettings
 from swav.evaluation.task import Task
 from swav.signals import STOPPING, StopRequest
 from tests.evaluation.conftest import write_set
-from tests.evaluation.test_linear import FAST, fresh, saved_head
+from tests.evaluation.protocols.test_linear import FAST, fresh, saved_head
 
 ROOT = Path(__file__).parents[1]
 PREEMPTING = [number for number in STOPPING if number != signal.SIGINT]
@@ -218,31 +219,31 @@ def task(tmp_path) -> Task[LinearSettings]:
 
 @pytest.mark.parametrize(("point", "code", "epochs"), [("_labels", 143, 0), ("_save", 75, 1)])
 def test_a_benchmark_ends_at_the_next_batch_with_75_only_if_an_epoch_is_saved(task, monkeypatch, point, code, epochs):
-    original = getattr(finetune, point)
+    original = getattr(supervised, point)
 
     def then_signal(*arguments):
         send(signal.SIGTERM, signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(finetune, point, then_signal)
+    monkeypatch.setattr(supervised, point, then_signal)
     with signals.work(), pytest.raises(Stopped) as end:
         linear.run(task)
     assert end.value.exit_code == code
     if epochs:
         assert saved_head(task).step == epochs
-    monkeypatch.setattr(finetune, point, original)
+    monkeypatch.setattr(supervised, point, original)
     linear.run(task)
     assert saved_head(task).step == FAST["epochs"]
 
 
 def test_solvers_and_who_waits_for_a_lock_end_at_a_signal(tmp_path, monkeypatch):
-    x = solver.principal_axes(solver.unit_rows(torch.randn(20, 4).numpy()))
+    x = svm_solver.principal_axes(svm_solver.unit_rows(torch.randn(20, 4).numpy()))
     signs = 2.0 * (torch.arange(20, dtype=torch.float64)[:, None] % 2) - 1
     monkeypatch.setattr(files.FileLock, "_try", lambda *_: False)
     with signals.work():
         send(signal.SIGUSR1)
         with pytest.raises(Stopped):
-            list(solver.machines(x, signs, torch.ones_like(signs), [1.0]))
+            list(svm_solver.machines(x, signs, torch.ones_like(signs), [1.0]))
         with pytest.raises(Stopped):
             files.FileLock(tmp_path / "lock", "the results").__enter__()
         with pytest.raises(Stopped):
@@ -301,8 +302,8 @@ cli.main()
 SETTINGS = ("batch=16", "width=0.125", "prototypes=12", "queue_length=32", "checkpoint_steps=3", "workers=1")
 MOMENTS = {
     "import": ("torch", None),
-    "header check": ("swav.data.index:_header", None),
-    "step": ("swav.learner:Learner.step", "saved"),
+    "header check": ("swav.data.sources.header_index:_header", None),
+    "step": ("swav.training.step:Learner.step", "saved"),
     "save": ("swav.checkpoint:_publish", "saved"),
     "kNN": ("swav.features:features_of", "saved"),
 }

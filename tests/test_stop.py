@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from swav import checkpoint
-from swav.data.layouts import write_shapes
+from swav.data.synthetic.writers import write_shapes
 from tests.processes import LAUNCHER_VARIABLES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import swav.algorithm
-import swav.data.views
+import swav.data.augment.crops
 import swav.metrics
-import swav.network.encoder
+import swav.weights.encoder
 from swav.config import load_recipe
 from swav.network.heads import build_network
 
@@ -38,7 +38,7 @@ def as_users_import_it(module: ModuleType) -> ModuleType:
 
 
 algorithm, metrics, views, encoder = map(
-    as_users_import_it, (swav.algorithm, swav.metrics, swav.data.views, swav.network.encoder)
+    as_users_import_it, (swav.algorithm, swav.metrics, swav.data.augment.crops, swav.weights.encoder)
 )
 encoder.evaluation_view = views.evaluation_view  # type: ignore[attr-defined]  # which it would take from the checked one
 Z = torch.zeros

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from swav.config import Recipe
+from swav.data.augment.crops import to_input
+from swav.data.augment.photometric import apply_batched
 from swav.data.loader import Batch
-from swav.data.photometric import apply_batched
-from swav.data.views import to_input
 
 
 class Pieces(Sequence[list[Tensor]]):

@@ -23,9 +23,11 @@ import numpy as np
 from jaxtyping import Int8, Int64, UInt8, UInt64
 from numpy.typing import NDArray
 
-from swav.data import cifar
-from swav.data.decode import Unreadable, decode, decode_as_pillow, printable, read_file
-from swav.data.find import (
+from swav.data.overlap import refuse_same_folder, refuse_shared
+from swav.data.sources import cifar
+from swav.data.sources.decode import Unreadable, decode, decode_as_pillow, printable, read_file
+from swav.data.sources.header_index import Told, check_headers
+from swav.data.sources.walk import (
     IMAGE_EXTENSIONS,
     NOT_READ,
     SCORE_SPLITS,
@@ -39,8 +41,6 @@ from swav.data.find import (
     read_list,
     walk,
 )
-from swav.data.index import Told, check_headers
-from swav.data.shared import refuse_same_folder, refuse_shared
 from swav.errors import DataError
 
 __all__ = ["Images", "Unreadable", "labelled_halves", "open_images"]

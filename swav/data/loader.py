@@ -19,9 +19,9 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from swav.config import Recipe
+from swav.data.augment.crops import CentreWindow, Draws, centre_view, cut, generator, planes
+from swav.data.augment.photometric import NUM_PARAMS, apply_opencv
 from swav.data.images import Images, Unreadable
-from swav.data.photometric import NUM_PARAMS, apply_opencv
-from swav.data.views import CentreWindow, Draws, centre_view, cut, generator, planes
 from swav.data.workers import FORKS, Workers
 from swav.errors import DataError, EnvironmentError_
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swav.data.decode import Unreadable, decode, printable
-from swav.data.find import NOT_READ
 from swav.data.images import Images, find_layout, labelled_halves, open_images
-from swav.data.index import Told
+from swav.data.sources.decode import Unreadable, decode, printable
+from swav.data.sources.header_index import Told
+from swav.data.sources.walk import NOT_READ
 from swav.errors import DataError
 
 EXAMPLES = 5  # of duplicates, and of unreadable files on the terminal

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swav.data.decode import printable, reason_of
-from swav.data.find import may_hold_images
-from swav.data.sets import DATASETS, Halves, apart
+from swav.data.sources.catalog import DATASETS, Halves, apart
+from swav.data.sources.decode import printable, reason_of
+from swav.data.sources.walk import may_hold_images
 from swav.errors import ConfigError, DataError
 from swav.evaluation.settings import (
     BENCH_SETTINGS,
@@ -20,8 +20,8 @@ from swav.evaluation.settings import (
     split_options,
 )
 from swav.files import check_writable
-from swav.network.sources import check_source
-from swav.reporting.results import NotRun, read_results
+from swav.results.results import NotRun, read_results
+from swav.weights.sources import check_source
 
 
 class Request(NamedTuple):

@@ -42,7 +42,7 @@ class SuiteSettings(Settings):
 class BenchSettings(Settings):
     """What all benchmarks of classification share.
 
-    `data`: the name of its data set in swav.data.sets.DATASETS. `published`: how many images and classes the published
+    `data`: the name of its data set in swav.data.sources.catalog.DATASETS. `published`: how many images and classes the published
     numbers are of.
     """
 

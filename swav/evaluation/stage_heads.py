@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from swav.config import Recipe
 from swav.errors import ConfigError
-from swav.evaluation import finetune
+from swav.evaluation import supervised
 from swav.evaluation.settings import StageTraining
 from swav.evaluation.stages import pooling, stage_name
 from swav.evaluation.task import Needs, Score, Task
@@ -55,7 +55,7 @@ def check_heads(task: Task[Any], bench: str, recipe: Callable[[Task[Any]], Recip
             "which has none; use another, or linear"
         )
     recipe(task)
-    finetune.check_last_batch(task, bench, len(task.train))
+    supervised.check_last_batch(task, bench, len(task.train))
 
 
 def needs(task: Task[Any]) -> Needs:
@@ -63,11 +63,11 @@ def needs(task: Task[Any]) -> Needs:
     settings: StageTraining = task.settings
     values = sum(task.stage_values())
     layers = 4 * task.num_classes * values
-    scores = finetune.scorings(settings) * len(task.score)
+    scores = supervised.scorings(settings) * len(task.score)
     return Needs(
         settings.epochs * len(task.train) + scores,
         memory=3 * layers + 2 * 4 * values * settings.batch,
-        disk=finetune.KEPT * 2 * layers,
+        disk=supervised.KEPT * 2 * layers,
     )
 
 
@@ -95,20 +95,20 @@ def train_heads(task: Task[Any], bench: str, recipe: Recipe, lighting: float = 0
 
     heads = fresh_heads(task)
     names = tuple(stage_name(task.encoder, i) for i in range(len(heads.layers)))
-    course = finetune.Course(
+    course = supervised.Course(
         bench=bench,
         label=bench,
-        folder=finetune.state_folder(task, bench, task.train),
+        folder=supervised.state_folder(task, bench, task.train),
         heads=names,
         model=heads,
         optimizer=optimizer_of(heads, settings),
         rates=lambda epoch: [learning_rate(settings, epoch)],
         inputs=inputs,
-        scored=finetune.evaluation_batches(task, inputs),
+        scored=supervised.evaluation_batches(task, inputs),
         recipe=recipe,
         lighting=lighting,
     )
-    outcome = finetune.train(task, task.train, course)
+    outcome = supervised.train(task, task.train, course)
     difference = task.difference(outcome.trained, outcome.scored, *filter(None, [pooling(task)]))
     best = max(names, key=lambda name: float(outcome.last[f"top1 {name}"]))
     return [
@@ -121,7 +121,7 @@ def train_heads(task: Task[Any], bench: str, recipe: Recipe, lighting: float = 0
 def fresh_heads(task: Task[Any]) -> StageHeads:
     """On the task's device, of the values that its views are pooled to."""
     heads = StageHeads(task.encoder.stage_channels, task.stage_values(), task.num_classes, task.settings.seed)
-    return finetune.placed(heads, task.device)
+    return supervised.placed(heads, task.device)
 
 
 def optimizer_of(heads: nn.Module, settings: StageTraining) -> torch.optim.SGD:
@@ -135,4 +135,4 @@ def optimizer_of(heads: nn.Module, settings: StageTraining) -> torch.optim.SGD:
 
 
 def learning_rate(settings: StageTraining, epoch: int) -> float:
-    return settings.lr * 0.1 ** finetune.steps_passed(settings.steps, epoch)
+    return settings.lr * 0.1 ** supervised.steps_passed(settings.steps, epoch)

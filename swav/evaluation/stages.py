@@ -12,8 +12,8 @@ from swav.errors import DataError
 from swav.evaluation.task import Task
 from swav.features import PAGE_GRIDS, page_windows, stage_grids
 from swav.files import FileLock, remove_leftovers, write_text_durably
-from swav.network.encoder import Encoder
-from swav.network.trunk import ResNet
+from swav.network.backbone import ResNet
+from swav.weights.encoder import Encoder
 
 
 class Marked(NamedTuple):

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from swav.config import Recipe
-from swav.network.trunk import build_trunk, in_channels_last
+from swav.network.backbone import build_trunk, in_channels_last
 
 
 class SwavNetwork(nn.Module):

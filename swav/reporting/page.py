@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from swav.config import Recipe
-from swav.exported import FOLDER, WEIGHTS, usage, which
 from swav.reporting.curves import Chart, line_chart, number
-from swav.reporting.folder import RunFolder, read_folder, seconds_trained
-from swav.reporting.formats import environment, write_tables
-from swav.reporting.results import mean_and_spread, remark, text
+from swav.reporting.run_folder import RunFolder, read_folder, seconds_trained
+from swav.results.render import environment, write_tables
+from swav.results.results import mean_and_spread, remark, text
+from swav.weights.exported import FOLDER, WEIGHTS, usage, which
 
 MAX_BAD_SHOWN = 200
 
@@ -62,7 +62,7 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
     if other is None and (runs[0].results or runs[0].not_run):
         write_tables(folder, _results_of)
     page = folder / ("report.html" if other is None else "compare.html")
-    html = environment().get_template("report.html").render(_content(runs))
+    html = environment(Path(__file__).parent / "templates").get_template("report.html").render(_content(runs))
     beside = page.with_name(f".{page.name}.{os.getpid()}.tmp")
     beside.write_bytes(html.encode("utf-8", errors="backslashreplace"))
     beside.replace(page)

@@ -5,7 +5,7 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from swav.data.views import cut, planes
+from swav.data.augment.crops import cut, planes
 
 
 def picture(height, width, seed=0):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from swav.config import Crop, Recipe
+from swav.data.augment.photometric import NUM_PARAMS
 from swav.data.device import Pieces
 from swav.data.loader import Batch
-from swav.data.photometric import NUM_PARAMS
 
 BATCH = 6
 CROPS = (Crop(count=2, size=10, scale=(0.1, 1.0)), Crop(count=3, size=8, scale=(0.1, 1.0)))

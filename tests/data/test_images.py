@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from swav.data.decode import Unreadable
-from swav.data.find import walk
 from swav.data.images import labelled_halves, open_images
 from swav.data.scan import render_scan, scan
+from swav.data.sources.decode import Unreadable
+from swav.data.sources.walk import walk
 from swav.errors import DataError
 
 

@@ -16,9 +16,9 @@ from PIL import Image
 from swav.config import Crop, Recipe
 from swav.data import loader as loader_module
 from swav.data import workers as workers_module
+from swav.data.augment.photometric import apply_batched
 from swav.data.images import Images, Unreadable, open_images
 from swav.data.loader import Loader, epoch_order
-from swav.data.photometric import apply_batched
 from swav.errors import DataError, EnvironmentError_
 from swav.signals import STOPPING
 

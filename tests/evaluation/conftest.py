@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swav.data.layouts import write_shapes
+from swav.data.synthetic.writers import write_shapes
 
 CLASSES = ("blue", "grey", "red")
 

@@ -20,7 +20,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.transforms import CenterCrop, Compose, Normalize, RandomResizedCrop, Resize, ToTensor
 from torchvision.transforms import functional as pillow
 
-from swav.data.views import generator
+from swav.data.augment.crops import generator
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COSTS = (1.0, 10.0, 100.0, *(0.5**power for power in range(4, 20)))  # 19

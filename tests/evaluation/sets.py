@@ -56,7 +56,7 @@ def write_folders(root: Path, train: int = 10, val: int = 6) -> tuple[Half, Half
 def write_voc(root: Path, train: int = 64, test: int = 40) -> tuple[Half, Half]:
     """Writes VOC 2007 with three classes; an image may show several, some only as a small patch ("difficult").
 
-    All are wider than high: squeezing others, Pillow and torch round in another order (see data/test_views.py).
+    All are wider than high: squeezing others, Pillow and torch round in another order (see data/augment/test_crops.py).
     """
     rng, halves = np.random.default_rng(0), list[Half]()
     for folder in ("JPEGImages", "ImageSets/Main"):

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from swav.data.images import labelled_halves
-from swav.data.voc import classification_halves
-from swav.evaluation import knn, lowshot, svm
+from swav.data.sources.voc import classification_halves
+from swav.evaluation.protocols import knn, voc_lowshot, voc_svm
 from swav.evaluation.settings import KnnSettings, LowshotSettings, SvmSettings
 from swav.evaluation.task import Score, Task
 from swav.features import pool_stages
-from swav.network.encoder import Encoder, load
+from swav.weights.encoder import Encoder, load
 from tests.evaluation import pipeline
 from tests.evaluation.sets import write_folders, write_voc
 
@@ -85,7 +85,7 @@ def test_knn_is_the_published_vote_from_files_to_percent(tmp_path):
 
 
 def test_svm_is_the_published_search_from_files_to_percent(voc):
-    rows = {row.metric: row for row in svm.run(voc.task) if isinstance(row, Score)}
+    rows = {row.metric: row for row in voc_svm.run(voc.task) if isinstance(row, Score)}
     log = log_of(voc.task, rows["mAP feature1"])
     for place in (0, 4):
         name = f"feature{place + 1}"
@@ -113,7 +113,7 @@ def test_low_shot_is_the_published_mean_over_samples_from_files_to_percent(voc, 
             samples.setdefault(k, []).append(sample)
     settings = LowshotSettings(**COMMON, k=(1, 2), samples=str(tmp_path))
     task = dataclasses.replace(voc.task, settings=settings)
-    rows = {row.metric: row for row in lowshot.run(task) if isinstance(row, Score)}
+    rows = {row.metric: row for row in voc_lowshot.run(task) if isinstance(row, Score)}
     log = log_of(task, rows["mAP k=1"])
     for k in (1, 2):
         expected = 100 * pipeline.low_shot(voc.maps[4][0], samples[k], voc.maps[4][1], voc.truth)

@@ -20,9 +20,9 @@ from scipy.stats import kstest
 from torch import Tensor, nn
 
 from swav import checkpoint
+from swav.data.augment.crops import generator
 from swav.data.images import labelled_halves
-from swav.data.views import generator
-from swav.evaluation import inat18, linear, linear_stages, places205, semisup
+from swav.evaluation.protocols import inat18, linear, linear_stages, places205, semisup
 from swav.evaluation.settings import (
     Inat18Settings,
     LinearSettings,
@@ -32,7 +32,7 @@ from swav.evaluation.settings import (
     TrainSettings,
 )
 from swav.evaluation.task import Score, Task
-from swav.network.encoder import load
+from swav.weights.encoder import load
 from tests.evaluation import pipeline
 from tests.evaluation.sets import Half, write_folders
 

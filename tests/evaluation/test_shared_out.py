@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from swav.data.layouts import write_shapes
-from swav.reporting.formats import write_tables
+from swav.data.synthetic.writers import write_shapes
+from swav.results.render import write_tables
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from swav.network.backbone import ResNet
 from swav.network.heads import SwavNetwork
-from swav.network.trunk import ResNet
 
 State = dict[str, Tensor]
 

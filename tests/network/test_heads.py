@@ -6,8 +6,8 @@ Run: pytest tests/network/test_heads.py
 import torch
 
 from swav.config import load_recipe
+from swav.network.backbone import ResNet, count_parameters
 from swav.network.heads import SwavNetwork, build_network
-from swav.network.trunk import ResNet, count_parameters
 
 
 def small_network() -> SwavNetwork:

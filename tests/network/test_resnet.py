@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet as reference
 
 from swav.network import resnet
-from swav.network.trunk import BACKBONES, ResNet
+from swav.network.backbone import BACKBONES, ResNet
 
 IMAGES = torch.linspace(-2, 2, 2 * 3 * 40 * 40).reshape(2, 3, 40, 40).sin()
 
@@ -126,9 +126,9 @@ def test_the_file_needs_torch_alone():
 def test_a_step_needs_no_compiler_and_no_package_that_imports_it():
     """They take seconds of CPU: torch._dynamo, which torchvision and the classes of torch.optim import, and timm."""
     code = """
-import sys, torch, swav.train
+import sys, torch, swav.training.loop
 from swav.config import load_recipe
-from swav.learner import Learner
+from swav.training.step import Learner
 from swav.network.heads import build_network
 for optimizer in ("larc", "adam"):
     recipe = load_recipe("tiny", {"optimizer": optimizer, "batch": 4, "queue_length": 0, "precision": "fp32"})

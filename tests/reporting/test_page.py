@@ -14,9 +14,9 @@ import pytest
 
 from swav.config import Recipe, to_yaml
 from swav.errors import DataError
-from swav.exported import metadata, read_description, usage
 from swav.reporting.page import write_report
 from swav.reporting.pictures import write_views
+from swav.weights.exported import metadata, read_description, usage
 
 NASTY = "</script><script>alert('1')</script><img src=x onerror=\"alert(2)\">&amp;{{ 7 * 7 }}.jpg"
 SURROGATE = "old\udcffname\ud800.jpg"

@@ -1,0 +1,83 @@
+"""Images that would be learned from and scored: by the same name, or as one file under two, through a link."""
+
+import os
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from swav.data.sources.decode import printable
+from swav.errors import DataError
+
+
+class SharedImages(DataError):
+    """The halves of a data set have images in common."""
+
+
+@runtime_checkable
+class _Half(Protocol):
+    root: Path
+    rows: np.ndarray
+    inodes: Any
+
+    def __len__(self) -> int: ...
+    def name(self, i: int, /) -> str: ...
+
+
+def refuse_same_folder(train: Path, score: Path) -> None:
+    """Refuses halves that are one folder.
+
+    Raises:
+        SharedImages: by the two paths.
+    """
+    if train.exists() and score.exists() and train.samefile(score):
+        raise SharedImages(
+            f"{printable(str(train))}: expected other images than those to score, found the same folder as "
+            f"{printable(str(score))} (a link); put the images to score there"
+        )
+
+
+def refuse_shared(train: _Half, score: _Half) -> None:
+    """Refuses halves that have an image in common: what is learned from and scored would flatter.
+
+    Of links to one file device and inode agree. (Some file systems have none: 0.) Copies are not found: `swav data scan` is
+    what compares content.
+
+    Raises:
+        SharedImages: with the first of them, by its path or paths.
+    """
+    found = _same_files(train, score)
+    if train.root == score.root:
+        scored = {score.name(i): i for i in range(len(score))}
+        named = [(i, scored[name]) for i in range(len(train)) if (name := train.name(i)) in scored]
+        found = named or found
+    if not found:
+        return
+    i, j = found[0]
+    first, second = (printable(os.path.join(half.root, half.name(k))) for half, k in ((train, i), (score, j)))  # noqa: PTH118
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    where = f"{first}{more} in both" if first == second else f"{first} and {second} to be one file{more}"
+    raise SharedImages(
+        f"{printable(str(train.root))}: expected no image both to learn from and to score, found {where}; "
+        "list each image once, and in one half only"
+    )
+
+
+def _same_files(train: _Half, score: _Half) -> list[tuple[int, int]]:
+    """Places in both halves of images that are one file."""
+    if train.inodes is None or score.inodes is None:
+        return []
+    places = np.flatnonzero(np.isin(train.inodes[:, 1], score.inodes[:, 1]) & (train.inodes[:, 1] != 0))
+    if not len(places):  # the usual case costs no look at each
+        return []
+    scored: dict[tuple[int, ...], int] = {}
+    for j, key in enumerate(_keys(score, np.arange(len(score)))):
+        scored.setdefault(key, j)
+    return [(int(i), scored[key]) for i, key in zip(places, _keys(train, places), strict=True) if key in scored]
+
+
+def _keys(half: _Half, places: np.ndarray) -> list[tuple[int, ...]]:
+    """Device, inode and size. (Sizes of one file agree; without them, a file system that numbers badly would be believed.)"""
+    return list(
+        map(tuple, np.column_stack([half.inodes[places], half.rows["size"][places].astype(np.uint64)]).tolist())
+    )

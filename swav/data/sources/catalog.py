@@ -1,0 +1,87 @@
+"""Which data set a benchmark reads, and where it lies: `--data ROOT` is one itself, or a folder that holds them by their
+usual names (imagenet/, VOCdevkit/, Places205/, iNaturalist2018/).
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from swav.data.images import Images, labelled_halves
+from swav.data.overlap import refuse_shared
+from swav.data.sources import lists, voc
+from swav.data.sources.decode import printable
+from swav.data.sources.lists import Protocol
+from swav.errors import DataError
+
+Halves = tuple[Images, Images]  # to learn from, to score
+
+LABELLED_HOMES = ("imagenet", "imagenette")  # below a folder of data sets, the first that has train/
+# Folders by which a folder of data sets, or another data set, is known: none of them is a class of images.
+NOT_CLASSES = (
+    *("VOCdevkit", "VOC2007", "VOC2012", "coco", "cityscapes", "Places205", "iNaturalist2018"),
+    *("ImageSets", "annotations", "leftImg8bit", "trainvalsplit_places205", "train_val2018"),
+)
+
+
+class DataSet(NamedTuple):
+    """One that benchmarks read.
+
+    Attributes:
+        find: opens both halves of it, at ROOT or below, with DataError where there is none; further given the cache folder
+            (None: the user's) and the protocol.
+        expected: what is expected where, and how to get it.
+    """
+
+    find: Callable[[Path, Path | None, Protocol], Halves]
+    expected: str
+
+
+def labelled(root: Path, cache: Path | None = None, protocol: Protocol = "page") -> Halves:
+    """Both halves of ImageNet, or of any other labelled set: folders, a CSV, CIFAR, or ImageNet's flat val/ with lists.
+
+    Raises:
+        DataError: there is none, its halves differ in their classes, or ROOT holds other data sets only.
+    """
+    root = root.expanduser()
+    home = next(
+        (place for place in (root, *(root / name for name in LABELLED_HOMES)) if (place / "train").is_dir()), root
+    )
+    if home == root and not (root / "train").is_dir() and (others := [n for n in NOT_CLASSES if (root / n).is_dir()]):
+        raise DataError(
+            f"{printable(str(root))}: expected a labelled data set there, or imagenet/ with train/ and val/ below it, found "
+            f"other data sets only ({', '.join(others)})\n{DATASETS['labelled'].expected}"
+        )
+    if lists.is_flat_imagenet(home):
+        return lists.imagenet_halves(home, cache, protocol)
+    return labelled_halves(home, cache)
+
+
+def apart(halves: Halves) -> Halves:
+    """The halves, which have no image in common.
+
+    Raises:
+        SharedImages: there is one, by its path.
+    """
+    refuse_shared(*halves)
+    return halves
+
+
+def as_pillow(halves: Halves) -> Halves:
+    """The halves, of which damaged images are read as far as Pillow does, as the published protocols do, and are noted."""
+    train, score = map(copy.copy, halves)  # the notes are their own, all else is shared
+    for half in (train, score):
+        half.as_pillow, half.damaged = True, set()
+    return train, score
+
+
+DATASETS: dict[str, DataSet] = {
+    "labelled": DataSet(
+        labelled,
+        "a labelled data set under --data: train/CLASS/ beside val/CLASS/ (or test/, or a flat val/ with meta/train.txt and "
+        "meta/val.txt), class folders, a CSV path,label[,split], or CIFAR; or imagenet/ with train/ and val/ below it",
+    ),
+    "voc07": DataSet(voc.classification_halves, f"PASCAL VOC 2007 as VOCdevkit/VOC2007 under --data: {voc.HOW}"),
+    "places205": DataSet(lists.places205_halves, f"Places205 as Places205/ under --data: {lists.HOW_PLACES205}"),
+    "inat18": DataSet(lists.inat18_halves, f"iNaturalist 2018 as iNaturalist2018/ under --data: {lists.HOW_INAT18}"),
+}

@@ -1,0 +1,123 @@
+"""PASCAL VOC 2007 as a set of images with several labels each: the halves trainval and test, and 20 classes.
+
+A class is whatever has a list ImageSets/Main/CLASS_{trainval,test}.txt, of an id and a mark a line: 1, the image shows it;
+-1, it does not; 0, it shows hard to recognise ones only ("difficult"). Images go by their ids.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from swav.data.images import Images, listed_half
+from swav.data.sources.decode import printable, reason_of
+from swav.errors import DataError
+from swav.files import visible
+
+TRAIN, SCORE = "trainval", "test"
+# below a root: it is the year, the kit, a folder of data sets, or one that holds the kit in a folder of its own
+HOMES = ("", "VOC2007", "VOCdevkit/VOC2007", "*/VOCdevkit/VOC2007")
+HOW = (
+    "unpack VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar (host.robots.ox.ac.uk/pascal/VOC/voc2007) there, "
+    "or draw a stand-in: swav data shapes ROOT/VOCdevkit --layout voc"
+)
+
+
+def classification_halves(
+    root: str | Path, cache: Path | None = None, protocol: Literal["page", "smoke"] = "page"
+) -> tuple[Images, Images]:
+    """Returns (trainval, test). Labels are int8 [N, classes]: 1 present, 0 ignored (difficult ones only), -1 absent.
+
+    Args:
+        root: VOC2007 itself, the VOCdevkit, or a folder that holds it.
+        cache: folder for the index of headers; None: the user's cache folder.
+        protocol: smoke leaves out listed images that are not there, and says so in the note; page refuses them.
+
+    Raises:
+        DataError: there is no such data set, a half or a list is missing, or a list names a missing image.
+    """
+    home = _home(Path(root).expanduser())
+    lists = home / "ImageSets" / "Main"
+    classes = {half: _classes(lists, half) for half in (TRAIN, SCORE)}
+    for half in (TRAIN, SCORE):
+        if not classes[half]:
+            raise DataError(
+                f"{printable(str(home))}: expected the halves trainval and test, found no list "
+                f"ImageSets/Main/CLASS_{half}.txt\n{HOW}"
+            )
+    if odd := sorted(set(classes[TRAIN]) ^ set(classes[SCORE])):
+        missing = SCORE if odd[0] in classes[TRAIN] else TRAIN
+        raise DataError(
+            f"{printable(str(lists))}: expected the same classes in both halves, found no {odd[0]}_{missing}.txt; "
+            "unpack both archives into the same folder"
+        )
+    train, score = (_half(home, half, classes[TRAIN], cache, protocol) for half in (TRAIN, SCORE))
+    return train, score
+
+
+def _home(root: Path) -> Path:
+    for below in HOMES:
+        there = sorted(root.glob(below) if below else [root])
+        hidden = [path for path in there if any(part.startswith(".") for part in path.relative_to(root).parts)]
+        homes = [path for path in there if path not in hidden and (path / "ImageSets" / "Main").is_dir()]
+        if len(homes) > 1:
+            raise DataError(
+                f"{printable(str(root))}: expected one PASCAL VOC 2007 below it, found {printable(str(homes[0]))} and "
+                f"{printable(str(homes[1]))}; name one as --data"
+            )
+        if homes:
+            return homes[0]
+    raise DataError(
+        f"{printable(str(root))}: expected PASCAL VOC 2007 there (ImageSets/Main, JPEGImages) or in VOCdevkit/VOC2007 "
+        f"below it, found none\n{HOW}"
+    )
+
+
+def _classes(lists: Path, half: str) -> list[str]:
+    """Sorted; `train` is one of them, so train_test.txt is the list of a class and train.txt is not."""
+    return sorted(path.name.removesuffix(f"_{half}.txt") for path in visible(lists, f"*_{half}.txt"))
+
+
+def _half(home: Path, half: str, classes: Sequence[str], cache: Path | None, protocol: str) -> Images:
+    lists = home / "ImageSets" / "Main"
+    marks = {name: _marks(lists / f"{name}_{half}.txt") for name in classes}
+    ids = sorted(marks[classes[0]])
+    for name, its_marks in marks.items():
+        if odd := sorted(set(ids) ^ set(its_marks)):
+            raise DataError(
+                f"{printable(str(lists))}: expected the same images in all lists of {half}, found {printable(odd[0])} not in "
+                f"both {classes[0]}_{half}.txt and {name}_{half}.txt; get the lists again"
+            )
+    labels = np.array([[marks[name][image] for name in classes] for image in ids], dtype=np.int8)
+    return listed_half(
+        home,
+        [f"JPEGImages/{image}.jpg".encode() for image in ids],
+        labels,
+        classes,
+        half=half,
+        cache=cache,
+        forgiving=protocol == "smoke",
+    )
+
+
+def _marks(path: Path) -> dict[str, int]:
+    """{id: mark} of a class list."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else "bytes that are no text"
+        raise DataError(f"{printable(str(path))}: expected a list of ids and marks, found {reason}") from None
+    marks: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        match line.split():
+            case []:
+                continue
+            case [image, ("1" | "0" | "-1") as mark] if image not in marks:
+                marks[image] = int(mark)
+            case _:
+                raise DataError(
+                    f"{printable(str(path))}: expected a new id and 1, 0 or -1 in line {number}, found "
+                    f"'{printable(line)[:60]}'; get the list again"
+                )
+    return marks

@@ -1,0 +1,249 @@
+"""Where the images are: walks folders and reads list files. Names are bytes throughout, as the system gives them.
+
+A million files are meant to pass through here: one `scandir` per folder, one `stat` per file, nothing opened.
+"""
+
+# pathlib knows no bytes:
+# ruff: noqa: PTH114, PTH118, PTH122
+
+import csv
+import functools
+import io
+import itertools
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swav.data.sources.decode import patiently, printable, reason_of
+from swav.errors import DataError, counted, did_you_mean
+from swav.files import CHECKPOINTS, CONFIG
+
+IMAGE_EXTENSIONS = frozenset(b".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split())
+NOT_READ = {  # extensions of images that are not read, for the advice
+    **dict.fromkeys((".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".psd", ".svg"), "convert to JPEG or PNG"),
+    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"), "develop to JPEG or PNG"),
+    **dict.fromkeys((".tar", ".zip", ".tgz", ".gz"), "unpack"),
+}
+NOT_DATA = {b"__MACOSX", b"Thumbs.db", b"@eaDir"}  # beside all that begins with a dot
+A_RUN_OF_OURS = {CONFIG.encode(), CHECKPOINTS.encode()}  # --out inside of the data: its report's pictures are not data
+TRAIN_SPLITS = {"train", "training"}
+SCORE_SPLITS = ("val", "valid", "validation", "test")  # folders or values: the first that is there is scored
+
+# What is known of a file: size [bytes] and time of change [ns] by the system, the rest by its header.
+ROW = np.dtype(
+    [("size", "<i8"), ("time", "<i8"), ("format", "S8"), ("mode", "S8"), ("height", "<i4"), ("width", "<i4")]
+)
+
+
+class Found(NamedTuple):
+    """Files that may be images.
+
+    Attributes:
+        names: paths relative to the root, in order.
+        rows: one ROW per name, its header fields still empty.
+        bad: (name, reason) of what can't be an image or can't be looked into.
+        others: how many other files were passed over, by extension.
+        inodes: device and inode per name, by which a link is the file that it leads to.
+        runs: folders of runs, which were not looked into.
+    """
+
+    names: list[bytes]
+    rows: np.ndarray
+    bad: list[tuple[str, str]]
+    others: Counter[str]
+    inodes: NDArray[np.uint64]
+    runs: tuple[str, ...] = ()
+
+    @property
+    def left_out(self) -> str:
+        """The folders of runs, in words; empty where there are none."""
+        if not self.runs:
+            return ""
+        names = ", ".join(printable(name.rstrip("/")) for name in self.runs[:3])
+        more = f" and {len(self.runs) - 3} more" if len(self.runs) > 3 else ""
+        return f"; without {counted(len(self.runs), 'folder')} of runs, which hold {CONFIG} and {CHECKPOINTS}/: {names}{more}"
+
+
+class Names:
+    """Many names in two arrays. As a list they would be copied into every forked worker, touch by touch."""
+
+    def __init__(self, names: Iterable[bytes]):
+        names = list(names)
+        self.text = b"".join(names)
+        self.ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, i: SupportsIndex) -> bytes:
+        start, end = self.ends[int(i) : int(i) + 2]
+        return self.text[start:end]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self.text[start:end] for start, end in itertools.pairwise(self.ends.tolist()))
+
+
+class Listing(NamedTuple):
+    """A list file's rows: paths as written, and the CSV's columns `label` and `split`, where it has them."""
+
+    names: list[bytes]
+    labels: list[str] | None
+    splits: list[str] | None
+
+
+def path_of(root: Path, name: bytes) -> bytes:
+    """A name's full path; an absolute name stands for itself."""
+    return os.path.join(os.fsencode(root), name)
+
+
+def walk(root: Path, folder: str = "") -> Found:
+    """Finds every file with an image's extension under root/folder, sorted by the bytes of its path.
+
+    Links are followed. Each folder is read once, by its device and inode, so loops end; a folder that is reached
+    both directly and by a link goes by its own name.
+    """
+    names: list[bytes] = []
+    known: list[tuple[int, int]] = []
+    inodes: list[tuple[int, int]] = []
+    bad: list[tuple[str, str]] = []
+    others: Counter[str] = Counter()
+    runs: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    waiting, linked = [os.fsencode(folder + "/" if folder else "")], list[bytes]()
+    while waiting or linked:
+        inside = waiting.pop() if waiting else linked.pop(0)
+        try:
+            about = patiently(functools.partial(os.stat, path_of(root, inside)))
+            if (about.st_dev, about.st_ino) in seen:
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            entries = patiently(functools.partial(_entries, path_of(root, inside)))
+        except OSError as error:
+            bad.append((os.fsdecode(inside), f"folder: {reason_of(error)}"))
+            continue
+        if inside and {entry.name for entry in entries} >= A_RUN_OF_OURS:
+            runs.append(os.fsdecode(inside))
+            continue
+        for entry in entries:
+            if entry.name.startswith(b".") or entry.name in NOT_DATA:
+                continue
+            name = inside + entry.name
+            extension = os.path.splitext(entry.name)[1].lower()
+            try:
+                about = patiently(entry.stat)
+            except OSError as error:  # a dangling link, or one to itself
+                if extension in IMAGE_EXTENSIONS:
+                    bad.append((os.fsdecode(name), reason_of(error)))
+                continue
+            if stat.S_ISDIR(about.st_mode):
+                (linked if entry.is_symlink() else waiting).append(name + b"/")
+            elif extension not in IMAGE_EXTENSIONS:
+                others[os.fsdecode(extension)] += 1
+            elif not stat.S_ISREG(about.st_mode):
+                bad.append((os.fsdecode(name), "not a regular file"))
+            else:
+                names.append(name)
+                known.append((about.st_size, about.st_mtime_ns))
+                inodes.append((about.st_dev, about.st_ino))
+    order = sorted(range(len(names)), key=names.__getitem__)
+    rows, files = _rows([known[i] for i in order]), _inodes([inodes[i] for i in order])
+    return Found([names[i] for i in order], rows, sorted(bad), others, files, tuple(sorted(runs)))
+
+
+def may_hold_images(path: Path) -> bool:
+    """Whether a path is a file, or a folder with something that `walk` may take for an image; stops at the first.
+
+    Linked folders are not looked into: there may be something. Without an image `walk` is as quick, and says what is there.
+    """
+    if not path.is_dir():
+        return path.is_file()
+    for folder, folders, files in os.walk(os.fsencode(path)):
+        folders[:] = [name for name in folders if not name.startswith(b".") and name not in NOT_DATA]
+        if any(os.path.islink(os.path.join(folder, name)) for name in folders):
+            return True
+        if any(os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS for name in files if not name.startswith(b".")):
+            return True
+    return False
+
+
+def _entries(folder: bytes) -> list[os.DirEntry[bytes]]:
+    with os.scandir(folder) as scanned:
+        return sorted(scanned, key=lambda entry: entry.name)
+
+
+def look_up(root: Path, names: list[bytes]) -> tuple[Found, NDArray[np.int64]]:
+    """Looks for the files of a list, in its order; any extension will do. Also returns which of `names` were found."""
+    kept: list[int] = []
+    known: list[tuple[int, int]] = []
+    inodes: list[tuple[int, int]] = []
+    bad: list[tuple[str, str]] = []
+    for i, name in enumerate(names):
+        try:
+            about = patiently(functools.partial(os.stat, path_of(root, name)))
+        except (OSError, ValueError) as error:
+            bad.append((os.fsdecode(name), reason_of(error)))
+            continue
+        if stat.S_ISREG(about.st_mode):
+            kept.append(i)
+            known.append((about.st_size, about.st_mtime_ns))
+            inodes.append((about.st_dev, about.st_ino))
+        else:
+            bad.append((os.fsdecode(name), "not a regular file"))
+    found = Found([names[i] for i in kept], _rows(known), bad, Counter(), _inodes(inodes))
+    return found, np.asarray(kept, dtype=np.int64)
+
+
+def read_list(path: Path) -> Listing:
+    """Reads a .txt (one path a line) or a .csv (`path`, and if wanted `label` and `split`; further columns don't matter).
+
+    Paths are relative to the file's folder, or absolute.
+
+    Raises:
+        DataError: no header, no column `path`, an empty cell, an unknown split.
+    """
+    try:
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise DataError(f"{printable(str(path))}: expected a list of images, found {reason_of(error)}") from error
+    if path.suffix.lower() == ".txt":
+        return Listing([line for line in content.replace(b"\r\n", b"\n").split(b"\n") if line.strip()], None, None)
+    where = printable(str(path))
+    table = csv.reader(io.StringIO(content.decode("utf-8", "surrogateescape"), newline=""))
+    try:
+        rows = [(table.line_num, row) for row in table if row]
+    except csv.Error as error:
+        raise DataError(f"{where}: expected a CSV, found {error} in line {table.line_num}") from error
+    header = [cell.strip() for cell in rows[0][1]] if rows else []
+    if "path" not in header:
+        raise DataError(
+            f"{where}: expected a header path[,label[,split]], found '{printable(','.join(header))[:80]}'"
+            f"{did_you_mean('path', header)}; write it as the first line"
+        )
+    columns = {name: header.index(name) for name in ("path", "label", "split") if name in header}
+    cells: dict[str, list[str]] = {name: [] for name in columns}
+    for line, row in rows[1:]:
+        for name, column in columns.items():
+            cell = row[column] if column < len(row) else ""
+            if not cell.strip():
+                raise DataError(f"{where}: expected a {name} in line {line}, found none; fill it, or drop the column")
+            if name == "split" and cell.strip() not in {*TRAIN_SPLITS, *SCORE_SPLITS}:
+                raise DataError(f"{where}: expected split train, val or test in line {line}, found '{printable(cell)}'")
+            cells[name].append(cell if name == "path" else cell.strip())
+    return Listing([os.fsencode(name) for name in cells["path"]], cells.get("label"), cells.get("split"))
+
+
+def _rows(known: list[tuple[int, int]]) -> np.ndarray:
+    rows = np.zeros(len(known), dtype=ROW)
+    if known:
+        rows["size"], rows["time"] = np.array(known, dtype=np.int64).T
+    return rows
+
+
+def _inodes(known: list[tuple[int, int]]) -> NDArray[np.uint64]:
+    return np.array(known, dtype=np.uint64).reshape(-1, 2)

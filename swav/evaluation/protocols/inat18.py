@@ -1,0 +1,36 @@
+"""iNaturalist 2018 per stage: recognising species by a linear layer on every stage of a trunk trained on something else.
+
+Data        iNaturalist 2018, by train2018.json (437,513) and val2018.json (24,426), or the lists made of them; 8,142 classes.
+Transform   training: random resized crop of the size (224; area .08-1, aspect 3/4-4/3), flip p .5. Scoring: short side to
+            256/224 of the size, centre crop of the size.
+Layer       as in linear_stages.py: five heads (pooled map, BatchNorm without affine, Linear) on a frozen trunk.
+Optimiser   SGD on the sum of the heads' losses, learning rate .01, momentum .9, Nesterov, weight decay 1e-4, batch 256.
+Schedule    84 epochs, learning rate x .1 after 24, 48 and 72. No warm-up.
+Metric      top-1 and top-5 [%] of every head, and of the one whose top-1 is best, at the last epoch, not the best epoch.
+Seeds       one, for initial weights, order and crops: they are a pure function of (seed, epoch, sample).
+Source      MMSelfSup 0.x resnet50_mhead_8xb32-steplr-84e_inat18. The target page names the protocol; no number for SwAV was
+            ever published.
+Smoke       size 64, 4 epochs (steps 2, 3), batch 64, at most 2,000 + 1,000 images; listed images may be missing.
+"""
+
+from swav.config import Recipe
+from swav.evaluation import supervised
+from swav.evaluation.settings import Inat18Settings
+from swav.evaluation.stage_heads import check_heads, train_heads
+from swav.evaluation.task import Score, Task
+
+BENCH = "inat18"
+
+
+def check(task: Task[Inat18Settings]) -> None:
+    """Complains of what can be known without any work: see stage_heads.check_heads."""
+    check_heads(task, BENCH, _recipe)
+
+
+def run(task: Task[Inat18Settings]) -> list[Score]:
+    """Trains and scores all heads at once: see stage_heads.train_heads."""
+    return train_heads(task, BENCH, _recipe(task))
+
+
+def _recipe(task: Task[Inat18Settings]) -> Recipe:
+    return supervised.view_recipe(task, BENCH)

@@ -1,0 +1,297 @@
+"""The benchmarks by name: names and places (request.py), then weights and data are checked, then each benchmark runs on each
+weights.
+
+A protocol is a file of its own, named in BENCHES; its settings are in settings.py, what it is given in task.py. Under
+torchrun the processes share the benchmarks that train; the others are run by the first process alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from swav import dist, signals
+from swav.agreement import code, require_agreement, seen
+from swav.data.sources.catalog import Halves, as_pillow
+from swav.errors import ConfigError, DataError, NumericsError
+from swav.evaluation import stage_heads
+from swav.evaluation.protocols import inat18, knn, linear, linear_stages, places205, semisup, voc_lowshot, voc_svm
+from swav.evaluation.request import check_places, open_halves, read_request
+from swav.evaluation.resources import forecast, told
+from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, by_seed
+from swav.evaluation.task import Needs, NoScore, Score, Task, drawn
+from swav.files import FolderGuard
+from swav.network.backbone import ResNet
+from swav.output import say
+from swav.results.render import write_tables
+from swav.results.results import NotRun, Result, read_results, table, write_results
+from swav.runtime import environment_errors, pick_device, share_cpus, versions
+from swav.weights import encoder
+from swav.weights.encoder import Encoder
+from swav.weights.sources import is_foreign
+
+
+class Bench(NamedTuple):
+    """One benchmark.
+
+    Attributes:
+        check: complains of what can be known without any work.
+        run: its scores.
+        needs: what a run takes.
+        shared: whether several processes run it together.
+    """
+
+    check: Callable[[Task[Any]], None]
+    run: Callable[[Task[Any]], Sequence[Score | NoScore]]
+    needs: Callable[[Task[Any]], Needs]
+    shared: bool
+
+
+BENCHES: dict[str, Bench] = {
+    "knn": Bench(knn.check, knn.run, knn.needs, shared=False),
+    "linear": Bench(linear.check, linear.run, linear.needs, shared=True),
+    "linear-stages": Bench(linear_stages.check, linear_stages.run, stage_heads.needs, shared=True),
+    "places205": Bench(places205.check, places205.run, stage_heads.needs, shared=True),
+    "inat18": Bench(inat18.check, inat18.run, stage_heads.needs, shared=True),
+    "semisup": Bench(semisup.check, semisup.run, semisup.needs, shared=True),
+    "svm": Bench(voc_svm.check, voc_svm.run, voc_svm.needs, shared=False),
+    "lowshot": Bench(voc_lowshot.check, voc_lowshot.run, voc_lowshot.needs, shared=False),
+}
+POSSIBLE = "more training images, or other settings"
+
+
+def bench(
+    names: Sequence[str],
+    weights: Sequence[str],
+    data: str | Path,
+    out: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Runs benchmarks and merges their results into OUT/results.json after each; at the end the page's tables are beside it.
+
+    Args:
+        names: of benchmarks, or `all`, where it is no error but listed in `not_run` that data are missing or too few.
+        weights: sources, as swav.load takes them.
+        data: the data set, or a folder of data sets.
+        out: folder for results, logs and the state of benchmarks that train.
+        overrides: `protocol`, `seeds`, `name`, `size`, `knn.k` ...; see swav.evaluation.settings. And what other projects'
+            weight files do not say, as `model`; see swav.config.WeightOptions.
+        dry_run: say what would be run, and for how long; write nothing.
+
+    Returns:
+        The content of results.json (of a dry run: what is there, and the rows under `dry_run`).
+
+    Raises:
+        ConfigError: a name, a setting or a weight source is unknown, a batch cannot be parted among the processes, or a k
+            of a benchmark asked for by name is larger than the bank.
+        DataError: the data of a benchmark asked for by name is missing or at fault.
+        CheckpointError: weights are damaged.
+        EnvironmentError_: there is no such device, or one of several processes is lost.
+        Stopped: a signal asked for an end; finished epochs, features and results are saved.
+    """
+    out = Path(out)
+    request = read_request(names, weights, overrides or {})
+    suite, settings, options, labels, everything = request
+    devices = {name: pick_device(chosen.device) for name, chosen in settings.items()}
+    with dist.process_group(next(iter(devices.values()))), environment_errors():
+        share_cpus(dist.world_size())
+        asked = {"benchmarks": list(settings), "--weights": labels, "--data": str(data), "--out": str(out)}
+        require_agreement(asked | _shared_settings(suite, settings, options) | {"--dry-run": dry_run} | code())
+        dist.on_first(lambda: check_places(request, Path(data), out, dry_run))
+        earlier = read_results(out)["results"]
+        encoders = _encoders(list(labels), options)
+        cache = None if dry_run else out
+        halves, missing = dist.on_first(lambda: open_halves(settings, Path(data), cache, suite.protocol, everything))
+        read = {f"data of {name}": [seen(half, 0) for half in halves[name]] for name in halves}
+        require_agreement(read | {f"weights of {network.name}": network.sha256 for network in encoders})
+        runs = {
+            name: by_seed(settings[name], suite.seeds, len(train), len(score))
+            for name, (train, score) in halves.items()
+        }
+        tasks = [
+            (name, _task(network, halves[name], seeded, suite.protocol, devices[name], out))
+            for network in encoders
+            for name in runs
+            for seeded in runs[name]
+        ]
+        chosen, absent = dist.on_first(lambda: _possible(tasks, everything))
+        tasks, absent = [tasks[i] for i in chosen], [*missing, *absent]
+        if dist.rank() == 0:
+            _announce(encoders, [name for name in runs if len(runs[name]) < suite.seeds])
+        if dry_run:
+            return _foretold(tasks, absent, out)
+        if dist.rank() == 0:
+            absent = _never_run(absent, earlier, list(labels), suite.protocol)
+            write_results(out, [], absent)  # a folder that cannot be written to is found before the work
+        guard = FolderGuard(out)
+        with signals.work():
+            for name, task in tasks:
+                dist.stop_together()
+                dist.on_first(guard.check)
+                rows, lacking = _run(name, task, labels[task.encoder.name], everything)
+                dist.on_first(guard.check)
+                if dist.rank() == 0:
+                    write_results(out, rows, lacking)
+                if rows:
+                    signals.note_saved()
+        if dist.rank() == 0:
+            write_tables(out)
+        return dist.on_first(lambda: read_results(out))
+
+
+def _shared_settings(
+    suite: SuiteSettings, settings: Mapping[str, BenchSettings], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What all processes must have in common: all but `workers`, which follow from a machine's cores."""
+    of_benches = {
+        f"{name}.{key}": value
+        for name, chosen in settings.items()
+        for key, value in chosen.model_dump(mode="json", exclude={"workers"}).items()
+    }
+    return suite.model_dump(mode="json") | of_benches | dict(options)
+
+
+def _announce(encoders: Sequence[Encoder], fixed: Sequence[str]) -> None:
+    """Says how weight files were read, and which benchmarks draw nothing that another seed could change."""
+    for network in encoders:
+        if network.story:
+            say(network.story)
+    if fixed:
+        say(f"run once, as no seed makes a difference: {', '.join(fixed)}")
+
+
+def _never_run(
+    absent: Sequence[NotRun], earlier: Sequence[Mapping[str, Any]], weights: Sequence[str], protocol: Protocol
+) -> list[NotRun]:
+    """Those of which no earlier run has results, as from another --data; of the others it is said that these stay."""
+    there = {(row["bench"], row["weights"]) for row in earlier if row["protocol"] == protocol}
+    found = []
+    for row in absent:
+        if all((row.bench, each) in there for each in ([row.weights] if row.weights else weights)):
+            of = f" of {row.weights}" if row.weights else ""
+            say(f"{row.bench}{of}: not run now, its earlier results stay: {row.reason}")
+        else:
+            found.append(row)
+    return found
+
+
+def _run(name: str, task: Task[Any], label: str, everything: bool) -> tuple[list[Result], list[NotRun]]:
+    """One benchmark of one set of weights: by all processes together, or by the first while the others wait."""
+    run = BENCHES[name].run
+    task.encoder.to(task.device)
+    try:
+        scores = run(task) if BENCHES[name].shared else dist.on_first(lambda: _by_itself(run, task))
+    except (ConfigError, DataError, NumericsError) as error:  # as of a bank that undecodable images left smaller than k
+        of_one = isinstance(error, DataError) and BENCHES[name].shared and dist.is_active()
+        if not everything or of_one:  # of one process: the others still wait for it in the benchmark
+            raise
+        return [], [NotRun(name, str(error), POSSIBLE, weights=task.encoder.name)]
+    finally:
+        task.encoder.cpu()  # makes room for the next
+    rows = [_result(name, task, score, label) for score in scores if isinstance(score, Score)]
+    lacking = [
+        NotRun(name, score.reason, score.expected, score.metric) for score in scores if isinstance(score, NoScore)
+    ]
+    return rows, lacking
+
+
+def _by_itself(run: Callable[[Task[Any]], Sequence[Score | NoScore]], task: Task[Any]) -> Sequence[Score | NoScore]:
+    with dist.alone():
+        return run(task)
+
+
+def _possible(tasks: Sequence[tuple[str, Task[Any]]], everything: bool) -> tuple[list[int], list[NotRun]]:
+    """Places of the tasks that pass their benchmark's check; under `all` also those that do not, elsewhere these are an error.
+
+    Several processes take the first one's word: a file of samples may be on its machine only.
+    """
+    possible, absent = [], dict[tuple[str, str], NotRun]()
+    for i, (name, task) in enumerate(tasks):
+        try:
+            _check_size(name, task)
+            BENCHES[name].check(task)
+        except (ConfigError, DataError) as error:
+            if not everything:
+                raise
+            weights = task.encoder.name
+            absent[name, weights] = NotRun(name, str(error), POSSIBLE, weights=weights)
+        else:
+            possible.append(i)
+    return possible, list(absent.values())
+
+
+def _check_size(name: str, task: Task[Any]) -> None:
+    """Complains of a network that does not take images of this size, as a transformer whose patches do not divide it."""
+    if isinstance(task.encoder.trunk, ResNet):  # takes all
+        return
+    try:
+        with torch.no_grad():
+            task.encoder(task.one_image())
+    except Exception as error:  # a model may raise anything at a size that it was not made for
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ConfigError(
+            f"{task.encoder.name}: does not take images of {task.settings.size} pixels ({reason}); use another {name}.size"
+        ) from None
+
+
+def _encoders(sources: Sequence[str], options: Mapping[str, Any]) -> list[Encoder]:
+    """Options are for the foreign ones; where there is none, the first says that it has no use for them."""
+    foreign = [source for source in sources if is_foreign(source)] or sources[:1]
+    return [encoder.load(source, **(options if source in foreign else {})) for source in sources]
+
+
+def _task(
+    network: Encoder, halves: Halves, settings: BenchSettings, protocol: Protocol, device: Any, out: Path
+) -> Task[Any]:
+    train = drawn(halves[0], settings.train_images, settings.seed)
+    score = drawn(halves[1], settings.score_images, settings.seed)
+    return Task(network, *as_pillow((train, score)), settings, protocol, device, out)
+
+
+def _result(name: str, task: Task[Any], score: Score, label: str) -> Result:
+    config = {
+        **task.settings.model_dump(mode="json"),
+        "workers": task.workers,
+        "device": str(task.device),
+        "data": [task.train.note, task.score.note],
+        "data_fingerprints": [task.train.fingerprint, task.score.fingerprint],
+        "damaged_images": len(task.train.damaged) + len(task.score.damaged),  # read as far as Pillow does
+        "network": task.encoder.settings,
+        "mean": task.encoder.mean,
+        "std": task.encoder.std,
+    }
+    return Result(
+        bench=name,
+        metric=score.metric,
+        value=score.value,
+        unit="%",
+        n=score.n,
+        protocol=task.protocol,
+        comparable=not score.difference,
+        difference=score.difference,
+        seed=task.settings.seed,
+        weights=task.encoder.name,
+        name=label,
+        weights_sha256=task.encoder.sha256,
+        versions=versions(),
+        config=config,
+        log=score.log,
+    )
+
+
+def _foretold(tasks: Sequence[tuple[str, Task[Any]]], absent: Sequence[NotRun], out: Path) -> dict[str, Any]:
+    """What is there, what each benchmark would take, and what cannot be run."""
+
+    def rows() -> list[dict[str, Any]]:
+        found = [forecast(name, task, BENCHES[name].needs(task)) for name, task in tasks]
+        say(told(found))
+        return found
+
+    missing = [dataclasses.asdict(row) for row in absent]
+    found = dist.on_first(rows)
+    if missing and dist.rank() == 0:
+        say(table({"results": [], "not_run": missing}))
+    return read_results(out) | {"dry_run": found + missing}

@@ -1,0 +1,100 @@
+"""The tables of the page that swav is to fill: same tables, columns and order, our rows beside the published ones.
+
+No format here: `page_tables` says what stands in which cell, render.py writes it down. What may not be compared with
+published numbers (other images, classes or protocol) stands in a table of its own below, with the reason.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from swav.results.layout import BEST_STAGE, PAGE, Cell, Column, Layout, Link, Row, Source, Table
+from swav.results.published import Published
+from swav.results.results import Json
+from swav.results.rows import (
+    Notes,
+    What,
+    backbone_name,
+    best_stage,
+    groups_of,
+    metric_of,
+    metrics_shown,
+    our_rows,
+)
+
+
+def page_tables(content: Mapping[str, Sequence[Json]], published: Sequence[Published]) -> tuple[Table, ...]:
+    """The page's tables from the content of a results.json.
+
+    Args:
+        content: `results` and `not_run`; a row without a finite value is passed over.
+        published: rows of papers and model zoos, in the order in which they are to stand.
+
+    Returns:
+        The page's tables, then those that the page does not have, as far as there is a row for them. Each is followed by
+        one of the results that are not comparable, where there are any.
+    """
+    groups = groups_of(content["results"])
+    tables = []
+    for layout in PAGE:
+        known = [row for row in published if metrics_shown(layout, _published_numbers(row))]
+        above, below = Notes(), Notes()
+        first = [_published_row(layout, row) for row in known if row.page]
+        comparable, others = our_rows(layout, groups, content["not_run"], above, below)
+        rows = [*first, *comparable, *(_published_row(layout, row) for row in known if not row.page)]
+        if rows or layout.of_the_page:
+            tables.append(_table(layout, True, rows, above))
+        if others:
+            tables.append(_table(layout, False, others, below))
+    return tuple(tables)
+
+
+def _table(layout: Layout, comparable: bool, rows: Iterable[Row], notes: Notes) -> Table:
+    texts, numbers, last = len(layout.labels), len(layout.columns), len(layout.last)
+    return Table(
+        section=layout.section,
+        title=layout.title,
+        sentence=layout.sentence,
+        comparable=comparable,
+        headings=(*layout.labels, *(column.heading for column in layout.columns), *layout.last),
+        numeric=(False,) * texts + (True,) * numbers + (False,) * last,
+        rows=tuple(rows),
+        notes=tuple(notes.notes),
+    )
+
+
+# -- rows of papers and model zoos
+
+
+def _published_numbers(row: Published) -> dict[What, float]:
+    return {(bench, metric): value for bench, metrics in row.values.items() for metric, value in metrics.items()}
+
+
+def _published_row(layout: Layout, row: Published) -> Row:
+    numbers = _published_numbers(row)
+    labels = [row.config or row.label] if row.page else [row.label]
+    if len(layout.labels) > 1:
+        counts = ("/" if count is None else str(count) for count in (row.epochs, row.batch))
+        labels = [row.method, backbone_name(row.backbone), *counts]
+    cells = []
+    for column in layout.columns:
+        if column.metric == BEST_STAGE:
+            cells.append(best_stage(column.bench, numbers) or "/")
+        else:
+            what = metric_of(column, numbers) or _of_best_stage(column, numbers)
+            cells.append("/" if what is None else _as_published(numbers[what], column.decimals))
+    short = row.source.partition(",")[0]
+    links = [Cell("", links=(Link(short, row.url),)) if row.url else Cell(short) for _ in layout.last]
+    named = f"{row.label} ({row.config})" if row.config else row.label
+    source = Source(f"{named}: {row.source}" + (f". {row.note}" if row.note else ""), row.url)
+    return Row("page" if row.page else "published", (*map(Cell, [*labels, *cells]), *links), source)
+
+
+def _of_best_stage(column: Column, numbers: Mapping[What, float]) -> What | None:
+    """Low-shot numbers of a row whose best layer is not the last one are of that layer; its note says so."""
+    what = column.bench, f"{column.metric} {best_stage('svm', numbers)}"
+    return what if column.bench == "lowshot" and what in numbers else None
+
+
+def _as_published(value: float, decimals: int) -> str:
+    """With the page's decimals, but never rounded."""
+    written = len(repr(float(value)).partition(".")[2])
+    return f"{value:.{max(decimals, written)}f}" if float(value) != round(value) else f"{value:.{decimals}f}"

@@ -1,0 +1,302 @@
+"""A look ahead before the first step: how many images fit into memory, how fast a run will be, what it will take.
+
+What is measured is the step that a run makes (Learner.step), by this process alone: all but what goes between processes
+(gradients, BatchNorm's statistics, sums of Sinkhorn-Knopp), the queue's rows in the balance, and compiling. Networks made
+here are thrown away.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swav import dist
+from swav.config import Recipe
+from swav.data.device import Pieces
+from swav.data.images import Images
+from swav.data.loader import Loader
+from swav.errors import EnvironmentError_, counted
+from swav.network.backbone import count_parameters
+from swav.network.heads import build_network
+from swav.runtime import available_memory
+from swav.training.auto import per_second
+from swav.training.step import Crops, Learner
+
+SECONDS = 6.0  # of steps that are timed
+LIMIT_SECONDS = 20.0  # after which what was seen must do
+CPU_SHARE, GPU_SHARE = 0.5, 0.9  # of the available memory that a step may take: on a CPU others live there too
+_OVERHEAD = 1.3  # of a CPU step over the values it keeps: gradients of activations, scratch space of the kernels
+_CPU_STEP_SECONDS = 1.0  # a probing step on a CPU is made of as few images as take about so long
+
+
+# -- memory
+
+
+def fits(recipe: Recipe, device: torch.device, most: int) -> tuple[int, str]:
+    """The most images at a time, up to `most`, that a process has memory for; and how that was found, in words.
+
+    On a GPU tried: see `largest_that_fits`. On a CPU by the rule that a step may take CPU_SHARE of the memory that is
+    available now, shared by all processes, and that it takes what a forward of two images keeps for the backward, per
+    image, times _OVERHEAD, beside weights, gradients and the optimiser's state. (A CPU that runs out of memory kills;
+    there is nothing to try.)
+
+    Args:
+        recipe: machine, views, network and prototypes settled.
+
+    Raises:
+        EnvironmentError_: not even one image fits.
+    """
+
+    def found() -> int:
+        if device.type == "cuda":
+            return largest_that_fits(_gpu_peak(recipe, device), most, int(GPU_SHARE * available_memory(device)))
+        return min(most, _fits_cpu(recipe))
+
+    count = min(dist.on_every(found))
+    how = (
+        "tried on this GPU"
+        if device.type == "cuda"
+        else f"half of the {_gb(available_memory(device))} that are available"
+    )
+    if count < 1:
+        raise EnvironmentError_(
+            f"expected memory for a step of at least one image, found too little on {device.type}: use smaller crops or a "
+            "smaller backbone, or end other programs"
+        )
+    return count, how
+
+
+def largest_that_fits(peak: Callable[[int], int | None], most: int, budget: int) -> int:
+    """`most`, or else the largest power of two below it, whose step stays within a budget; 0 if none does.
+
+    Two small steps tell what an image takes, hence how many fit; steps of that size, halved as often as needed, verify.
+
+    Args:
+        peak: bytes at the peak of a step of so many images; None where memory ran out.
+        budget: bytes.
+    """
+    size = min(16, _power_of_two(most))
+    few, more = peak(size // 2) if size > 1 else None, peak(size)
+    if few is not None and more is not None and more > few:
+        per_image = (more - few) / (size - size // 2)
+        room = size + int((budget - more) / per_image)
+        size = most if room >= most else _power_of_two(room) if room > 0 else size
+    while size and ((used := peak(size)) is None or used > budget):
+        size = _power_of_two(size - 1) if size > 1 else 0
+    return size
+
+
+def _power_of_two(count: int) -> int:
+    """The largest that is not above a positive count."""
+    return 1 << count.bit_length() - 1
+
+
+def _gpu_peak(recipe: Recipe, device: torch.device) -> Callable[[int], int | None]:
+    steps = _Steps(recipe, device)
+
+    def peak(images: int) -> int | None:
+        if recipe.koleo > 0 and images < 2:  # such a step cannot be made
+            return None
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            crops = _random_crops(recipe, images, device)
+            for _ in range(2):  # the second has the optimiser's state and the kernels' scratch space in place
+                steps.make([crops], images)
+        except torch.OutOfMemoryError:
+            return None
+        return torch.cuda.max_memory_reserved(device)
+
+    return peak
+
+
+def _fits_cpu(recipe: Recipe) -> int:
+    fixed, per_image = cpu_bytes(recipe)
+    budget = CPU_SHARE * available_memory(torch.device("cpu")) / dist.world_size()
+    return max(0, int((budget - fixed) / per_image))
+
+
+def cpu_bytes(recipe: Recipe) -> tuple[int, int]:
+    """What a training step takes on a CPU, by what a forward of two images keeps: bytes whatever the batch, and per image."""
+    device, images = torch.device("cpu"), 2
+    steps = _Steps(recipe, device)
+    network = steps.learner.network
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        steps.make([_random_crops(recipe, images, device)], images)
+    activations = sum(count for place, count in kept.items() if place not in weights)
+    return _checkpoint_bytes(recipe, network) + 4 * count_parameters(network), round(_OVERHEAD * activations / images)
+
+
+def _checkpoint_bytes(recipe: Recipe, network: nn.Module) -> int:
+    """Weights, the optimiser's state (one number more per weight, or two), and a teacher's weights."""
+    numbers = (2 if recipe.optimizer in ("larc", "lars") else 3) + bool(recipe.teacher_momentum)
+    return 4 * count_parameters(network) * numbers
+
+
+# -- speed
+
+
+def pace(images: Images, recipe: Recipe, device: torch.device) -> float:
+    """Images per second of all processes together, by training for some seconds on the data itself.
+
+    Args:
+        recipe: settled but for the length of the run.
+    """
+    return dist.world_size() * min(dist.on_every(lambda: _own_pace(images, recipe, device)))
+
+
+def _own_pace(images: Images, recipe: Recipe, device: torch.device) -> float:
+    processes = dist.world_size()
+    at_a_time = recipe.images_per_forward(processes)
+    pieces = 1 if at_a_time == recipe.batch // processes else 2  # of two pieces an image costs what it costs of many
+    steps, count = _Steps(recipe, device), pieces * at_a_time
+    if device.type == "cpu":
+        count = _short_enough(recipe, steps, count)
+    recipe = recipe.model_copy(update={"batch": count * processes})
+    loader = Loader(
+        images,
+        recipe,
+        rank=dist.rank(),
+        world_size=processes,
+        start_step=0,
+        total_steps=1_000_000,
+        steps_per_epoch=len(images) // recipe.batch,
+        on_device=device.type == "cuda",
+    )
+    settling = 2 * recipe.workers + 2  # until then batches come that were made while the first step was slow
+    ends: list[float] = []
+    try:
+        for batch in loader:
+            steps.make(Pieces(batch, recipe, device, count // pieces), count)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            ends.append(time.monotonic())
+            enough = len(ends) > settling and ends[-1] - ends[settling] > SECONDS
+            if enough or (len(ends) > 2 and ends[-1] - ends[0] > LIMIT_SECONDS):
+                break
+    finally:
+        loader.close()
+    begin = min(settling, len(ends) - 2)
+    return count * (len(ends) - 1 - begin) / (ends[-1] - ends[begin])
+
+
+def _short_enough(recipe: Recipe, steps: "_Steps", most: int) -> int:
+    """Fewer images, where a step of `most` would take long: on a CPU its time is in proportion to them."""
+    images, seconds = 2, 0.0
+    while images < most and seconds < _CPU_STEP_SECONDS / 3:
+        images = min(2 * images, most)
+        crops = _random_crops(recipe, images, torch.device("cpu"))
+        began = time.monotonic()
+        steps.make([crops], images)
+        seconds = time.monotonic() - began
+    return min(images, most)
+
+
+# -- a step
+
+
+class _Steps:
+    """Makes steps of any number of images as a run would, of this process alone, with learning rates of 0.
+
+    Args:
+        recipe: machine, views, network and prototypes settled.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device):
+        settled: dict[str, Any] = {"optimizer": "adam", "epsilon": 0.05}  # the optimiser that takes most
+        settled = {key: value for key, value in settled.items() if recipe.left_at_auto(key)}
+        settled |= dict.fromkeys(("lr", "final_lr", "warmup_epochs", "queue_length", "freeze_prototypes_steps"), 0)
+        settled |= {"batch": 1, "micro_batch": 0, "epochs": 1, "compile": False}
+        with dist.alone():
+            self.learner = Learner(
+                recipe.model_copy(update=settled), build_network(recipe).to(device), steps_per_epoch=1
+            )
+
+    def make(self, pieces: Sequence[Crops], images: int) -> None:
+        """A step of so many images, whole or in pieces."""
+        self.learner.batch = images
+        try:
+            with dist.alone():
+                self.learner.step(pieces, 0)
+        finally:  # where memory ran out, too
+            self.learner.optimizer.zero_grad()
+
+
+def _random_crops(recipe: Recipe, images: int, device: torch.device) -> list[Tensor]:
+    return [
+        torch.randn(crop.count * images, recipe.in_channels, crop.size, crop.size, device=device)
+        .contiguous(memory_format=torch.channels_last)
+        for crop in recipe.crops
+    ]  # fmt: skip
+
+
+# -- forecast
+
+
+def forecast(
+    images: Images, scored: int, recipe: Recipe, device: torch.device, out: Path, speed: float | None = None
+) -> str:
+    """Lines on the time, memory and disk that a run will take, and how far off they may be.
+
+    Args:
+        scored: images that each kNN evaluation runs through the network.
+        recipe: settled.
+        out: the run's folder; it need not exist.
+        speed: images per second, where they are known.
+    """
+    if speed is None:
+        speed = pace(images, recipe, device)
+    evaluations = math.ceil(recipe.epochs / max(1, round(recipe.knn_epochs))) if scored else 0
+    # An evaluation is a forward of one view; a step is worth three forwards of all crops. Decoding is the same.
+    pixels = sum(crop.count * crop.size**2 for crop in recipe.crops)
+    scoring = evaluations * scored / (speed * min(4.0, 3 * pixels / recipe.resolution**2))
+    trained = recipe.epochs * (len(images) // recipe.batch * recipe.batch)
+    disk = (recipe.keep + 2) * _checkpoint_bytes(recipe, build_network(recipe))  # the best, and the one being written
+    free = shutil.disk_usage(next(folder for folder in (out, *out.absolute().parents) if folder.exists())).free
+    memory, room = _memory(recipe, device), available_memory(device)
+    where = "of the GPU" if device.type == "cuda" else "a process"
+    lines = [
+        f"time       {_hours(trained / speed + scoring)} at {per_second(speed)}"
+        + (f", {_hours(scoring)} of it for kNN" if evaluations else ""),
+        f"memory     {_gb(memory)} {where}, of {_gb(room)} available" + (": TOO MUCH" if memory > room else ""),
+        f"disk       {_gb(disk)} of checkpoints, of {_gb(free)} free" + (": TOO MUCH" if disk > free else ""),
+        f"measured   in {SECONDS:g} s of steps on this machine, as busy as it is now: the time may be off by a third, "
+        "memory by half, disk by a tenth",
+    ]
+    return "\n".join(lines)
+
+
+def _memory(recipe: Recipe, device: torch.device) -> int:
+    share, at_a_time = recipe.batch // dist.world_size(), recipe.images_per_forward(dist.world_size())
+    if device.type == "cuda":
+        peak = _gpu_peak(recipe, device)(at_a_time)
+        return available_memory(device) + 1 if peak is None else peak
+    fixed, per_image = cpu_bytes(recipe)
+    views = sum(crop.count * crop.size**2 * 3 for crop in recipe.crops) * share  # uint8, and float32 in the step
+    return fixed + at_a_time * per_image + (2 * recipe.workers + 2 + 4) * views + _BARE_PROCESS
+
+
+_BARE_PROCESS = 800_000_000  # Python with torch and this package, before a network is built [bytes]
+
+
+def _hours(seconds: float) -> str:
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return counted(round(seconds / 60), "minute") if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 5e7 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,105 @@
+"""Where a run starts from: `init=W` puts existing weights in the place of fresh ones, once, before the first step."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from swav import checkpoint
+from swav.config import TIMM, Recipe
+from swav.errors import ConfigError
+from swav.network.heads import SwavNetwork, build_network
+from swav.weights.encoder import Encoder, load
+
+_SHAPING = ("backbone", "width", "stem", "in_channels")  # the keys that make a trunk
+
+
+def weights_to_start_from(recipe: Recipe, out: Path) -> Encoder | None:
+    """Reads what `init` names, and finds out whether it fits; writes nothing.
+
+    Args:
+        recipe: settings; `auto` is not needed here.
+        out: the run's folder.
+
+    Returns:
+        The weights; None without `init`, and where the run goes on from a checkpoint of its own. (Then nobody needs the
+        file, and `resume` refuses another `init`, as any setting that shapes the weights.)
+
+    Raises:
+        ConfigError: there are no such weights, or they are of another trunk than the recipe's.
+        CheckpointError: they cannot be read.
+    """
+    if recipe.init is None or checkpoint.are_in(out / "checkpoints"):
+        return None
+    if recipe.init.startswith("random:"):
+        raise ConfigError(f"init={recipe.init}: expected existing weights; fresh ones come from the seed, without init")
+    start = load(recipe.init)
+    with torch.device("meta"):
+        expected = build_network(recipe).trunk
+    difference = _difference(start.trunk, expected)
+    if difference is None and not start.story and start.settings["stem"] != recipe.stem:  # of equal shapes: half, small
+        difference = "the stem"
+    if difference is not None:
+        found = ", ".join(f"{key}={start.settings[key]}" for key in _SHAPING)
+        wanted = ", ".join(f"{key}={getattr(recipe, key)}" for key in _SHAPING)
+        raise ConfigError(
+            f"init={recipe.init}: expected the trunk of {wanted}\n"
+            f"found another ({found}; first difference at {difference}); set these keys to what the weights are of"
+        )
+    return start
+
+
+def take_over(network: SwavNetwork, start: Encoder, recipe: Recipe) -> str:
+    """Puts weights in the place of fresh ones: the trunk, and head and prototypes if they are there and fit.
+
+    Args:
+        network: of a run before its first step.
+        start: of `weights_to_start_from`.
+        recipe: of the run.
+
+    Returns:
+        What came along, what did not, and what the weights were used to that is otherwise here, in words.
+    """
+    network.trunk.load_state_dict(start.trunk.state_dict())
+    came, stayed = ["trunk"], []
+    for name, theirs, ours in (
+        ("head", start.head, network.projection_head),
+        ("prototypes", start.prototypes, network.prototypes),
+    ):
+        why = None
+        if theirs is None:
+            why = "none there"
+        elif _difference(theirs, ours):
+            why = "of another size"
+        elif name == "prototypes" and start.prototype_heads != recipe.prototype_heads:
+            why = f"of other sets: {list(start.prototype_heads)}"
+        elif name == "prototypes" and "head" not in came:
+            why = "of another head"
+        if theirs is None or why is not None:
+            stayed.append(f"fresh {name} ({why})")
+        else:
+            ours.load_state_dict(theirs.state_dict())
+            came.append(name)
+    words = "; ".join([f"{start.name}: {', '.join(came)}", *stayed, *_otherwise(start, recipe)])
+    return words + (f"\n{start.story}" if start.story else "")
+
+
+def _otherwise(start: Encoder, recipe: Recipe) -> list[str]:
+    """What the weights were used to that is otherwise in this run: it fits, and they must learn it anew."""
+    here: dict[str, Any] = {"stem": recipe.stem, "mean": recipe.mean, "std": recipe.std, "padding": 1}
+    there = start.settings | {"mean": start.mean, "std": start.std}
+    differ = [key for key in here if key in there and there[key] != here[key]]
+    if recipe.backbone.startswith(TIMM):
+        differ = [key for key in differ if key != "stem"]
+    return [f"they are used to {key} {_plain(there[key])}, here it is {_plain(here[key])}" for key in differ]
+
+
+def _plain(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def _difference(one: nn.Module, other: nn.Module) -> str | None:
+    """The first tensor of which two modules have different shapes."""
+    shapes = [{name: tensor.shape for name, tensor in module.state_dict().items()} for module in (one, other)]
+    return next((name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)), None)

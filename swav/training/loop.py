@@ -1,0 +1,318 @@
+"""Pre-training: from a recipe and a folder of images to a run folder, in reading order.
+
+`pretrain` sets the scene, `_loop` walks through the steps; `Learner.step` (step.py) is one step of the algorithm.
+"""
+
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from swav import checkpoint, dist
+from swav.agreement import code, require_agreement, seen
+from swav.config import Recipe, load_recipe, to_yaml, validated
+from swav.data import manifest
+from swav.data.device import Pieces
+from swav.data.loader import Loader
+from swav.errors import DataError, EnvironmentError_, NumericsError, Stopped
+from swav.files import not_essential, write_text_durably
+from swav.network.heads import build_network
+from swav.reporting.page import write_report
+from swav.runtime import (
+    Progress,
+    Readback,
+    environment_errors,
+    fault_point,
+    pick_device,
+    seed_process,
+    share_cpus,
+)
+from swav.signals import StopRequest, work
+from swav.training.estimate import forecast
+from swav.training.init import take_over, weights_to_start_from
+from swav.training.log import Clock, Log, draw_views, metrics_line, score_by_knn
+from swav.training.monitor import STEP_VALUES, Monitor, Watch, verdict
+from swav.training.preflight import check_pretraining
+from swav.training.setup import (
+    Run,
+    describe,
+    going_on,
+    memory_advice,
+    own_share,
+    prepare,
+    resume,
+    say,
+    shared_settings,
+    state,
+)
+from swav.training.step import Learner
+from swav.weights.export import export_backbone, export_missing
+from swav.weights.exported import FOLDER, how_to_use
+
+
+def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **settings: Any) -> Path:
+    """Pre-trains a network, or goes on with the run in `out` if it holds one with the same settings.
+
+    Args:
+        recipe: a recipe's name, a YAML file, or settings.
+        out: the run's folder.
+        dry_run: print what would be done, with the reason for every derived value, and after some seconds of trying an
+            estimate of time, memory and disk; and do nothing.
+        settings: replace the recipe's, as `data="photos", epochs=100`.
+
+    Returns:
+        The run's folder: config.yaml, metrics.jsonl, checkpoints/, report.html, export/.
+
+    Raises:
+        ConfigError, DataError, EnvironmentError_, NumericsError, CheckpointError: see swav.errors.
+        Stopped: a signal asked for an end; a checkpoint was saved.
+    """
+    if isinstance(recipe, str):
+        wanted = load_recipe(recipe, settings)
+    else:
+        wanted = validated(Recipe, recipe.model_dump() | settings, "settings")
+    device = pick_device(wanted.device)
+    with dist.process_group(device), environment_errors(), ExitStack() as stack:
+        out = Path(out)
+        share_cpus(dist.world_size())
+        require_agreement(shared_settings(wanted) | {"--out": str(out), "--dry-run": dry_run} | code())
+        dist.on_first(lambda: check_pretraining(wanted, out, dry_run))
+        run = prepare(wanted, out, device, dry_run)
+        own_view = {"images": run.images.fingerprint, "steps": run.total_steps, "data": seen(run.images, wanted.seed)}
+        require_agreement(shared_settings(run.recipe) | own_view)
+        start = weights_to_start_from(run.recipe, out)
+        if dry_run:
+            scored = sum(map(len, run.labelled)) if run.labelled else 0
+            say("trying some steps, to estimate time and memory")
+            lines = forecast(run.images, scored, run.recipe, device, out, run.speed)
+            taken = (
+                f"\ninit       {take_over(build_network(run.recipe), start, run.recipe)}" if start is not None else ""
+            )
+            if dist.rank() == 0:
+                print(describe(run) + taken, lines, f"\n{to_yaml(run.recipe)}", sep="\n", end="")
+            return out
+        if dist.rank() == 0:
+            stack.enter_context(checkpoint.RunLock(out))
+        network = build_network(run.recipe)
+        taken = f"\ninit       {take_over(network, start, run.recipe)}" if start is not None else ""
+        del start  # its memory is the network's to use
+        learner = Learner(run.recipe, network.to(device), run.steps_per_epoch)
+        monitor = Monitor(sum(run.recipe.prototype_heads), run.recipe.head_dim, device)
+        start_step, best = 0, None
+        saved = resume(run)
+        seed_process(run.recipe.seed, saved.step if saved else 0, dist.rank())
+        if saved is not None:
+            own = own_share(saved)
+            learner.load(saved, own)
+            monitor.load_state_dict(own, f"{saved.path}/rank_{dist.rank()}.safetensors")
+            start_step = saved.step
+            best = None if saved.state["best_step"] is None else (saved.state["best_step"], saved.state["best_knn"])
+        unscored = saved is not None and bool(saved.state.get("unscored"))
+        if start_step == run.total_steps and not unscored:
+            say(f"{out}: finished at step {start_step}; nothing to do")
+            exported = dist.on_first(lambda: export_missing(out, start_step))
+            if dist.rank() == 0 and (exported or not (out / "report.html").exists()):
+                with not_essential(f"{out}/report.html"):
+                    write_report(out)
+            if exported:
+                say(how_to_use(exported, out / FOLDER))
+            return out
+        say(describe(run) + taken if saved is None else going_on(run, saved))
+        _loop(run, learner, monitor, start_step, best, unscored, stack.enter_context(work()))
+    return out
+
+
+def _loop(
+    run: Run,
+    learner: Learner,
+    monitor: Monitor,
+    start_step: int,
+    best: tuple[int, float] | None,
+    unscored: bool,
+    stop: StopRequest,
+) -> None:
+    """Steps from `start_step` to the end, with checkpoints, a log, and an exit that loses nothing.
+
+    Args:
+        unscored: a signal came before or in the kNN evaluation that is due at `start_step`.
+    """
+    recipe, device, first = run.recipe, run.device, dist.rank() == 0
+    log = Log(run.out)
+    log.add_bad([*run.images.bad, *run.images.gone])
+    allowed_bad = manifest.allowed_bad(run.images, recipe.max_bad)
+    loader = Loader(
+        run.images,
+        recipe,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        start_step=start_step,
+        total_steps=run.total_steps,
+        steps_per_epoch=run.steps_per_epoch,
+        on_device=device.type == "cuda",
+    )
+    progress = Progress("pre-training", run.total_steps, start_step, quiet=not first)
+    facts = recipe.ln_prototypes, len(run.images), max(recipe.prototype_heads)
+    watch = Watch(*facts)
+    watch.catch_up(log.recent)
+    clock = Clock()
+    pending: Readback | None = None
+    saved_at, save_time = start_step, time.monotonic()
+    done = start_step
+    bad_count, due = 0, False
+    at_a_time = recipe.images_per_forward(dist.world_size())
+    stop.unsaved = lambda: done - saved_at
+
+    def requests() -> tuple[float, ...]:
+        return bad_count > allowed_bad, due, stop.exit_code
+
+    def save() -> None:
+        nonlocal saved_at, save_time
+        dist.on_first(log.check_folder)
+        try:
+            checkpoint.save(
+                run.out / "checkpoints",
+                done,
+                model=learner.network.state_dict(),
+                optim=learner.optimizer_tensors(),
+                local=learner.local_tensors() | monitor.state_dict(),
+                state=state(run, best) | ({"unscored": True} if unscored else {}),
+                keep=recipe.keep,
+                best=best[0] if best else None,
+            )
+        except EnvironmentError_:
+            dist.on_first(log.check_folder)  # it went away in the middle
+            raise
+        saved_at, save_time, stop.saved = done, time.monotonic(), True
+
+    def settle(values: list[float], step: int) -> tuple[bool, int]:
+        """Acts on what a step found on any process; returns whether to save, and the exit code if a signal asks to stop."""
+        not_finite, too_bad, due, asked = values[len(STEP_VALUES) :]
+        if not_finite:
+            raise NumericsError(
+                f"step {step}: the loss or a gradient is not finite (loss {values[0]}); no parameter was changed by it\n"
+                "lower the learning rate, raise epsilon, or use precision=fp32; "
+                + (f"the last checkpoint is step {saved_at}" if saved_at else "there is no checkpoint yet")
+            )
+        if too_bad:
+            raise DataError(
+                f"more than {allowed_bad} unreadable images (max_bad={recipe.max_bad}), see {run.out}/bad_files.jsonl\n"
+                "raise max_bad=X and the same command goes on; or begin again without these files, in another --out"
+            )
+        return bool(due) and step >= saved_at, round(asked)  # not what was due before the last save
+
+    try:
+        if unscored:
+            best, stop_code = _evaluate(run, learner, done, best, log, progress, stop)
+            if stop_code:
+                raise Stopped(stop.message(), stop_code)
+            unscored = False
+        for batch in loader:
+            bad_count = log.add_bad(batch.unreadable)
+            due = (
+                recipe.checkpoint_minutes > 0
+                and first
+                and time.monotonic() - save_time > 60 * recipe.checkpoint_minutes
+            )
+            if batch.step == start_step and first:
+                log.check_folder()
+                with not_essential(f"{run.out}/report/views.png"):
+                    draw_views(batch, run)
+            pieces = Pieces(batch, recipe, device, at_a_time)
+            with environment_errors(memory_advice(at_a_time)):
+                current = Readback(learner.step(pieces, batch.step, requests))
+            done = batch.step + 1
+            monitor.watch(learner.embeddings, learner.codes)
+            clock.tick(batch.wait)
+            # A GPU is a step ahead of the host, and what a step found is read when the next is on its way.
+            ready = pending if device.type == "cuda" else current
+            pending = current
+            step_of_ready = batch.step if ready is current else batch.step - 1
+            should_save, stop_code = (False, 0) if ready is None else settle(ready.tolist(), step_of_ready)
+            end_of_epoch = done % run.steps_per_epoch == 0
+            if first and (done % recipe.log_steps == 0 or done == run.total_steps):
+                more = {} if learner.scale is None else {"loss_scale": float(learner.scale.value)}
+                line = metrics_line(run, done, pending.tolist(), monitor, clock, **more)
+                log.write(line)
+                if (news := watch.news(log.recent)) is not None:
+                    progress.say(f"step {done}: {news}")
+                progress.update(
+                    done,
+                    f"loss {line['loss']:.3f}  {line['images_per_second']:.0f} images/s  waiting {line['data_wait']:.0%}  {line['memory_gb']:.1f} GB",
+                )
+            fault_point("step:end")
+            if end_of_epoch:
+                best, code = _evaluate(run, learner, done, best, log, progress, stop, stop_code)
+                unscored, stop_code = bool(code), max(code, stop_code)
+                fault_point("epoch:end")
+            by_step = recipe.checkpoint_steps and done % recipe.checkpoint_steps == 0
+            if should_save or stop_code or by_step or done == run.total_steps or (best and best[0] == done):
+                settle(pending.tolist(), done - 1)
+                save()
+            if stop_code and (done < run.total_steps or unscored):
+                raise Stopped(
+                    f"stopped by a signal after step {done} of {run.total_steps}; saved, the same command goes on",
+                    stop_code,
+                )
+    finally:
+        progress.close()
+        loader.close()
+        log.close()
+    if first:
+        log.check_folder()
+        judgement, advice = verdict(log.recent, *facts)
+        with not_essential(f"{run.out}/report/verdict.json"):
+            (run.out / "report").mkdir(exist_ok=True)
+            write_text_durably(run.out / "report" / "verdict.json", json.dumps({"state": judgement, "advice": advice}))
+        say(f"{judgement}: {advice}")
+    try:
+        exported = dist.on_first(lambda: export_backbone(run.out))
+    finally:
+        if first:
+            with not_essential(f"{run.out}/report.html"):
+                say(f"report: {write_report(run.out)}")
+    say(how_to_use(exported, run.out / FOLDER))
+
+
+def _evaluate(
+    run: Run,
+    learner: Learner,
+    done: int,
+    best: tuple[int, float] | None,
+    log: Log,
+    progress: Progress,
+    stop: StopRequest,
+    stop_code: int = 0,
+) -> tuple[tuple[int, float] | None, int]:
+    """kNN at the end of an epoch where one is due and labels exist.
+
+    On millions of images it takes longer than a scheduler waits for a checkpoint: a signal ends it, and the run's next
+    sitting begins with it.
+
+    Args:
+        stop_code: a signal asks all processes for an end already.
+
+    Returns:
+        The best (step, top-1) so far on all processes; and the exit code if the evaluation is yet to be made.
+    """
+    epoch = done // run.steps_per_epoch
+    due = run.recipe.knn_epochs and (epoch % max(1, round(run.recipe.knn_epochs)) == 0 or done == run.total_steps)
+    if not due:
+        return best, 0
+    scored = None
+    if not stop_code:
+        checkpoint.require_finite(run.out / "checkpoints", done, learner.network.state_dict())  # or it would be scored
+        try:
+            scored = score_by_knn(run, learner.network)
+        except Stopped:
+            stop_code = stop.exit_code
+    if scored is not None:
+        top1, k = scored
+        if not any(line["step"] == done and "knn_top1" in line for line in log.recent):
+            log.write({"step": done, "epoch": epoch, "knn_top1": top1})
+        progress.say(f"epoch {epoch}: kNN top-1 {top1:.2f} (k={k}, {run.recipe.resolution} pixels)")
+        if best is None or top1 > best[1]:
+            best = (done, top1)
+    if run.labelled is None:  # of the first process, whose word counts
+        stop_code = 0
+    return dist.broadcast_object((best, stop_code))  # type: ignore[no-any-return]

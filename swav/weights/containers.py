@@ -1,0 +1,217 @@
+"""Files of weights: torch's zip files (since 1.6), the pickles one after another that it wrote before, and safetensors.
+
+Nothing in them is ever run, see pickle_vm.py. Tensors are read when asked for, so that optimisers and queues cost
+nothing; the structure is checked whole, so that a file that is cut short is found at once.
+"""
+
+import dataclasses
+import io
+import mmap
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from swav.errors import CheckpointError
+from swav.weights.pickle_vm import Machine, Malformed, Stored, shown
+
+# What reading damaged bytes leads to, in zipfile, in safetensors and in torch.
+BROKEN = (
+    zipfile.BadZipFile,
+    SafetensorError,
+    struct.error,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    OSError,
+)
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles that torch wrote before 1.6
+
+
+@dataclasses.dataclass
+class WeightFile:
+    """A file of weights.
+
+    Attributes:
+        path: of the file.
+        tree: what it holds: dicts, lists, tuples, numbers, texts, `Stored` tensors and `Inert` objects.
+        inert: names of the objects that were not looked into.
+    """
+
+    path: Path
+    tree: Any
+    inert: frozenset[str]
+    _read: Callable[[Sequence[Stored]], Iterable[Tensor]]
+
+    def tensors(self, wanted: Mapping[str, Stored]) -> dict[str, Tensor]:
+        """Reads tensors, with their checksums where the format has some.
+
+        Raises:
+            CheckpointError: the file is damaged, or went away.
+        """
+        try:
+            return dict(zip(wanted, self._read(list(wanted.values())), strict=True))
+        except BROKEN as error:
+            raise CheckpointError(f"{self.path}: damaged ({shown(str(error))}); fetch it again") from None
+
+
+def open_weights(path: Path) -> WeightFile:
+    """Reads a file's structure. No code in it is run, and no tensor is read yet.
+
+    Raises:
+        CheckpointError: the file is of no known format, is cut short, is damaged, or names what only an attack would.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+        if start[:4] == b"PK\x03\x04":
+            found = _open_zip(path)
+        elif start[8:9] == b"{":  # before pickles: the length of a header may begin as they do
+            found = _open_safetensors(path)
+        elif start[:1] == b"\x80":
+            found = _open_legacy(path)
+        else:
+            raise Malformed(_what_it_is(start))
+    except Malformed as error:
+        raise CheckpointError(
+            f"{path}: expected weights (a file of torch.save, or safetensors), found {error}"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    return found
+
+
+def _what_it_is(start: bytes) -> str:
+    if not start:
+        return "an empty file"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer; fetch the file itself (git lfs pull)"
+    if start[257:262] == b"ustar":
+        return "a tar archive; unpack it, and give the file in it"
+    if start.lstrip()[:1] == b"<":
+        return "a web page; the download went wrong"
+    return f"another file (it begins with {start[:8]!r})"
+
+
+# -- torch's zip: NAME/data.pkl, and a storage each in NAME/data/KEY
+
+
+def _open_zip(path: Path) -> WeightFile:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {info.filename: info for info in archive.infolist()}
+            roots = [name.removesuffix("data.pkl") for name in entries if name.count("/") == 1 and "/data.pkl" in name]
+            if len(roots) != 1:
+                raise Malformed("a zip file without data.pkl; unpack it, and give the file in it")
+            root = roots[0]
+            if f"{root}constants.pkl" in entries:
+                raise Malformed("a TorchScript program; save its state_dict()")
+            if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
+                raise Malformed("a compressed archive, which torch.save does not write")
+            if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
+                raise Malformed("big-endian numbers; save it again on a little-endian machine")
+            machine = Machine()
+            tree = machine.run(io.BytesIO(archive.read(f"{root}data.pkl")))
+    except BROKEN as error:
+        raise Malformed(f"a zip file that is cut short or damaged ({shown(str(error))}); fetch it again") from None
+    for storage in machine.storages.values():
+        info = entries.get(f"{root}data/{storage.key}")
+        if info is None or info.file_size < storage.nbytes:
+            raise Malformed(f"storage {storage.key} cut short or missing; fetch it again")
+
+    def read(wanted: Sequence[Stored]) -> Iterable[Tensor]:
+        with zipfile.ZipFile(path) as archive:
+            yield from _tensors(wanted, lambda key: archive.read(f"{root}data/{key}"))  # reading checks the CRC
+
+    return WeightFile(path, tree, frozenset(machine.inert), read)
+
+
+# -- before torch 1.6: pickles of a magic number, a version, the system, the object and the storages' keys; then each
+#    storage as its length and its bytes
+
+
+def _open_legacy(path: Path) -> WeightFile:
+    machine = Machine()
+    places: dict[str, int] = {}
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if Machine().run(content) != LEGACY_MAGIC:
+            raise Malformed("a pickle that torch.save did not write")
+        Machine().run(content)
+        system = Machine().run(content)
+        if isinstance(system, dict) and system.get("little_endian") is False:
+            raise Malformed("big-endian numbers; save it again on a little-endian machine")
+        tree = machine.run(content)
+        keys = Machine().run(content)
+        place, end = content.tell(), len(content)
+        for key in keys if isinstance(keys, list) else []:
+            storage = machine.storages.get(str(key) if isinstance(key, str | int) else "")
+            if storage is None:
+                raise Malformed("a storage that nothing uses")
+            count = int.from_bytes(content[place : place + 8], "little")
+            if count != storage.count or place + 8 + storage.nbytes > end:
+                raise Malformed(f"storage {key} cut short; fetch it again")
+            places[storage.key] = place + 8
+            place += 8 + storage.nbytes
+    if missing := sorted(set(machine.storages) - set(places)):
+        raise Malformed(f"storage {missing[0]} missing; fetch it again")
+
+    def read(wanted: Sequence[Stored]) -> Iterable[Tensor]:
+        with path.open("rb") as file:
+
+            def content(key: str) -> bytes:
+                file.seek(places[key])
+                return file.read(machine.storages[key].nbytes)
+
+            yield from _tensors(wanted, content)
+
+    return WeightFile(path, tree, frozenset(machine.inert), read)
+
+
+# -- safetensors: its own library checks lengths and overlaps
+
+
+def _open_safetensors(path: Path) -> WeightFile:
+    try:
+        with safe_open(path, framework="pt") as content:
+            tree = {}
+            for name in content.keys():  # noqa: SIM118  # it is no mapping
+                shape = tuple(content.get_slice(name).get_shape())
+                tree[name] = Stored(name, shape)
+    except BROKEN as error:
+        raise Malformed(f"safetensors that are cut short or damaged ({shown(str(error))}); fetch them again") from None
+
+    def read(wanted: Sequence[Stored]) -> Iterable[Tensor]:
+        with safe_open(path, framework="pt") as content:
+            for stored in wanted:
+                yield content.get_tensor(stored.key)
+
+    return WeightFile(path, tree, frozenset(), read)
+
+
+def _tensors(wanted: Sequence[Stored], content: Callable[[str], bytes]) -> Iterable[Tensor]:
+    """Tensors as views of their storages, each read once: many tensors of a file may share one (flattened parameters).
+
+    Args:
+        wanted: which.
+        content: the bytes of a storage, by its key.
+    """
+    storages: dict[str, bytearray] = {}
+    for stored in wanted:
+        if stored.key not in storages:
+            storages[stored.key] = bytearray(content(stored.key))  # torch warns of bytes, which it may not write to
+        yield _tensor(stored, storages[stored.key])
+
+
+def _tensor(stored: Stored, content: bytearray) -> Tensor:
+    if 0 in stored.shape:
+        return torch.empty(stored.shape, dtype=stored.dtype)
+    count = len(content) // stored.dtype.itemsize
+    flat = torch.frombuffer(content, dtype=stored.dtype, count=count)
+    return flat.as_strided(stored.shape, stored.strides, stored.offset)

@@ -1,0 +1,217 @@
+"""The one seam between a model and a benchmark: images in, features out, and what is needed to feed it.
+
+A weight source W is `random:NAME` (a backbone, timm:NAME, a recipe or a run folder: that network with fresh weights), a run
+folder (its newest verified checkpoint; `RUN@best` for the best), one checkpoint's folder, a file that a run exported, another
+project's file (foreign.py), or `timm:NAME` (the pre-trained weights of that name that timm finds on this machine).
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from swav import checkpoint
+from swav.config import Recipe, WeightOptions, load_recipe, validated
+from swav.data.augment.crops import evaluation_view, to_input
+from swav.errors import CheckpointError, ConfigError
+from swav.files import CHECKPOINTS
+from swav.network.backbone import BACKBONES, check_backbone
+from swav.network.heads import SwavNetwork, build_network
+from swav.tensors import require_same_form, require_sound
+from swav.weights.containers import open_weights
+from swav.weights.exported import FORMAT, is_timms, read_description
+from swav.weights.foreign import Foreign, cached_timm_file, load_foreign
+from swav.weights.sources import RANDOM, is_checkpoint, is_export, is_foreign, random_recipe, run_or_checkpoint
+
+
+class Encoder(nn.Module):
+    """A trunk in eval mode. `forward` takes normalised images [N, C, H, W] and returns features [N, F].
+
+    Attributes:
+        trunk, head, prototypes: the parts, as pre-trained; head and prototypes are None where a file has none.
+        name: the weight source, as the user gave it.
+        prototype_heads: number of prototypes in each set.
+        sha256: of the trunk's tensors, names and bytes.
+        mean, std: of the normalisation, for RGB in 0..1.
+        in_channels: C, 3 or 1.
+        size: side of images that the network was made for [pixels].
+        settings: what built the network, for results; of a run's weights also the epochs behind them and the batch.
+        story: what was found in another project's file, in words; empty for our own.
+        num_features: F.
+        stage_names, stage_channels: of the maps that `stages` gives; empty where the trunk has no stages.
+    """
+
+    def __init__(self, network: SwavNetwork, recipe: Recipe, name: str, foreign: Foreign | None = None):
+        super().__init__()
+        self.trunk = network.trunk
+        self.head = network.projection_head if foreign is None or foreign.has_head else None
+        self.prototypes = network.prototypes if foreign is None or foreign.has_prototypes else None
+        sets = foreign is None and not recipe.left_at_auto("prototypes")
+        self.prototype_heads = recipe.prototype_heads if sets else (len(network.prototypes.weight),)
+        self.story = foreign.story if foreign is not None else ""
+        self.name, self.sha256 = name, weights_sha256(network.trunk)
+        self.mean, self.std, self.size = recipe.mean, recipe.std, recipe.resolution
+        self.in_channels = recipe.in_channels
+        self.settings: dict[str, Any] = {
+            key: getattr(recipe, key) for key in ("backbone", "width", "stem", "in_channels", "mean", "std", "seed")
+        } | (foreign.settings if foreign is not None else {})
+        self.num_features: int = int(network.trunk.num_features)  # type: ignore[arg-type]
+        self.stage_names: list[str] = list(getattr(network.trunk, "stage_names", ()))
+        self.stage_channels: list[int] = list(getattr(network.trunk, "stage_channels", ()))
+        self.eval()
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What the trunk's tensors do not tell, and features depend on: as stems of one shape differ in their strides."""
+        told = ("backbone", "width", "stem", "in_channels", "padding")
+        return {key: self.settings[key] for key in told if key in self.settings}
+
+    def forward(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
+        """Features of normalised images.
+
+        Raises:
+            ValueError: images of another shape or type.
+        """
+        self._check(images)
+        return self.trunk(images)  # type: ignore[no-any-return]
+
+    def stages(self, images: Float[Tensor, "N C H W"]) -> list[Tensor]:
+        """Feature maps: of a ResNet feature1 (after the stem, before max-pool) and feature2..5 (layer1..4); of a timm model
+        those of its own stages or blocks.
+
+        Raises:
+            ValueError: images of another shape or type.
+            ConfigError: the trunk has none.
+        """
+        self._check(images)
+        if not self.stage_channels:
+            raise ConfigError(
+                f"{self.name}: expected a trunk with stages, found {self.settings['backbone']}, which has none"
+            )
+        return self.trunk.stages(images)  # type: ignore[operator, no-any-return]
+
+    def preprocess(self, image: UInt8[np.ndarray, "H W 3"], size: int | None = None) -> Float[Tensor, "C S S"]:
+        """Short side to 256/224 of `size`, centre crop, normalise. `size` defaults to the network's own.
+
+        Raises:
+            ValueError: an image of another shape or type.
+        """
+        view = torch.from_numpy(evaluation_view(image, size or self.size))
+        return to_input(view[None], self.mean, self.std, self.in_channels)[0]
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != self.in_channels or not images.is_floating_point():
+            raise ValueError(
+                f"images: expected normalised floats [N, {self.in_channels}, H, W], found "
+                f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}; "
+                "make them with torch.stack([encoder.preprocess(image) for image in images])"
+            )
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over a module's tensors: sorted names, shapes, and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load(weights: str | Path, **options: Any) -> Encoder:
+    """Builds the encoder that a weight source names.
+
+    Args:
+        weights: the source.
+        options: what another project's file does not say, as `model="resnet50"`; see config.WeightOptions.
+
+    Raises:
+        ConfigError: the source is none of the known kinds, or an option is unknown or has no use for it.
+        CheckpointError: no checkpoint in it verifies, or its tensors do not fit the network.
+    """
+    source = str(weights)
+    wanted = validated(WeightOptions, options, "weights")
+    if is_foreign(source):
+        return _of_another_project(source, wanted)
+    if given := [key for key, value in wanted if value is not None]:
+        raise ConfigError(f"{given[0]}: is for other projects' weight files; {source} says itself what it is")
+    if source.startswith(RANDOM):
+        recipe = random_recipe(source.removeprefix(RANDOM))
+        check_backbone(recipe.backbone, [])
+        return _frozen(Encoder(build_network(recipe), recipe, source))
+    if is_export(source):
+        return _frozen(_exported(source))
+    path = _checkpoint_folder(source)
+    saved = checkpoint.read(path)
+    recipe = validated(Recipe, saved.state["recipe"], f"{path.name}/state.json")
+    network = build_network(recipe)
+    require_same_form(f"{path}/model.safetensors", saved.model, network.state_dict())
+    require_sound(f"{path}/model.safetensors", saved.model)
+    network.load_state_dict(saved.model)
+    with torch.no_grad():  # saved a step away from unit norm, see algorithm.normalize_prototypes_
+        network.prototypes.weight.copy_(nn.functional.normalize(network.prototypes.weight, dim=1))
+    encoder = Encoder(network, recipe, source)
+    seen = saved.state["step"] // (saved.state["num_images"] // recipe.batch)  # whole epochs so far
+    encoder.settings |= {"epochs": seen, "batch": recipe.batch}
+    return _frozen(encoder)
+
+
+def _exported(source: str) -> Encoder:
+    """A trunk that a run exported (export.py); the file describes it."""
+    found = read_description(Path(source)) or {}
+    if found["format"] != FORMAT:
+        raise CheckpointError(
+            f"{source}: expected an export of format {FORMAT}, found {found['format']}, of a newer swav; use that one"
+        )
+    keys = ("backbone", "width", "stem", "in_channels", "mean", "std", "seed")
+    recipe = load_recipe("default", {key: found[key] for key in keys} | {"eval_size": found["size"]})
+    trunk = build_network(recipe, prototypes=1).trunk
+    file = open_weights(Path(source))
+    model = trunk.get_submodule("model") if is_timms(found) else trunk
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if shapes != {name: stored.shape for name, stored in file.tree.items()}:
+        raise CheckpointError(
+            f"{source}: its tensors do not fit the {recipe.backbone} that it describes; export it again"
+        )
+    tensors = file.tensors(file.tree)
+    require_sound(source, tensors)
+    model.load_state_dict(tensors)
+    network = SwavNetwork(trunk, hidden=1, dim=1, prototypes=1)
+    seen = {"epochs": found["epochs"], "batch": found["batch"]}
+    return Encoder(network, recipe, source, Foreign(network, recipe, False, False, seen, story=""))
+
+
+def _of_another_project(source: str, options: WeightOptions) -> Encoder:
+    path = Path(source)
+    if source.startswith("timm:"):
+        name = source.removeprefix("timm:")
+        path = cached_timm_file(name)
+        architecture = name.partition(".")[0]
+        options = options.model_copy(update={"model": architecture if architecture in BACKBONES else source})
+    foreign = load_foreign(path, options)
+    return _frozen(Encoder(foreign.network, foreign.recipe, source, foreign))
+
+
+def _frozen(encoder: Encoder) -> Encoder:
+    return encoder.requires_grad_(False)
+
+
+def _checkpoint_folder(source: str) -> Path:
+    folder, best = run_or_checkpoint(source)
+    if is_checkpoint(folder, best):
+        return folder
+    newest = checkpoint.newest(folder / CHECKPOINTS)
+    if newest is None:
+        raise CheckpointError(f"{folder}: the run has saved no checkpoint yet; let it run, or use random:{folder}")
+    if not best:
+        return newest
+    step = json.loads((newest / "state.json").read_text()).get("best_step")
+    if step is None:
+        raise ConfigError(
+            f"{folder}@best: expected a run that was scored by kNN while training, found no score; use {folder}"
+        )
+    return newest.with_name(f"step_{step:08d}")

@@ -1,0 +1,110 @@
+"""The description of an exported backbone, and the Python that uses it. No torch here: reports need it.
+
+OUT/export/ holds `backbone.safetensors`, whose header describes the network as JSON under the key `swav`; and, where
+torchvision and timm have no such network, `backbone.py`, which does.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from swav.config import LUMA, RESNETS, TIMM
+
+FOLDER, WEIGHTS, CODE = "export", "backbone.safetensors", "backbone.py"
+FORMAT = 1
+MAX_HEADER = 10_000_000  # bytes; that of a network has some ten thousand
+LAYOUT = "memory_format=torch.channels_last"  # as in the run: with it features are the same to the last bit
+
+
+def metadata(description: Mapping[str, Any]) -> dict[str, str]:
+    """A description as safetensors keeps it: under one key, as several would be written in any order."""
+    return {"swav": json.dumps({"format": FORMAT, **description}, sort_keys=True)}
+
+
+def read_description(path: Path) -> dict[str, Any] | None:
+    """The description in an exported file's header: backbone, width, stem, in_channels, mean, std, size, step and others.
+
+    None of any other file, and of a damaged one. Of a newer format only `format` is there.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER:
+                return None
+            found = json.loads(json.loads(file.read(length))["__metadata__"]["swav"])
+            return _checked(found) if found["format"] == FORMAT else {"format": found["format"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # it may be any file
+        return None
+
+
+def _checked(found: dict[str, Any]) -> dict[str, Any] | None:
+    """A description whose values are what they must be: they become lines of Python."""
+    whole = all(isinstance(found[key], int) for key in ("in_channels", "seed", "size", "step", "epochs", "batch"))
+    triples = all(len(found[key]) == 3 and all(isinstance(v, float) for v in found[key]) for key in ("mean", "std"))
+    known = found["backbone"] in RESNETS or is_timms(found)
+    options = all(isinstance(value, int) for value in found.get("timm_options", {}).values())
+    rest = isinstance(found["width"], float) and isinstance(found["stem"], str)
+    best = found["best_step"] is None or isinstance(found["best_step"], int)
+    return found if whole and triples and known and options and rest and best else None
+
+
+def fits_torchvision(description: Mapping[str, Any]) -> bool:
+    """Whether the model of torchvision's of this name is this network."""
+    usual = {"width": 1.0, "stem": "imagenet", "in_channels": 3}
+    return not is_timms(description) and all(description[key] == value for key, value in usual.items())
+
+
+def is_timms(description: Mapping[str, Any]) -> bool:
+    return str(description["backbone"]).startswith(TIMM)
+
+
+def usage(description: Mapping[str, Any], folder: Path) -> list[str]:
+    """Three lines of Python that load an exported backbone, without swav, and compute features.
+
+    Args:
+        description: see read_description.
+        folder: that holds the files.
+    """
+    weights, name = str(folder / WEIGHTS), str(description["backbone"])
+    if is_timms(description):
+        options = "".join(f", {key}={value!r}" for key, value in description.get("timm_options", {}).items())
+        lines = [
+            "import timm, torch",
+            f"model = timm.create_model({name.removeprefix(TIMM)!r}{options}, checkpoint_path={weights!r}).eval().to({LAYOUT})",
+        ]
+    elif fits_torchvision(description):
+        lines = [
+            "import safetensors.torch, torch, torchvision",
+            f"model = torchvision.models.{name}(); model.fc = torch.nn.Identity(); "
+            f"model.load_state_dict(safetensors.torch.load_file({weights!r})); model.eval().to({LAYOUT})",
+        ]
+    else:
+        lines = [f"import sys; sys.path.append({str(folder)!r}); import backbone, torch", "model = backbone.load()"]
+    return [*lines, _features(description)]
+
+
+def how_to_use(description: Mapping[str, Any], folder: Path) -> str:
+    """What is printed at the end of a run: where the weights are, of which step, and the lines that use them."""
+    return "\n".join(
+        [f"weights for any program: {folder / WEIGHTS} ({which(description)})", *usage(description, folder)]
+    )
+
+
+def which(description: Mapping[str, Any]) -> str:
+    """Of which step exported weights are, and whether another one scored better."""
+    step, best = description["step"], description["best_step"]
+    return f"step {step}" + ("" if best in (None, step) else f", the last; step {best} scored best by kNN")
+
+
+def _features(description: Mapping[str, Any]) -> str:
+    channels, size = description["in_channels"], description["size"]
+    if channels == 1:
+        mean, std = (
+            f"{sum(w * v for w, v in zip(LUMA, description[key], strict=True)):.9g}" for key in ("mean", "std")
+        )
+        kind = "grey (luma)"
+    else:
+        mean, std = (f"torch.tensor({list(description[key])}).view(3, 1, 1)" for key in ("mean", "std"))
+        kind = "RGB"
+    return f"features = model((images - {mean}) / {std})  # images: [N, {channels}, {size}, {size}], {kind} in 0..1"

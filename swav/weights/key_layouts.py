@@ -1,0 +1,373 @@
+"""What network a file of weights holds, found from its tensors' names and shapes alone.
+
+Projects give the same ResNet different names: a prefix (`module.`, `backbone.`), or children by number. Any one of them
+that makes the whole trunk fit is accepted. A layout adds where the project keeps head and prototypes, and how it
+normalised images.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import nn
+
+from swav.errors import CheckpointError
+from swav.weights.containers import WeightFile
+from swav.weights.pickle_vm import Stored, shown
+
+Triple = tuple[float, float, float]
+Shape = tuple[int, ...]
+Tensors = Mapping[str, Stored]
+
+STD: Triple = (0.229, 0.224, 0.225)
+ORIGINAL_STD: Triple = (0.228, 0.224, 0.225)  # a slip that the released runs and their evaluations share
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a project keeps the parts of a SwAV network.
+
+    Attributes:
+        name: of the project.
+        trunk: what its keys begin with.
+        head: what those of the projection head (a Sequential) begin with; empty: not kept.
+        prototypes: likewise.
+        marks: beginnings of keys, one of which tells this layout from others with the same trunk; none: nothing need.
+        beside: a name beside the state_dict that tells it.
+        std: that images were divided by, where that is known. (All subtract the same mean.)
+        padding: of a 3x3 first convolution, which no tensor tells.
+    """
+
+    name: str
+    trunk: str
+    head: str = ""
+    prototypes: str = ""
+    marks: tuple[str, ...] = ()
+    beside: str = ""
+    std: Triple | None = None
+    padding: int = 1
+
+
+def _marked_by_its_head(
+    name: str, trunk: str, head: str, prototypes: str, std: Triple | None, padding: int = 1
+) -> Layout:
+    return Layout(name, trunk, head, prototypes, (head, prototypes), std=std, padding=padding)
+
+
+# The first that applies is taken. lightly 1.6, solo-learn 1.0.2 (which says `encoder.`) and MMPretrain 1.2 were checked
+# against the packages, the others against descriptions of their files.
+LAYOUTS = (
+    _marked_by_its_head(
+        "facebookresearch/swav", "module.", "module.projection_head.", "module.prototypes.", ORIGINAL_STD
+    ),
+    _marked_by_its_head("facebookresearch/swav", "", "projection_head.", "prototypes.", ORIGINAL_STD),  # no `module.`
+    Layout("VISSL", "trunk._feature_blocks.", "heads.0.projection_head.", "heads.0.prototypes0."),
+    Layout("VISSL", "trunk.base_model._feature_blocks.", "heads.0.projection_head.", "heads.0.prototypes0."),
+    Layout("VISSL", "_feature_blocks."),
+    Layout("MMSelfSup 0.x", "backbone.", "neck.projection_neck.", "head.prototypes.", ("head.prototypes.",), std=STD),
+    Layout("MMSelfSup 1.x", "backbone.", "neck.projection_neck.", "head.loss.prototypes.", ("head.loss.",), std=STD),
+    Layout(
+        "MMPretrain",
+        "backbone.",
+        "neck.projection_neck.",
+        "head.loss_module.prototypes.",
+        ("head.loss_module.",),
+        std=STD,
+    ),
+    Layout("MMSelfSup or MMPretrain", "backbone.", "neck.projection_neck.", beside="meta", std=STD),
+    Layout("extracted by MMSelfSup", "", beside="author", std=STD),
+    _marked_by_its_head("lightly", "backbone.", "projection_head.layers.", "prototypes.heads.0.", STD),
+    _marked_by_its_head("solo-learn", "backbone.", "projector.", "prototypes.", None, 2),
+    _marked_by_its_head("solo-learn", "encoder.", "projector.", "prototypes.", None, 2),
+    Layout("DINO", "teacher.backbone.", std=STD),  # with `student.` beside it; the teacher is what they evaluate
+    Layout("torchvision or timm", "", marks=("fc.",), std=STD),
+)
+
+# Names under which projects put the state_dict in a file. VISSL's is three dicts deep.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
+VISSL_PLACE = ("classy_state_dict", "base_model", "model")
+
+
+def tensors_by_name(file: WeightFile) -> dict[str, Stored]:
+    """The state_dict of a file, wherever it lies in it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    tree = file.tree if isinstance(file.tree, dict) else {}
+    vissl: Any = tree
+    for name in VISSL_PLACE:
+        vissl = vissl.get(name) if isinstance(vissl, dict) else None
+    found = [
+        _joined(vissl),
+        *(_own(tree.get(name)) for name in WRAPPERS),
+        _own(tree),
+        _joined(tree),
+    ]
+    for tensors in found:
+        if tensors:
+            return tensors
+    holds = ", ".join(shown(str(name)) for name in list(tree)[:6]) or "nothing by name"
+    objects = f", and objects of {', '.join(shown(name) for name in sorted(file.inert)[:3])}" if file.inert else ""
+    raise CheckpointError(
+        f"{file.path}: expected tensors by name (a state_dict), found {holds}{objects}; "
+        "of a whole pickled model, save the state_dict()"
+    )
+
+
+def _own(value: Any) -> dict[str, Stored]:
+    if not isinstance(value, dict):
+        return {}
+    return {name: stored for name, stored in value.items() if isinstance(name, str) and isinstance(stored, Stored)}
+
+
+def _joined(value: Any) -> dict[str, Stored]:
+    """Of dicts in a dict, as in {"trunk": {...}, "heads": {...}}."""
+    if not isinstance(value, dict):
+        return {}
+    return {
+        f"{outer}.{name}": stored
+        for outer, inner in value.items()
+        if isinstance(outer, str)
+        for name, stored in _own(inner).items()
+    }
+
+
+def layout_of(prefix: str, tensors: Tensors, tree: Any) -> Layout:
+    """The layout of a file whose trunk has this prefix."""
+    for layout in LAYOUTS:
+        marked = not layout.marks or any(name.startswith(layout.marks) for name in tensors)
+        beside = not layout.beside or (isinstance(tree, dict) and layout.beside in tree)
+        if layout.trunk == prefix and marked and beside:
+            return layout
+    return Layout(f"names that begin with '{shown(prefix)}'" if prefix else "plain names", prefix)
+
+
+# -- the trunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network that a file may hold.
+
+    Attributes:
+        name: of it.
+        shapes: of its tensors, by our names.
+        settings: of a recipe, that build it.
+        trunk: the network itself, where no recipe can build it.
+    """
+
+    name: str
+    shapes: Mapping[str, Shape]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trunk: nn.Module | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """How a file's tensors agree with a model's.
+
+    Attributes:
+        model: which.
+        prefix: of the trunk's names in the file.
+        numbered: its children have numbers for names.
+        places: {our name: the file's name}, of those that agree.
+        missing, wrong, surplus: names, in words, of those that do not.
+    """
+
+    model: Model
+    prefix: str
+    numbered: bool
+    places: Mapping[str, str]
+    missing: Sequence[str]
+    wrong: Sequence[str]
+    surplus: Sequence[str]
+
+    @property
+    def faults(self) -> int:
+        return len(self.missing) + len(self.wrong) + len(self.surplus)
+
+
+def find_trunk(
+    path: Path, tensors: Tensors, models: Callable[[Shape | None], Sequence[Model]], prefix: str | None, tree: Any
+) -> Fit:
+    """The one model whose whole trunk is in the file.
+
+    Args:
+        path: of the file, for messages.
+        tensors: of the file, by name.
+        models: those that may be meant, for the shape of the first convolution (None: it is not there).
+        prefix: of the trunk's names, where the user says it.
+        tree: of the file.
+
+    Raises:
+        CheckpointError: no model's whole trunk is there, or more than one.
+    """
+    fits = list(_fits(tensors, models, prefix))
+    whole = [fit for fit in fits if fit.faults == 0]
+    if len(whole) > 1:  # a project's own trunk goes before a copy that it keeps, as a momentum teacher
+        known = [fit for fit in whole if layout_of(fit.prefix, tensors, tree) in LAYOUTS]
+        whole = known if len(known) == 1 else whole
+    if len(whole) == 1:
+        return whole[0]
+    if whole:
+        found = ", ".join(f"'{shown(fit.prefix)}'" for fit in whole)
+        raise CheckpointError(
+            f"{path}: expected one trunk, found {len(whole)}, at {found}; say which: prefix={shown(whole[0].prefix)}"
+        )
+    _complain(path, tensors, fits, tree)
+
+
+def _fits(tensors: Tensors, models: Callable[[Shape | None], Sequence[Model]], prefix: str | None) -> Iterator[Fit]:
+    for numbered, names in _spellings(tensors):
+        for start in _starts(names, models(None)) if prefix is None else [prefix]:
+            first = names.get(f"{start}conv1.weight")
+            for model in models(tensors[first].shape if first else None):
+                yield _compared(model, start, numbered, names, tensors)
+
+
+def _spellings(tensors: Tensors) -> Iterator[tuple[bool, dict[str, str]]]:
+    """{name as ours: the file's name}: as it is (but for lightly's word for the shortcut), and with children named."""
+    plain = {name.replace(".shortcut.", ".downsample."): name for name in tensors}
+    yield False, plain
+    children: dict[str, dict[int, dict[str, str]]] = {}  # {"backbone.": {4: {"0.conv1.weight": the file's name}}}
+    for name, given in plain.items():
+        if match := re.match(r"(|.*?\.)(\d{1,4})\.(.*)", name):
+            children.setdefault(match[1], {}).setdefault(int(match[2]), {})[match[3]] = given
+    for start, by_number in children.items():
+        if stages := _stages(by_number, tensors):
+            yield (
+                True,
+                {
+                    f"{start}{stages.get(number, number)}.{rest}": given
+                    for number, names in by_number.items()
+                    for rest, given in names.items()
+                },
+            )
+
+
+def _stages(by_number: Mapping[int, Mapping[str, str]], tensors: Tensors) -> dict[int, str]:
+    """Names of a Sequential's children, {4: "layer1"}; empty where they are no ResNet's.
+
+    Between bn1 and layer1 there must be room for the activation, and for the max-pool under a 7x7 convolution: a
+    Sequential without them is another network, though all of its tensors fit (lightly's tutorials with ResNetGenerator).
+    """
+    numbers = sorted(by_number)
+    first = by_number[numbers[0]].get("weight")
+    shape = tensors[first].shape if first else ()
+    gaps = [after - before for before, after in itertools.pairwise(numbers[:6])]
+    allowed = ([1, 3, 1, 1, 1], [1, 2, 1, 1, 1]) if shape[-1:] == (3,) else ([1, 3, 1, 1, 1],)
+    names = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+    return dict(zip(numbers, names, strict=False)) if len(shape) == 4 and gaps in allowed else {}
+
+
+def _starts(names: Mapping[str, str], models: Sequence[Model]) -> list[str]:
+    """What a trunk's names may begin with: all that comes before one of a few names that every such trunk has."""
+    anchors = {"layer1.0.conv1.weight", "layer4.0.conv1.weight"}
+    for model in models:
+        if not anchors & set(model.shapes):
+            anchors |= {next(iter(model.shapes)), [*model.shapes][-1]}
+    return list(dict.fromkeys(name.removesuffix(end) for name in names for end in anchors if name.endswith(end)))
+
+
+def _compared(model: Model, prefix: str, numbered: bool, names: Mapping[str, str], tensors: Tensors) -> Fit:
+    there = {
+        name.removeprefix(prefix): given
+        for name, given in names.items()
+        if name.startswith(prefix) and _top(name.removeprefix(prefix)) in {_top(key) for key in model.shapes}
+    }
+    missing = [key for key in model.shapes if key not in there and not _is_counter(key)]
+    wrong = [
+        f"{shown(there[key])} {list(tensors[there[key]].shape)} instead of {list(shape)}"
+        for key, shape in model.shapes.items()
+        if key in there and tensors[there[key]].shape != shape
+    ]
+    surplus = [shown(given) for key, given in there.items() if key not in model.shapes]
+    places = {
+        key: there[key] for key, shape in model.shapes.items() if key in there and tensors[there[key]].shape == shape
+    }
+    return Fit(model, prefix, numbered, places, missing, wrong, surplus)
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _is_counter(name: str) -> bool:
+    """BatchNorm's number of batches: torch before 0.4.1 had none, and nothing depends on it here."""
+    return name.endswith("num_batches_tracked")
+
+
+def _complain(path: Path, tensors: Tensors, fits: Sequence[Fit], tree: Any) -> NoReturn:
+    names = ", ".join(map(shown, list(tensors)[:4]))
+    if not fits and (layer := _lone_layer(tensors)) is not None:
+        raise CheckpointError(
+            f"{path}: expected a trunk's tensors, found a linear layer alone ({shown(layer)} {list(tensors[layer].shape)}), as an "
+            "evaluation on frozen features leaves it\ngive the weights that it was trained on; the layer is not used here"
+        )
+    if not fits:
+        raise CheckpointError(
+            f"{path}: expected a trunk's tensors (layer1.0.conv1.weight behind any prefix, or children by number with "
+            f"room for activation and max-pool), found {len(tensors)} others: {names} ...\n"
+            "model=timm:NAME or module:function names another network that they are of"
+        )
+    near = min(fits, key=lambda fit: fit.faults)
+    layout = layout_of(near.prefix, tensors, tree)
+    faults = [
+        f"{word} {', '.join(which[:3])}{f' and {len(which) - 3} more' if len(which) > 3 else ''}"
+        for word, which in (("missing", near.missing), ("wrong shape", near.wrong), ("too many", near.surplus))
+        if which
+    ]
+    raise CheckpointError(
+        f"{path}: expected the whole trunk of a known network, found none; nearest: {near.model.name} in the layout of "
+        f"{layout.name}, {len(near.places)} of {len(near.model.shapes)} keys at '{shown(near.prefix)}'\n"
+        f"{'; '.join(faults)}\nmodel=NAME or module:function names the network, prefix=TEXT its place"
+    )
+
+
+def _lone_layer(tensors: Tensors) -> str | None:
+    """The name of a matrix beside which there is at most its bias."""
+    matrices = [name for name, tensor in tensors.items() if len(tensor.shape) == 2]
+    if len(matrices) != 1 or set(tensors) - {matrices[0], matrices[0].removesuffix("weight") + "bias"}:
+        return None
+    return matrices[0]
+
+
+# -- what stands on it
+
+
+def head_places(tensors: Tensors, layout: Layout, features: int) -> dict[str, str]:
+    """{name in our projection head: the file's name}; empty where there is no Linear, BatchNorm, ReLU, Linear."""
+    if not layout.head:
+        return {}
+    there = {name.removeprefix(layout.head): name for name in tensors if name.startswith(layout.head)}
+    needed = {"0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var", "3.weight", "3.bias"}
+    if not needed <= set(there) <= needed | {"0.bias", "1.num_batches_tracked"}:
+        return {}
+    first, last = (tensors[there[key]].shape for key in ("0.weight", "3.weight"))
+    if len(first) != 2 or len(last) != 2 or first[1] != features or last[1] != first[0]:
+        return {}
+    vectors = {key: last[0] if key == "3.bias" else first[0] for key in there if len(tensors[there[key]].shape) == 1}
+    fits = all(tensors[there[key]].shape == (size,) for key, size in vectors.items())
+    return there if fits and needed - {"0.weight", "3.weight"} <= set(vectors) else {}
+
+
+# A plain weight, or a weight-normalised one: as torch named its parts before 2.0 (magnitude, direction), and since.
+PROTOTYPE_KEYS = (
+    ("weight",),
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
+
+
+def prototype_places(tensors: Tensors, layout: Layout, dim: int) -> tuple[str, ...]:
+    """Names of the prototypes' tensors, as PROTOTYPE_KEYS; empty where there are none of that dimension."""
+    for keys in PROTOTYPE_KEYS if layout.prototypes else ():
+        names = tuple(layout.prototypes + key for key in keys)
+        if all(name in tensors for name in names):
+            shape = tensors[names[-1]].shape
+            return names if len(shape) == 2 and shape[1] == dim else ()
+    return ()

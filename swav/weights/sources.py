@@ -1,0 +1,92 @@
+"""What a weight source names, found without torch and without reading a weight; see encoder.py for the kinds.
+
+A source that names nothing is refused here, before seconds go into the import of torch.
+"""
+
+from pathlib import Path
+
+from swav.config import RESNETS, TIMM, Recipe, load_recipe, recipe_names, validated
+from swav.errors import ConfigError, did_you_mean
+from swav.files import CHECKPOINTS, CONFIG, is_run
+from swav.strict_yaml import read_yaml
+from swav.weights.exported import read_description
+
+RANDOM = "random:"
+
+
+def check_source(source: str) -> None:
+    """Refuse a source that names nothing. (Whether timm has a model is not asked: timm imports torch.)
+
+    Raises:
+        ConfigError: it is none of the known kinds, or nothing is there.
+    """
+    if is_foreign(source) or is_export(source):
+        return
+    if source.startswith(RANDOM):
+        random_recipe(source.removeprefix(RANDOM))
+    else:
+        run_or_checkpoint(source)
+
+
+def is_foreign(source: str) -> bool:
+    """Whether a source is not ours: a file (but for those of our checkpoints and exports), or timm's."""
+    if source.startswith("timm:"):
+        return True
+    return Path(source).is_file() and not _of_a_checkpoint(source) and not is_export(source)
+
+
+def is_export(source: str) -> bool:
+    """Whether a source is a file that a run exported, which holds its own description."""
+    return read_description(Path(source)) is not None
+
+
+def random_recipe(name: str) -> Recipe:
+    """The settings behind random weights: of a backbone, a recipe, or a run folder.
+
+    Raises:
+        ConfigError: there is no such name.
+    """
+    if name in RESNETS or name.startswith(TIMM):
+        return load_recipe("default", {"backbone": name})
+    if is_run(Path(name)):
+        text = (Path(name) / CONFIG).read_text(encoding="utf-8", errors="surrogateescape")
+        return validated(Recipe, read_yaml(text, f"{name}/{CONFIG}"), f"{name}/{CONFIG}")
+    if name in recipe_names():
+        recipe = load_recipe(name)
+        if recipe.left_at_auto("backbone", "width", "stem", "in_channels", "head_hidden", "head_dim", "crops"):
+            raise ConfigError(
+                f"random:{name}: its network follows from images; name a backbone, another recipe or a run"
+            )
+        return recipe
+    raise ConfigError(
+        f"random:{name}: expected a backbone ({', '.join(RESNETS)}, {TIMM}NAME), a recipe or a run folder"
+        f"{did_you_mean(name, [*RESNETS, *recipe_names()])}"
+    )
+
+
+def run_or_checkpoint(source: str) -> tuple[Path, bool]:
+    """The folder of a run or of one checkpoint, and whether the run's best checkpoint is meant.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    name = source.removesuffix("@best")  # any other @ belongs to the path
+    best = name != source
+    folder = Path(source).parent if _of_a_checkpoint(source) and Path(source).is_file() else Path(name)
+    if not is_checkpoint(folder, best) and not (folder / CHECKPOINTS).is_dir():
+        wanted = (
+            "a run folder"
+            if best
+            else "a run folder (RUN@best: its best), a checkpoint's folder, a weight file, random:NAME or timm:NAME"
+        )
+        raise ConfigError(f"weights '{source}': expected {wanted}, found none")
+    return folder, best
+
+
+def is_checkpoint(folder: Path, best: bool) -> bool:
+    """Whether a folder is one checkpoint's. (The best is one of a run's.)"""
+    return (folder / "manifest.json").is_file() and not best
+
+
+def _of_a_checkpoint(source: str) -> bool:
+    return Path(source).with_name("manifest.json").is_file()

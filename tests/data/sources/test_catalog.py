@@ -1,0 +1,86 @@
+"""Attacks: a benchmark that reads another data set than its own, or takes folders of data sets for classes.
+
+Run: pytest tests/data/sources/test_catalog.py
+"""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from swav.data.sources.catalog import DATASETS, LABELLED_HOMES, NOT_CLASSES, labelled
+from swav.data.synthetic.writers import write_shapes
+from swav.errors import DataError
+
+
+def write_imagenet(folder, per_class=2):
+    """train/CLASS/ and val/CLASS/; of pixels that tell which image it is."""
+    for half in ("train", "val"):
+        for k, name in enumerate(("n01", "n02")):
+            (folder / half / name).mkdir(parents=True)
+            for i in range(per_class):
+                pixels = np.full((16, 16, 3), 40 * k + 10 * i + (half == "val"), np.uint8)
+                Image.fromarray(pixels).save(folder / half / name / f"{half}_{k}{i}.png")
+    return folder
+
+
+def flattened(folder):
+    """As ImageNet's archives leave it: val/ without class folders, and the lists."""
+    (folder / "meta").mkdir()
+    for half in ("train", "val"):
+        files = sorted((folder / half).glob("*/*.png"))
+        names = [path.name if half == "val" else f"{path.parent.name}/{path.name}" for path in files]
+        labels = [int(path.parent.name[-1]) - 1 for path in files]
+        lines = [f"{name} {label}\n" for name, label in zip(names, labels, strict=True)]
+        (folder / "meta" / f"{half}.txt").write_text("".join(reversed(lines)))
+        if half == "val":
+            for path in files:
+                path.rename(folder / "val" / path.name)
+            for empty in ("n01", "n02"):
+                (folder / "val" / empty).rmdir()
+    return folder
+
+
+def shown(images):
+    """{pixel: label}: what each image shows, however it is ordered and named."""
+    return {int(images.read(i)[0, 0, 0]): int(images.labels[i]) for i in range(len(images))}
+
+
+def test_imagenet_with_a_flat_val_is_the_same_set_as_in_class_folders(tmp_path):
+    folders = labelled(write_imagenet(tmp_path / "a" / "imagenet"), tmp_path)
+    flat = labelled(flattened(write_imagenet(tmp_path / "b" / "imagenet")).parent, tmp_path)
+    assert [shown(half) for half in flat] == [shown(half) for half in folders] and len(shown(flat[1])) == 4
+
+
+def test_a_flat_val_whose_list_names_a_missing_image_is_an_error_and_smoke_leaves_it_out(tmp_path):
+    root = flattened(write_imagenet(tmp_path / "imagenet"))
+    (root / "val" / "val_00.png").unlink()
+    with pytest.raises(DataError, match="val_00"):
+        labelled(root, tmp_path, "page")
+    _, val = labelled(root, tmp_path, "smoke")
+    assert len(val) == 3 and "1 listed images are not there" in val.note
+
+
+@pytest.mark.parametrize("other", NOT_CLASSES)
+def test_a_folder_of_other_data_sets_is_not_a_folder_of_classes(tmp_path, other):
+    (tmp_path / other).mkdir()
+    with pytest.raises(DataError, match=rf"found other data sets only \({other}\)"):
+        labelled(tmp_path, tmp_path)
+    for home in LABELLED_HOMES:
+        write_imagenet(tmp_path / home)
+        assert len(labelled(tmp_path, tmp_path)[0]) == 4
+        shutil.rmtree(tmp_path / home)
+
+
+def test_voc_is_found_one_folder_deeper_but_not_guessed_among_two(tmp_path):
+    write_shapes(tmp_path / "voc07" / "VOCdevkit", "voc", train=40, val=20, size=16)
+    find = DATASETS["voc07"].find
+    assert len(find(tmp_path, tmp_path / "cache", "page")[0]) == 40
+    shutil.copytree(tmp_path / "voc07", tmp_path / "copy")
+    with pytest.raises(DataError, match=r"expected one PASCAL VOC 2007 below it, found .*copy.* and .*voc07"):
+        find(tmp_path, tmp_path / "cache", "page")
+
+
+def test_every_data_set_says_what_is_expected_where():
+    assert all("--data" in data_set.expected for data_set in DATASETS.values())

@@ -1,0 +1,415 @@
+"""Attacks: benchmarks that start before what they need is checked, that lose results, or that write where nothing may be.
+
+Run: pytest tests/evaluation/test_runner.py
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from swav.config import parse_overrides
+from swav.data.sources.catalog import DATASETS, labelled
+from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
+from swav.evaluation import resources, runner
+from swav.evaluation.settings import BENCH_SETTINGS, SMOKE, KnnSettings, LinearSettings, resolve
+from swav.evaluation.task import Needs, Task
+from swav.reporting.page import write_report
+from swav.results.results import read_results, table
+from swav.weights import encoder
+from tests.network import foreign
+
+QUICK = {"size": 16, "workers": 0, "knn.k": [1, 5], "linear.epochs": 2, "linear.batch": 8}
+QUICK_ALL = QUICK | {"linear-stages.epochs": 1, "linear-stages.steps": [], "semisup.epochs": 1, "semisup.steps": []}
+# what cannot run on images in class folders
+OTHER_DATA = ("svm", "lowshot", "places205", "inat18")
+QUICK_KNN = {"size": 16, "workers": 0, "knn.k": [1]}
+
+
+def test_every_benchmark_has_settings_and_a_smoke_protocol():
+    assert runner.BENCHES.keys() == BENCH_SETTINGS.keys() == SMOKE.keys()
+    assert {settings.data for settings in BENCH_SETTINGS.values()} == DATASETS.keys()
+    for name in runner.BENCHES:
+        assert resolve([name], {"protocol": "smoke"})[1][name] != resolve([name], {})[1][name]
+
+
+def test_two_benchmarks_of_two_weights_end_in_one_file(colours, tmp_path):
+    content = runner.bench(["knn", "linear"], ["random:tiny", "random:cifar10"], colours, tmp_path, QUICK)
+    assert content == read_results(tmp_path)
+    rows = content["results"]
+    assert {(row["bench"], row["metric"], row["weights"]) for row in rows} == {
+        (bench, metric, weights)
+        for weights in ("random:tiny", "random:cifar10")
+        for bench, metrics in (
+            ("knn", ["top-1 k=1", "top-5 k=1", "top-1 k=5", "top-5 k=5"]),
+            ("linear", ["top-1", "top-5"]),
+        )
+        for metric in metrics
+    }
+    assert all(0 <= row["value"] <= 100 and row["n"] == 12 and row["unit"] == "%" for row in rows)
+    assert not any(row["comparable"] for row in rows) and all("3 classes" in row["difference"] for row in rows)
+    assert len({row["weights_sha256"] for row in rows}) == 2
+    assert all(row["config"]["mean"] and row["config"]["data"] and row["versions"]["torch"] for row in rows)
+    again = runner.bench(["knn"], ["random:tiny"], colours, tmp_path, QUICK_KNN | {"knn.k": [1, 5]})
+    assert again == content
+
+
+def test_a_folder_of_data_sets_is_searched_for_the_benchmarks_own(colours, tmp_path):
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "imagenette").symlink_to(colours)
+    content = runner.bench(["knn"], ["random:tiny"], tmp_path / "sets", tmp_path / "out", QUICK_KNN)
+    assert content["results"][0]["n"] == 12
+
+
+def test_missing_data_is_an_error_by_name_and_a_line_under_all(tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        runner.bench(["knn"], ["random:tiny"], tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    content = runner.bench(["all"], ["random:tiny"], tmp_path / "nowhere", tmp_path / "out")
+    assert [row["bench"] for row in content["not_run"]] == list(runner.BENCHES) and content["results"] == []
+    assert all("nowhere" in row["reason"] for row in content["not_run"])
+    of_voc = [row["bench"] for row in content["not_run"] if "VOCdevkit/VOC2007" in row["expected"]]
+    assert of_voc == ["svm", "lowshot"]
+    assert sum("val/CLASS" in row["expected"] for row in content["not_run"]) == len(runner.BENCHES) - 4
+    for name, home in (("places205", "Places205/"), ("inat18", "iNaturalist2018/")):
+        assert [row["bench"] for row in content["not_run"] if home in row["expected"]] == [name]
+
+
+def test_too_few_images_end_a_benchmark_asked_for_by_name_before_any_work(colours, tmp_path, monkeypatch):
+    for name in runner.BENCHES:
+        fails = runner.BENCHES[name]._replace(run=lambda _: pytest.fail("works before all is checked"))
+        monkeypatch.setitem(runner.BENCHES, name, fails)
+    for names, words, error in (
+        (["linear", "knn"], {"knn.k": [1, 25]}, ConfigError),
+        (["knn", "linear", "semisup"], {"semisup.list": str(tmp_path / "none"), "semisup.fraction": 0.1}, DataError),
+    ):
+        for dry_run in (False, True):
+            with pytest.raises(error, match="found"):
+                runner.bench(names, ["random:tiny"], colours, tmp_path / "out", QUICK | words, dry_run=dry_run)
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "left", "ran"),
+    [
+        ({"knn.k": [1, 25]}, "knn", {"linear", "linear-stages", "semisup"}),
+        ({"semisup.list": "24_none", "semisup.fraction": 0.1}, "semisup", {"knn", "linear", "linear-stages"}),
+    ],
+)
+def test_under_all_what_has_too_few_images_is_told_and_the_others_run(colours, tmp_path, words, left, ran):
+    weights = ["random:tiny", "random:cifar10"]
+    content = runner.bench(["all"], weights, colours, tmp_path, QUICK_ALL | words)
+    rows = {(row["bench"], row["weights"]) for row in content["results"]}
+    assert rows == {(bench, source) for bench in ran for source in weights}
+    missing = {row["bench"]: row["reason"] for row in content["not_run"]}
+    assert set(missing) == {left, *OTHER_DATA} and "24" in missing[left]
+    found = runner.bench(["all"], weights[:1], colours, tmp_path, QUICK_ALL | words, dry_run=True)["dry_run"]
+    assert {row["bench"] for row in found[: len(ran)]} == ran
+    assert {row["bench"] for row in found[len(ran) :]} == {left, *OTHER_DATA}
+
+
+def test_a_bank_that_shrinks_below_k_while_decoded_does_not_end_all(colours, tmp_path, monkeypatch):
+    folder = shutil.copytree(colours, tmp_path / "set")
+
+    def then_break(*rest, **named):
+        halves = labelled(*rest, **named)
+        (folder / halves[0].name(0)).write_bytes(b"gone bad")
+        return halves
+
+    monkeypatch.setitem(DATASETS, "labelled", DATASETS["labelled"]._replace(find=then_break))
+    content = runner.bench(["all"], ["random:tiny"], folder, tmp_path / "out", QUICK_ALL | {"knn.k": [24]})
+    assert {row["bench"] for row in content["results"]} == {"linear", "linear-stages", "semisup"}
+    told = {row["bench"]: row["reason"] for row in content["not_run"]}
+    assert set(told) == {"knn", *OTHER_DATA} and "at most 23" in told["knn"]
+
+
+@pytest.mark.parametrize("error", [DataError, NumericsError])
+def test_under_all_a_benchmark_that_fails_at_work_is_told_and_the_others_run(colours, tmp_path, monkeypatch, error):
+    def fails(_):
+        raise error("expected better, found this")
+
+    monkeypatch.setitem(runner.BENCHES, "knn", runner.BENCHES["knn"]._replace(run=fails))
+    content = runner.bench(["all"], ["random:tiny"], colours, tmp_path / "out", QUICK_ALL)
+    assert {row["bench"] for row in content["results"]} == {"linear", "linear-stages", "semisup"}
+    told = {row["bench"]: row["reason"] for row in content["not_run"]}
+    assert told["knn"] == "expected better, found this"
+    with pytest.raises(error):
+        runner.bench(["knn", "linear"], ["random:tiny"], colours, tmp_path / "named", QUICK)
+
+
+def test_what_an_earlier_command_measured_is_not_listed_as_not_run(colours, tmp_path, capsys):
+    (tmp_path / "none").mkdir()
+    weights = ["random:tiny", "random:cifar10"]
+    runner.bench(["knn"], weights[:1], colours, tmp_path / "out", QUICK_KNN)
+    content = runner.bench(["all"], weights[:1], tmp_path / "none", tmp_path / "out", QUICK_KNN)
+    assert {row["bench"] for row in content["not_run"]} == set(runner.BENCHES) - {"knn"}
+    assert "knn: not run now, its earlier results stay" in capsys.readouterr().err
+    content = runner.bench(["all"], weights, tmp_path / "none", tmp_path / "out", QUICK_KNN)
+    assert "knn" in {row["bench"] for row in content["not_run"]}  # of the second weights there is nothing
+
+
+def test_a_folder_that_may_not_be_read_is_an_error_of_the_data(tmp_path, monkeypatch):
+    def locked(*_):
+        raise PermissionError(13, "Permission denied", "/locked/imagenet")
+
+    monkeypatch.setitem(DATASETS, "labelled", DATASETS["labelled"]._replace(find=locked))
+    with pytest.raises(DataError, match=r"^/locked/imagenet: .*; check --data$"):
+        runner.bench(["knn"], ["random:tiny"], tmp_path, tmp_path / "out", QUICK_KNN)
+
+
+def test_an_image_both_to_learn_from_and_to_score_is_refused(colours, tmp_path):
+    paths = sorted((colours / "train").glob("*/*.png"))
+    rows = [f"{path},{path.parent.name},train" for path in paths] + [
+        f"{path},{path.parent.name},val" for path in paths[::8]
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    with pytest.raises(DataError, match=r"train/blue/0\.png and 2 more in both"):
+        runner.bench(["knn"], ["random:tiny"], tmp_path / "list.csv", tmp_path / "out", QUICK_KNN)
+
+
+def test_a_damaged_image_is_read_as_pillow_does_counted_and_leaves_the_row_as_it_is(colours, tmp_path):
+    folder = tmp_path / "set"
+    for path in colours.rglob("*.png"):
+        copy = folder / path.relative_to(colours).with_suffix(".jpg")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).save(copy, quality=95)
+    whole = runner.bench(["knn", "linear"], ["random:tiny"], folder, tmp_path / "whole", QUICK)
+    for path in (folder / "train/blue/3.jpg", folder / "val/red/1.jpg", folder / "val/red/2.jpg"):
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) * 2 // 3] + b"\xff\xd9")
+    out = tmp_path / "out"
+    first = runner.bench(["knn", "linear"], ["random:tiny"], folder, out, QUICK)
+    again = runner.bench(["knn", "linear"], ["random:tiny"], folder, out, QUICK)  # of what is on disk
+    with_workers = runner.bench(
+        ["knn", "linear"], ["random:tiny"], folder, tmp_path / "workers", QUICK | {"workers": 1}
+    )
+    for content, damaged in ((whole, 0), (first, 3), (again, 3), (with_workers, 3)):
+        assert [row["config"]["damaged_images"] for row in content["results"]] == [damaged] * len(content["results"])
+    for row, its in zip(whole["results"], first["results"], strict=True):
+        assert (row["n"], row["difference"], row["comparable"]) == (its["n"], its["difference"], its["comparable"])
+    values = [[row["value"] for row in content["results"]] for content in (first, again, with_workers)]
+    assert values[0] == values[1] == values[2]
+
+
+def test_a_size_that_a_network_does_not_take_is_refused_before_any_work(colours, tmp_path):
+    with pytest.raises(ConfigError, match=r"random:timm:test_vit: does not take images of 50 pixels .*knn\.size"):
+        runner.bench(["knn"], ["random:timm:test_vit"], colours, tmp_path / "out", QUICK_KNN | {"size": 50})
+
+
+def test_settings_are_checked_before_weights_and_weights_before_data(tmp_path):
+    with pytest.raises(ConfigError, match=r"knn\.kk"):
+        runner.bench(["knn"], ["nothing"], tmp_path / "nowhere", tmp_path, {"knn.kk": 5})
+    with pytest.raises((ConfigError, CheckpointError), match="nothing"):
+        runner.bench(["knn"], ["nothing"], tmp_path / "nowhere", tmp_path)
+
+
+def test_other_projects_weights_are_scored_beside_ours_with_their_own_normalisation(colours, tmp_path, capsys):
+    path = str(foreign.write(tmp_path / "w.pth", foreign.swav_flat(foreign.network("basic", (2, 2, 2, 2)))))
+    weights = ["random:tiny", path]
+    content = runner.bench(["knn"], weights, colours, tmp_path / "out", QUICK_KNN | {"mean": [0.5, 0.5, 0.5]})
+    ours, theirs = content["results"][0], content["results"][-1]
+    assert (ours["weights"], ours["config"]["mean"]) == ("random:tiny", [0.485, 0.456, 0.406])
+    assert (theirs["weights"], theirs["config"]["mean"], theirs["config"]["std"][0]) == (path, [0.5, 0.5, 0.5], 0.228)
+    assert theirs["config"]["network"]["layout"] == "facebookresearch/swav"
+    assert "all 120 trunk keys at 'module.'" in capsys.readouterr().err
+    assert f"{path}: normalised by mean [0.5, 0.5, 0.5], std [0.228, 0.224, 0.225]" in table(content)
+    with pytest.raises(ConfigError, match="random:tiny says itself"):
+        runner.bench(["knn"], ["random:tiny"], colours, tmp_path / "out", QUICK_KNN | {"mean": [0.5, 0.5, 0.5]})
+
+
+def test_a_dry_run_says_what_there_is_and_writes_nothing(colours, tmp_path, capsys):
+    rows = runner.bench(["all"], ["random:tiny"], colours, tmp_path / "out", QUICK, dry_run=True)["dry_run"]
+    assert {row["bench"] for row in rows[:4]} == {"knn", "linear", "linear-stages", "semisup"}
+    assert {row["bench"] for row in rows[4:]} == set(OTHER_DATA)
+    assert all(row["hours"] >= 0 for row in rows[:4])
+    missing = runner.bench(["all"], ["random:tiny"], tmp_path / "nowhere", tmp_path / "out", dry_run=True)["dry_run"]
+    assert all("nowhere" in row["reason"] for row in missing)
+    assert "24" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "words", "message"),
+    [
+        (["kn"], [], "did you mean 'knn'"),
+        (["knn"], ["protocol=smoky"], "did you mean 'smoke'"),
+        (["knn"], ["knn.kk=[5]"], "did you mean 'knn.k'"),
+        (["linear"], ["epochs=5"], "did you mean 'linear.epochs'"),
+        (["knn"], ["sise=64"], "did you mean 'size'"),
+        (["knn"], ["knm.k=5"], "did you mean 'knn'"),
+        (["knn"], ["linear.epochs=5"], "not among the benchmarks asked for"),
+        (["knn"], ["knn.k=[5, 5]"], "different numbers"),
+        (["knn"], ["knn.k=0"], "knn: k"),
+        (["knn"], ["size=large"], "size"),
+        (["linear"], ["linear.crop_scale=[0.5, 0.1]"], "min <= max"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_the_nearest_right_one(names, words, message):
+    with pytest.raises(ConfigError) as caught:
+        resolve(names, parse_overrides(words))
+    assert message in str(caught.value) and len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_key_for_one_benchmark_wins_over_the_key_for_all_and_over_the_protocol():
+    once, settings = resolve(["all"], parse_overrides(["knn.size=32", "size=64", "protocol=smoke", "knn.k=7"]))
+    assert once.protocol == "smoke"
+    assert isinstance(settings["knn"], KnnSettings) and isinstance(settings["linear"], LinearSettings)
+    assert (settings["knn"].size, settings["knn"].k, settings["linear"].size) == (32, (7,), 64)
+    assert settings["linear"].epochs == SMOKE["linear"]["epochs"]
+
+
+def test_settings_answer_without_torch():
+    code = "import sys, swav.evaluation.settings; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_draw_of_images_is_the_seeds(colours, tmp_path):
+    quick = QUICK_KNN | {"train_images": 10, "score_images": 5}
+    rows = runner.bench(["knn"], ["random:tiny"], colours, tmp_path, quick)["results"]
+    assert rows[0]["n"] == 5 and "10 training images" in rows[0]["difference"]
+    assert json.dumps(rows) == json.dumps(runner.bench(["knn"], ["random:tiny"], colours, tmp_path, quick)["results"])
+
+
+def test_names_label_the_rows_and_must_be_as_many_as_the_weights(colours, tmp_path):
+    weights = ["random:tiny", "random:cifar10"]
+    names = ["small | fast", "large"]
+    named: dict[str, object] = QUICK_KNN | {"name": names, "knn.k": [10]}
+    content = runner.bench(["knn"], weights, colours, tmp_path, named)
+    assert {(row["weights"], row["name"]) for row in content["results"]} == set(zip(weights, names, strict=True))
+    assert "large" in table(content) and "random:cifar10" not in table(content)
+    assert all("large" in (tmp_path / f"tables.{kind}").read_text() for kind in ("md", "html", "tex"))
+    assert ">large<" in write_report(tmp_path).read_text()
+    for name in ("alone", ["a", "b", "c"]):
+        with pytest.raises(ConfigError, match="one for each of the 2 --weights"):
+            runner.bench(["knn"], weights, colours, tmp_path, QUICK_KNN | {"name": name})
+    with pytest.raises(ConfigError, match="different names"):
+        runner.bench(["knn"], weights, colours, tmp_path, QUICK_KNN | {"name": ["a", "a"]})
+
+
+def test_several_seeds_run_what_draws_and_only_that_and_show_mean_and_spread(colours, tmp_path, capsys):
+    content = runner.bench(["knn", "linear"], ["random:tiny"], colours, tmp_path, QUICK | {"seeds": 3, "seed": 5})
+    seeds: dict[str, set[int]] = {}
+    for row in content["results"]:
+        seeds.setdefault(row["bench"], set()).add(row["seed"])
+    assert seeds == {"knn": {0}, "linear": {5, 6, 7}}  # nothing is drawn for knn
+    assert "run once, as no seed makes a difference: knn" in capsys.readouterr().err
+    top1 = [row["value"] for row in content["results"] if (row["bench"], row["metric"]) == ("linear", "top-1")]
+    assert f"{statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f} (n=3)" in table(content)
+    drawn = runner.bench(
+        ["knn"], ["random:tiny"], colours, tmp_path / "b", QUICK_KNN | {"seeds": 2, "train_images": 20}
+    )
+    assert {row["seed"] for row in drawn["results"]} == {0, 1}
+    all_there = QUICK_KNN | {"seeds": 2, "train_images": 24, "score_images": 5000}
+    whole = runner.bench(["knn"], ["random:tiny"], colours, tmp_path / "c", all_there)
+    assert {row["seed"] for row in whole["results"]} == {0}
+
+
+def test_a_folder_of_other_data_sets_is_not_taken_for_classes(colours, drawn, tmp_path):
+    with pytest.raises(DataError, match=r"found other data sets only \(VOCdevkit\)"):
+        runner.bench(["knn"], ["random:tiny"], drawn, tmp_path / "out", QUICK_KNN)
+    with pytest.raises(DataError, match="VOC2007"):
+        runner.bench(["knn"], ["random:tiny"], drawn / "VOCdevkit", tmp_path / "out", QUICK_KNN)
+
+
+def test_a_forecast_counts_the_images_that_a_benchmark_will_see(colours, drawn, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "told", lambda rows: "")
+    monkeypatch.setattr(runner, "forecast", lambda name, task, needs: {"bench": name, "needs": needs})
+
+    def needs(benches, data, words):
+        found = runner.bench(benches, ["random:tiny"], data, tmp_path, parse_overrides(words.split()), dry_run=True)
+        return {row["bench"]: row["needs"] for row in found["dry_run"]}
+
+    words = (
+        "size=32 knn.k=5 linear.epochs=5 linear.batch=8 linear-stages.epochs=25 linear-stages.batch=8 semisup.batch=1"
+    )
+    found = needs(["knn", "linear", "linear-stages", "semisup"], colours, words)
+    assert found["knn"].forwards == 24 + 12  # bank and queries, once
+    assert found["linear"].forwards == 5 * 24 + 12  # scored images once: their features are kept
+    assert found["linear-stages"].forwards == 25 * 24 + 3 * 12  # scored after epochs 10, 20 and 25
+    assert found["semisup"].trained == 20 * (3 + 3)  # 1 % and 10 % of 8 images a class: one and one
+    found = needs(["svm", "lowshot"], drawn, "size=32 lowshot.k=1 svm.workers=0")
+    assert found["svm"].forwards == found["lowshot"].forwards == 80 + 40
+    assert found["svm"].disk == found["lowshot"].disk == 4 * (80 + 40) * sum(_values(drawn, tmp_path))
+
+
+def test_a_forecast_leaves_out_what_only_the_first_image_takes(colours, monkeypatch):
+    """A GPU's first forward loads kernels for seconds: over 64 images that would be years of ImageNet."""
+    clock, calls = [0.0], []
+
+    def slow_at_first(encoder, views, *_):
+        calls.append(len(views))
+        clock[0] += 100.0 if len(calls) == 1 else 0.5 * len(views)
+        return torch.zeros(len(views), 1)
+
+    monkeypatch.setattr("swav.evaluation.resources.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(resources, "features_of", slow_at_first)
+    halves, settings = labelled(colours), resolve(["knn"], parse_overrides(["size=16"]))[1]["knn"]
+    task = Task(encoder.load("random:tiny"), *halves, settings, "page", torch.device("cpu"), colours)
+    assert resources.forecast("knn", task, Needs(3600))["hours"] == pytest.approx(0.5)
+
+
+def _values(data, out):
+    """Of the stages of random:tiny at 32 pixels, as the cache has them."""
+    runner.bench(["svm"], ["random:tiny"], data, out, {"size": 32, "workers": 0, "svm.costs": [1.0]})
+    return [np.load(path, mmap_mode="r").shape[1] for path in next((out / "features").iterdir()).glob("stage*.npy")]
+
+
+def _benched(data, out):
+    quick = (
+        "size=16 workers=0 knn.k=3 linear.epochs=2 linear.batch=10 linear-stages.epochs=2 linear-stages.batch=8 "
+        "linear-stages.train_images=17 linear-stages.steps=[1] linear-stages.size=40 semisup.size=40 semisup.fraction=.375 semisup.batch=8 semisup.epochs=2 "
+        "semisup.lr_head=0.2"
+    )  # rests of 4, 1 and 1 of 24, 17 and 9 images: of one image a process has no share
+    words = parse_overrides(quick.split())
+    rows = runner.bench(["knn", "linear", "linear-stages", "semisup"], ["random:tiny"], data, out, words)["results"]
+    words = {"size": 16, "workers": 0, "linear.epochs": 1, "linear.batch": 8, "linear.score_images": 1}
+    few = runner.bench(["linear"], ["random:tiny"], data, out / "few", words)[
+        "results"
+    ]  # one process has none to score
+    return [*rows, *few]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_benchmark_and_come_to_what_one_comes_to(colours, tmp_path, two_processes):
+    shared, other = two_processes(_benched, colours, tmp_path / "two")
+    alone = _benched(colours, tmp_path / "one")
+    assert shared == other and len(shared) == len(alone)
+    for ours, its in zip(shared, alone, strict=True):
+        same = {key: its[key] for key in ("bench", "metric", "n", "weights_sha256", "difference")}
+        assert same.items() <= ours.items()
+    for name in ("linear", "linear-stages", "semisup"):
+        logs = [
+            [json.loads(line)["loss"] for line in _log(tmp_path / where, rows, name)]
+            for where, rows in (("two", shared), ("one", alone))
+        ]
+        assert len(logs[0]) == 2 and logs[0] == pytest.approx(logs[1], rel=1e-5)
+
+
+def _log(out, rows, bench):
+    return (out / next(row["log"] for row in rows if row["bench"] == bench)).read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_killed_with_half_the_features_on_disk_it_computes_the_others_only(colours, tmp_path):
+    """A real kill -9 once the bank is noted, in a process of its own."""
+
+    def run(out, fault=None):
+        words = ["knn", "--weights", "random:tiny", "--data", str(colours), "--out", str(out), "size=16", "knn.k=[1,5]"]
+        environment = os.environ | ({"SWAV_FAULT": fault} if fault else {})
+        return subprocess.run([sys.executable, "-m", "swav", "bench", *words], env=environment, capture_output=True)
+
+    assert run(tmp_path / "whole").returncode == 0
+    assert run(tmp_path / "torn", "features:noted:1").returncode == -9
+    (bank,) = (tmp_path / "torn" / "features").glob("*/pooled.npy")
+    written = bank.stat().st_mtime_ns
+    assert run(tmp_path / "torn").returncode == 0
+    assert bank.stat().st_mtime_ns == written and len(list((tmp_path / "torn" / "features").iterdir())) == 2
+    whole, torn = (read_results(tmp_path / out)["results"] for out in ("whole", "torn"))
+    assert [row["value"] for row in whole] == [row["value"] for row in torn] and len(whole) == 4

@@ -1,0 +1,288 @@
+"""Attacks: a probe that finds room where there is none, forgets what a step keeps, times the wrong thing, leaves workers
+or files behind; and a forecast that is far from what a run then does.
+
+On a GPU the same functions measure for real; here `peak` is a model of one. Run: pytest tests/training/test_estimate.py
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swav import algorithm, dist
+from swav.config import Recipe, load_recipe
+from swav.data.images import open_images
+from swav.data.synthetic.writers import write_shapes
+from swav.errors import EnvironmentError_
+from swav.network.backbone import count_parameters
+from swav.network.heads import build_network
+from swav.training import estimate
+from swav.training.auto import Facts, derive
+from swav.training.step import Learner, Teacher
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {
+    "crops": [{"count": 2, "size": 24, "scale": [0.3, 1.0]}, {"count": 1, "size": 16, "scale": [0.1, 0.3]}],
+    "width": 0.125,
+    "head_hidden": 16,
+    "head_dim": 8,
+    "prototypes": 12,
+    "batch": 16,
+    "queue_length": 0,
+    "epochs": 3,
+    "precision": "fp32",
+}
+
+
+def recipe(**changes: object) -> Recipe:
+    return derive(load_recipe("tiny", SMALL | {"data": "unused", "workers": 0} | changes), Facts(num_images=64))[0]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("shapes")
+    write_shapes(folder, "imagenet", train=64, val=32, size=32, seed=0)
+    return folder
+
+
+# -- memory
+
+
+@given(
+    fixed=st.integers(0, 10**10),
+    per_image=st.integers(1, 10**9),
+    budget=st.integers(1, 10**11),
+    most=st.sampled_from([1, 2, 8, 21, 64, 96, 256, 4096]),
+    bend=st.floats(0.7, 1.5),
+)
+def test_what_is_found_fits_and_twice_as_much_would_not(
+    fixed: int, per_image: int, budget: int, most: int, bend: float
+) -> None:
+    def takes(batch: int) -> int:
+        return fixed + round(per_image * math.pow(batch, bend))  # not in proportion: kernels change with the batch
+
+    def peak(batch: int) -> int | None:
+        tried.append(batch)
+        return takes(batch) if takes(batch) <= 1.1 * budget else None  # memory runs out above the budget
+
+    tried: list[int] = []
+    found = estimate.largest_that_fits(peak, most, budget)
+    assert found == 0 or (found <= most and takes(found) <= budget and found in tried)
+    assert max(tried) <= most and len(tried) <= 15
+    if bend == 1:
+        sizes = {most, *(2**i for i in range(13) if 2**i <= most)}
+        assert found == max([0, *(size for size in sizes if takes(size) <= budget)])
+
+
+@pytest.mark.parametrize(
+    ("fixed", "budget", "found"),
+    [(0, 10_000, 64), (0, 6_399, 32), (5_000, 6_000, 8), (5_000, 5_099, 0), (0, 10**9, 256)],
+)
+def test_the_largest_batch_is_found_in_a_few_steps(fixed: int, budget: int, found: int) -> None:
+    tried: list[int] = []
+
+    def peak(batch: int) -> int | None:
+        tried.append(batch)
+        return fixed + 100 * batch
+
+    assert estimate.largest_that_fits(peak, 256, budget) == found
+    assert found == 0 or len(tried) <= 5
+
+
+def test_a_step_on_a_cpu_keeps_so_much_per_image_and_so_much_anyway():
+    fixed, per_image = estimate.cpu_bytes(recipe())
+    assert estimate.cpu_bytes(recipe(batch=32)) == (fixed, per_image)  # it is per image
+    small, large = (
+        recipe(
+            crops=[
+                {"count": 2, "size": size, "scale": [0.3, 1.0]},
+                {"count": 1, "size": size // 2, "scale": [0.1, 0.3]},
+            ]
+        )
+        for size in (64, 128)
+    )
+    assert estimate.cpu_bytes(large)[1] == pytest.approx(4 * estimate.cpu_bytes(small)[1], rel=0.1)
+    assert estimate.cpu_bytes(recipe(width=0.25))[1] == pytest.approx(2 * per_image, rel=0.1)
+    weights = 4 * count_parameters(build_network(recipe()))
+    assert fixed == 4 * weights  # weights, gradients, and Adam's two
+    assert estimate.cpu_bytes(recipe(optimizer="larc", lr=1.0))[0] == 3 * weights
+    assert estimate.cpu_bytes(recipe(teacher_momentum=0.9))[0] == 5 * weights
+    assert estimate.cpu_bytes(recipe(koleo=0.1))[1] > per_image  # the embeddings' nearest ones
+
+
+def test_on_a_cpu_half_of_the_available_memory_is_the_bound(monkeypatch):
+    fixed, per_image = estimate.cpu_bytes(recipe())
+    monkeypatch.setattr(estimate, "available_memory", lambda _: 2 * (fixed + 5 * per_image) + 2)
+    count, how = estimate.fits(recipe(), CPU, most=16)
+    assert count == 5 and "half of the" in how
+    monkeypatch.setattr(estimate, "available_memory", lambda _: 10**12)
+    assert estimate.fits(recipe(), CPU, most=16)[0] == 16
+    monkeypatch.setattr(estimate, "available_memory", lambda _: fixed)
+    with pytest.raises(EnvironmentError_, match="at least one image"):
+        estimate.fits(recipe(), CPU, most=16)
+
+
+# -- speed
+
+
+class Clock:
+    """Every look at it is a tenth of a second later; steps that are to last longer let it run."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.1
+        return self.now
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, clock: Clock, seconds: Callable[[int], float]) -> list[list[int]]:
+    """Replaces the step by the passing of time; returns the list of images per piece that each is given."""
+    steps: list[list[int]] = []
+
+    def step(learner: Learner, pieces: Sequence[list[torch.Tensor]], number: int) -> None:
+        steps.append([len(piece[0]) // 2 for piece in pieces])
+        assert sum(steps[-1]) == learner.batch
+        clock.now += seconds(len(steps))
+
+    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr("swav.training.estimate.time.monotonic", clock)
+    return steps
+
+
+def of_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_short_enough", lambda recipe, steps, most: most)
+
+
+def test_the_pace_is_that_of_the_steps_after_the_first_ones(shapes, monkeypatch):
+    of_whole_batches(monkeypatch)
+    steps = timed(monkeypatch, Clock(), lambda n: 30.0 if n == 1 else 0.9)
+    pace = estimate.pace(open_images(shapes), recipe(), CPU)
+    assert pace == pytest.approx(16 / 1.0)
+    assert steps == [[16]] * len(steps) and len(steps) <= 3 + estimate.SECONDS / 1.0 + 1
+
+
+def test_a_batch_in_micro_batches_is_timed_by_two_of_these_in_a_step(shapes, monkeypatch):
+    of_whole_batches(monkeypatch)
+    steps = timed(monkeypatch, Clock(), lambda n: 0.9)
+    assert estimate.pace(open_images(shapes), recipe(micro_batch=4), CPU) == pytest.approx(8 / 1.0)
+    assert steps == [[4, 4]] * len(steps)
+
+
+def test_slow_steps_are_not_waited_for_longer_than_the_limit(shapes, monkeypatch):
+    of_whole_batches(monkeypatch)
+    steps = timed(monkeypatch, Clock(), lambda n: 49.9)
+    assert estimate.pace(open_images(shapes), recipe(workers=0), CPU) == pytest.approx(16 / 50)
+    assert len(steps) == 3
+
+
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_all_that_a_step_does_is_timed(micro_batch, shapes, monkeypatch):
+    """A teacher, KoLeo, several sets of prototypes, and a second pass where the batch goes through in pieces."""
+    calls = {"a teacher": 0, "KoLeo": 0, "codes": 0, "network": 0}
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            calls[name] += 1
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(Teacher, "__call__", counted("a teacher", Teacher.__call__))
+    monkeypatch.setattr("swav.training.step.koleo_loss", counted("KoLeo", algorithm.koleo_loss))
+    monkeypatch.setattr("swav.training.step.sinkhorn_codes", counted("codes", algorithm.sinkhorn_codes))
+    monkeypatch.setattr(Learner, "_forward", counted("network", Learner._forward))
+    monkeypatch.setattr(estimate, "SECONDS", 0.0)
+    monkeypatch.setattr(estimate, "_CPU_STEP_SECONDS", 0.0)
+    options: dict[str, Any] = {"teacher_momentum": 0.9, "koleo": 0.1, "prototypes": [12, 5], "micro_batch": micro_batch}
+    of_whole_batches(monkeypatch)
+    assert estimate.pace(open_images(shapes), recipe(**options), CPU) > 0
+    pieces = 2 if micro_batch else 1
+    steps = calls["codes"] // 4  # of two crops, on two sets
+    assert steps > 0
+    assert calls == {"a teacher": pieces * steps, "KoLeo": pieces * steps, "codes": 4 * steps, "network": 2 * pieces * steps}  # fmt: skip
+
+
+def test_no_process_waits_for_another_while_it_measures(monkeypatch):
+    """Each makes as many steps as it has time for: a collective in one of them would hang or mix the processes."""
+
+    def collective(*_: Any, **__: Any) -> None:
+        raise AssertionError("a step that is measured talks to other processes")
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", collective)
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", collective)
+    assert dist.world_size() == 2
+    settings = recipe(teacher_momentum=0.9)
+    estimate._Steps(settings, CPU).make([estimate._random_crops(settings, 4, CPU)], 4)
+    assert estimate.cpu_bytes(settings)[1] > 0
+
+
+def test_long_steps_are_probed_with_fewer_images(monkeypatch):
+    clock = Clock()
+    steps = timed(monkeypatch, clock, lambda _: 0.05 * steps[-1][0])
+    assert estimate._short_enough(recipe(), estimate._Steps(recipe(), CPU), 64) == 8
+    assert steps == [[4], [8]]
+
+
+# -- forecast
+
+
+def test_the_forecast_speaks_of_time_memory_disk_and_how_far_off_it_is(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "pace", lambda *_: 8.0)
+    run = tmp_path / "some" / "run"
+    lines = dict(
+        line.split(maxsplit=1)
+        for line in estimate.forecast(open_images(shapes), 0, recipe(epochs=900), CPU, run).splitlines()
+    )
+    assert lines["time"] == "2.0 hours at 8 images/s"  # 900 epochs of 64 images
+    assert "available" in lines["memory"] and "TOO MUCH" not in lines["memory"]
+    assert "may be off by" in lines["measured"]
+    weights = 4 * count_parameters(build_network(recipe()))
+    assert lines["disk"].startswith(f"{5 * 3 * weights / 1e6:.1f} MB of checkpoints")
+    assert not run.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "pace", "words"),
+    [(1, 8.0, "8 s at 8 images/s"), (1, 0.4, "3 minutes at 0.4 images/s"), (90, 1234.5, "5 s at 1234 images/s")],
+)
+def test_a_short_time_and_a_slow_pace_are_not_rounded_to_nothing(epochs, pace, words, shapes, tmp_path):
+    settings = recipe(epochs=epochs, warmup_epochs=0)
+    assert estimate.forecast(open_images(shapes), 0, settings, CPU, tmp_path, pace).startswith(f"time       {words}\n")
+
+
+def test_the_evaluation_at_the_end_is_foreseen(shapes, tmp_path):
+    line = estimate.forecast(
+        open_images(shapes), 96, recipe(epochs=3, knn_epochs=2.0), CPU, tmp_path, 1.0
+    ).splitlines()[0]
+    once = estimate.forecast(
+        open_images(shapes), 96, recipe(epochs=3, knn_epochs=3.0), CPU, tmp_path, 1.0
+    ).splitlines()[0]
+    assert line != once and "of it for kNN" in once
+
+
+def test_what_does_not_fit_is_called_so(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "pace", lambda *_: 8.0)
+    monkeypatch.setattr(estimate, "available_memory", lambda _: 1000)
+    assert "TOO MUCH" in estimate.forecast(open_images(shapes), 0, recipe(), CPU, tmp_path)
+
+
+def test_a_checkpoint_takes_what_was_forecast(shapes, tmp_path):
+    from swav.training import loop
+
+    run = loop.pretrain(
+        "tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "workers": 0, "epochs": 2, "knn_epochs": 0}
+    )
+    checkpoint = max((run / "checkpoints").glob("step_*"))
+    size = sum(path.stat().st_size for path in checkpoint.iterdir())
+    network = build_network(recipe())
+    assert size == pytest.approx(
+        estimate._checkpoint_bytes(recipe(), network), abs=150_000
+    )  # headers and BatchNorm's buffers

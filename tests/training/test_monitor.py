@@ -1,0 +1,129 @@
+"""Attacks: a verdict that calls a collapsed run healthy, that a value which was not finite breaks, or that repeats itself.
+
+Run: pytest tests/training/test_monitor.py
+"""
+
+import math
+
+import pytest
+import torch
+
+from swav.training.monitor import Monitor, Watch, code_statistics, verdict
+
+K = 100
+GOOD = {"loss": 3.9, "loss_gap": 0.7, "embedding_std": 0.3, "prototypes_used": 0.9, "data_wait": 0.0}
+COLLAPSED = GOOD | {"loss": math.log(K), "loss_gap": 0.0, "prototypes_used": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("lines", "state"),
+    [
+        ([GOOD] * 4, "too early"),
+        ([GOOD] * 5, "healthy"),
+        ([COLLAPSED] * 49, "too early"),
+        ([COLLAPSED] * 50, "collapsing"),
+        ([GOOD] * 60 + [GOOD | {"embedding_std": 0.01}] * 6, "collapsing"),
+        ([GOOD | {"prototypes_used": 0.1}] * 60, "prototypes dying"),
+        ([GOOD | {"data_wait": 0.5}] * 60, "data-bound"),
+        ([GOOD | {"data_wait": None}] * 60, "healthy"),
+        ([{"step": 1, "knn_top1": 50.0}] * 60, "too early"),
+    ],
+)
+def test_the_verdict_of_a_history(lines, state):
+    assert verdict(lines, math.log(K), 1000, K)[0] == state
+
+
+def test_what_changes_is_said_once_while_the_run_goes_on():
+    watch, history, said = Watch(math.log(K), 1000, K), [], []
+    for line in [GOOD] * 60 + [GOOD | {"loss_gap": 0.0}] * 30 + [GOOD] * 30:
+        history.append(line)
+        said.append(watch.news(history))
+    told = [news.partition(":")[0] for news in said if news]
+    assert told == ["collapsing", "healthy"]
+
+
+@pytest.mark.parametrize("begun_again_after", [5, 7, 30, 49, 50, 61, 75, 119])
+def test_a_resumed_run_says_neither_more_nor_less_than_one_that_was_not_stopped(begun_again_after):
+    slow, scored = GOOD | {"data_wait": 0.5}, {"step": 9, "knn_top1": 50.0}
+    lines = [slow] * 8 + [COLLAPSED] * 30 + [GOOD] * 22 + [scored] + [COLLAPSED] * 30 + [GOOD] * 30
+    said = []
+    for stop in (0, begun_again_after):
+        watch, news = Watch(math.log(K), 1000, K), list[str | None]()
+        for length in range(1, len(lines) + 1):
+            if length - 1 == stop:
+                watch = Watch(math.log(K), 1000, K)
+                watch.catch_up(lines[: length - 1])
+            if "loss" in lines[length - 1]:
+                news.append(watch.news(lines[:length]))
+        said.append(news)
+    assert said[0] == said[1] and len([one for one in said[0] if one]) > 3
+
+
+def test_a_monitor_goes_on_from_its_state_to_the_bit():
+    def watch(monitor: Monitor, step: int) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(step)
+        embeddings = torch.nn.functional.normalize(torch.randn(2, 6, 8, generator=generator), dim=2)
+        monitor.watch(embeddings, [torch.rand(2, 6, 5, generator=generator).softmax(dim=2)])
+        return monitor.summary()
+
+    one = Monitor(5, 8, torch.device("cpu"), recent=40)
+    for step in range(30):  # the window of 50 samples turns at steps 9, 18, 27; embeddings fill up at step 6
+        other = Monitor(5, 8, torch.device("cpu"), recent=40)
+        other.load_state_dict({name: value.clone() for name, value in one.state_dict().items()}, "rank_0")
+        assert watch(one, step) == watch(other, step)
+        assert all(torch.equal(one.state_dict()[name], value) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("line", "images", "state"),
+    [
+        (GOOD, K, "healthy"),
+        (GOOD, K - 1, "too few images"),
+        (GOOD | {"prototypes_used": 0.1}, 12, "too few images"),  # the advice on dying prototypes would not help
+        (COLLAPSED, 12, "collapsing"),
+    ],
+)
+def test_a_run_on_fewer_images_than_prototypes_is_not_called_healthy(line, images, state):
+    told, advice = verdict([line] * 60, math.log(K), images, K)
+    assert told == state
+    if state == "too few images":
+        assert f"{images} images cannot fill {K} prototypes" in advice and "init=W" in advice and "benchmark" in advice
+
+
+def test_prototypes_in_use_are_told_alike_whenever_they_are_asked_for():
+    """All are used equally often: no line of the log may say otherwise, wherever a window of counting begins."""
+    monitor, told = Monitor(40, 3, torch.device("cpu")), []
+    for step in range(400):
+        codes = torch.eye(40)[[(8 * step + i) % 40 for i in range(8)]].expand(1, 8, 40)
+        monitor.watch(torch.nn.functional.normalize(torch.randn(1, 8, 3), dim=2), [codes])
+        told.append(monitor.summary()["prototypes_used"])
+    assert told[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1]) and min(told[5:]) == 1
+
+
+def test_a_prototype_that_dies_is_noticed_within_twenty_samples_per_prototype():
+    monitor = Monitor(4, 3, torch.device("cpu"))
+    for step in range(200):
+        codes = torch.eye(4)[[0, 1, 2, 3 if step < 100 else 0]].expand(1, 4, 4)
+        monitor.watch(torch.nn.functional.normalize(torch.randn(1, 4, 3), dim=2), [codes])
+        if step == 100 + 25:
+            assert monitor.summary()["prototypes_used"] == 0.75
+
+
+def test_prototypes_in_use_are_those_that_some_sample_chose():
+    monitor = Monitor(4, 3, torch.device("cpu"))
+    codes = torch.eye(4)[[0, 0, 2]].expand(2, 3, 4)
+    monitor.watch(torch.nn.functional.normalize(torch.randn(2, 3, 3), dim=2), [codes])
+    assert monitor.summary()["prototypes_used"] == 0.5
+
+
+def test_prototypes_of_several_sets_are_told_apart():
+    monitor = Monitor(7, 3, torch.device("cpu"))
+    codes = [torch.eye(4)[[0, 0, 2]].expand(2, 3, 4), torch.eye(3)[[0, 1, 1]].expand(2, 3, 3)]
+    monitor.watch(torch.nn.functional.normalize(torch.randn(2, 3, 3), dim=2), codes)
+    assert monitor.usage.tolist() == [2, 0, 1, 0, 1, 2, 0]
+
+
+def test_code_statistics_are_means_over_sets():
+    even, sure = torch.full((2, 3, 4), 0.25), torch.eye(2)[[0, 1, 1]].expand(2, 3, 2)
+    entropy, confidence = code_statistics([even, sure])
+    assert float(entropy) == pytest.approx(math.log(4) / 2) and float(confidence) == pytest.approx((0.25 + 1) / 2)

@@ -1,0 +1,228 @@
+"""Attacks: an optimiser that is nearly LARC. Every rule against a few lines written from its formula; the schedule at
+the steps where it bends; steps that must not move anything.
+
+Run: pytest tests/training/test_optim.py
+"""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from swav.config import Recipe
+from swav.training.optim import Optimizer, build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
+from tests import checks
+
+TRUST, DECAY, MOMENTUM = 0.001, 1e-2, 0.9  # a decay large enough to be seen
+KINDS = ["larc", "lars", "adam", "adamw"]
+
+
+def recipe(**changes: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "optimizer": "larc",
+        "lr": 1.0,
+        "final_lr": 0.0,
+        "epochs": 10,
+        "weight_decay": DECAY,
+        "momentum": MOMENTUM,
+        "trust_coefficient": TRUST,
+    }
+    return Recipe(**values | changes)
+
+
+class Small(nn.Module):
+    """A matrix, a vector, a bias at zero as every bias of BatchNorm starts, and prototypes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(5, 4, dtype=torch.float64))
+        self.vector = nn.Parameter(torch.randn(6, dtype=torch.float64))
+        self.zero = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        self.prototypes = nn.Linear(4, 7, bias=False, dtype=torch.float64)
+
+
+def give_gradients(network: nn.Module, seed: int, none_to_prototypes: bool = False) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in network.named_parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        if none_to_prototypes and name == "prototypes.weight":
+            parameter.grad = None
+
+
+def make_step(optimizer: Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+
+
+def snapshot(network: nn.Module, optimizer: Optimizer) -> list[Tensor]:
+    tensors = [*network.parameters(), *optimizer_tensors(optimizer, network).values()]
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+def larc(p: Tensor, g: Tensor, buffer: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+    """apex's LARC without clipping, then SGD: a zero norm means the plain gradient and no weight decay."""
+    if p.norm() != 0 and g.norm() != 0:
+        g = (g + DECAY * p) * TRUST * p.norm() / (g.norm() + DECAY * p.norm() + 1e-8)
+    buffer = MOMENTUM * buffer + g
+    return p - lr * buffer, buffer
+
+
+def lars(p: Tensor, g: Tensor, buffer: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+    """You et al. 2017: the local and the global rate inside the momentum; a zero norm means a local rate of 1."""
+    local = 1.0
+    if p.norm() != 0 and g.norm() != 0:
+        local = (TRUST * p.norm() / (g.norm() + DECAY * p.norm() + 1e-8)).item()
+    buffer = MOMENTUM * buffer + lr * local * (g + DECAY * p)
+    return p - buffer, buffer
+
+
+# -- layer-wise rates
+
+
+@pytest.mark.parametrize("rule", [larc, lars], ids=lambda rule: rule.__name__)
+def test_steps_are_those_of_the_formula_also_from_a_norm_of_zero(rule):
+    network = Small()
+    optimizer = build_optimizer(recipe(optimizer=rule.__name__), network)
+    expected = {name: (p.detach().clone(), torch.zeros_like(p)) for name, p in network.named_parameters()}
+    for step, lr in enumerate([0.5, 2.0, 2.0, 0.1, 0.0]):  # a changing rate is where the two rules part
+        give_gradients(network, step)
+        if step == 3:
+            assert network.vector.grad is not None
+            network.vector.grad.zero_()  # the other norm that can be zero
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None
+            expected[name] = rule(expected[name][0], parameter.grad.clone(), expected[name][1], lr)
+        make_step(optimizer, lr)
+        for name, parameter in network.named_parameters():
+            checks.close(parameter.detach(), expected[name][0], 1e-12)
+
+
+def test_a_zero_parameter_moves_by_the_whole_learning_rate_under_larc():
+    network = Small()
+    optimizer = build_optimizer(recipe(), network)
+    give_gradients(network, 0)
+    assert network.zero.grad is not None
+    gradient = network.zero.grad.clone()
+    make_step(optimizer, 4.8)
+    checks.close(network.zero.detach(), -4.8 * gradient, 1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_prototypes_get_no_step_no_momentum_and_no_decay(kind):
+    network = Small()
+    optimizer = build_optimizer(recipe(optimizer=kind), network)
+    give_gradients(network, 0)
+    make_step(optimizer, 0.1)  # so that there is momentum that could move them
+    prototypes = network.prototypes.weight
+    before = [prototypes.detach().clone(), *(value.clone() for value in optimizer.state[prototypes].values())]
+    matrix = network.matrix.detach().clone()
+    for step in range(3):
+        give_gradients(network, step, none_to_prototypes=True)
+        make_step(optimizer, 0.1)
+    after = [prototypes.detach(), *optimizer.state[prototypes].values()]
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    assert not torch.equal(matrix, network.matrix)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_that_is_flagged_touches_no_parameter_and_no_momentum(kind):
+    network = Small()
+    optimizer = build_optimizer(recipe(optimizer=kind), network)
+    for step, flag in enumerate([0.0, 1.0, 0.0]):
+        give_gradients(network, step)
+        if flag:
+            assert network.matrix.grad is not None
+            network.matrix.grad[2, 1] = math.nan
+            assert network.vector.grad is not None
+            network.vector.grad[0] = math.inf
+        before = snapshot(network, optimizer)
+        optimizer.found_inf = torch.tensor(flag)
+        make_step(optimizer, 0.1)
+        after = snapshot(network, optimizer)
+        same = [torch.equal(old, new) for old, new in zip(before, after, strict=True)]
+        assert all(same) if flag else not any(same[: len(list(network.parameters()))])
+        assert all(tensor.isfinite().all() for tensor in after)
+
+
+def test_the_flag_is_also_heeded_at_the_very_first_step():
+    network = Small()
+    optimizer = build_optimizer(recipe(), network)
+    give_gradients(network, 0)
+    before = snapshot(network, optimizer)
+    optimizer.found_inf = torch.tensor(1.0)
+    make_step(optimizer, 0.1)
+    assert all(torch.equal(old, new) for old, new in zip(before, snapshot(network, optimizer), strict=True))
+
+
+@pytest.mark.parametrize(("kind", "torchs"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_adam_is_torchs(kind, torchs):
+    ours, theirs = Small(), Small()
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = build_optimizer(recipe(optimizer=kind), ours)
+    reference = torchs(theirs.parameters(), lr=0.01, weight_decay=DECAY, fused=False, foreach=False)
+    for step in range(4):
+        for network in (ours, theirs):
+            give_gradients(network, step)
+        make_step(optimizer, 0.01)
+        reference.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        checks.close(a.detach(), b.detach(), 1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_optimiser_goes_on_from_its_tensors_to_the_bit(kind):
+    network, copy = Small(), Small()
+    optimizer, other = build_optimizer(recipe(optimizer=kind), network), build_optimizer(recipe(optimizer=kind), copy)
+    give_gradients(network, 0)
+    make_step(optimizer, 0.1)
+    copy.load_state_dict(network.state_dict())
+    saved = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, network).items()}
+    load_optimizer_tensors(other, copy, saved)
+    for each, its in ((network, optimizer), (copy, other)):
+        give_gradients(each, 1)
+        make_step(its, 0.05)
+    assert all(torch.equal(a, b) for a, b in zip(snapshot(network, optimizer), snapshot(copy, other), strict=True))
+
+
+def test_a_state_that_lacks_a_value_is_refused_by_its_name():
+    network = Small()
+    optimizer = build_optimizer(recipe(), network)
+    tensors = optimizer_tensors(optimizer, network)
+    del tensors["matrix/momentum_buffer"]
+    with pytest.raises(KeyError, match="matrix/momentum_buffer"):
+        load_optimizer_tensors(optimizer, network, tensors)
+
+
+# -- schedule (the values of the released code are in test_golden.py)
+
+
+def test_the_warm_up_is_a_line_that_ends_on_the_peak():
+    warm = recipe(lr=4.0, warmup_epochs=2.0, warmup_start_lr=1.0)
+    assert [learning_rate(warm, step, 2) for step in range(5)] == pytest.approx([1, 2, 3, 4, 4])
+
+
+def test_the_cosine_starts_at_the_peak_passes_the_middle_and_approaches_the_end():
+    plain = recipe(lr=2.0, final_lr=1.0, warmup_epochs=0.0)
+    rates = [learning_rate(plain, step, 10) for step in range(100)]
+    assert rates[0] == 2.0
+    assert rates[50] == pytest.approx(1.5)
+    assert 1.0 < rates[-1] < 1.001
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates))
+
+
+@pytest.mark.parametrize("warmup_epochs", [0.1, 0.05])
+def test_a_warm_up_of_one_step_or_of_none_does_no_harm(warmup_epochs):
+    short = recipe(lr=2.0, warmup_epochs=warmup_epochs, warmup_start_lr=0.5)
+    first = learning_rate(short, 0, 10)
+    assert first == (0.5 if warmup_epochs == 0.1 else 2.0)
+    assert all(math.isfinite(learning_rate(short, step, 10)) for step in range(100))
+
+
+def test_a_schedule_by_epoch_keeps_the_rate_of_the_epochs_first_step():
+    by_step, by_epoch = recipe(), recipe(lr_schedule="epoch")
+    for step in range(100):
+        assert learning_rate(by_epoch, step, 10) == learning_rate(by_step, step - step % 10, 10)

@@ -1,0 +1,176 @@
+"""Attacks: errors that are reported only after seconds of importing torch, or with another exit code than the work itself has.
+
+Run: pytest tests/training/test_preflight.py
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from swav.data.images import check_images
+from swav.data.sources.walk import may_hold_images, walk
+from swav.errors import ConfigError, DataError, EnvironmentError_
+from swav.evaluation import runner
+from swav.files import check_writable
+from swav.training.loop import pretrain
+from swav.weights.sources import check_source
+
+# Runs commands in one interpreter that has no torch; prints the exit code and the message of each.
+WITHOUT_TORCH = """
+import contextlib, importlib.abc, io, json, sys
+
+class NoTorch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "timm"):
+            raise RuntimeError("imports torch")
+
+sys.meta_path.insert(0, NoTorch())
+from swav import cli
+found = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["swav", *words]
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        try:
+            cli.main()
+        except SystemExit as leave:
+            code = leave.code
+        except RuntimeError as error:
+            code = str(error)
+    found.append([code, errors.getvalue()])
+print(json.dumps(found))
+"""
+
+PRETRAIN = "pretrain tiny data=images --out run"
+BENCH = "bench knn --weights random:resnet18 --data images --out run"
+BAD = [
+    ("pretrain tyny data=images --out run", 2, "did you mean 'tiny'"),
+    ("pretrain tiny epoch=3 data=images --out run", 2, "did you mean 'epochs'"),
+    ("pretrain tiny --out run", 2, "data=PATH"),
+    ("pretrain tiny data=nowhere --out run", 3, "nowhere: expected a folder of images"),
+    ("pretrain tiny data=empty --out run", 3, "empty: expected images, found no file"),
+    ("pretrain tiny data=texts --out run", 3, "found only 1 .txt"),
+    ("pretrain tiny data=texts --out run --dry-run", 3, "found only 1 .txt"),
+    ("pretrain tiny data=images init=nowhere --out run", 2, "weights 'nowhere'"),
+    ("pretrain tiny data=images --out file/run", 4, "file/run: cannot be written"),
+    ("pretrain tiny data=images --out file", 4, "file: cannot be written"),
+    ("pretrain tiny data=images --out /proc/run", 4, "/proc/run: cannot be written"),
+    ("bench kn --weights random:resnet18 --data images --out run", 2, "did you mean 'knn'"),
+    ("bench knn knn.kk=3 --weights random:resnet18 --data images --out run", 2, "did you mean 'knn.k'"),
+    ("bench knn --weights nowhere --data images --out run", 2, "weights 'nowhere'"),
+    ("bench knn --weights nowhere.pth --data images --out run", 2, "weights 'nowhere.pth'"),
+    ("bench knn --weights random:resnet19 --data images --out run", 2, "did you mean 'resnet18'"),
+    ("bench knn --weights empty@best --data images --out run", 2, "weights 'empty@best'"),
+    ("bench knn --weights random:resnet18 --data nowhere --out run", 3, "nowhere: expected"),
+    ("bench knn --weights random:resnet18 --data empty --out run", 3, "empty: expected images, found no file"),
+    ("bench svm --weights random:resnet18 --data empty --out run", 3, "expected PASCAL VOC 2007"),
+    ("bench places205 --weights random:resnet18 --data nowhere --out run", 3, "expected Places205"),
+    ("bench knn --weights random:resnet18 --data texts --out run", 3, "found only 1 .txt"),
+    ("bench knn --weights random:resnet18 --data images --out file/run", 4, "file/run: cannot be written"),
+    ("bench knn --weights random:resnet18 --data images --out file", 4, "file: cannot be written"),
+    ("bench knn --weights random:resnet18 --data images --out /proc/run", 4, "/proc/run: cannot be written"),
+    ("report nowhere", 3, "nowhere: expected the folder of a run"),
+    ("data scan nowhere", 3, "nowhere: expected"),
+]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with images (as a labelled set), an empty folder, one without images, and a file."""
+    for half in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / "images" / half / name).mkdir(parents=True)
+            Image.new("RGB", (20, 20)).save(tmp_path / "images" / half / name / "1.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("none")
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_without_torch(commands: list[str]) -> list[tuple[int | str, str]]:
+    arguments = json.dumps([command.split() for command in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, arguments], capture_output=True, text=True, check=True, timeout=100
+    )
+    return [(code, said) for code, said in json.loads(done.stdout)]
+
+
+def test_bad_commands_are_refused_without_torch_and_write_nothing(here):
+    before = sorted(here.rglob("*"))
+    found = run_without_torch([command for command, _, _ in BAD])
+    for (command, code, message), (its_code, said) in zip(BAD, found, strict=True):
+        assert its_code == code and message in said, f"{command}: {its_code}, {said}"
+        assert said.startswith("swav: ") and len(said.splitlines()) <= 3
+    assert sorted(here.rglob("*")) == before
+
+
+def test_the_check_for_torch_can_fail(here):
+    assert [code for code, _ in run_without_torch([PRETRAIN, BENCH])] == ["imports torch"] * 2
+
+
+def test_from_python_the_same_errors_come(here):
+    for name, error in (("nowhere", DataError), ("empty", DataError), ("texts", DataError)):
+        with pytest.raises(error, match=name):
+            pretrain("tiny", "run", data=name)
+        with pytest.raises(error, match=name):
+            runner.bench(["knn"], ["random:resnet18"], name, "run")
+    for out in ("file", "file/run"):
+        with pytest.raises(EnvironmentError_, match=f"{out}: cannot be written"):
+            pretrain("tiny", out, data="images")
+        with pytest.raises(EnvironmentError_, match=f"{out}: cannot be written"):
+            runner.bench(["knn"], ["random:resnet18"], "images", out)
+    with pytest.raises(ConfigError, match="nowhere"):
+        runner.bench(["knn"], ["nowhere"], "images", "run")
+    assert not Path("run").exists()
+
+
+def test_under_all_missing_data_is_still_no_error(here):
+    content = runner.bench(["all"], ["random:tiny"], "empty", "run")
+    assert not content["results"] and content["not_run"]
+
+
+def test_where_nothing_is_seen_the_walk_sees_nothing_and_the_other_way_round(tmp_path):
+    hidden = tmp_path / "hidden"
+    for name in (".git/a.png", "__MACOSX/b.png", "c/._d.png", "e/f.txt"):
+        (hidden / name).parent.mkdir(parents=True, exist_ok=True)
+        (hidden / name).touch()
+    assert not may_hold_images(hidden) and not walk(hidden).names
+    (tmp_path / "deep/er/x").mkdir(parents=True)
+    (tmp_path / "deep/er/x/y.JPG").touch()
+    assert may_hold_images(tmp_path / "deep") and walk(tmp_path / "deep").names
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "there").symlink_to(tmp_path / "deep")
+    assert may_hold_images(tmp_path / "linked") and walk(tmp_path / "linked").names
+
+
+def test_of_a_data_set_with_halves_the_images_of_train_are_what_counts(tmp_path):
+    for half in ("train", "val"):
+        (tmp_path / half / "a").mkdir(parents=True)
+    (tmp_path / "val" / "a" / "1.png").touch()
+    with pytest.raises(DataError, match="train: expected images, found no file"):
+        check_images(tmp_path)
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_is(tmp_path):
+    check_writable(tmp_path / "not" / "there" / "yet")
+    check_writable(tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone" / "gone")
+    with pytest.raises(EnvironmentError_, match="dangling: cannot be written"):
+        check_writable(tmp_path / "dangling")
+
+
+def test_sources_that_are_there_pass(tmp_path):
+    (tmp_path / "run" / "checkpoints" / "step_1").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "step_1" / "manifest.json").touch()
+    (tmp_path / "w.pth").touch()
+    for source in ("run", "run@best", "run/checkpoints/step_1", "w.pth"):
+        check_source(f"{tmp_path}/{source}")
+    for source in ("random:resnet50", "random:tiny", "random:timm:any", "timm:any"):
+        check_source(source)

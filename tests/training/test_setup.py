@@ -1,0 +1,143 @@
+"""Attacks: a run that goes on with other settings than it has, because another machine would choose others; a change
+that slips through; settings found wrong only after the data.
+
+Run: pytest tests/training/test_setup.py
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from swav.config import Recipe, load_recipe, to_yaml
+from swav.data.synthetic.writers import write_shapes
+from swav.errors import ConfigError, DataError
+from swav.training import estimate, setup
+
+CPU = torch.device("cpu")
+AUTO: dict[str, Any] = dict.fromkeys(
+    ("epochs", "batch", "prototypes", "lr", "crops", "workers", "width", "precision"), "auto"
+)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("shapes")
+    write_shapes(folder, "imagenet", train=64, val=32, size=32, seed=0)
+    return folder
+
+
+@pytest.fixture
+def wanted(shapes) -> Recipe:
+    return load_recipe("tiny", {"data": str(shapes), "knn_epochs": 0, "queue_length": 0, "queue_start_epoch": 0} | AUTO)
+
+
+@pytest.fixture
+def begun(wanted: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run that was begun on this machine."""
+    monkeypatch.setattr(estimate, "available_memory", lambda _: 10**10)
+    before = setup.prepare(wanted, tmp_path, CPU, dry_run=False)
+    (tmp_path / "config.yaml").write_text(to_yaml(before.recipe))
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)  # without one it would begin anew
+    return tmp_path
+
+
+def another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "available_cpus", lambda: 64)
+    monkeypatch.setattr(setup, "computes_in_bf16", lambda device: True)
+    monkeypatch.setattr(estimate, "fits", lambda *_: pytest.fail("probed again"))
+    monkeypatch.setattr(setup, "short_side", lambda images: 999)
+
+
+def test_on_another_machine_a_run_keeps_what_it_chose_and_only_the_workers_are_chosen_anew(wanted, begun, monkeypatch):
+    first = setup.prepare(wanted, begun, CPU, dry_run=False)
+    another_machine(monkeypatch)
+    again = setup.prepare(wanted, begun, CPU, dry_run=False)
+    changed = {key for key in Recipe.model_fields if getattr(first.recipe, key) != getattr(again.recipe, key)}
+    assert changed == {"workers"} and again.recipe.workers == 8
+    assert set(again.kept) >= set(AUTO) - {"workers"} and not {"workers", "device"} & set(again.kept)
+    said = setup.describe(again)
+    assert said.count(f"as the run in {begun} has them") == 1 and "epochs, " in said
+
+
+def test_a_harmless_setting_may_be_given_anew_and_takes_effect(wanted, begun):
+    again = setup.prepare(wanted.model_copy(update={"keep": 9, "workers": 5}), begun, CPU, dry_run=False)
+    assert (again.recipe.keep, again.recipe.workers) == (9, 5)
+
+
+def test_a_given_setting_that_differs_is_refused_with_its_difference_before_the_data_is_looked_at(wanted, begun):
+    changed = wanted.model_copy(update={"lr": 0.5, "data": "/nowhere"})
+    with pytest.raises(ConfigError, match=r"holds a run with other settings.*\n  lr: .* -> 0.5$"):
+        setup.prepare(changed, begun, CPU, dry_run=False)
+    with pytest.raises(ConfigError, match="batch: 16 -> 48"):  # and not that the queue or the images don't suit it
+        setup.prepare(wanted.model_copy(update={"batch": 48}), begun, CPU, dry_run=False)
+
+
+def test_hours_are_spent_when_a_run_begins(wanted, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(estimate, "pace", lambda *_: 32.0)
+    timed = wanted.model_copy(update={"hours": 0.01})
+    first = setup.prepare(timed, tmp_path, CPU, dry_run=False)
+    assert first.recipe.epochs == int(0.01 * 3600 * 32 / 64) and first.recipe.hours is None
+    assert "measuring the speed" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text(to_yaml(first.recipe))
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    monkeypatch.setattr(estimate, "pace", lambda *_: pytest.fail("measured again"))
+    assert setup.prepare(timed, tmp_path, CPU, dry_run=False).recipe == first.recipe
+
+
+def test_a_backbone_is_checked_before_the_data(wanted, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'vit_tiny_patch16_224'"):
+        setup.prepare(
+            wanted.model_copy(update={"backbone": "timm:vit_tiny_patch16_244", "data": "/nowhere"}),
+            tmp_path,
+            CPU,
+            False,
+        )
+    with pytest.raises(DataError, match="nowhere"):
+        setup.prepare(wanted.model_copy(update={"data": "/nowhere"}), tmp_path, CPU, dry_run=False)
+
+
+def test_codes_that_are_balanced_per_process_are_named_in_the_output(wanted, tmp_path):
+    local = setup.prepare(wanted.model_copy(update={"sinkhorn": "local"}), tmp_path, CPU, dry_run=True)
+    assert "warning    sinkhorn=local: codes are balanced over each process (1) alone" in setup.describe(local)
+    assert "sinkhorn" not in setup.describe(setup.prepare(wanted, tmp_path, CPU, dry_run=True))
+
+
+def test_numbers_of_one_are_told_as_such(wanted, tmp_path):
+    one = wanted.model_copy(
+        update={"epochs": 1, "warmup_epochs": 1.0, "micro_batch": 1, "batch": 64, "knn_epochs": 1.0}
+    )
+    one = one.model_copy(update={"warmup_epochs": "auto", "queue_length": "auto", "queue_start_epoch": "auto"})
+    said = setup.describe(setup.prepare(one, tmp_path, CPU, dry_run=True))
+    assert "1 = 1 epoch x 1, batch 64 over 1 process\n" in said and "1 image at a time of 64" in said
+    assert "kNN every 1 epoch\n" in said and not re.search(r"\b1 (epochs|images|steps|processes)\b", said)
+
+
+def test_fewer_images_than_prototypes_are_told_before_the_first_step(wanted, tmp_path):
+    for prototypes, warned in ((64, False), (65, True), ((40, 65), True)):
+        some = setup.prepare(wanted.model_copy(update={"prototypes": prototypes}), tmp_path, CPU, dry_run=True)
+        assert ("warning    64 images cannot fill 65 prototypes" in setup.describe(some)) == warned
+
+
+@pytest.mark.parametrize(
+    ("at_a_time", "words"), [(1, "one image"), (2, "micro_batch=1,"), (9, "micro_batch=3,"), (64, "micro_batch=32,")]
+)
+def test_the_advice_on_memory_names_a_micro_batch_that_would_be_accepted_and_smaller(at_a_time, words):
+    advice = setup.memory_advice(at_a_time)
+    assert words in advice and ("micro_batch" in advice) == (at_a_time > 1)
+
+
+def test_every_choice_is_told_as_it_would_be_typed(wanted, tmp_path):
+    said = setup.describe(setup.prepare(wanted, tmp_path, CPU, dry_run=True))
+    assert "auto       crops = [{count: 2, size: 32, scale: [0.2, 1]}]: short side of the images: 32 pixels" in said
+    assert "auto       batch = 16: " in said
+
+
+def test_a_half_to_score_that_is_a_link_to_the_training_half_is_refused_and_not_passed_over(shapes, wanted, tmp_path):
+    (tmp_path / "train").symlink_to(shapes / "train")
+    (tmp_path / "val").symlink_to(tmp_path / "train")
+    linked = wanted.model_copy(update={"data": str(tmp_path), "knn_epochs": 1})
+    with pytest.raises(DataError, match=r"train: expected other images .*val \(a link\)"):
+        setup.prepare(linked, tmp_path / "out", CPU, dry_run=True)
