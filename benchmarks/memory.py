@@ -21,12 +21,13 @@ def measure(name: str, batch: int, micro_batch: int) -> str:
 
     import torch
 
-    from swav.config import load_recipe
     from swav.data.augment.photometric import NUM_PARAMS
     from swav.data.device import Pieces
     from swav.data.loader import Batch
     from swav.network.heads import build_network
-    from swav.runtime import computes_in_bf16, memory_gb, pick_device
+    from swav.progress import memory_gb
+    from swav.recipe_files import load_recipe
+    from swav.system import computes_in_bf16, pick_device
     from swav.training.auto import Facts, derive
     from swav.training.step import Learner
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from swav.config import Recipe, load_recipe
+from swav.config import Recipe
 from swav.data.synthetic.writers import write_shapes
 from swav.network.backbone import count_parameters
 from swav.network.heads import SwavNetwork, build_network
+from swav.recipe_files import load_recipe
 from swav.training.auto import Facts, derive
 from swav.training.loop import pretrain
 from swav.training.optim import learning_rate

@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from swav import demo
-from swav.data.images import Images, labelled_halves
+from swav.data.images import Images
+from swav.data.sources.open import labelled_halves
 from swav.data.synthetic.writers import write_shapes
 from swav.evaluation.runner import bench
 from swav.metrics import knn_vote, top_k_accuracy

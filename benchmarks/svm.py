@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from swav.evaluation.protocols.voc_svm import score_stage
 from swav.evaluation.settings import SvmSettings
 from swav.evaluation.svm_solver import machines, principal_axes, unit_rows
-from swav.runtime import Progress, memory_gb
+from swav.progress import Progress, memory_gb
 
 NAIVE_COSTS = (0.5**16, 0.5**8, 0.5**4, 1.0, 10.0)
 

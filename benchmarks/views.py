@@ -27,8 +27,9 @@ from torchvision import transforms
 
 from swav.config import Crop, Recipe
 from swav.data.augment.crops import to_input
-from swav.data.images import Images, open_images
+from swav.data.images import Images
 from swav.data.loader import Loader
+from swav.data.sources.open import open_images
 
 SCALES = ((0.14, 1.0), (0.05, 0.14))
 

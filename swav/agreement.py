@@ -17,7 +17,7 @@ from swav import dist
 from swav.data.images import Images
 from swav.data.sources.walk import path_of
 from swav.errors import ConfigError
-from swav.runtime import versions
+from swav.system import versions
 
 SAMPLED = 256  # images that every process looks for
 _MOST_KEYS = 4  # that are named in the message

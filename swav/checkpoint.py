@@ -36,7 +36,7 @@ from swav.files import (
     warn,
     write_text_durably,
 )
-from swav.runtime import fault_point
+from swav.system import fault_point
 from swav.tensors import not_finite, some
 
 FORMAT = 1

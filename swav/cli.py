@@ -49,7 +49,8 @@ def pretrain(
     ] = False,
 ) -> None:
     """Pre-train a network on images without labels. The same command again goes on where it stopped."""
-    from swav.config import TIMM, load_recipe, parse_overrides
+    from swav.config import TIMM
+    from swav.recipe_files import load_recipe, parse_overrides
 
     wanted = load_recipe(recipe, parse_overrides(settings or []))
     if wanted.backbone.startswith(TIMM):  # settings are checked before data, though timm takes seconds to be asked
@@ -95,8 +96,8 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
 ) -> None:
     """Measure what weights have learned. Results go to DIR/results.json, and into the published page's tables beside it."""
-    from swav.config import parse_overrides
     from swav.evaluation.request import check_places, read_request
+    from swav.recipe_files import parse_overrides
 
     benches = [name for name in names if "=" not in name]
     if not benches:
@@ -132,7 +133,8 @@ def report(
 @app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, with every default.")] = None) -> None:
     """List the recipes, or print one resolved."""
-    from swav.config import Recipe, load_recipe, recipe_names, recipe_text
+    from swav.config import Recipe
+    from swav.recipe_files import load_recipe, recipe_names, recipe_text
 
     if name is None:
         for known in recipe_names():

@@ -8,9 +8,7 @@ No torch here: `swav recipes` and every complaint about settings answer at once.
 import hashlib
 import json
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -19,15 +17,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_serializer,
     field_validator,
     model_validator,
 )
 
-from swav.errors import ConfigError, did_you_mean
-from swav.files import visible
-from swav.strict_yaml import read_yaml
+from swav.errors import did_you_mean
 
 AUTO: Any = "auto"
 Auto = Literal["auto"]
@@ -36,7 +31,6 @@ RESNETS = ("resnet18", "resnet34", "resnet50")
 TIMM = "timm:"  # before the name of one of timm's models
 Stem = Literal["imagenet", "half", "small"]
 OptimizerName = Literal["larc", "lars", "adam", "adamw"]
-RECIPES_FOLDER = Path(__file__).parent / "recipes"
 
 # Below this the float32 scores themselves are too coarse: the rounding of a cosine (6e-8) over epsilon no longer is
 # small against 1. The codes stay finite at any epsilon (see algorithm.sinkhorn_codes).
@@ -349,104 +343,6 @@ HARMLESS = frozenset(
         "max_bad",
     }
 )
-
-
-def recipe_names() -> list[str]:
-    return [path.stem for path in visible(RECIPES_FOLDER, "*.yaml")]
-
-
-def recipe_text(name: str) -> str:
-    """Returns a recipe's YAML, from its name or from a file.
-
-    Raises:
-        ConfigError: no such recipe.
-    """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES_FOLDER / f"{name}.yaml"
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        if path.suffix == Path(name).suffix and not isinstance(error, FileNotFoundError):
-            raise ConfigError(f"recipe {name}: cannot be read ({error})") from None
-        raise ConfigError(
-            f"unknown recipe '{name}'{did_you_mean(name, recipe_names())}; known: {', '.join(recipe_names())}, or a .yaml file"
-        ) from None
-
-
-AS_TYPED = ("data", "init", "samples", "list")  # a path is a path, whatever YAML would make of it; so is a name a name
-
-
-def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Reads `key=value` words; values are YAML (`epochs=5`, `crops=[{count: 2, size: 32, scale: [0.2, 1]}]`).
-
-    Raises:
-        ConfigError: a word without `=`, a key twice, or a value that is not YAML.
-    """
-    values: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"expected key=value, found '{word}'{did_you_mean(word, Recipe.model_fields)}")
-        if key in values:
-            raise ConfigError(f"{key}: given twice on the command line")
-        if key.rpartition(".")[2] in AS_TYPED or (key == "name" and not text.startswith(("[", '"', "'"))):
-            values[key] = text
-            continue
-        values[key] = read_yaml(f"value: {text}", f"{key}={text}").get("value")
-    return values
-
-
-def validated(kind: type[AnySettings], values: Mapping[str, Any], where: str) -> AnySettings:
-    """Builds settings, with a complaint that names the key, what was expected and what was found.
-
-    Raises:
-        ConfigError: an unknown key, a wrong type, a value out of range, or settings that do not fit together.
-    """
-    for key in values:
-        if key not in kind.model_fields:
-            raise ConfigError(
-                f"{where}: unknown key '{key}'{did_you_mean(str(key), kind.model_fields)}; `swav recipes NAME` prints every key"
-            )
-    try:
-        return kind.model_validate(dict(values))
-    except ValidationError as error:
-        problem = _told_first(error.errors())
-        message = str(problem["msg"]).removeprefix("Value error, ")
-        place = ".".join(
-            str(part)
-            for part in problem["loc"]
-            if not str(part).startswith(("function-", "literal", "constrained-", "tuple[", "int", "float", "bool"))
-        )
-        if not place:
-            raise ConfigError(f"{where}: {message}") from None
-        raise ConfigError(f"{where}: {place}: {message}, found {problem['input']!r}") from None
-
-
-def _told_first(errors: Sequence[Any]) -> Any:
-    """pydantic's complaint that helps: of a setting that may be a number or several, it complains as of each of the two."""
-    same_key = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
-    of_several = [error for error in same_key if any(str(part).startswith("tuple[") for part in error["loc"])]
-    return of_several[0] if of_several and isinstance(errors[0]["input"], list | tuple) else errors[0]
-
-
-def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Defaults, then the recipe (a name or a YAML file), then the overrides."""
-    values = read_yaml(recipe_text(name), f"recipe {name}")
-    validated(Recipe, values, f"recipe {name}")
-    return validated(Recipe, values | dict(overrides or {}), "settings")
-
-
-def to_yaml(recipe: Settings) -> str:
-    """Every setting, one a line; `read_yaml` gives the same settings back."""
-    return "".join(f"{key}: {_yaml_value(value)}\n" for key, value in recipe.model_dump(mode="json").items())
-
-
-def _yaml_value(value: Any) -> str:
-    """JSON in ASCII, but for characters beyond 16 bits: JSON writes them as a pair, which YAML takes for two."""
-    return re.sub(
-        r"\\ud[89ab]..\\ud[c-f]..",
-        lambda pair: "\\U{:08x}".format(ord(json.loads('"' + pair[0] + '"'))),
-        json.dumps(value),
-    )
 
 
 def settings_hash(recipe: Recipe) -> str:

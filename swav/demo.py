@@ -4,9 +4,9 @@ from pathlib import Path
 
 from swav.data.synthetic.writers import write_shapes
 from swav.evaluation.runner import bench
+from swav.progress import Progress
 from swav.reporting.page import write_report
 from swav.results.results import read_results, table
-from swav.runtime import Progress
 from swav.training.loop import pretrain
 
 TRAIN, VAL = 2000, 500

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from swav import signals
+from swav import output, signals
 from swav.errors import ConfigError, EnvironmentError_, SignalExit, Stopped, SwavError
 
 Result = TypeVar("Result")
@@ -149,6 +149,12 @@ def on_every(work: Callable[[], Result]) -> list[Result]:
         if problem is not None:
             raise problem
     return [result for result, _ in results]
+
+
+def say(text: str) -> None:
+    """Print a line on stderr, once for all processes."""
+    if rank() == 0:
+        output.say(text)
 
 
 def stop_together() -> None:

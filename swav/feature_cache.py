@@ -30,8 +30,9 @@ from swav.errors import DataError, EnvironmentError_, NumericsError
 from swav.feature_files import Noted, Notes, Part, array_to_fill, read_notes, read_object, verified, write_notes
 from swav.features import Precision, View, features_of, read_views, stage_features_of, stage_grids
 from swav.files import FileLock, remove_leftovers, sync_folder, visible
-from swav.runtime import Progress, environment_errors, fault_point
+from swav.progress import Progress
 from swav.signals import end_asked_for, note_saved, stop_if_asked
+from swav.system import environment_errors, fault_point
 from swav.weights.encoder import Encoder
 
 VERSION = 3  # of the arrays' meaning and their note: another one is computed again. (2: without checksums.)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from swav.files import write_text_durably
-from swav.runtime import available_cpus
+from swav.system import available_cpus
 
 THREADS = 4  # that hash: SHA-256 takes 1 to 2 GB/s in each, together more than most disks give
 

@@ -19,8 +19,9 @@ from swav.data.workers import Workers
 from swav.errors import DataError
 from swav.metrics import knn_vote, top_k_accuracy
 from swav.network.backbone import ResNet
-from swav.runtime import Progress, autocast
+from swav.progress import Progress
 from swav.signals import stop_if_asked
+from swav.system import autocast
 from swav.weights.encoder import Encoder
 
 Precision = Literal["fp32", "bf16"]

@@ -10,7 +10,7 @@ import pytest
 
 from swav import agreement, dist
 from swav.agreement import require_agreement, seen
-from swav.data.images import open_images
+from swav.data.sources.open import open_images
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import ConfigError
 from swav.evaluation import runner

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swav import config
-from swav.config import MIN_EPSILON, Crop, Recipe, load_recipe, parse_overrides, to_yaml, validated
+from swav.config import MIN_EPSILON, Crop, Recipe
 from swav.errors import ConfigError
+from swav.recipe_files import load_recipe, parse_overrides, to_yaml, validated
 from swav.strict_yaml import read_yaml
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from swav import demo as demo_module
-from swav.config import load_recipe
+from swav.recipe_files import load_recipe
 
 
 def files(folder):

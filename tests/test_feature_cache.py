@@ -14,14 +14,15 @@ import torch
 from PIL import Image
 
 from swav import feature_cache, feature_files
-from swav.config import load_recipe
-from swav.data.images import Images, Unreadable, open_images
+from swav.data.images import Images, Unreadable
 from swav.data.sources.catalog import as_pillow
+from swav.data.sources.open import open_images
 from swav.errors import ConfigError, NumericsError
 from swav.feature_cache import cached_features
 from swav.features import pool_stages, pooled_features, read_views, stage_grids
 from swav.network.heads import build_network
-from swav.runtime import Progress
+from swav.progress import Progress
+from swav.recipe_files import load_recipe
 from swav.weights.encoder import Encoder
 from tests.test_files import holder_of
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from swav.config import load_recipe
-from swav.data.images import labelled_halves
+from swav.data.sources.open import labelled_halves
 from swav.errors import DataError, EnvironmentError_
 from swav.features import knn_top1, pool_stages, pooled_features, stage_grids
 from swav.metrics import knn_vote, top_k_accuracy
 from swav.network.backbone import BACKBONES
 from swav.network.heads import build_network
-from swav.runtime import Progress
+from swav.progress import Progress
+from swav.recipe_files import load_recipe
 from swav.signals import STOPPING
 from swav.weights.encoder import Encoder
 

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from swav.config import Recipe, load_recipe
+from swav.config import Recipe
 from swav.data.augment.photometric import NUM_PARAMS
 from swav.data.device import Pieces
 from swav.data.loader import Batch
 from swav.network.heads import build_network
-from swav.runtime import Readback
+from swav.recipe_files import load_recipe
+from swav.system import Readback
 from swav.training import step as learner_module
 from swav.training.auto import Facts, derive
 from swav.training.monitor import STEP_VALUES, Monitor

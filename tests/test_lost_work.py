@@ -21,9 +21,9 @@ import pytest
 import torch
 
 from swav import checkpoint, files, jsonl
-from swav.config import to_yaml
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
+from swav.recipe_files import to_yaml
 from swav.training import log, loop, setup
 from tests.processes import LAUNCHER_VARIABLES
 from tests.training.test_loop import SMALL
@@ -128,7 +128,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_settings_that_are_lost_are_taken_from_the_newest_checkpoint(shapes, out, damage, monkeypatch, capsys):
     settings = (out / "config.yaml").read_text()
     DAMAGE[damage](out / "config.yaml")
-    found = setup._settings_of(out)
+    found = setup.settings_of(out)
     assert found is not None and to_yaml(found) == settings
     assert capsys.readouterr().err.count("swav: warning: ") == 1
     with pytest.raises(ConfigError, match=r"epsilon: 0.05 -> 0.04"):

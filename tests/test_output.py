@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from swav import checkpoint, files, output
+from swav import checkpoint, dist, files, output
 from swav.data.synthetic.writers import write_shapes
-from swav.runtime import Progress
-from swav.training import setup
+from swav.progress import Progress
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this system")
@@ -37,7 +36,7 @@ class Lost(io.StringIO):
 
 PRINTS: dict[str, Callable[[], None]] = {
     "say": lambda: output.say("a line"),
-    "a run's line": lambda: setup.say("a line"),
+    "a run's line": lambda: dist.say("a line"),
     "a warning": lambda: files.warn("a line"),
     "progress": lambda: Progress("work", 2).update(2),
     "a line beside progress": lambda: Progress("work", 2).say("a line"),

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from swav.config import Recipe, load_recipe
+from swav.config import Recipe
 from swav.network.heads import build_network
+from swav.recipe_files import load_recipe
 from swav.training.auto import Facts, derive
 from swav.training.monitor import STEP_VALUES
 from swav.training.optim import LossScale
@@ -190,7 +191,7 @@ def test_the_scale_doubles_with_patience_stays_in_its_bounds_and_comes_back():
 
 WHOLE_GRAPH = """
 import torch
-from swav.config import load_recipe
+from swav.recipe_files import load_recipe
 from swav.network.sync_batch_norm import running_statistics_kept
 from swav.network.heads import build_network
 torch.set_num_threads(1)

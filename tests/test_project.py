@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from swav.config import recipe_names, recipe_text
+from swav.recipe_files import recipe_names, recipe_text
 
 ROOT = Path(__file__).parents[1]
 MAX_LINES = 500

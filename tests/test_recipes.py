@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from swav.config import Recipe, load_recipe, recipe_names, recipe_text, to_yaml, validated
+from swav.config import Recipe
+from swav.recipe_files import load_recipe, recipe_names, recipe_text, to_yaml, validated
 from swav.strict_yaml import read_yaml
 from swav.training.auto import FOLLOWING, Facts, derive
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from swav import checkpoint, cli, dist, files, signals
-from swav.data.images import labelled_halves
+from swav.data.sources.open import labelled_halves
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import SignalExit, Stopped
 from swav.evaluation import supervised, svm_solver

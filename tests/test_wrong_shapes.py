@@ -23,8 +23,8 @@ import swav.algorithm
 import swav.data.augment.crops
 import swav.metrics
 import swav.weights.encoder
-from swav.config import load_recipe
 from swav.network.heads import build_network
+from swav.recipe_files import load_recipe
 
 
 def as_users_import_it(module: ModuleType) -> ModuleType:

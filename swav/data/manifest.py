@@ -1,6 +1,6 @@
 """The images that a run began with, in a file of its folder: their order stays, whatever becomes of the files.
 
-    images.npz   version, names (separated by NUL), rows (find.ROW without times), bad (JSON), fingerprint
+    images.npz   version, names (separated by NUL), rows (walk.ROW without times), bad (JSON), fingerprint
 
 The order of a run is a permutation of as many images as it began with. So an image that is deleted or damaged later keeps
 its place, where the loader puts another one; and one that is added later is none of the run's.

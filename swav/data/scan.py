@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swav.data.images import Images, find_layout, labelled_halves, open_images
+from swav.data.images import Images
 from swav.data.sources.decode import Unreadable, decode, printable
 from swav.data.sources.header_index import Told
+from swav.data.sources.open import find_layout, labelled_halves, open_images
 from swav.data.sources.walk import NOT_READ
 from swav.errors import DataError
 

@@ -27,7 +27,7 @@ from swav.network.backbone import ResNet
 from swav.output import say
 from swav.results.render import write_tables
 from swav.results.results import NotRun, Result, read_results, table, write_results
-from swav.runtime import environment_errors, pick_device, share_cpus, versions
+from swav.system import environment_errors, pick_device, share_cpus, versions
 from swav.weights import encoder
 from swav.weights.encoder import Encoder
 from swav.weights.sources import is_foreign

@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from swav.config import Auto, Count, Fraction, NonNegative, Positive, Settings, Steps, WeightOptions, validated
+from swav.config import Auto, Count, Fraction, NonNegative, Positive, Settings, Steps, WeightOptions
 from swav.errors import ConfigError, did_you_mean
+from swav.recipe_files import validated
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Protocol = Literal["page", "smoke"]

@@ -29,7 +29,8 @@ from swav.files import FileLock, FolderGuard, remove_leftovers, write_text_durab
 from swav.metrics import top_k_accuracy
 from swav.network.ddp import in_parallel
 from swav.network.sync_batch_norm import synchronised
-from swav.runtime import Progress, environment_errors, fault_point
+from swav.progress import Progress
+from swav.system import environment_errors, fault_point
 from swav.tensors import require_same_form
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)

@@ -14,7 +14,8 @@ from swav.data.images import Images
 from swav.evaluation.settings import BenchSettings, departures
 from swav.feature_cache import Cached, cached_features
 from swav.features import View, pool_stages, stage_grids
-from swav.runtime import Progress, available_cpus
+from swav.progress import Progress
+from swav.system import available_cpus
 from swav.weights.encoder import Encoder
 
 # Settings that leave every bit of a state as it is, or nearly (another device rounds otherwise).

@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from swav.config import TIMM, Crop, Recipe, validated
+from swav.config import TIMM, Crop, Recipe
 from swav.errors import ConfigError, DataError, counted
+from swav.recipe_files import validated
 
 # `auto` is a value of these: they follow from the crops whatever those are, and from the processes of each sitting.
 FOLLOWING = ("code_crops", "eval_size", "sync_bn")

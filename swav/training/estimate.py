@@ -23,7 +23,7 @@ from swav.data.loader import Loader
 from swav.errors import EnvironmentError_, counted
 from swav.network.backbone import count_parameters
 from swav.network.heads import build_network
-from swav.runtime import available_memory
+from swav.system import available_memory
 from swav.training.auto import per_second
 from swav.training.step import Crops, Learner
 

@@ -16,8 +16,8 @@ from swav.features import knn_top1
 from swav.files import FolderGuard, not_essential
 from swav.jsonl import append, read_if_possible
 from swav.network.heads import SwavNetwork
+from swav.progress import memory_gb
 from swav.reporting.pictures import write_views
-from swav.runtime import memory_gb
 from swav.training.monitor import STEP_VALUES, Monitor
 from swav.training.optim import learning_rate
 from swav.training.setup import Run

@@ -11,42 +11,27 @@ from typing import Any
 
 from swav import checkpoint, dist
 from swav.agreement import code, require_agreement, seen
-from swav.config import Recipe, load_recipe, to_yaml, validated
+from swav.config import Recipe
 from swav.data import manifest
 from swav.data.device import Pieces
 from swav.data.loader import Loader
 from swav.errors import DataError, EnvironmentError_, NumericsError, Stopped
 from swav.files import not_essential, write_text_durably
 from swav.network.heads import build_network
+from swav.progress import Progress
+from swav.recipe_files import load_recipe, to_yaml, validated
 from swav.reporting.page import write_report
-from swav.runtime import (
-    Progress,
-    Readback,
-    environment_errors,
-    fault_point,
-    pick_device,
-    seed_process,
-    share_cpus,
-)
 from swav.signals import StopRequest, work
+from swav.system import Readback, environment_errors, fault_point, pick_device, seed_process, share_cpus
 from swav.training.estimate import forecast
 from swav.training.init import take_over, weights_to_start_from
 from swav.training.log import Clock, Log, draw_views, metrics_line, score_by_knn
 from swav.training.monitor import STEP_VALUES, Monitor, Watch, verdict
 from swav.training.preflight import check_pretraining
-from swav.training.setup import (
-    Run,
-    describe,
-    going_on,
-    memory_advice,
-    own_share,
-    prepare,
-    resume,
-    say,
-    shared_settings,
-    state,
-)
+from swav.training.resume import own_share, resume, state
+from swav.training.setup import Run, prepare, shared_settings
 from swav.training.step import Learner
+from swav.training.summary import describe, going_on, memory_advice
 from swav.weights.export import export_backbone, export_missing
 from swav.weights.exported import FOLDER, how_to_use
 
@@ -84,7 +69,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         start = weights_to_start_from(run.recipe, out)
         if dry_run:
             scored = sum(map(len, run.labelled)) if run.labelled else 0
-            say("trying some steps, to estimate time and memory")
+            dist.say("trying some steps, to estimate time and memory")
             lines = forecast(run.images, scored, run.recipe, device, out, run.speed)
             taken = (
                 f"\ninit       {take_over(build_network(run.recipe), start, run.recipe)}" if start is not None else ""
@@ -110,15 +95,15 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
             best = None if saved.state["best_step"] is None else (saved.state["best_step"], saved.state["best_knn"])
         unscored = saved is not None and bool(saved.state.get("unscored"))
         if start_step == run.total_steps and not unscored:
-            say(f"{out}: finished at step {start_step}; nothing to do")
+            dist.say(f"{out}: finished at step {start_step}; nothing to do")
             exported = dist.on_first(lambda: export_missing(out, start_step))
             if dist.rank() == 0 and (exported or not (out / "report.html").exists()):
                 with not_essential(f"{out}/report.html"):
                     write_report(out)
             if exported:
-                say(how_to_use(exported, out / FOLDER))
+                dist.say(how_to_use(exported, out / FOLDER))
             return out
-        say(describe(run) + taken if saved is None else going_on(run, saved))
+        dist.say(describe(run) + taken if saved is None else going_on(run, saved))
         _loop(run, learner, monitor, start_step, best, unscored, stack.enter_context(work()))
     return out
 
@@ -264,14 +249,14 @@ def _loop(
         with not_essential(f"{run.out}/report/verdict.json"):
             (run.out / "report").mkdir(exist_ok=True)
             write_text_durably(run.out / "report" / "verdict.json", json.dumps({"state": judgement, "advice": advice}))
-        say(f"{judgement}: {advice}")
+        dist.say(f"{judgement}: {advice}")
     try:
         exported = dist.on_first(lambda: export_backbone(run.out))
     finally:
         if first:
             with not_essential(f"{run.out}/report.html"):
-                say(f"report: {write_report(run.out)}")
-    say(how_to_use(exported, run.out / FOLDER))
+                dist.say(f"report: {write_report(run.out)}")
+    dist.say(how_to_use(exported, run.out / FOLDER))
 
 
 def _evaluate(

@@ -7,7 +7,7 @@ where it is used (setup.py).
 from pathlib import Path
 
 from swav.config import Recipe
-from swav.data.images import check_images
+from swav.data.sources.open import check_images
 from swav.errors import ConfigError
 from swav.files import check_writable
 from swav.weights.sources import check_source

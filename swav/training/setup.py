@@ -2,29 +2,26 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from swav import checkpoint, dist, jsonl, output
-from swav.config import AUTO, HARMLESS, RESNETS, Recipe, settings_diff, settings_hash, to_yaml, validated
+from swav import checkpoint, dist
+from swav.config import AUTO, HARMLESS, Recipe, settings_diff
 from swav.data import manifest
-from swav.data.images import Images, labelled_halves, open_images
+from swav.data.images import Images
 from swav.data.overlap import SharedImages
 from swav.data.sample import is_grey, short_side
-from swav.errors import ConfigError, DataError, EnvironmentError_, counted
-from swav.files import CHECKPOINTS, CONFIG, not_essential, warn, warn_once, write_text_durably
+from swav.data.sources.open import labelled_halves, open_images
+from swav.errors import ConfigError, DataError, EnvironmentError_
+from swav.files import CHECKPOINTS, CONFIG, warn_once
 from swav.network.backbone import check_backbone
-from swav.runtime import available_cpus, computes_in_bf16, has_compiler, versions
+from swav.recipe_files import validated
 from swav.strict_yaml import read_yaml
-from swav.tensors import require_same_form
+from swav.system import available_cpus, computes_in_bf16, has_compiler
 from swav.training import estimate
 from swav.training.auto import FOLLOWING, Facts, derive
-from swav.training.monitor import too_few
 
 
 @dataclasses.dataclass
@@ -54,7 +51,7 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
     """Opens the images and settles every setting: as the run in `out` has it, if there is one, or else anew."""
     if not wanted.left_at_auto("backbone"):
         check_backbone(wanted.backbone, () if wanted.left_at_auto("crops") else wanted.view_sizes, wanted.in_channels)
-    before = _settings_of(out)
+    before = settings_of(out)
     kept: list[str] = []
     if before is not None:
         wanted, kept = _as_before(before, wanted, out)
@@ -101,11 +98,11 @@ def _facts(images: Images, device: torch.device, speeds: list[float]) -> Facts:
 
     def fits(recipe: Recipe, most: int) -> tuple[int, str]:
         if device.type == "cuda":
-            say("trying how many images fit into the GPU's memory")
+            dist.say("trying how many images fit into the GPU's memory")
         return estimate.fits(recipe, device, most)
 
     def pace(recipe: Recipe) -> float:
-        say(f"measuring the speed of this machine, in about {estimate.SECONDS:g} s of training")
+        dist.say(f"measuring the speed of this machine, in about {estimate.SECONDS:g} s of training")
         speeds.append(estimate.pace(images, recipe, device))
         return speeds[0]
 
@@ -122,7 +119,7 @@ def _facts(images: Images, device: torch.device, speeds: list[float]) -> Facts:
     )
 
 
-def _settings_of(out: Path) -> Recipe | None:
+def settings_of(out: Path) -> Recipe | None:
     """The settings of the run in a folder, if there is one that has saved something.
 
     Where config.yaml is missing or damaged, they are those that its newest whole checkpoint holds.
@@ -133,7 +130,7 @@ def _settings_of(out: Path) -> Recipe | None:
     if not checkpoint.are_in(out / CHECKPOINTS):
         return None
     try:
-        return _read_settings(out / CONFIG)
+        return read_settings(out / CONFIG)
     except (OSError, ValueError) as error:  # ConfigError is a ValueError
         newest = checkpoint.newest(out / CHECKPOINTS, warn=lambda _: None)  # `resume` says what it passes over
         if newest is None:
@@ -145,7 +142,7 @@ def _settings_of(out: Path) -> Recipe | None:
         return validated(Recipe, state["recipe"], f"{newest.name}/state.json")
 
 
-def _read_settings(config: Path) -> Recipe:
+def read_settings(config: Path) -> Recipe:
     """Settings as a run wrote them.
 
     Raises:
@@ -167,7 +164,7 @@ def _as_before(before: Recipe, wanted: Recipe, out: Path) -> tuple[Recipe, list[
         ConfigError: a setting that shapes the weights is given, and differs.
     """
     given = {key: value for key, value in wanted.model_dump().items() if not wanted.left_at_auto(key)}
-    _refuse_changes(out, before, before.model_copy(update={key: getattr(wanted, key) for key in given}))
+    refuse_changes(out, before, before.model_copy(update={key: getattr(wanted, key) for key in given}))
     of_this_sitting = {key: given[key] for key in HARMLESS if key in given} | {
         key: given.get(key, AUTO) for key in ("device", "workers")
     }
@@ -175,7 +172,7 @@ def _as_before(before: Recipe, wanted: Recipe, out: Path) -> tuple[Recipe, list[
     return validated(Recipe, before.model_dump() | of_this_sitting | {"hours": None}, "settings"), kept
 
 
-def _refuse_changes(out: Path, before: Recipe, after: Recipe) -> None:
+def refuse_changes(out: Path, before: Recipe, after: Recipe) -> None:
     if changed := settings_diff(before, after):
         rows = "\n".join(f"  {key}: {old} -> {new}" for key, (old, new) in changed.items())
         raise ConfigError(f"{out}: holds a run with other settings; use another --out, or the settings it has:\n{rows}")
@@ -194,254 +191,3 @@ def _check_bad(images: Images, recipe: Recipe) -> None:
             f"first {name} ({reason}); "
             + ("put them back or raise max_bad" if images.gone else "remove them or raise max_bad")
         )
-
-
-def describe(run: Run) -> str:
-    """Plain lines: what is trained on, how long, and the reason for every derived setting."""
-    recipe = run.recipe
-    lines = [
-        f"images     {len(run.images)} from {run.images.note or run.images.root}"
-        + (f"; {len(run.images.bad)} unreadable left out" if run.images.bad else ""),
-        f"steps      {run.total_steps} = {counted(recipe.epochs, 'epoch')} x {run.steps_per_epoch}, batch {recipe.batch} over {counted(dist.world_size(), 'process')}",
-        f"views      {' + '.join(f'{crop.count}x{crop.size}' for crop in recipe.crops)}, codes from {list(recipe.code_views)}",
-        f"network    {_network_in_words(recipe)}, {_prototypes_in_words(recipe)}",
-        f"forward    {_forward_in_words(recipe, dist.world_size())}",
-        f"optimiser  {recipe.optimizer}, learning rate {recipe.lr:g} to {recipe.final_lr:g}, {counted(recipe.warmup_epochs, 'epoch')} of warm-up",
-        f"labels     {'kNN every ' + counted(recipe.knn_epochs, 'epoch') if run.labelled else f'none used ({run.unlabelled})'}",
-    ]
-    values = recipe.model_dump(mode="json")
-    lines += [f"auto       {key} = {_shown(values[key])}: {reason}" for key, reason in run.reasons.items()]
-    lines += [f"auto       {kept_in_words(run)}"] if run.kept else []
-    if recipe.sinkhorn == "local":
-        lines.append(
-            f"warning    sinkhorn=local: codes are balanced over each process ({dist.world_size()}) alone, as the "
-            "benchmark page's code base did by mistake; this is not SwAV"
-        )
-    if (why := too_few(len(run.images), max(recipe.prototype_heads))) is not None:
-        lines.append(f"warning    {why}")
-    if (
-        recipe.queue_length
-        and recipe.queue_length // recipe.batch >= (recipe.epochs - recipe.queue_start_epoch) * run.steps_per_epoch
-    ):
-        lines.append(
-            f"warning    the queue of {recipe.queue_length} will not fill in this run; use a shorter one or start it earlier"
-        )
-    return "\n".join(lines)
-
-
-def state(run: Run, best: tuple[int, float] | None) -> dict[str, Any]:
-    """What a checkpoint says beside its tensors."""
-    return {
-        "recipe": run.recipe.model_dump(mode="json"),
-        "settings_hash": settings_hash(run.recipe),
-        "data_fingerprint": run.images.fingerprint,
-        "num_images": len(run.images),
-        "world_size": dist.world_size(),
-        "versions": versions(),
-        "best_step": best[0] if best else None,
-        "best_knn": best[1] if best else None,
-    }
-
-
-def going_on(run: Run, saved: checkpoint.Checkpoint) -> str:
-    """The line of a run that goes on."""
-    line = f"{run.out}: goes on from step {saved.step} of {run.total_steps}"
-    before, now = len(saved.locals), dist.world_size()
-    if before == now:
-        return line
-    return f"{line}; on {counted(now, 'process')} instead of {before}: same batches, the queue is dealt out anew, bits will differ"
-
-
-def _forward_in_words(recipe: Recipe, processes: int) -> str:
-    """Precision, micro-batches, and whose samples BatchNorm's statistics are of."""
-    share, at_a_time = recipe.batch // processes, recipe.images_per_forward(processes)
-    words = f"{recipe.precision}{', compiled' if recipe.compile else ''}, {counted(at_a_time, 'image')} at a time"
-    if at_a_time < share:
-        words += f" of {share} (codes are of the whole batch, BatchNorm's statistics of the {at_a_time})"
-    if processes > 1:
-        shared = recipe.processes_per_statistic(processes)
-        groups = {1: "each process alone", processes: "all processes"}.get(shared, f"groups of {shared} processes")
-        words += f", BatchNorm over {groups}"
-    return words
-
-
-def memory_advice(at_a_time: int) -> str:
-    if at_a_time == 1:
-        return (
-            "one image went through the network at a time: begin again (another --out) with a smaller network or crops"
-        )
-    fewer = next(count for count in range(at_a_time // 2, 0, -1) if at_a_time % count == 0)
-    return (
-        f"{at_a_time} images went through the network at a time: begin again (another --out) with the same batch and "
-        f"micro_batch={fewer}, or with a smaller network or crops"
-    )
-
-
-def _network_in_words(recipe: Recipe) -> str:
-    words = recipe.backbone
-    if recipe.backbone in RESNETS:
-        words += f", width {recipe.width:g}, stem {recipe.stem}"
-    return words + (", on the luma of the images" if recipe.in_channels == 1 else "")
-
-
-def _prototypes_in_words(recipe: Recipe) -> str:
-    words = f"{' + '.join(map(str, recipe.prototype_heads))} prototypes"
-    if recipe.teacher_momentum:
-        words += f", codes from a teacher of momentum {recipe.teacher_momentum:g}"
-    if recipe.hard_codes:
-        words += ", hard codes"
-    return words + (f", KoLeo {recipe.koleo:g}" if recipe.koleo else "")
-
-
-def kept_in_words(run: Run) -> str:
-    return f"{', '.join(run.kept)}: as the run in {run.out} has them"
-
-
-def _shown(value: Any) -> str:
-    """A value as it would be given on the command line."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_shown, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_shown(one)}' for key, one in value.items())}}}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def say(text: str) -> None:
-    if dist.rank() == 0:
-        output.say(text)
-
-
-def resume(run: Run) -> checkpoint.Checkpoint | None:
-    """Returns the newest verified checkpoint of the run's folder, or None in a fresh one, which is made ready.
-
-    Raises:
-        ConfigError: settings that shape the weights differ from those of the run in `out`, or of its checkpoint, or its
-            images do.
-        CheckpointError: there are checkpoints, and none verifies.
-        EnvironmentError_: a checkpoint cannot be read just now.
-    """
-    config = run.out / CONFIG
-    path = dist.on_first(lambda: checkpoint.newest(run.out / CHECKPOINTS))
-    if path is None:
-        if dist.rank() == 0:
-            _begin(run, config)
-        return None
-    saved = checkpoint.read(path)
-    if saved.state["data_fingerprint"] != run.images.fingerprint:  # first: other images give other derived settings
-        raise ConfigError(
-            f"{run.recipe.data}: expected the {saved.state['num_images']} images that the run in {run.out} began with, "
-            f"found {len(run.images)} or others; put them back, or use another --out"
-        )
-    before = _settings_of(run.out)
-    assert before is not None
-    _refuse_changes(run.out, before, run.recipe)
-    _check_origin(run, saved)
-    dist.on_first(lambda: _repair(run, before, saved.step))
-    if run.kept:
-        say(f"auto: {kept_in_words(run)}")
-    if (device := saved.state["recipe"]["device"]) != run.recipe.device:
-        say(
-            f"device: {run.recipe.device}, before {device}; the weights will differ from those of one device by rounding"
-        )
-    return saved
-
-
-def _check_origin(run: Run, saved: checkpoint.Checkpoint) -> None:
-    """Refuse a checkpoint that was made with other settings and put here; say which other versions made it.
-
-    Raises:
-        ConfigError: settings that shape the weights differ.
-    """
-    if saved.state["settings_hash"] != settings_hash(run.recipe):  # or it is of a version that had fewer settings
-        its = validated(Recipe, saved.state["recipe"], f"{saved.path}/state.json")
-        if changed := settings_diff(run.recipe, its):
-            rows = "\n".join(f"  {key}: {ours} -> {theirs}" for key, (ours, theirs) in changed.items())
-            raise ConfigError(
-                f"{saved.path}: expected a checkpoint with the settings of {CONFIG}, found one of another run; move it away, "
-                f"or use another --out:\n{rows}"
-            )
-    before, now = saved.state.get("versions", {}), versions()
-    differ = [
-        f"{name} {before[name]} instead of {now[name]}"
-        for name in ("swav", "torch")
-        if name in before and before[name].split(".")[:2] != now[name].split(".")[:2]
-    ]
-    if differ and dist.rank() == 0:
-        warn(
-            f"{saved.path}: written by {' and '.join(differ)}; the weights may differ by rounding from those of one version"
-        )
-
-
-def _repair(run: Run, settings: Recipe, step: int) -> None:
-    """Makes logs, settings and the list of images of a run that is resumed good again, before any process appends to them."""
-    out = run.out
-    with not_essential(f"{out}/{manifest.FILE}"):
-        manifest.keep_roster(out / manifest.FILE, run.images)
-    forget_after(out / "metrics.jsonl", step)
-    jsonl.repair(out / "bad_files.jsonl", lambda line: isinstance(line.get("file"), str))
-    try:
-        _read_settings(out / CONFIG)
-    except (OSError, ValueError):
-        with not_essential(f"{out}/config.yaml"):
-            write_text_durably(out / CONFIG, to_yaml(settings))
-
-
-def _begin(run: Run, config: Path) -> None:
-    """Makes the folder ready for a run from its first step. What an earlier one without a checkpoint logged is set aside."""
-    (run.out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    metrics = run.out / "metrics.jsonl"
-    if metrics.exists() and metrics.stat().st_size:
-        metrics.replace(run.out / "metrics.before.jsonl")
-        say(f"{run.out}: holds a log but no checkpoint; begins anew, the old log is metrics.before.jsonl")
-    write_text_durably(config, to_yaml(run.recipe))
-    manifest.write_roster(run.out / manifest.FILE, run.images)
-    write_text_durably(metrics, "")
-    (run.out / "bad_files.jsonl").unlink(missing_ok=True)
-
-
-def own_share(saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
-    """What belongs to this process alone in a checkpoint, whatever the number of processes that wrote it.
-
-    Of another number: its share of the queue that all of them held, and the monitor's window of the process of its rank,
-    if there was one. (What is logged is the first process's: its window is then of the images that it saw before.)
-    Random states are nobody's, and left out.
-
-    Raises:
-        CheckpointError: the processes' queues do not fit together.
-    """
-    processes, rank = dist.world_size(), dist.rank()
-    if len(saved.locals) == processes:
-        return saved.locals[rank]
-    its = saved.locals[rank] if rank < len(saved.locals) else {}
-    window = {name: value for name, value in its.items() if name.startswith("monitor/")}
-    if not saved.locals or "queue/embeddings" not in saved.locals[0]:
-        return window
-    for other, local in enumerate(saved.locals[1:], start=1):
-        one, two = (
-            {name: value for name, value in part.items() if name.startswith("queue/")}
-            for part in (saved.locals[0], local)
-        )
-        require_same_form(f"{saved.path}/rank_{other}.safetensors", two, one)
-    shards = [local["queue/embeddings"] for local in saved.locals]
-    count = sum(int(local["queue/count"]) for local in saved.locals) // processes
-    return window | {
-        "queue/embeddings": dealt(shards, saved.state["recipe"]["batch"], processes)[rank],
-        "queue/count": torch.tensor(count),
-    }
-
-
-def dealt(shards: Sequence[Float[Tensor, "A _ D"]], batch: int, processes: int) -> list[Float[Tensor, "A _ D"]]:
-    """Queues of the processes that wrote a checkpoint, in order of rank, as so many processes would hold them.
-
-    Each holds its rows of the last batches, newest batch first. So batch by batch the rows of all ranks are put together
-    in their order and cut anew: for a queue of whole batches, exactly what other processes would have pushed.
-    """
-    share = batch // len(shards)
-    by_age = zip(*(shard.split(share, dim=1) for shard in shards), strict=True)  # type: ignore[no-untyped-call]
-    cut = [torch.cat(rows, dim=1).chunk(processes, dim=1) for rows in by_age]
-    return [torch.cat([rows[rank] for rows in cut], dim=1) for rank in range(processes)]
-
-
-def forget_after(metrics: Path, step: int) -> None:
-    """Drops the lines of steps that will be made again, and what is no line of metrics. Writes only if there are some."""
-    jsonl.repair(metrics, lambda line: isinstance(line.get("step"), int) and line["step"] <= step)

@@ -18,7 +18,7 @@ from swav.config import Recipe
 from swav.network.ddp import gradients_averaged, in_parallel
 from swav.network.heads import SwavNetwork
 from swav.network.sync_batch_norm import running_statistics_kept, synchronised
-from swav.runtime import autocast, fault_point, random_state, set_random_state
+from swav.system import autocast, fault_point, random_state, set_random_state
 from swav.tensors import require_same_form
 from swav.training.monitor import code_statistics
 from swav.training.optim import (

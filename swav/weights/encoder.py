@@ -16,12 +16,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from swav import checkpoint
-from swav.config import Recipe, WeightOptions, load_recipe, validated
+from swav.config import Recipe, WeightOptions
 from swav.data.augment.crops import evaluation_view, to_input
 from swav.errors import CheckpointError, ConfigError
 from swav.files import CHECKPOINTS
 from swav.network.backbone import BACKBONES, check_backbone
 from swav.network.heads import SwavNetwork, build_network
+from swav.recipe_files import load_recipe, validated
 from swav.tensors import require_same_form, require_sound
 from swav.weights.containers import open_weights
 from swav.weights.exported import FORMAT, is_timms, read_description

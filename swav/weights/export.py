@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from swav import checkpoint
-from swav.config import TIMM, Recipe, validated
+from swav.config import TIMM, Recipe
 from swav.errors import CheckpointError, EnvironmentError_
 from swav.files import remove_leftovers, replaced_durably, write_text_durably
 from swav.network import resnet
 from swav.network.backbone import timm_options
+from swav.recipe_files import validated
 from swav.weights.exported import CODE, FOLDER, WEIGHTS, fits_torchvision, is_timms, metadata, read_description
 
 

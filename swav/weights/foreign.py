@@ -15,10 +15,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from swav.config import Recipe, WeightOptions, load_recipe
+from swav.config import Recipe, WeightOptions
 from swav.errors import CheckpointError, ConfigError, did_you_mean
 from swav.network.backbone import BACKBONES, in_channels_last
 from swav.network.heads import SwavNetwork
+from swav.recipe_files import load_recipe
 from swav.tensors import require_sound, some
 from swav.weights.containers import WeightFile, open_weights
 from swav.weights.key_layouts import (

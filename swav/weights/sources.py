@@ -5,9 +5,10 @@ A source that names nothing is refused here, before seconds go into the import o
 
 from pathlib import Path
 
-from swav.config import RESNETS, TIMM, Recipe, load_recipe, recipe_names, validated
+from swav.config import RESNETS, TIMM, Recipe
 from swav.errors import ConfigError, did_you_mean
 from swav.files import CHECKPOINTS, CONFIG, is_run
+from swav.recipe_files import load_recipe, recipe_names, validated
 from swav.strict_yaml import read_yaml
 from swav.weights.exported import read_description
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from swav.data.images import labelled_halves, open_images
 from swav.data.scan import render_scan, scan
 from swav.data.sources.decode import Unreadable
+from swav.data.sources.open import labelled_halves, open_images
 from swav.data.sources.walk import walk
 from swav.errors import DataError
 

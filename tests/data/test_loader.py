@@ -17,8 +17,9 @@ from swav.config import Crop, Recipe
 from swav.data import loader as loader_module
 from swav.data import workers as workers_module
 from swav.data.augment.photometric import apply_batched
-from swav.data.images import Images, Unreadable, open_images
+from swav.data.images import Images, Unreadable
 from swav.data.loader import Loader, epoch_order
+from swav.data.sources.open import open_images
 from swav.errors import DataError, EnvironmentError_
 from swav.signals import STOPPING
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from swav import files
 from swav.data import manifest
-from swav.data.images import Images, open_images
+from swav.data.images import Images
+from swav.data.sources.open import open_images
 from swav.errors import ConfigError
 
 COUNT = 40

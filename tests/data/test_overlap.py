@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swav.data.images import labelled_halves
 from swav.data.overlap import SharedImages
 from swav.data.sources.catalog import DATASETS, apart
+from swav.data.sources.open import labelled_halves
 
 
 def write_halves(folder, val=True):

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from swav.data import sample
-from swav.data.images import Images, open_images
+from swav.data.images import Images
 from swav.data.sample import is_grey, short_side
+from swav.data.sources.open import open_images
 
 
 def folder_of(folder: Path, pictures: list[Image.Image], ending: str) -> Images:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from swav.data.images import labelled_halves
+from swav.data.sources.open import labelled_halves
 from swav.data.sources.voc import classification_halves
 from swav.evaluation.protocols import knn, voc_lowshot, voc_svm
 from swav.evaluation.settings import KnnSettings, LowshotSettings, SvmSettings

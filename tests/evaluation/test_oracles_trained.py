@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from swav import checkpoint
 from swav.data.augment.crops import generator
-from swav.data.images import labelled_halves
+from swav.data.sources.open import labelled_halves
 from swav.evaluation.protocols import inat18, linear, linear_stages, places205, semisup
 from swav.evaluation.settings import (
     Inat18Settings,

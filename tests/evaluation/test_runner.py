@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from swav.config import parse_overrides
 from swav.data.sources.catalog import DATASETS, labelled
 from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.evaluation import resources, runner
 from swav.evaluation.settings import BENCH_SETTINGS, SMOKE, KnnSettings, LinearSettings, resolve
 from swav.evaluation.task import Needs, Task
+from swav.recipe_files import parse_overrides
 from swav.reporting.page import write_report
 from swav.results.results import read_results, table
 from swav.weights import encoder

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from swav.config import parse_overrides
 from swav.evaluation.settings import by_seed, resolve
+from swav.recipe_files import parse_overrides
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from swav.config import load_recipe
-from swav.data.images import labelled_halves
+from swav.data.sources.open import labelled_halves
 from swav.errors import CheckpointError, EnvironmentError_, NumericsError
 from swav.evaluation import supervised
 from swav.evaluation.protocols import linear_stages
 from swav.evaluation.settings import StagesSettings
 from swav.evaluation.task import Task
 from swav.network.heads import build_network
+from swav.recipe_files import load_recipe
 from swav.weights.encoder import Encoder
 from tests.test_files import holder_of
 

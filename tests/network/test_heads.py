@@ -5,9 +5,9 @@ Run: pytest tests/network/test_heads.py
 
 import torch
 
-from swav.config import load_recipe
 from swav.network.backbone import ResNet, count_parameters
 from swav.network.heads import SwavNetwork, build_network
+from swav.recipe_files import load_recipe
 
 
 def small_network() -> SwavNetwork:

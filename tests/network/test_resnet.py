@@ -127,7 +127,7 @@ def test_a_step_needs_no_compiler_and_no_package_that_imports_it():
     """They take seconds of CPU: torch._dynamo, which torchvision and the classes of torch.optim import, and timm."""
     code = """
 import sys, torch, swav.training.loop
-from swav.config import load_recipe
+from swav.recipe_files import load_recipe
 from swav.training.step import Learner
 from swav.network.heads import build_network
 for optimizer in ("larc", "adam"):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from swav import dist
-from swav.config import load_recipe
 from swav.errors import ConfigError
 from swav.network.heads import build_network
 from swav.network.sync_batch_norm import SynchronisedBatchNorm, running_statistics_kept, synchronised
+from swav.recipe_files import load_recipe
 
 CPU = torch.device("cpu")
 SAMPLES, CHANNELS = 12, 5

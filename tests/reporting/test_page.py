@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swav.config import Recipe, to_yaml
+from swav.config import Recipe
 from swav.errors import DataError
+from swav.recipe_files import to_yaml
 from swav.reporting.page import write_report
 from swav.reporting.pictures import write_views
 from swav.weights.exported import metadata, read_description, usage

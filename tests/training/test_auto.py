@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swav.config import HARMLESS, Recipe, load_recipe, settings_hash
+from swav.config import HARMLESS, Recipe, settings_hash
 from swav.errors import ConfigError, DataError
+from swav.recipe_files import load_recipe
 from swav.training.auto import FOLLOWING, RULED, Facts, derive
 
 

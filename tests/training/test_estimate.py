@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swav import algorithm, dist
-from swav.config import Recipe, load_recipe
-from swav.data.images import open_images
+from swav.config import Recipe
+from swav.data.sources.open import open_images
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import EnvironmentError_
 from swav.network.backbone import count_parameters
 from swav.network.heads import build_network
+from swav.recipe_files import load_recipe
 from swav.training import estimate
 from swav.training.auto import Facts, derive
 from swav.training.step import Learner, Teacher

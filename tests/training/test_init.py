@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from swav.config import load_recipe, parse_overrides, settings_hash
+from swav.config import settings_hash
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import CheckpointError, ConfigError
 from swav.network.heads import build_network
+from swav.recipe_files import load_recipe, parse_overrides
 from swav.training import loop
 from swav.training.init import take_over, weights_to_start_from
 from swav.weights.encoder import load

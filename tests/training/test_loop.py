@@ -14,10 +14,11 @@ import torch
 
 from swav import checkpoint
 from swav.algorithm import sinkhorn_codes, swapped_loss
-from swav.config import Recipe, load_recipe
+from swav.config import Recipe
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import ConfigError, EnvironmentError_, NumericsError
 from swav.network.heads import build_network
+from swav.recipe_files import load_recipe
 from swav.training import loop
 from swav.training.auto import Facts, derive
 from swav.training.monitor import STEP_VALUES

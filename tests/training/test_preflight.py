@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from swav.data.images import check_images
+from swav.data.sources.open import check_images
 from swav.data.sources.walk import may_hold_images, walk
 from swav.errors import ConfigError, DataError, EnvironmentError_
 from swav.evaluation import runner

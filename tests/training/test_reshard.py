@@ -14,7 +14,7 @@ from torch import Tensor
 
 from swav import checkpoint, dist
 from swav.algorithm import Queue
-from swav.training import setup
+from swav.training import resume
 
 BATCH = 12
 PROCESSES = st.sampled_from([1, 2, 3, 4, 6, 12])
@@ -40,7 +40,7 @@ def shares_after(before: int, after: int, pushes: int, length: int) -> list[dict
             mock.patch.object(dist, "world_size", lambda: after),
             mock.patch.object(dist, "rank", lambda rank=rank: rank),
         ):
-            found.append(setup.own_share(saved))
+            found.append(resume.own_share(saved))
     return found
 
 
@@ -59,7 +59,7 @@ def test_any_other_queue_keeps_its_rows_newest_batch_first_and_comes_back_from_a
     shards = [share["queue/embeddings"] for share in there]
     ages = [(shard[0, :, 0] // 100).tolist() for shard in shards]
     assert all(age == sorted(age, reverse=True) for age in ages)
-    back = setup.dealt(shards, BATCH, before)
+    back = resume.dealt(shards, BATCH, before)
     assert all(torch.equal(a, q.embeddings) for a, q in zip(back, queues(before, pushes, length), strict=True))
 
 
@@ -67,12 +67,12 @@ def test_random_states_belong_to_processes_that_are_there_again():
     local = [{"rng/torch": torch.tensor([rank])} for rank in range(2)]
     saved = checkpoint.Checkpoint(3, {}, {}, local, {"recipe": {"batch": BATCH}}, Path())
     with mock.patch.object(dist, "world_size", lambda: 2), mock.patch.object(dist, "rank", lambda: 1):
-        assert setup.own_share(saved)["rng/torch"].item() == 1
-    assert setup.own_share(saved) == {}
+        assert resume.own_share(saved)["rng/torch"].item() == 1
+    assert resume.own_share(saved) == {}
 
 
 @pytest.mark.parametrize("shards", [1, 4])
 def test_shards_of_different_length_are_refused(shards):
     uneven = [torch.zeros(2, 12 // shards, 1)] * shards + [torch.zeros(2, 30, 1)]
     with pytest.raises(ValueError):
-        setup.dealt(uneven, BATCH, 1)
+        resume.dealt(uneven, BATCH, 1)

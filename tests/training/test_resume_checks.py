@@ -20,7 +20,7 @@ from swav import checkpoint
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import CheckpointError, ConfigError, NumericsError
 from swav.files import is_run
-from swav.training import loop, setup
+from swav.training import loop, resume
 from swav.training.step import Learner
 from tests.training.test_loop import SMALL, lines
 
@@ -192,4 +192,4 @@ def test_queues_of_processes_that_do_not_fit_together_are_refused():
     parts[1]["queue/embeddings"] = torch.zeros(2, 1, 3)
     saved = checkpoint.Checkpoint(3, {}, {}, parts, {"recipe": {"batch": 8}}, Path("step_3"))
     with pytest.raises(CheckpointError, match=r"step_3/rank_1.safetensors: .*wrong queue/embeddings"):
-        setup.own_share(saved)
+        resume.own_share(saved)

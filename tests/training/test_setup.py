@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from swav.config import Recipe, load_recipe, to_yaml
+from swav.config import Recipe
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import ConfigError, DataError
-from swav.training import estimate, setup
+from swav.recipe_files import load_recipe, to_yaml
+from swav.training import estimate, setup, summary
 
 CPU = torch.device("cpu")
 AUTO: dict[str, Any] = dict.fromkeys(
@@ -58,7 +59,7 @@ def test_on_another_machine_a_run_keeps_what_it_chose_and_only_the_workers_are_c
     changed = {key for key in Recipe.model_fields if getattr(first.recipe, key) != getattr(again.recipe, key)}
     assert changed == {"workers"} and again.recipe.workers == 8
     assert set(again.kept) >= set(AUTO) - {"workers"} and not {"workers", "device"} & set(again.kept)
-    said = setup.describe(again)
+    said = summary.describe(again)
     assert said.count(f"as the run in {begun} has them") == 1 and "epochs, " in said
 
 
@@ -101,8 +102,8 @@ def test_a_backbone_is_checked_before_the_data(wanted, tmp_path):
 
 def test_codes_that_are_balanced_per_process_are_named_in_the_output(wanted, tmp_path):
     local = setup.prepare(wanted.model_copy(update={"sinkhorn": "local"}), tmp_path, CPU, dry_run=True)
-    assert "warning    sinkhorn=local: codes are balanced over each process (1) alone" in setup.describe(local)
-    assert "sinkhorn" not in setup.describe(setup.prepare(wanted, tmp_path, CPU, dry_run=True))
+    assert "warning    sinkhorn=local: codes are balanced over each process (1) alone" in summary.describe(local)
+    assert "sinkhorn" not in summary.describe(setup.prepare(wanted, tmp_path, CPU, dry_run=True))
 
 
 def test_numbers_of_one_are_told_as_such(wanted, tmp_path):
@@ -110,7 +111,7 @@ def test_numbers_of_one_are_told_as_such(wanted, tmp_path):
         update={"epochs": 1, "warmup_epochs": 1.0, "micro_batch": 1, "batch": 64, "knn_epochs": 1.0}
     )
     one = one.model_copy(update={"warmup_epochs": "auto", "queue_length": "auto", "queue_start_epoch": "auto"})
-    said = setup.describe(setup.prepare(one, tmp_path, CPU, dry_run=True))
+    said = summary.describe(setup.prepare(one, tmp_path, CPU, dry_run=True))
     assert "1 = 1 epoch x 1, batch 64 over 1 process\n" in said and "1 image at a time of 64" in said
     assert "kNN every 1 epoch\n" in said and not re.search(r"\b1 (epochs|images|steps|processes)\b", said)
 
@@ -118,19 +119,19 @@ def test_numbers_of_one_are_told_as_such(wanted, tmp_path):
 def test_fewer_images_than_prototypes_are_told_before_the_first_step(wanted, tmp_path):
     for prototypes, warned in ((64, False), (65, True), ((40, 65), True)):
         some = setup.prepare(wanted.model_copy(update={"prototypes": prototypes}), tmp_path, CPU, dry_run=True)
-        assert ("warning    64 images cannot fill 65 prototypes" in setup.describe(some)) == warned
+        assert ("warning    64 images cannot fill 65 prototypes" in summary.describe(some)) == warned
 
 
 @pytest.mark.parametrize(
     ("at_a_time", "words"), [(1, "one image"), (2, "micro_batch=1,"), (9, "micro_batch=3,"), (64, "micro_batch=32,")]
 )
 def test_the_advice_on_memory_names_a_micro_batch_that_would_be_accepted_and_smaller(at_a_time, words):
-    advice = setup.memory_advice(at_a_time)
+    advice = summary.memory_advice(at_a_time)
     assert words in advice and ("micro_batch" in advice) == (at_a_time > 1)
 
 
 def test_every_choice_is_told_as_it_would_be_typed(wanted, tmp_path):
-    said = setup.describe(setup.prepare(wanted, tmp_path, CPU, dry_run=True))
+    said = summary.describe(setup.prepare(wanted, tmp_path, CPU, dry_run=True))
     assert "auto       crops = [{count: 2, size: 32, scale: [0.2, 1]}]: short side of the images: 32 pixels" in said
     assert "auto       batch = 16: " in said
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from swav.algorithm import hardened, koleo_loss, sinkhorn_codes, swapped_loss
 from swav.checkpoint import Checkpoint
-from swav.config import Recipe, load_recipe
+from swav.config import Recipe
 from swav.errors import ConfigError
 from swav.network.heads import SwavNetwork, build_network
+from swav.recipe_files import load_recipe
 from swav.training.auto import Facts, derive
 from swav.training.monitor import STEP_VALUES
 from swav.training.step import Learner

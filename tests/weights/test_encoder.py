@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from swav import checkpoint
-from swav.config import load_recipe, to_yaml
 from swav.errors import CheckpointError, ConfigError
 from swav.network.heads import build_network
+from swav.recipe_files import load_recipe, to_yaml
 from swav.weights.encoder import Encoder, load
 
 RECIPE = load_recipe("tiny", {"width": 0.125, "head_hidden": 16, "head_dim": 8, "prototypes": 12})

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from swav import checkpoint
-from swav.config import Recipe, load_recipe
+from swav.config import Recipe
 from swav.errors import CheckpointError, ConfigError, EnvironmentError_
 from swav.network.heads import build_network
+from swav.recipe_files import load_recipe
 from swav.weights.encoder import load
 from swav.weights.export import export_backbone, export_missing
 from swav.weights.exported import CODE, FOLDER, WEIGHTS, how_to_use, read_description, usage

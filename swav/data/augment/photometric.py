@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from swav.config import LUMA, Recipe
-from swav.runtime import has_compiler
+from swav.system import has_compiler
 
 # Columns of a parameter vector. An operation that is off has its neutral value: factor 1, shift 0, sigma 0.
 FLIP, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SIGMA = 0, slice(1, 5), 5, 6, 7, 8, 9, 10

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from swav.data.images import Images, labelled_halves
+from swav.data.images import Images
 from swav.data.overlap import refuse_shared
 from swav.data.sources import lists, voc
 from swav.data.sources.decode import printable
 from swav.data.sources.lists import Protocol
+from swav.data.sources.open import labelled_halves
 from swav.errors import DataError
 
 Halves = tuple[Images, Images]  # to learn from, to score

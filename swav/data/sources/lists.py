@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from swav.data.images import Images, listed_half
+from swav.data.images import Images
 from swav.data.sources.decode import printable, reason_of
+from swav.data.sources.open import listed_half
 from swav.errors import DataError
 from swav.files import visible
 

@@ -18,7 +18,7 @@ from jaxtyping import Int, UInt8
 from swav.data.synthetic.shapes import CLASSES, SPLITS, Scene, scene
 from swav.errors import ConfigError, DataError, EnvironmentError_, did_you_mean
 from swav.files import visible, write_text_durably
-from swav.runtime import Progress
+from swav.progress import Progress
 
 RECORD = "shapes.json"  # what a folder holds, and whether it is complete
 

@@ -32,7 +32,7 @@ from swav.evaluation import supervised
 from swav.evaluation.settings import LinearSettings
 from swav.evaluation.task import Needs, Score, Task
 from swav.features import features_of
-from swav.runtime import Progress
+from swav.progress import Progress
 
 
 class Head(nn.Linear):

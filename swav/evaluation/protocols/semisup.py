@@ -38,7 +38,7 @@ from swav.evaluation.settings import SemisupSettings
 from swav.evaluation.task import Needs, Score, Task
 from swav.features import Precision
 from swav.network.backbone import in_channels_last
-from swav.runtime import autocast
+from swav.system import autocast
 
 BENCH = "semisup"
 FEW = 0.05  # of the images: below it the rates of 1 %, from it on those of 10 %

@@ -35,7 +35,7 @@ from swav.evaluation.stages import Marked, pooling, stage_name, write_log
 from swav.evaluation.svm_solver import Axes, decide, machines, principal_axes, unit_rows
 from swav.evaluation.task import Needs, NoScore, Score, Task
 from swav.metrics import average_precision
-from swav.runtime import Progress
+from swav.progress import Progress
 
 NEGATIVES = 19  # for each positive
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swav.data.images import labelled_halves, open_images
 from swav.data.scan import scan
+from swav.data.sources.open import labelled_halves, open_images
 from swav.errors import DataError
 
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 import swav.data.sources.decode
-from swav.data.images import open_images
 from swav.data.sources import header_index
 from swav.data.sources.header_index import check_headers
+from swav.data.sources.open import open_images
 from swav.data.sources.walk import look_up, walk
 
 

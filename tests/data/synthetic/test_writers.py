@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from swav.data.images import labelled_halves
+from swav.data.sources.open import labelled_halves
 from swav.data.synthetic import writers
 from swav.data.synthetic.shapes import CLASSES, scene
 from swav.data.synthetic.writers import Layout, write_shapes

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from swav.data.images import labelled_halves
+from swav.data.sources.open import labelled_halves
 from swav.errors import ConfigError
 from swav.evaluation.protocols import knn
 from swav.evaluation.settings import BenchSettings, KnnSettings

@@ -17,15 +17,15 @@ from sklearn.metrics import log_loss
 from torch import nn
 
 from swav import checkpoint
-from swav.config import load_recipe
-from swav.data.images import labelled_halves
 from swav.data.loader import Loader
+from swav.data.sources.open import labelled_halves
 from swav.evaluation import supervised
 from swav.evaluation.protocols import linear
 from swav.evaluation.settings import LinearSettings
 from swav.evaluation.task import Task
 from swav.features import features_of, pooled_features
 from swav.network.heads import build_network
+from swav.recipe_files import load_recipe
 from swav.weights.encoder import Encoder, weights_sha256
 
 CPU = torch.device("cpu")

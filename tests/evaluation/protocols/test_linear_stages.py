@@ -12,10 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from swav import checkpoint
-from swav.config import load_recipe
 from swav.data.augment.crops import lighting, to_input
 from swav.data.augment.photometric import parameters
-from swav.data.images import labelled_halves
+from swav.data.sources.open import labelled_halves
 from swav.data.sources.voc import classification_halves
 from swav.errors import ConfigError
 from swav.evaluation import stage_heads, supervised
@@ -25,6 +24,7 @@ from swav.evaluation.stages import pooling
 from swav.evaluation.task import Task
 from swav.features import stage_features_of
 from swav.network.heads import build_network
+from swav.recipe_files import load_recipe
 from swav.weights.encoder import Encoder, load, weights_sha256
 
 CPU = torch.device("cpu")

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from swav.config import load_recipe
 from swav.data.augment.crops import centre_view
 from swav.data.loader import Loader
 from swav.data.sources.lists import places205_halves
@@ -25,6 +24,7 @@ from swav.evaluation.runner import bench
 from swav.evaluation.settings import Inat18Settings, Places205Settings
 from swav.evaluation.task import Task
 from swav.network.heads import build_network
+from swav.recipe_files import load_recipe
 from swav.weights.encoder import Encoder
 
 

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from swav import checkpoint
-from swav.config import load_recipe
-from swav.data.images import labelled_halves
+from swav.data.sources.open import labelled_halves
 from swav.errors import ConfigError, DataError
 from swav.evaluation import supervised
 from swav.evaluation.protocols import semisup
 from swav.evaluation.settings import SemisupSettings, resolve
 from swav.evaluation.task import Task
 from swav.network.heads import build_network
+from swav.recipe_files import load_recipe
 from swav.weights.encoder import Encoder, weights_sha256
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from swav.evaluation.stages import Marked
 from swav.evaluation.svm_solver import principal_axes, unit_rows
 from swav.evaluation.task import NoScore, Score, Task
 from swav.metrics import average_precision
-from swav.runtime import Progress
+from swav.progress import Progress
 from swav.weights import encoder
 
 

@@ -23,7 +23,7 @@ from swav.evaluation.svm_solver import unit_rows
 from swav.evaluation.task import Score, Task
 from swav.feature_cache import Cached
 from swav.metrics import average_precision
-from swav.runtime import Progress
+from swav.progress import Progress
 from swav.weights import encoder
 
 

@@ -6,8 +6,8 @@ Run: pytest tests/test_runtime.py
 import pytest
 import torch
 
-from swav import runtime
-from swav.runtime import available_memory, computes_in_bf16
+from swav import system
+from swav.system import available_memory, computes_in_bf16
 
 CPU = torch.device("cpu")
 
@@ -25,12 +25,12 @@ CPU = torch.device("cpu")
 )
 def test_bfloat16_is_used_where_it_is_fast(monkeypatch, flags, vendor, fast):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
-    monkeypatch.setattr(runtime, "_cpu_vendor", lambda: vendor)
+    monkeypatch.setattr(system, "_cpu_vendor", lambda: vendor)
     assert computes_in_bf16(CPU) is fast
 
 
 def test_available_memory_is_bounded_by_the_control_group(monkeypatch):
     of_machine = available_memory(CPU)
     assert 10**7 < of_machine < 10**14
-    monkeypatch.setattr(runtime, "_control_group_memory", lambda: [12345])
+    monkeypatch.setattr(system, "_control_group_memory", lambda: [12345])
     assert available_memory(CPU) == 12345

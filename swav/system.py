@@ -4,23 +4,17 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-import resource
 import shutil
 import signal
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.console
-import rich.progress
 import torch
 
 from swav.errors import EnvironmentError_
 from swav.files import DISK_IS_FULL
-from swav.output import say, tolerant
 
 _passed: dict[str, int] = {}
 
@@ -197,14 +191,6 @@ def _control_group_memory() -> list[int]:
         return []
 
 
-def memory_gb(device: torch.device) -> float:
-    """Peak memory so far: of the GPU's allocator, or resident in this process [GB]."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak / 1e6
-
-
 def versions() -> dict[str, str]:
     """What a number depends on beside its settings."""
     return {
@@ -215,69 +201,3 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
-
-
-class Progress:
-    """Progress of long work: a bar with ETA on a terminal, a plain line every few seconds elsewhere.
-
-    Args:
-        label: what is being done.
-        total: units of work.
-        done: units already done (by an earlier sitting).
-        quiet: show nothing (all processes but the first).
-        every_seconds: between plain lines.
-    """
-
-    def __init__(self, label: str, total: int, done: int = 0, *, quiet: bool = False, every_seconds: float = 10.0):
-        self.label, self.total, self.start, self.done = label, total, done, done
-        self.every_seconds = every_seconds
-        self.began = self.printed = time.monotonic()
-        self._bar: rich.progress.Progress | None = None
-        self.quiet = quiet
-        if not quiet and sys.stderr is not None and sys.stderr.isatty():
-            self._bar = rich.progress.Progress(
-                rich.progress.TextColumn("{task.description}"),
-                rich.progress.BarColumn(),
-                rich.progress.TaskProgressColumn(),
-                rich.progress.TextColumn("ETA {task.fields[eta]}"),
-                rich.progress.TextColumn("{task.fields[text]}"),
-                console=rich.console.Console(file=tolerant(sys.stderr)),
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(label, total=total, completed=done, eta="-", text="")
-
-    def update(self, done: int, text: str = "") -> None:
-        """Says how far the work is."""
-        self.done = done
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, eta=self.eta(), text=text)
-        elif not self.quiet and (time.monotonic() - self.printed >= self.every_seconds or done == self.total):
-            self.printed = time.monotonic()
-            say(f"{self.label} {done}/{self.total}  ETA {self.eta()}  {text}".rstrip())
-
-    def eta(self) -> str:
-        """Time left, by the monotonic clock and the pace of this sitting."""
-        if self.done <= self.start:
-            return "-"
-        seconds = (time.monotonic() - self.began) / (self.done - self.start) * (self.total - self.done)
-        hours, rest = divmod(round(seconds), 3600)
-        return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
-
-    def say(self, line: str) -> None:
-        """Prints a line without disturbing the bar."""
-        if self.quiet:
-            return
-        if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False)
-        else:
-            say(line)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()

@@ -1,0 +1,386 @@
+"""Open what a user names: a folder tree, a flat folder, a list or CIFAR, as images with labels and splits.
+
+- A folder with train/ beside val/, valid/, validation/ or test/ (the first of these that is there) is one data set:
+  pre-training reads train/, the other is scored; so is a CSV with a column `split` that holds these words, and so are
+  CIFAR's two splits.
+- Any other folder tree or list is trained on whole. Where labels are needed, they are the class folders (every image
+  as CLASS/FILE) or the CSV's column `label`, and a fifth of each class, drawn by a fixed seed, is scored.
+
+Nothing is ever written among the data.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Int8, Int64
+
+from swav.data.images import Images
+from swav.data.overlap import refuse_same_folder, refuse_shared
+from swav.data.sources import cifar
+from swav.data.sources.decode import printable
+from swav.data.sources.header_index import Told, check_headers
+from swav.data.sources.walk import (
+    IMAGE_EXTENSIONS,
+    NOT_READ,
+    SCORE_SPLITS,
+    TRAIN_SPLITS,
+    Found,
+    Listing,
+    look_up,
+    may_hold_images,
+    read_list,
+    walk,
+)
+from swav.errors import DataError
+
+Half = Literal["train", "score", "all"]
+SCORE_SHARE = 0.2  # of each class, where the data set has no half of its own for scoring
+SPLIT_SEED = 0
+
+
+class Layout(NamedTuple):
+    """What a path turned out to be. `score` names its half for scoring; empty: it has none of its own."""
+
+    kind: Literal["cifar-binary", "cifar-strips", "halves", "list", "tree"]
+    root: Path
+    score: str = ""
+    version: str = ""
+    listing: Listing | None = None
+
+
+def open_images(
+    path: str | Path, half: Half = "train", cache: Path | None = None, progress: Told | None = None
+) -> Images:
+    """Finds the images under a path and reads their headers.
+
+    Args:
+        half: "train": what pre-training reads. "score": what is scored. "all": both.
+        cache: folder for the index of headers; None: the user's cache folder.
+        progress: is called as progress(done, total) while headers are read.
+
+    Raises:
+        DataError: there is no path, no image, no readable image, or (of "score") no label to split by.
+    """
+    layout = find_layout(path)
+    if half == "score" and not layout.score:
+        return labelled_halves(path, cache, progress)[1]
+    images = _open(layout, half, cache, progress)
+    if not len(images):
+        raise DataError(_nothing_readable(_home(layout, half), images))
+    return images
+
+
+def check_images(path: str | Path) -> None:
+    """Refuse a path at which there is nothing to train on, without reading what is there.
+
+    Raises:
+        DataError: there is no path, or no image.
+    """
+    layout = find_layout(path)
+    folder = layout.root / "train" if layout.kind == "halves" else layout.root
+    if layout.kind in ("halves", "tree") and not may_hold_images(folder):
+        open_images(path)  # says what is there instead
+
+
+def labelled_halves(path: str | Path, cache: Path | None = None, progress: Told | None = None) -> tuple[Images, Images]:
+    """Returns (bank to learn labels from, images to score), with the same classes.
+
+    Raises:
+        DataError: as open_images; there are no labels, or the halves hold different classes.
+        SharedImages: an image is in both halves.
+    """
+    layout = find_layout(path)
+    if not layout.score:
+        train, score = _drawn_halves(_labelled(open_images(path, "all", cache, progress), layout))
+        refuse_shared(train, score)
+        return train, score
+    if layout.kind == "halves":
+        refuse_same_folder(layout.root / "train", layout.root / layout.score)
+    train, score = (_labelled(open_images(path, half, cache, progress), layout) for half in ("train", "score"))
+    refuse_shared(train, score)
+    only_train, only_score = _present(train) - _present(score), _present(score) - _present(train)
+    if (only_train or only_score) and not train.packed:  # CIFAR's classes are given, whichever occur
+        sides = [
+            f"only in {side}: {_some(names)}"
+            for side, names in (("train", only_train), (layout.score, only_score))
+            if names
+        ]
+        raise DataError(
+            f"{printable(str(path))}: expected the same classes in both halves, found {'; '.join(sides)}; mend the folders or the list"
+        )
+    return train, score
+
+
+def find_layout(path: str | Path) -> Layout:
+    """Tells what a path is.
+
+    Raises:
+        DataError: nothing is there, or it is a file that is not a list.
+    """
+    where = printable(str(path))
+    try:
+        root = Path(path).expanduser()
+        if root.is_file():
+            if root.suffix.lower() not in (".txt", ".csv"):
+                raise DataError(
+                    f"{where}: expected a folder or a list (.txt, .csv), found another file; give its folder"
+                )
+            listing = read_list(root)
+            score = ""
+            if listing.splits is not None:  # of rows for training only, `val` is found to be empty
+                score = next((name for name in SCORE_SPLITS if name in listing.splits), "val")
+            return Layout("list", root, score, listing=listing)
+        if not root.is_dir():
+            found = "no such path" if not os.path.lexists(root) else "neither"
+            raise DataError(f"{where}: expected a folder of images or a list (.txt, .csv), found {found}; check data=")
+        if binary := cifar.find_binary(root):
+            return Layout("cifar-binary", binary[0], "test", version=binary[1])
+        if cifar.has_strips(root):
+            return Layout("cifar-strips", root, "test")
+        score = next((name for name in SCORE_SPLITS if (root / name).is_dir()), "")
+        if score and (root / "train").is_dir():
+            return Layout("halves", root, score)
+        return Layout("tree", root)
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the path; ~NOBODY
+        raise DataError(f"{where}: expected a folder of images, found: {error}") from error
+
+
+def _open(layout: Layout, half: Half, cache: Path | None, progress: Told | None) -> Images:
+    """Opens a half ("score" only where the layout has one)."""
+    if layout.kind == "list":
+        return _open_list(layout, half, cache, progress)
+    if layout.kind == "tree":
+        note = f"{printable(str(layout.root))} (the whole of it)"
+        found = walk(layout.root)
+        labels = _folder_labels([name.split(b"/") for name in found.names], nested=False)
+        return _checked(layout.root, found, labels, note + found.left_out, cache, "", progress)
+    folders = {"train": ["train"], "score": [layout.score], "all": ["train", layout.score]}[half]
+    return _joined([_open_half(layout, folder, cache, progress) for folder in folders])
+
+
+def _open_half(layout: Layout, folder: str, cache: Path | None, progress: Told | None) -> Images:
+    if folder == "train":
+        note = f"train/ of {printable(str(layout.root))} ({layout.score}/ is left for scoring)"
+    else:
+        note = f"{folder}/ of {printable(str(layout.root))}"
+    if layout.kind == "halves":
+        found = walk(layout.root, folder)
+        labels = _folder_labels([name.split(b"/")[1:] for name in found.names], nested=True)
+        return _checked(layout.root, found, labels, note + found.left_out, cache, folder, progress)
+    half: cifar.Half = "train" if folder == "train" else "test"
+    if layout.kind == "cifar-binary":
+        packed = cifar.load_binary(layout.root, layout.version, half)
+        note = note.replace("/", "'s files", 1)
+    else:
+        packed = cifar.load_strips(layout.root, half)
+    return Images(
+        layout.root,
+        packed.names,
+        packed.rows,
+        labels=packed.labels,
+        classes=packed.classes,
+        bad=packed.bad,
+        note=note,
+        pixels=packed.pixels,
+        inodes=packed.inodes,
+    )
+
+
+def _open_list(layout: Layout, half: Half, cache: Path | None, progress: Told | None) -> Images:
+    assert layout.listing is not None
+    names, labels, splits = layout.listing
+    note = f"{printable(str(layout.root))} (the whole of it)"
+    if splits is not None:
+        values = {"train": TRAIN_SPLITS, "score": {layout.score}, "all": {*TRAIN_SPLITS, layout.score}}[half]
+        rows = [i for i, split in enumerate(splits) if split in values]
+        names, labels = [names[i] for i in rows], None if labels is None else [labels[i] for i in rows]
+        told = {"train": "train", "score": layout.score, "all": f"train or {layout.score}"}[half]
+        note = f"{printable(str(layout.root))}, the rows whose split is {told}"
+        if half == "train":
+            note += f" ({layout.score} is left for scoring)"
+    found, kept = look_up(layout.root.parent, names)
+    texts = None if labels is None else [labels[i] for i in kept]
+    return _checked(layout.root.parent, found, texts, note, cache, layout.root.name, progress)
+
+
+def _folder_labels(parts: list[list[bytes]], nested: bool) -> list[str] | None:
+    """The first folder of each path; None where some image has none, or where there is one folder only.
+
+    A tree that is not declared a data set by its halves must be strictly CLASS/FILE: deeper ones are more often sorted
+    by something else than class.
+    """
+    if not all(len(part) == 2 or (nested and len(part) > 2) for part in parts) or len({part[0] for part in parts}) < 2:
+        return None
+    return [os.fsdecode(part[0]) for part in parts]
+
+
+def _checked(
+    root: Path,
+    found: Found,
+    label_texts: list[str] | None,
+    note: str,
+    cache: Path | None,
+    part: str,
+    progress: Told | None,
+) -> Images:
+    """Reads the headers and leaves out what is unreadable."""
+    rows, reasons = check_headers(root, found.names, found.rows, cache, part, progress)
+    good = [i for i in range(len(rows)) if i not in reasons]
+    bad = sorted(found.bad + [(os.fsdecode(found.names[i]), reason) for i, reason in reasons.items()])
+    labels, classes = None, None
+    if label_texts is not None:
+        texts = [label_texts[i] for i in good]
+        classes = _sorted_classes(texts)
+        number = {name: k for k, name in enumerate(classes)}
+        labels = np.array([number[text] for text in texts], dtype=np.int64)
+    return Images(
+        root,
+        (found.names[i] for i in good),
+        rows[good],
+        labels=labels,
+        classes=classes,
+        bad=bad,
+        others=found.others,
+        note=note,
+        inodes=found.inodes[good],
+    )
+
+
+def listed_half(
+    root: Path,
+    names: list[bytes],
+    labels: Int64[np.ndarray, " N"] | Int8[np.ndarray, "N C"],
+    classes: Sequence[str],
+    *,
+    half: str,
+    cache: Path | None,
+    forgiving: bool,
+) -> Images:
+    """A half of a data set whose lists say what belongs to it, as those of VOC, Places205 and iNaturalist do.
+
+    Args:
+        root: what `names` are relative to.
+        labels: of each name.
+        half: its name, for messages.
+        forgiving: leave out listed images that are not there, and say so in the note (protocol smoke).
+
+    Raises:
+        DataError: a listed image is missing, or none can be read.
+    """
+    where = printable(str(root))
+    found, kept = look_up(root, names)
+    if found.bad and (not forgiving or not len(kept)):
+        more = f" and {len(found.bad) - 1} more" if len(found.bad) > 1 else ""
+        raise DataError(
+            f"{where}: expected every image of the list of {half}, found none at {printable(found.bad[0][0])}{more}; "
+            "unpack the archives again, or use protocol=smoke"
+        )
+    rows, reasons = check_headers(root, found.names, found.rows, cache, half)
+    good = [i for i in range(len(rows)) if i not in reasons]
+    if not good:
+        raise DataError(f"{where}: expected readable images of {half}, found none; check the files")
+    missing = f" ({len(found.bad)} listed images are not there)" if found.bad else ""
+    return Images(
+        root,
+        (found.names[i] for i in good),
+        rows[good],
+        labels=labels[kept[good]],
+        classes=list(classes),
+        bad=sorted(found.bad + [(os.fsdecode(found.names[i]), reason) for i, reason in reasons.items()]),
+        note=f"{half} of {where}{missing}",
+        inodes=found.inodes[good],
+    )
+
+
+def _sorted_classes(texts: Iterable[str]) -> list[str]:
+    """Class names by their bytes, as folders are sorted; numbers (in a CSV) by their value."""
+    names = set(texts)
+    if all(name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names, key=os.fsencode)
+
+
+def _joined(parts: list[Images]) -> Images:
+    """Several halves as one sequence; labels only where all have them, over the union of their classes."""
+    if len(parts) == 1:
+        return parts[0]
+    labels, classes = None, None
+    if all(part.labels is not None for part in parts):
+        classes = _sorted_classes(name for part in parts for name in part.classes or [])
+        if all(part.classes == parts[0].classes for part in parts):
+            classes = parts[0].classes or []  # CIFAR's own order
+        where = [np.array([classes.index(name) for name in part.classes or []], dtype=np.int64) for part in parts]
+        labels = np.concatenate([new[part.labels] for new, part in zip(where, parts, strict=True)])
+    pixels = [part._pixels for part in parts if part._pixels is not None]
+    return Images(
+        parts[0].root,
+        [name for part in parts for name in part._names],
+        np.concatenate([part.rows for part in parts]),
+        labels=labels,
+        classes=classes,
+        bad=[entry for part in parts for entry in part.bad],
+        others=sum((Counter(part.others) for part in parts), Counter()),
+        note=" and ".join(part.note.partition(" (")[0] for part in parts),
+        pixels=np.concatenate(pixels) if pixels else None,
+    )
+
+
+def _drawn_halves(images: Images) -> tuple[Images, Images]:
+    assert images.labels is not None
+    rng = np.random.default_rng(SPLIT_SEED)
+    scored = np.zeros(len(images), dtype=bool)
+    for k in range(len(images.classes or [])):
+        members = rng.permutation(np.flatnonzero(images.labels == k))
+        scored[members[: round(SCORE_SHARE * len(members))]] = True
+    if not scored.any():
+        raise DataError(
+            f"{printable(str(images.root))}: expected at least 3 images in some class, to score a fifth of them, found fewer"
+        )
+    where = printable(str(images.root))
+    return (
+        images.select(np.flatnonzero(~scored), f"80 % of {where} (drawn per class, seed {SPLIT_SEED})"),
+        images.select(np.flatnonzero(scored), f"20 % of {where} (drawn per class, seed {SPLIT_SEED})"),
+    )
+
+
+def _labelled(images: Images, layout: Layout) -> Images:
+    if images.labels is None:
+        missing = (
+            "a column label" if layout.kind == "list" else "every image in a folder of its class, at least two classes"
+        )
+        raise DataError(f"{printable(str(layout.root))}: expected labels ({missing}), found none")
+    return images
+
+
+def _present(images: Images) -> set[str]:
+    assert images.labels is not None and images.classes is not None
+    return {images.classes[k] for k in np.unique(images.labels)}
+
+
+def _some(names: set[str]) -> str:
+    shown = ", ".join(printable(name) for name in sorted(names, key=os.fsencode)[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _home(layout: Layout, half: Half) -> str:
+    """The folder or list that a half is read from, as it may be shown."""
+    if layout.kind != "halves" or half == "all":
+        return printable(str(layout.root))
+    return printable(str(layout.root / ("train" if half == "train" else layout.score)))
+
+
+def _nothing_readable(where: str, images: Images) -> str:
+    if images.bad:
+        name, reason = images.bad[0]
+        return f"{where}: expected images, found {len(images.bad)} files of which none is readable; {printable(name)}: {reason}"
+    others = sorted(images.others.items(), key=lambda item: (-item[1], item[0]))
+    if not others:
+        return f"{where}: expected images, found no file; check the path"
+    seen = ", ".join(f"{count} {printable(extension) or 'without extension'}" for extension, count in others[:5])
+    advice = "; ".join(dict.fromkeys(f"{NOT_READ[ext]} {ext}" for ext, _ in others if ext in NOT_READ))
+    known = " ".join(sorted(extension.decode() for extension in IMAGE_EXTENSIONS))
+    return f"{where}: expected images ({known}), found only {seen}" + (f"; {advice}" if advice else "")
