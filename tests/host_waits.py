@@ -17,7 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import swav
 from swav.data.augment.crops import _of_255
+
+PACKAGE = Path(swav.__file__).parent
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 GPU, META = torch.device("cuda", 0), torch.device("meta")
@@ -78,7 +81,7 @@ class FakeGpu(TorchDispatchMode):
             self._record(f"{name} {source.type} to {target.type}")
 
     def _record(self, what: str) -> None:
-        frames = [frame for frame in traceback.extract_stack() if "/swav/" in frame.filename]
+        frames = [frame for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(PACKAGE)]
         where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
         self.waits.append(f"{what} at {where}")
 

@@ -139,7 +139,11 @@ with signals.StopRequest(at_once=True) as stop:
     stop.working = sys.argv[1] == "working"
     stop.unsaved = lambda: 12
     libc.pthread_mutex_lock(mutex)
-    print("ready", flush=True)
+    go = threading.Lock()
+    go.acquire()
+    threading.Thread(target=lambda: (go.acquire(), print("ready", flush=True)), daemon=True).start()
+    sys.setswitchinterval(1000)  # so the thread runs only once the call of C has let go of the interpreter
+    go.release()
     libc.pthread_mutex_lock(mutex)
 """
 
