@@ -27,7 +27,15 @@ from typing import Any
 
 from swav.data.synthetic.writers import write_shapes
 
-SETTINGS = ("batch=16", "width=0.125", "prototypes=12", "queue_length=32", "workers=1", "log_steps=1", "keep=2")
+SETTINGS = (
+    "batch=16",
+    "width=0.125",
+    "prototypes=12",
+    "queue_length=32",
+    "workers=1",
+    "log_every_steps=1",
+    "keep_checkpoints=2",
+)
 MARK = "SWAV_KILLS_MARK"
 PATIENCE_SECONDS = 600.0  # within which a run must end on a busy machine
 LAUNCHER_SECONDS = 30.0  # after one process failed, a launcher signals those that are left
@@ -54,9 +62,9 @@ class Harness:
             f"data={self.data}",
             *SETTINGS,
             f"epochs={self.wanted.epochs}",
-            f"checkpoint_steps={self.wanted.saves}",
+            f"checkpoint_every_steps={self.wanted.saves}",
         ]
-        words += ["knn_epochs=1", "queue_start_epoch=1", "--out", str(out)]
+        words += ["knn_every_epochs=1", "queue_start_epoch=1", "--out", str(out)]
         count = self.wanted.processes
         environment = dict(os.environ) | {MARK: str(out), "TORCH_CPP_LOG_LEVEL": "FATAL"}
         if count > 1:

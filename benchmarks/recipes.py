@@ -68,9 +68,9 @@ def one_step(name: str, recipe: Recipe, data: Path, batch: int) -> float:
             warmup_epochs=0,
             queue_length=batch if recipe.queue_length else 0,
             queue_start_epoch=0,
-            knn_epochs=0,
+            knn_every_epochs=0,
             workers=0,
-            log_steps=1,
+            log_every_steps=1,
         )
         loss: float = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["loss"]
         return loss

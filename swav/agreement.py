@@ -77,7 +77,7 @@ def seen(images: Images, seed: int) -> str:
 
     The list is the first process's, from a walk through all folders. To repeat the walk on each of hundreds of processes
     would cost a shared file system more than training does; a disk without the data, or with other data of the same
-    names, shows in a sample. (What is unreadable later is listed as such, within `max_bad`.)
+    names, shows in a sample. (What is unreadable later is listed as such, within `max_unreadable`.)
     """
     if images.packed or not dist.is_active():  # in memory every process has the first one's
         return "all images"

@@ -97,7 +97,7 @@ class Recipe(Settings):
 
     # -- what is trained on
     data: str | None = Field(None, description="folder, list file, or CIFAR; on the command line as data=PATH")
-    max_bad: Annotated[Fraction, Field()] = Field(
+    max_unreadable: Annotated[Fraction, Field()] = Field(
         0.01, description="share of unreadable images above which the run stops (at least 10 files)"
     )
 
@@ -205,11 +205,13 @@ class Recipe(Settings):
     compile: bool = Field(False, description="compile the network, on a GPU: slow to start, then faster")
     device: Literal["cpu", "cuda"] = Field(AUTO, description="auto: a GPU if there is one")
     workers: Steps = Field(AUTO, description="loader processes per training process")
-    checkpoint_minutes: NonNegative = Field(10.0, description="minutes between checkpoints; 0: none by time")
-    checkpoint_steps: Steps = Field(0, description="steps between checkpoints; 0: none by step")
-    keep: Count = Field(3, description="newest checkpoints kept, beside the best")
-    log_steps: Count = Field(10, description="steps between lines of metrics.jsonl")
-    knn_epochs: NonNegative = Field(10.0, description="epochs between kNN evaluations, where labels exist; 0: none")
+    checkpoint_every_minutes: NonNegative = Field(10.0, description="minutes between checkpoints; 0: none by time")
+    checkpoint_every_steps: Steps = Field(0, description="steps between checkpoints; 0: none by step")
+    keep_checkpoints: Count = Field(3, description="newest checkpoints kept, beside the best")
+    log_every_steps: Count = Field(10, description="steps between lines of metrics.jsonl")
+    knn_every_epochs: NonNegative = Field(
+        10.0, description="epochs between kNN evaluations, where labels exist; 0: none"
+    )
     knn_k: Count = Field(20, description="neighbours of the kNN during training")
     eval_size: Count | Auto = Field(
         "auto", description="side of images in the kNN during training [pixels]; auto: the largest crop's"
@@ -325,6 +327,17 @@ class WeightOptions(Settings):
     channels: Literal["rgb", "bgr"] | None = Field(None, description="order in which the network saw them")
 
 
+# Names that settings had before 0.1.0. In files that a run wrote they are read as the new ones; what a user types is refused.
+RENAMED = {
+    "checkpoint_minutes": "checkpoint_every_minutes",
+    "checkpoint_steps": "checkpoint_every_steps",
+    "keep": "keep_checkpoints",
+    "knn_epochs": "knn_every_epochs",
+    "log_steps": "log_every_steps",
+    "max_bad": "max_unreadable",
+    "score_epochs": "score_every_epochs",
+}
+
 # Settings that may change between the sittings of one run: they leave every weight as it is (another kind of device to
 # rounding), or have done their work when it began (hours).
 HARMLESS = frozenset(
@@ -333,14 +346,14 @@ HARMLESS = frozenset(
         "device",
         "hours",
         "workers",
-        "checkpoint_minutes",
-        "checkpoint_steps",
-        "keep",
-        "log_steps",
-        "knn_epochs",
+        "checkpoint_every_minutes",
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+        "log_every_steps",
+        "knn_every_epochs",
         "knn_k",
         "eval_size",
-        "max_bad",
+        "max_unreadable",
     }
 )
 

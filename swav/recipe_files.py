@@ -13,7 +13,7 @@ from pydantic import (
     ValidationError,
 )
 
-from swav.config import AnySettings, Recipe, Settings
+from swav.config import RENAMED, AnySettings, Recipe, Settings
 from swav.errors import ConfigError, did_you_mean
 from swav.files import visible
 from swav.strict_yaml import read_yaml
@@ -73,6 +73,8 @@ def validated(kind: type[AnySettings], values: Mapping[str, Any], where: str) ->
     """
     for key in values:
         if key not in kind.model_fields:
+            if RENAMED.get(key) in kind.model_fields:
+                raise ConfigError(f"{where}: {key} is called {RENAMED[key]} now")
             raise ConfigError(
                 f"{where}: unknown key '{key}'{did_you_mean(str(key), kind.model_fields)}; `swav recipes NAME` prints every key"
             )
@@ -96,6 +98,15 @@ def _told_first(errors: Sequence[Any]) -> Any:
     same_key = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
     of_several = [error for error in same_key if any(str(part).startswith("tuple[") for part in error["loc"])]
     return of_several[0] if of_several and isinstance(errors[0]["input"], list | tuple) else errors[0]
+
+
+def stored(values: Mapping[str, Any], where: str) -> Recipe:
+    """Settings that a run wrote, perhaps with names that they had before (config.RENAMED).
+
+    Raises:
+        ConfigError: as `validated`.
+    """
+    return validated(Recipe, {RENAMED.get(key, key): value for key, value in values.items()}, where)
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:

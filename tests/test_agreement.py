@@ -77,7 +77,10 @@ def test_of_many_processes_the_odd_one_is_found(monkeypatch):
     [
         ({"seed": 1}, "seed: 0 on rank 0, 1 on rank 1"),
         ({"lr": 0.5}, "lr: "),
-        ({"checkpoint_steps": 2}, "checkpoint_steps: "),  # harmless to weights, but one would wait for the other
+        (
+            {"checkpoint_every_steps": 2},
+            "checkpoint_every_steps: ",
+        ),  # harmless to weights, but one would wait for the other
         ({"out": "elsewhere"}, "--out: "),
         ({"data": "b"}, "data: "),
     ],

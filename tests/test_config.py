@@ -231,7 +231,7 @@ def test_any_recipe_comes_back_from_its_saved_form(recipe):
 
 def test_the_hash_and_the_diff_see_what_shapes_the_weights_and_only_that():
     recipe = load_recipe("tiny", {"data": "a"})
-    harmless = recipe.model_copy(update={"data": "b", "workers": 7, "keep": 9, "device": "cuda"})
+    harmless = recipe.model_copy(update={"data": "b", "workers": 7, "keep_checkpoints": 9, "device": "cuda"})
     other = recipe.model_copy(update={"epsilon": 0.06})
     assert config.settings_hash(recipe) == config.settings_hash(harmless) != config.settings_hash(other)
     assert config.settings_diff(recipe, harmless) == {}

@@ -218,10 +218,10 @@ def moved_and_made_anew(out: Path) -> None:
 
 @pytest.mark.parametrize("befall", [removed, moved, moved_and_made_anew])
 @pytest.mark.parametrize(
-    ("log_steps", "found_at"), [(1, 6), (100, 8)], ids=["at the next line of the log", "at the next checkpoint"]
+    ("log_every_steps", "found_at"), [(1, 6), (100, 8)], ids=["at the next line of the log", "at the next checkpoint"]
 )
 def test_a_folder_that_goes_away_ends_the_run_and_is_not_made_again(
-    shapes, tmp_path, monkeypatch, befall, log_steps, found_at
+    shapes, tmp_path, monkeypatch, befall, log_every_steps, found_at
 ):
     passed: list[str] = []
 
@@ -232,7 +232,7 @@ def test_a_folder_that_goes_away_ends_the_run_and_is_not_made_again(
 
     monkeypatch.setattr("swav.training.step.fault_point", step)
     with pytest.raises(EnvironmentError_, match=r"run: was removed or moved during the run") as caught:
-        pretrain(shapes, tmp_path / "run", log_steps=log_steps)
+        pretrain(shapes, tmp_path / "run", log_every_steps=log_every_steps)
     assert caught.value.exit_code == 4 and passed.count("step:middle") == found_at
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
     if befall is not removed:
@@ -345,7 +345,7 @@ def test_more_lost_images_than_max_bad_are_exit_3_and_fewer_or_a_larger_max_bad_
     ) as caught:
         pretrain(photos, out)
     assert caught.value.exit_code == 3
-    pretrain(photos, out, max_bad=0.2)
+    pretrain(photos, out, max_unreadable=0.2)
 
 
 def test_added_files_are_left_out_and_another_data_set_is_refused(whole, photos, out, capsys):

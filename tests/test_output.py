@@ -102,7 +102,7 @@ def test_a_full_device_does_not_change_the_exit_code(words, code):
 def test_a_run_whose_output_nobody_reads_trains_to_its_end(tmp_path, where):
     write_shapes(tmp_path / "shapes", "imagenet", train=32, val=16, size=48, seed=0)
     out = tmp_path / "run"
-    words = ["batch=16", "width=0.125", "prototypes=12", "queue_length=32", "workers=1", "knn_epochs=1"]
+    words = ["batch=16", "width=0.125", "prototypes=12", "queue_length=32", "workers=1", "knn_every_epochs=1"]
     command = [*COMMAND, "pretrain", "tiny", f"data={tmp_path / 'shapes'}", *words, "--out", str(out)]
     if where == "full device":
         with FULL.open("w") as full:

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[1]
 # 80 images: 5 steps an epoch, 15 in all, saves after 4, 8, 12 and 15. The queue is in use from the second epoch on.
-SETTINGS = ("batch=16", "width=0.125", "prototypes=12", "queue_length=32", "checkpoint_steps=4", "workers=1")
+SETTINGS = ("batch=16", "width=0.125", "prototypes=12", "queue_length=32", "checkpoint_every_steps=4", "workers=1")
 LAST = 15
 LOGGED = ("loss", "code_entropy", "gradient_norm", "prototypes_used", "rankme", "embedding_std")
 KILLS = {

@@ -218,7 +218,7 @@ def test_a_signal_that_a_destructor_swallowed_ends_the_command_all_the_same(how,
 @pytest.fixture
 def task(tmp_path) -> Task[LinearSettings]:
     halves = labelled_halves(write_set(tmp_path / "colours"))
-    return Task(fresh(), *halves, LinearSettings(**FAST), "page", torch.device("cpu"), tmp_path / "out")
+    return Task(fresh(), *halves, LinearSettings(**FAST), "published", torch.device("cpu"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(("point", "code", "epochs"), [("_labels", 143, 0), ("_save", 75, 1)])
@@ -303,7 +303,7 @@ from swav import cli
 sys.argv = ["swav", *words]
 cli.main()
 """
-SETTINGS = ("batch=16", "width=0.125", "prototypes=12", "queue_length=32", "checkpoint_steps=3", "workers=1")
+SETTINGS = ("batch=16", "width=0.125", "prototypes=12", "queue_length=32", "checkpoint_every_steps=3", "workers=1")
 MOMENTS = {
     "import": ("torch", None),
     "header check": ("swav.data.sources.header_index:_header", None),
@@ -331,7 +331,7 @@ def shapes(tmp_path_factory) -> Path:
 def pretrain(
     shapes: Path, out: Path, numbers: tuple[int, ...] = (), where: str = "none", **more
 ) -> subprocess.CompletedProcess[str]:
-    words = ["pretrain", "tiny", f"data={shapes}", *SETTINGS, "knn_epochs=1", "epochs=2", "--out", str(out)]
+    words = ["pretrain", "tiny", f"data={shapes}", *SETTINGS, "knn_every_epochs=1", "epochs=2", "--out", str(out)]
     command = [sys.executable, "-c", RUNNER, repr(tuple(map(int, numbers))), where, *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **more)
 

@@ -29,7 +29,7 @@ SETTINGS = (
     "prototypes=12",
     "queue_length=32",
     "epochs=2000",
-    "checkpoint_steps=0",
+    "checkpoint_every_steps=0",
     "workers=1",
 )
 SECONDS = 30.0  # within which all must have ended, on a busy machine

@@ -107,7 +107,7 @@ def keep_roster(path: Path, images: Images) -> None:
         write_roster(path, images)
 
 
-def as_begun(path: Path, now: Images, max_bad: float) -> Images:
+def as_begun(path: Path, now: Images, max_unreadable: float) -> Images:
     """The images that a run began with, in their order, out of those that are there now.
 
     Images that are gone or damaged keep their place and are in `gone`; files added since are left out; both are said. So are
@@ -116,10 +116,10 @@ def as_begun(path: Path, now: Images, max_bad: float) -> Images:
     Args:
         path: of the run's list. Without it, or where it is damaged (a warning), the result is `now`.
         now: what a path holds now.
-        max_bad: share of images that may be unreadable.
+        max_unreadable: share of images that may be unreadable.
 
     Raises:
-        ConfigError: it is another data set: most images are missing or of another size, or more than `max_bad` of them are of
+        ConfigError: it is another data set: most images are missing or of another size, or more than `max_unreadable` of them are of
             another size.
     """
     if now.packed:
@@ -131,16 +131,16 @@ def as_begun(path: Path, now: Images, max_bad: float) -> Images:
     except (OSError, ValueError) as error:
         warn(f"{path}: cannot be used ({error}); so the images must be exactly those that the run began with")
         return now
-    _compare(path.parent, began, now, max_bad)
+    _compare(path.parent, began, now, max_unreadable)
     return began
 
 
-def allowed_bad(images: Images, max_bad: float) -> int:
+def allowed_bad(images: Images, max_unreadable: float) -> int:
     """How many images of a run may be unreadable, those left out at its start included; 10 are always allowed."""
-    return max(10, int(max_bad * (len(images) + len(images.bad))))
+    return max(10, int(max_unreadable * (len(images) + len(images.bad))))
 
 
-def _compare(out: Path, began: Images, now: Images, max_bad: float) -> None:
+def _compare(out: Path, began: Images, now: Images, max_unreadable: float) -> None:
     """Fill in `began.gone`, and say what is gone, changed or added."""
     if began.fingerprint == now.fingerprint:
         return
@@ -159,7 +159,7 @@ def _compare(out: Path, began: Images, now: Images, max_bad: float) -> None:
         if reason is None:
             missing.append(name)
         began.gone.append((name, reason or "no such file"))
-    if 2 * len(missing + changed) > len(began) or len(changed) > allowed_bad(began, max_bad):
+    if 2 * len(missing + changed) > len(began) or len(changed) > allowed_bad(began, max_unreadable):
         raise ConfigError(
             f"{printable(str(now.root))}: expected the {len(began)} images that the run in {out} began with, found "
             f"{len(missing)} of them missing and {len(changed)} of another size, as {_some([*missing, *changed], _SHOWN)}\n"

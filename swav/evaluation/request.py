@@ -14,7 +14,6 @@ from swav.errors import ConfigError, DataError
 from swav.evaluation.settings import (
     BENCH_SETTINGS,
     BenchSettings,
-    Protocol,
     SuiteSettings,
     resolve,
     split_options,
@@ -67,7 +66,9 @@ def check_places(request: Request, data: Path, out: Path, dry_run: bool) -> None
     for source in request.labels:
         check_source(source)
     if not request.everything and not may_hold_images(data.expanduser()):
-        open_halves(request.settings, data, None, request.suite.protocol, everything=False)  # says what is missing
+        open_halves(
+            request.settings, data, None, request.suite.protocol == "smoke", everything=False
+        )  # says what is missing
     if not dry_run:
         check_writable(out)
     read_results(out)
@@ -83,7 +84,7 @@ def _labels(weights: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 
 
 def open_halves(
-    names: Iterable[str], data: Path, cache: Path | None, protocol: Protocol, everything: bool
+    names: Iterable[str], data: Path, cache: Path | None, allow_missing: bool, everything: bool
 ) -> tuple[dict[str, Halves], list[NotRun]]:
     """The data of each benchmark, opened once per set; under `all` also which are missing, elsewhere an error."""
     opened: dict[str, Halves | DataError] = {}
@@ -92,7 +93,7 @@ def open_halves(
         wanted = BENCH_SETTINGS[name].data
         if wanted not in opened:
             try:
-                opened[wanted] = apart(DATASETS[wanted].find(data, cache, protocol))
+                opened[wanted] = apart(DATASETS[wanted].find(data, cache, allow_missing))
             except DataError as error:
                 opened[wanted] = error
             except PermissionError as error:

@@ -104,7 +104,9 @@ def bench(
         earlier = read_results(out)["results"]
         encoders = _encoders(list(labels), options)
         cache = None if dry_run else out
-        halves, missing = dist.on_first(lambda: open_halves(settings, Path(data), cache, suite.protocol, everything))
+        halves, missing = dist.on_first(
+            lambda: open_halves(settings, Path(data), cache, suite.protocol == "smoke", everything)
+        )
         read = {f"data of {name}": [seen(half, 0) for half in halves[name]] for name in halves}
         require_agreement(read | {f"weights of {network.name}": network.sha256 for network in encoders})
         runs = {

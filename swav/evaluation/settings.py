@@ -1,6 +1,6 @@
 """Every knob of a benchmark: its type, unit and published value; and how `knn.k=[5,10]` reaches one benchmark.
 
-The defaults are protocol `page`, to the letter. `SMOKE` holds what protocol `smoke` changes. No torch here: every
+The defaults are protocol `published`, to the letter. `SMOKE` holds what protocol `smoke` changes. No torch here: every
 complaint about settings answers at once.
 """
 
@@ -10,13 +10,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from swav.config import Auto, Count, Fraction, NonNegative, Positive, Settings, Steps, WeightOptions
+from swav.config import RENAMED, Auto, Count, Fraction, NonNegative, Positive, Settings, Steps, WeightOptions
 from swav.errors import ConfigError, did_you_mean
 from swav.recipe_files import validated
 
 Share = Annotated[float, Field(gt=0, le=1)]
-Protocol = Literal["page", "smoke"]
-PROTOCOLS: tuple[Protocol, ...] = ("page", "smoke")
+Protocol = Literal["published", "smoke"]
+PROTOCOLS: tuple[Protocol, ...] = ("published", "smoke")
 
 
 def _as_list(value: Any) -> Any:
@@ -33,7 +33,7 @@ def _as_names(value: Any) -> Any:
 class SuiteSettings(Settings):
     """What is said once, of all benchmarks together."""
 
-    protocol: Protocol = Field("page", description="page: exactly the published one; smoke: a few minutes")
+    protocol: Protocol = Field("published", description="published: exactly the published one; smoke: a few minutes")
     seeds: Count = Field(1, description="runs of each benchmark that draws something: seed, seed + 1, ...")
     name: Annotated[tuple[str, ...], BeforeValidator(_as_names)] = Field(
         (), description="what tables call the weights, one name per --weights; none: as they are given"
@@ -95,7 +95,7 @@ class TrainSettings(BenchSettings):
         (0.08, 1.0), description="share of the image's area that a crop covers"
     )
     flip: Fraction = Field(0.5, description="probability of a horizontal flip")
-    score_epochs: Steps = Field(
+    score_every_epochs: Steps = Field(
         0, description="epochs between scores on the way; the last is always scored; 0: only it"
     )
 
@@ -112,7 +112,9 @@ class LinearSettings(TrainSettings):
     epochs: Count = Field(100, description="passes over the training images")
     lr: Positive = Field(0.3, description="learning rate of the first epoch; cosine to 0, constant within an epoch")
     weight_decay: NonNegative = Field(1e-6, description="on weights and bias")
-    score_epochs: Steps = Field(1, description="epochs between scores; these features are kept, a score costs nothing")
+    score_every_epochs: Steps = Field(
+        1, description="epochs between scores; these features are kept, a score costs nothing"
+    )
 
 
 class StageTraining(TrainSettings):
@@ -121,7 +123,7 @@ class StageTraining(TrainSettings):
     lr: Positive = Field(0.01, description="learning rate of the first epoch")
     steps: tuple[Count, ...] = Field(description="epochs after which the learning rate is a tenth")
     weight_decay: NonNegative = Field(1e-4, description="on weights and bias")
-    score_epochs: Steps = Field(10, description="epochs between scores on the way; the last is always scored")
+    score_every_epochs: Steps = Field(10, description="epochs between scores on the way; the last is always scored")
 
 
 class StagesSettings(StageTraining):
@@ -285,7 +287,9 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
         if name not in BENCH_SETTINGS and name != "all":
             known = [*BENCH_SETTINGS, "all"]
             raise ConfigError(f"unknown benchmark '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}")
-    protocol = overrides.get("protocol", "page")
+    protocol = overrides.get("protocol", "published")
+    if protocol == "page":
+        raise ConfigError("protocol=page is called protocol=published now")
     if protocol not in PROTOCOLS:
         raise ConfigError(
             f"protocol: expected {' or '.join(PROTOCOLS)}, found '{protocol}'{did_you_mean(str(protocol), PROTOCOLS)}"
@@ -311,6 +315,8 @@ def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str]) -> None:
     shared = [*BenchSettings.model_fields, *SuiteSettings.model_fields]
     if inner in (BENCH_SETTINGS[bench].model_fields if bench else shared):
         return
+    if inner in RENAMED:
+        raise ConfigError(f"{key}: {inner} is called {RENAMED[inner]} now")
     shared += WeightOptions.model_fields
     own = [f"{name}.{field}" for name in wanted for field in BENCH_SETTINGS[name].model_fields if field not in shared]
     by_last = {word.split(".")[-1]: word for word in [*own, *shared]}
@@ -343,7 +349,7 @@ def departures(settings: BenchSettings) -> list[str]:
         "samples",
         "fraction",
         "list",
-        "score_epochs",
+        "score_every_epochs",
         "train_images",
         "score_images",
     }  # a k is a row of its own; images are counted elsewhere

@@ -150,7 +150,7 @@ def placed(model: AnyModel, device: torch.device) -> AnyModel:
 
 def scorings(settings: TrainSettings) -> int:
     """How often the images to score are scored."""
-    every = settings.score_epochs or settings.epochs
+    every = settings.score_every_epochs or settings.epochs
     return -(-settings.epochs // every)  # rounded up: the last epoch is always scored
 
 
@@ -349,7 +349,7 @@ def _line(course: Course, settings: TrainSettings, epoch: int, totals: Tensor) -
     line: dict[str, Any] = {"epoch": epoch + 1, "lr": rates[0] if len(rates) == 1 else rates, "loss": loss}
     last = epoch + 1 == settings.epochs
     text = f"loss {loss:.3f}"
-    if last or (settings.score_epochs and (epoch + 1) % settings.score_epochs == 0):
+    if last or (settings.score_every_epochs and (epoch + 1) % settings.score_every_epochs == 0):
         line |= score(course)
         best = max(value for key, value in line.items() if key.startswith("top1"))
         text += f"  top-1 {best:.2f}"

@@ -19,7 +19,7 @@ from swav.system import available_cpus
 from swav.weights.encoder import Encoder
 
 # Settings that leave every bit of a state as it is, or nearly (another device rounds otherwise).
-_HARMLESS = {"workers", "device", "score_epochs"}
+_HARMLESS = {"workers", "device", "score_every_epochs"}
 
 AnyBench = TypeVar("AnyBench", bound=BenchSettings)
 
@@ -32,7 +32,7 @@ class Task(Generic[AnyBench]):
         encoder: frozen, in eval mode, on `device`.
         train, score: labelled, with the same classes.
         settings: of this benchmark.
-        protocol: page or smoke.
+        protocol: published or smoke.
         device: to compute on.
         out: folder of the results; a benchmark that keeps state does so in a folder of its own below it.
     """
@@ -68,7 +68,7 @@ class Task(Generic[AnyBench]):
         sizes = [
             f"{found[key]:,} {key} instead of {count:,}" for key, count in published.items() if found[key] != count
         ]
-        protocol = [] if self.protocol == "page" else [f"protocol {self.protocol}"]
+        protocol = [] if self.protocol == "published" else [f"protocol {self.protocol}"]
         return "; ".join([*protocol, *sizes, *departures(self.settings), *more])
 
     def one_image(self) -> Tensor:

@@ -31,7 +31,7 @@ class Result:
         bench, metric: what was measured.
         value, unit: the number; always finite.
         n: images scored.
-        protocol: page or smoke.
+        protocol: published or smoke.
         comparable: whether it may stand beside published numbers.
         difference: why not.
         seed: of what was drawn.
@@ -89,6 +89,9 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
         raise DataError(f"{path}: expected JSON, found: {error}; move it away or use another --out") from None
     if not _looks_right(content):
         raise DataError(f"{path}: expected lists 'results' and 'not_run', found another JSON; use another --out")
+    for row in content["results"]:
+        if row.get("protocol") == "page":  # its name before 0.1.0
+            row["protocol"] = "published"
     return {"results": content["results"], "not_run": content["not_run"]}
 
 

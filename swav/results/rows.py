@@ -86,7 +86,7 @@ def groups_of(results: Iterable[Json]) -> list[Group]:
             text(row, "weights"),
             text(row, "weights_sha256"),
             protocol,
-            row.get("comparable") is True and protocol == "page",
+            row.get("comparable") is True and protocol == "published",
         )
         groups.setdefault(key, Group(*key)).rows.append(row)
     return list(groups.values())
@@ -186,7 +186,7 @@ def _suffix(group: Group | None, shown: Mapping[What, Sequence[Json]]) -> str:
     """What a label must say beside the name: another protocol, and over how many seeds a mean goes."""
     if group is None:
         return ""
-    protocol = "" if group.protocol == "page" else f", {group.protocol}"
+    protocol = "" if group.protocol == "published" else f", {group.protocol}"
     counts = dict[str, set[int]]()
     for (bench, _), rows in shown.items():
         counts.setdefault(bench, set()).add(len(rows))
@@ -222,7 +222,7 @@ def _remarks(
     several = len({column.bench for column in layout.columns}) > 1
     if not group.comparable:
         for (bench, _), rows in shown.items():
-            other = "" if group.protocol == "page" or text(rows[0], "difference") else f"protocol {group.protocol}"
+            other = "" if group.protocol == "published" or text(rows[0], "difference") else f"protocol {group.protocol}"
             words.append((f"{bench}: " if several else "") + "not comparable: " + (other or remark(rows[0])))
     words += _stages(layout, found)
     return tuple(notes.mark(each) for each in dict.fromkeys(words))

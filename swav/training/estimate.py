@@ -259,12 +259,14 @@ def forecast(
     """
     if speed is None:
         speed = pace(images, recipe, device)
-    evaluations = math.ceil(recipe.epochs / max(1, round(recipe.knn_epochs))) if scored else 0
+    evaluations = math.ceil(recipe.epochs / max(1, round(recipe.knn_every_epochs))) if scored else 0
     # An evaluation is a forward of one view; a step is worth three forwards of all crops. Decoding is the same.
     pixels = sum(crop.count * crop.size**2 for crop in recipe.crops)
     scoring = evaluations * scored / (speed * min(4.0, 3 * pixels / recipe.resolution**2))
     trained = recipe.epochs * (len(images) // recipe.batch * recipe.batch)
-    disk = (recipe.keep + 2) * _checkpoint_bytes(recipe, build_network(recipe))  # the best, and the one being written
+    disk = (recipe.keep_checkpoints + 2) * _checkpoint_bytes(
+        recipe, build_network(recipe)
+    )  # the best, and the one being written
     free = shutil.disk_usage(next(folder for folder in (out, *out.absolute().parents) if folder.exists())).free
     memory, room = _memory(recipe, device), available_memory(device)
     where = "of the GPU" if device.type == "cuda" else "a process"

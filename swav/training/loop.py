@@ -125,7 +125,7 @@ def _loop(
     recipe, device, first = run.recipe, run.device, dist.rank() == 0
     log = Log(run.out)
     log.add_bad([*run.images.bad, *run.images.gone])
-    allowed_bad = manifest.allowed_bad(run.images, recipe.max_bad)
+    allowed_bad = manifest.allowed_bad(run.images, recipe.max_unreadable)
     loader = Loader(
         run.images,
         recipe,
@@ -162,7 +162,7 @@ def _loop(
                 optim=learner.optimizer_tensors(),
                 local=learner.local_tensors() | monitor.state_dict(),
                 state=state(run, best) | ({"unscored": True} if unscored else {}),
-                keep=recipe.keep,
+                keep=recipe.keep_checkpoints,
                 best=best[0] if best else None,
             )
         except EnvironmentError_:
@@ -181,8 +181,8 @@ def _loop(
             )
         if too_bad:
             raise DataError(
-                f"more than {allowed_bad} unreadable images (max_bad={recipe.max_bad}), see {run.out}/bad_files.jsonl\n"
-                "raise max_bad=X and the same command goes on; or begin again without these files, in another --out"
+                f"more than {allowed_bad} unreadable images (max_unreadable={recipe.max_unreadable}), see {run.out}/bad_files.jsonl\n"
+                "raise max_unreadable=X and the same command goes on; or begin again without these files, in another --out"
             )
         return bool(due) and step >= saved_at, round(asked)  # not what was due before the last save
 
@@ -195,9 +195,9 @@ def _loop(
         for batch in loader:
             bad_count = log.add_bad(batch.unreadable)
             due = (
-                recipe.checkpoint_minutes > 0
+                recipe.checkpoint_every_minutes > 0
                 and first
-                and time.monotonic() - save_time > 60 * recipe.checkpoint_minutes
+                and time.monotonic() - save_time > 60 * recipe.checkpoint_every_minutes
             )
             if batch.step == start_step and first:
                 log.check_folder()
@@ -215,7 +215,7 @@ def _loop(
             step_of_ready = batch.step if ready is current else batch.step - 1
             should_save, stop_code = (False, 0) if ready is None else settle(ready.tolist(), step_of_ready)
             end_of_epoch = done % run.steps_per_epoch == 0
-            if first and (done % recipe.log_steps == 0 or done == run.total_steps):
+            if first and (done % recipe.log_every_steps == 0 or done == run.total_steps):
                 more = {} if learner.scale is None else {"loss_scale": float(learner.scale.value)}
                 line = metrics_line(run, done, pending.tolist(), monitor, clock, **more)
                 log.write(line)
@@ -230,7 +230,7 @@ def _loop(
                 best, code = _evaluate(run, learner, done, best, log, progress, stop, stop_code)
                 unscored, stop_code = bool(code), max(code, stop_code)
                 fault_point("epoch:end")
-            by_step = recipe.checkpoint_steps and done % recipe.checkpoint_steps == 0
+            by_step = recipe.checkpoint_every_steps and done % recipe.checkpoint_every_steps == 0
             if should_save or stop_code or by_step or done == run.total_steps or (best and best[0] == done):
                 settle(pending.tolist(), done - 1)
                 save()
@@ -281,7 +281,9 @@ def _evaluate(
         The best (step, top-1) so far on all processes; and the exit code if the evaluation is yet to be made.
     """
     epoch = done // run.steps_per_epoch
-    due = run.recipe.knn_epochs and (epoch % max(1, round(run.recipe.knn_epochs)) == 0 or done == run.total_steps)
+    due = run.recipe.knn_every_epochs and (
+        epoch % max(1, round(run.recipe.knn_every_epochs)) == 0 or done == run.total_steps
+    )
     if not due:
         return best, 0
     scored = None

@@ -13,7 +13,7 @@ from swav.config import Recipe, settings_diff, settings_hash
 from swav.data import manifest
 from swav.errors import ConfigError
 from swav.files import CHECKPOINTS, CONFIG, not_essential, warn, write_text_durably
-from swav.recipe_files import to_yaml, validated
+from swav.recipe_files import stored, to_yaml
 from swav.system import versions
 from swav.tensors import require_same_form
 from swav.training.setup import Run, read_settings, refuse_changes, settings_of
@@ -76,7 +76,7 @@ def _check_origin(run: Run, saved: checkpoint.Checkpoint) -> None:
         ConfigError: settings that shape the weights differ.
     """
     if saved.state["settings_hash"] != settings_hash(run.recipe):  # or it is of a version that had fewer settings
-        its = validated(Recipe, saved.state["recipe"], f"{saved.path}/state.json")
+        its = stored(saved.state["recipe"], f"{saved.path}/state.json")
         if changed := settings_diff(run.recipe, its):
             rows = "\n".join(f"  {key}: {ours} -> {theirs}" for key, (ours, theirs) in changed.items())
             raise ConfigError(

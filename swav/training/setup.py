@@ -17,7 +17,7 @@ from swav.data.sources.open import labelled_halves, open_images
 from swav.errors import ConfigError, DataError, EnvironmentError_
 from swav.files import CHECKPOINTS, CONFIG, warn_once
 from swav.network.backbone import check_backbone
-from swav.recipe_files import validated
+from swav.recipe_files import stored, validated
 from swav.strict_yaml import read_yaml
 from swav.system import available_cpus, computes_in_bf16, has_compiler
 from swav.training import estimate
@@ -71,7 +71,7 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
             "compile=true: expected a C compiler (cc, gcc or clang), found none; install one, as `apt install gcc`"
         )
     labelled, unlabelled = None, "not asked for"
-    if recipe.knn_epochs and dist.rank() == 0:
+    if recipe.knn_every_epochs and dist.rank() == 0:
         try:
             labelled = labelled_halves(path, cache=cache)
         except SharedImages:  # a score that flatters is worse than none
@@ -89,7 +89,7 @@ def shared_settings(recipe: Recipe) -> dict[str, Any]:
 def _open(path: str, cache: Path | None, resumed: Path | None, wanted: Recipe) -> Images:
     """What a run trains on: the images under a path, or of a run in the folder `resumed` those that it began with."""
     now = open_images(path, half="train", cache=cache)
-    return now if resumed is None else manifest.as_begun(resumed / manifest.FILE, now, wanted.max_bad)
+    return now if resumed is None else manifest.as_begun(resumed / manifest.FILE, now, wanted.max_unreadable)
 
 
 def _facts(images: Images, device: torch.device, speeds: list[float]) -> Facts:
@@ -139,7 +139,7 @@ def settings_of(out: Path) -> Recipe | None:
             found = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be used ({error})"
             warn_once(f"{out}/config.yaml {found}; the settings are taken from {newest.name}/state.json")
         state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-        return validated(Recipe, state["recipe"], f"{newest.name}/state.json")
+        return stored(state["recipe"], f"{newest.name}/state.json")
 
 
 def read_settings(config: Path) -> Recipe:
@@ -152,7 +152,7 @@ def read_settings(config: Path) -> Recipe:
     text = config.read_text(encoding="utf-8")
     if not text.endswith("\n"):
         raise ValueError("it ends in the middle of a line" if text else "it is empty")
-    return validated(Recipe, read_yaml(text, config.name), config.name)
+    return stored(read_yaml(text, config.name), config.name)
 
 
 def _as_before(before: Recipe, wanted: Recipe, out: Path) -> tuple[Recipe, list[str]]:
@@ -183,11 +183,11 @@ def _power_of_two(count: int) -> int:
 
 
 def _check_bad(images: Images, recipe: Recipe) -> None:
-    allowed, bad = manifest.allowed_bad(images, recipe.max_bad), [*images.gone, *images.bad]
+    allowed, bad = manifest.allowed_bad(images, recipe.max_unreadable), [*images.gone, *images.bad]
     if len(bad) > allowed:
         name, reason = bad[0]
         raise DataError(
-            f"{images.root}: expected at most {allowed} unreadable images (max_bad={recipe.max_bad}), found {len(bad)}, "
+            f"{images.root}: expected at most {allowed} unreadable images (max_unreadable={recipe.max_unreadable}), found {len(bad)}, "
             f"first {name} ({reason}); "
-            + ("put them back or raise max_bad" if images.gone else "remove them or raise max_bad")
+            + ("put them back or raise max_unreadable" if images.gone else "remove them or raise max_unreadable")
         )

@@ -20,7 +20,7 @@ def describe(run: Run) -> str:
         f"network    {_network_in_words(recipe)}, {_prototypes_in_words(recipe)}",
         f"forward    {_forward_in_words(recipe, dist.world_size())}",
         f"optimiser  {recipe.optimizer}, learning rate {recipe.lr:g} to {recipe.final_lr:g}, {counted(recipe.warmup_epochs, 'epoch')} of warm-up",
-        f"labels     {'kNN every ' + counted(recipe.knn_epochs, 'epoch') if run.labelled else f'none used ({run.unlabelled})'}",
+        f"labels     {'kNN every ' + counted(recipe.knn_every_epochs, 'epoch') if run.labelled else f'none used ({run.unlabelled})'}",
     ]
     values = recipe.model_dump(mode="json")
     lines += [f"auto       {key} = {_shown(values[key])}: {reason}" for key, reason in run.reasons.items()]

@@ -22,7 +22,7 @@ from swav.errors import CheckpointError, ConfigError
 from swav.files import CHECKPOINTS
 from swav.network.backbone import BACKBONES, check_backbone
 from swav.network.heads import SwavNetwork, build_network
-from swav.recipe_files import load_recipe, validated
+from swav.recipe_files import load_recipe, stored, validated
 from swav.tensors import require_same_form, require_sound
 from swav.weights.containers import open_weights
 from swav.weights.exported import FORMAT, is_timms, read_description
@@ -148,7 +148,7 @@ def load(weights: str | Path, **options: Any) -> Encoder:
         return _frozen(_exported(source))
     path = _checkpoint_folder(source)
     saved = checkpoint.read(path)
-    recipe = validated(Recipe, saved.state["recipe"], f"{path.name}/state.json")
+    recipe = stored(saved.state["recipe"], f"{path.name}/state.json")
     network = build_network(recipe)
     require_same_form(f"{path}/model.safetensors", saved.model, network.state_dict())
     require_sound(f"{path}/model.safetensors", saved.model)

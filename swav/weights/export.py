@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from swav import checkpoint
-from swav.config import TIMM, Recipe
+from swav.config import TIMM
 from swav.errors import CheckpointError, EnvironmentError_
 from swav.files import remove_leftovers, replaced_durably, write_text_durably
 from swav.network import resnet
 from swav.network.backbone import timm_options
-from swav.recipe_files import validated
+from swav.recipe_files import stored
 from swav.weights.exported import CODE, FOLDER, WEIGHTS, fits_torchvision, is_timms, metadata, read_description
 
 
@@ -95,7 +95,7 @@ def _needs_no_code(description: Mapping[str, Any]) -> bool:
 def _description(path: Path) -> dict[str, Any]:
     """The settings behind a checkpoint's trunk; nothing that differs between runs with the same weights."""
     state = checkpoint.read_state(path)
-    recipe = validated(Recipe, state["recipe"], f"{path.name}/state.json")
+    recipe = stored(state["recipe"], f"{path.name}/state.json")
     keys = ("backbone", "width", "stem", "in_channels", "mean", "std", "seed", "batch")
     description = {key: getattr(recipe, key) for key in keys} | {
         "size": recipe.resolution,

@@ -8,7 +8,7 @@ from pathlib import Path
 from swav.config import RESNETS, TIMM, Recipe
 from swav.errors import ConfigError, did_you_mean
 from swav.files import CHECKPOINTS, CONFIG, is_run
-from swav.recipe_files import load_recipe, recipe_names, validated
+from swav.recipe_files import load_recipe, recipe_names, stored
 from swav.strict_yaml import read_yaml
 from swav.weights.exported import read_description
 
@@ -51,7 +51,7 @@ def random_recipe(name: str) -> Recipe:
         return load_recipe("default", {"backbone": name})
     if is_run(Path(name)):
         text = (Path(name) / CONFIG).read_text(encoding="utf-8", errors="surrogateescape")
-        return validated(Recipe, read_yaml(text, f"{name}/{CONFIG}"), f"{name}/{CONFIG}")
+        return stored(read_yaml(text, f"{name}/{CONFIG}"), f"{name}/{CONFIG}")
     if name in recipe_names():
         recipe = load_recipe(name)
         if recipe.left_at_auto("backbone", "width", "stem", "in_channels", "head_hidden", "head_dim", "crops"):

@@ -27,7 +27,7 @@ def write_halves(folder, val=True):
 
 
 def both(folder, cache):
-    return apart(DATASETS["labelled"].find(folder, cache, "page"))
+    return apart(DATASETS["labelled"].find(folder, cache, False))
 
 
 def test_halves_without_a_common_file_are_not_refused_though_all_are_links(tmp_path):

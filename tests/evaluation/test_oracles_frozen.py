@@ -53,7 +53,9 @@ def voc(tmp_path_factory) -> Voc:
         for half in (train, test)
     ]
     encoder = encoder_of(network, folder)
-    task: Task[Any] = Task(encoder, *classification_halves(folder), SvmSettings(**COMMON), "page", CPU, folder / "out")
+    task: Task[Any] = Task(
+        encoder, *classification_halves(folder), SvmSettings(**COMMON), "published", CPU, folder / "out"
+    )
     return Voc(task, list(zip(*halves, strict=True)), train.labels, test.labels)
 
 
@@ -74,7 +76,7 @@ def test_knn_is_the_published_vote_from_files_to_percent(tmp_path):
     with torch.no_grad():
         bank, queries = (network(torch.stack(list(map(pipeline.centre, half.images)))).numpy() for half in (train, val))
     settings = KnnSettings(**COMMON, k=(1, 3, 40))
-    task = Task(encoder_of(network, tmp_path), *labelled_halves(tmp_path / "set"), settings, "page", CPU, tmp_path)
+    task = Task(encoder_of(network, tmp_path), *labelled_halves(tmp_path / "set"), settings, "published", CPU, tmp_path)
     ours = {score.metric: score.value for score in knn.run(task)}
     one = 100 / len(val.images)  # whose first two classes may be as good as equal
     for k in settings.k:

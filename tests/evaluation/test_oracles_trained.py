@@ -54,7 +54,7 @@ class Given(NamedTuple):
 
     def task(self, settings: TrainSettings, out: Path) -> Task[Any]:
         encoder = load(self.weights, model="resnet18", mean=pipeline.MEAN, std=pipeline.STD)
-        return Task(encoder, *labelled_halves(self.root), settings, "page", CPU, out)
+        return Task(encoder, *labelled_halves(self.root), settings, "published", CPU, out)
 
 
 @pytest.fixture(scope="module")

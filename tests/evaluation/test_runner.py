@@ -351,7 +351,7 @@ def test_a_forecast_leaves_out_what_only_the_first_image_takes(colours, monkeypa
     monkeypatch.setattr("swav.evaluation.resources.time.monotonic", lambda: clock[0])
     monkeypatch.setattr(resources, "features_of", slow_at_first)
     halves, settings = labelled(colours), resolve(["knn"], parse_overrides(["size=16"]))[1]["knn"]
-    task = Task(encoder.load("random:tiny"), *halves, settings, "page", torch.device("cpu"), colours)
+    task = Task(encoder.load("random:tiny"), *halves, settings, "published", torch.device("cpu"), colours)
     assert resources.forecast("knn", task, Needs(3600))["hours"] == pytest.approx(0.5)
 
 

@@ -42,7 +42,7 @@ def encoder_of(**changed) -> Encoder:
 @pytest.fixture
 def task(colours, tmp_path) -> Task[StagesSettings]:
     settings = StagesSettings(size=16, epochs=2, batch=8, workers=0)
-    return Task(encoder_of(), *labelled_halves(colours), settings, "page", torch.device("cpu"), tmp_path / "out")
+    return Task(encoder_of(), *labelled_halves(colours), settings, "published", torch.device("cpu"), tmp_path / "out")
 
 
 def test_a_loss_that_is_not_finite_ends_it_and_saves_nothing(task):
@@ -102,7 +102,7 @@ def test_the_state_belongs_to_settings_weights_and_images_and_not_to_workers(tas
         chosen = dataclasses.replace(task, settings=task.settings.model_copy(update=changed))
         return supervised.state_folder(chosen, "x", chosen.train)
 
-    assert folder() == folder(workers=2, device="cuda", score_epochs=1)
+    assert folder() == folder(workers=2, device="cuda", score_every_epochs=1)
     assert len({folder(), folder(lr=0.02), folder(seed=1), folder(jitter=0.0)}) == 4
     assert folder() != supervised.state_folder(task, "x", task.train.select([0, 1]))
     assert supervised.state_folder(task, "x", task.train, 0.01) != supervised.state_folder(task, "x", task.train, 0.1)

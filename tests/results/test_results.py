@@ -26,7 +26,7 @@ def result(**changed):
         value=61.5,
         unit="%",
         n=1000,
-        protocol="page",
+        protocol="published",
         comparable=False,
         difference="10 classes instead of 1,000",
         seed=0,
@@ -118,7 +118,7 @@ def test_the_table_sets_weights_side_by_side_and_says_what_is_not_comparable(tmp
     assert [cell.strip() for cell in first.strip("|").split("|")] == [
         "knn",
         "top-1 k=20",
-        "page",
+        "published",
         "1,000",
         "31.25",
         "61.50",

@@ -77,7 +77,7 @@ def result(bench="knn", metric="top-1 k=10", value=50.0, **changed):
         "value": value,
         "unit": "%",
         "n": 50000,
-        "protocol": "page",
+        "protocol": "published",
         "comparable": True,
         "difference": "",
         "seed": 0,

@@ -261,10 +261,10 @@ def test_a_short_time_and_a_slow_pace_are_not_rounded_to_nothing(epochs, pace, w
 
 def test_the_evaluation_at_the_end_is_foreseen(shapes, tmp_path):
     line = estimate.forecast(
-        open_images(shapes), 96, recipe(epochs=3, knn_epochs=2.0), CPU, tmp_path, 1.0
+        open_images(shapes), 96, recipe(epochs=3, knn_every_epochs=2.0), CPU, tmp_path, 1.0
     ).splitlines()[0]
     once = estimate.forecast(
-        open_images(shapes), 96, recipe(epochs=3, knn_epochs=3.0), CPU, tmp_path, 1.0
+        open_images(shapes), 96, recipe(epochs=3, knn_every_epochs=3.0), CPU, tmp_path, 1.0
     ).splitlines()[0]
     assert line != once and "of it for kNN" in once
 
@@ -279,7 +279,7 @@ def test_a_checkpoint_takes_what_was_forecast(shapes, tmp_path):
     from swav.training import loop
 
     run = loop.pretrain(
-        "tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "workers": 0, "epochs": 2, "knn_epochs": 0}
+        "tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "workers": 0, "epochs": 2, "knn_every_epochs": 0}
     )
     checkpoint = max((run / "checkpoints").glob("step_*"))
     size = sum(path.stat().st_size for path in checkpoint.iterdir())

@@ -30,8 +30,8 @@ RUN: dict[str, Any] = NETWORK | {
     "warmup_epochs": 0,
     "workers": 0,
     "precision": "fp32",
-    "knn_epochs": 0,
-    "checkpoint_steps": 1,
+    "knn_every_epochs": 0,
+    "checkpoint_every_steps": 1,
 }
 
 

@@ -36,8 +36,8 @@ SMALL: dict[str, Any] = {
     "epochs": 3,
     "workers": 0,
     "precision": "fp32",
-    "knn_epochs": 0,
-    "checkpoint_steps": 4,
+    "knn_every_epochs": 0,
+    "checkpoint_every_steps": 4,
 }
 
 
@@ -59,7 +59,7 @@ def lines(run: Path) -> list[dict[str, float]]:
 
 
 def test_a_run_leaves_the_folder_that_is_promised(shapes, tmp_path, capsys):
-    run = loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "knn_epochs": 3})
+    run = loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "knn_every_epochs": 3})
     promised = {"config.yaml", "metrics.jsonl", "checkpoints", "report.html", "export"}
     assert promised <= {path.name for path in run.iterdir()}
     *_, first, _, last = capsys.readouterr().err.splitlines()
@@ -141,7 +141,7 @@ def test_changed_settings_are_refused_with_a_diff_and_harmless_ones_are_not(shap
     run = loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
     with pytest.raises(ConfigError, match=r"epsilon: 0.05 -> 0.04"):
         loop.pretrain("tiny", run, **SMALL | {"data": str(shapes), "epsilon": 0.04})
-    loop.pretrain("tiny", run, **SMALL | {"data": str(shapes), "keep": 5})
+    loop.pretrain("tiny", run, **SMALL | {"data": str(shapes), "keep_checkpoints": 5})
 
 
 def test_other_images_are_refused_on_resume(shapes, tmp_path):
@@ -281,7 +281,7 @@ def test_a_score_on_the_way_leaves_the_network_in_train_mode(shapes, tmp_path, m
         return step(learner, *rest)
 
     monkeypatch.setattr(Learner, "step", noted)
-    loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "knn_epochs": 1, "epochs": 2})
+    loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "knn_every_epochs": 1, "epochs": 2})
     assert modes == {True} and [line for line in lines(tmp_path / "run") if "knn_top1" in line]
 
 
@@ -297,7 +297,7 @@ def test_a_timed_checkpoint_is_saved_once(shapes, tmp_path, monkeypatch):
         return real(folder, step, **rest)
 
     monkeypatch.setattr(checkpoint, "save", noted)
-    settings = SMALL | {"data": str(shapes), "checkpoint_steps": 0, "checkpoint_minutes": 1.0}
+    settings = SMALL | {"data": str(shapes), "checkpoint_every_steps": 0, "checkpoint_every_minutes": 1.0}
     loop.pretrain("tiny", tmp_path / "run", **settings)  # 12 steps of 20 seconds: due after more than 3 of them
     assert saved == [5, 10, 12]
 

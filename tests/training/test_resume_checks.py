@@ -25,7 +25,7 @@ from swav.training.step import Learner
 from tests.training.test_loop import SMALL, lines
 
 MONITORED = ("prototypes_used", "rankme", "embedding_std")
-BRIEF = SMALL | {"epochs": 2, "queue_start_epoch": 1, "teacher_momentum": 0.9, "keep": 9}
+BRIEF = SMALL | {"epochs": 2, "queue_start_epoch": 1, "teacher_momentum": 0.9, "keep_checkpoints": 9}
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_a_resumed_run_logs_the_same_health_to_the_bit(shapes, whole, half):
 def test_weights_that_a_step_makes_infinite_are_never_saved(shapes, tmp_path):
     huge = {"optimizer": "adam", "lr": 1e38, "warmup_epochs": 0, "freeze_prototypes_steps": 0}
     with pytest.raises(NumericsError, match=r"there is no checkpoint yet") as caught:
-        go_on(shapes, tmp_path / "run", weight_decay=1.0, checkpoint_steps=1, **huge)
+        go_on(shapes, tmp_path / "run", weight_decay=1.0, checkpoint_every_steps=1, **huge)
     assert caught.value.exit_code == 5 and len(str(caught.value).splitlines()) <= 3
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
@@ -169,7 +169,7 @@ def test_weights_that_turn_infinite_are_found_before_they_are_scored(shapes, tmp
     update = Learner._update
     monkeypatch.setattr(Learner, "_update", overflow)
     with pytest.raises(NumericsError, match=r"step 8: .*prototypes.weight; .*\n.*the last checkpoint is step 4"):
-        go_on(shapes, tmp_path / "run", knn_epochs=1)
+        go_on(shapes, tmp_path / "run", knn_every_epochs=1)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004"]
     assert len([line for line in lines(tmp_path / "run") if "knn_top1" in line]) == 1
 

@@ -32,7 +32,9 @@ def shapes(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def wanted(shapes) -> Recipe:
-    return load_recipe("tiny", {"data": str(shapes), "knn_epochs": 0, "queue_length": 0, "queue_start_epoch": 0} | AUTO)
+    return load_recipe(
+        "tiny", {"data": str(shapes), "knn_every_epochs": 0, "queue_length": 0, "queue_start_epoch": 0} | AUTO
+    )
 
 
 @pytest.fixture
@@ -64,8 +66,8 @@ def test_on_another_machine_a_run_keeps_what_it_chose_and_only_the_workers_are_c
 
 
 def test_a_harmless_setting_may_be_given_anew_and_takes_effect(wanted, begun):
-    again = setup.prepare(wanted.model_copy(update={"keep": 9, "workers": 5}), begun, CPU, dry_run=False)
-    assert (again.recipe.keep, again.recipe.workers) == (9, 5)
+    again = setup.prepare(wanted.model_copy(update={"keep_checkpoints": 9, "workers": 5}), begun, CPU, dry_run=False)
+    assert (again.recipe.keep_checkpoints, again.recipe.workers) == (9, 5)
 
 
 def test_a_given_setting_that_differs_is_refused_with_its_difference_before_the_data_is_looked_at(wanted, begun):
@@ -108,7 +110,7 @@ def test_codes_that_are_balanced_per_process_are_named_in_the_output(wanted, tmp
 
 def test_numbers_of_one_are_told_as_such(wanted, tmp_path):
     one = wanted.model_copy(
-        update={"epochs": 1, "warmup_epochs": 1.0, "micro_batch": 1, "batch": 64, "knn_epochs": 1.0}
+        update={"epochs": 1, "warmup_epochs": 1.0, "micro_batch": 1, "batch": 64, "knn_every_epochs": 1.0}
     )
     one = one.model_copy(update={"warmup_epochs": "auto", "queue_length": "auto", "queue_start_epoch": "auto"})
     said = summary.describe(setup.prepare(one, tmp_path, CPU, dry_run=True))
@@ -139,6 +141,6 @@ def test_every_choice_is_told_as_it_would_be_typed(wanted, tmp_path):
 def test_a_half_to_score_that_is_a_link_to_the_training_half_is_refused_and_not_passed_over(shapes, wanted, tmp_path):
     (tmp_path / "train").symlink_to(shapes / "train")
     (tmp_path / "val").symlink_to(tmp_path / "train")
-    linked = wanted.model_copy(update={"data": str(tmp_path), "knn_epochs": 1})
+    linked = wanted.model_copy(update={"data": str(tmp_path), "knn_every_epochs": 1})
     with pytest.raises(DataError, match=r"train: expected other images .*val \(a link\)"):
         setup.prepare(linked, tmp_path / "out", CPU, dry_run=True)

@@ -11,7 +11,6 @@ from swav.data.images import Images
 from swav.data.overlap import refuse_shared
 from swav.data.sources import lists, voc
 from swav.data.sources.decode import printable
-from swav.data.sources.lists import Protocol
 from swav.data.sources.open import labelled_halves
 from swav.errors import DataError
 
@@ -30,15 +29,15 @@ class DataSet(NamedTuple):
 
     Attributes:
         find: opens both halves of it, at ROOT or below, with DataError where there is none; further given the cache folder
-            (None: the user's) and the protocol.
+            (None: the user's), and whether listed images may be missing.
         expected: what is expected where, and how to get it.
     """
 
-    find: Callable[[Path, Path | None, Protocol], Halves]
+    find: Callable[[Path, Path | None, bool], Halves]
     expected: str
 
 
-def labelled(root: Path, cache: Path | None = None, protocol: Protocol = "page") -> Halves:
+def labelled(root: Path, cache: Path | None = None, allow_missing: bool = False) -> Halves:
     """Both halves of ImageNet, or of any other labelled set: folders, a CSV, CIFAR, or ImageNet's flat val/ with lists.
 
     Raises:
@@ -54,7 +53,7 @@ def labelled(root: Path, cache: Path | None = None, protocol: Protocol = "page")
             f"other data sets only ({', '.join(others)})\n{DATASETS['labelled'].expected}"
         )
     if lists.is_flat_imagenet(home):
-        return lists.imagenet_halves(home, cache, protocol)
+        return lists.imagenet_halves(home, cache, allow_missing)
     return labelled_halves(home, cache)
 
 

@@ -1,13 +1,13 @@
 """Data sets that come with lists: Places205, iNaturalist 2018, and ImageNet with a flat val/. Each is two halves with the
 same classes.
 
-Every image of a list must be there; protocol smoke leaves out those that are not, and says so in the note.
+Every image of a list must be there, or those that are not are left out, and the note says so (allow_missing).
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from swav.data.sources.open import listed_half
 from swav.errors import DataError
 from swav.files import visible
 
-Protocol = Literal["page", "smoke"]
 Rows = tuple[list[bytes], list[int]]  # names below the folder of images, and labels
 
 HOW_PLACES205 = (
@@ -41,33 +40,33 @@ def is_flat_imagenet(home: Path) -> bool:
     return not any(entry.is_dir() for entry in visible(home / "val"))
 
 
-def imagenet_halves(root: str | Path, cache: Path | None = None, protocol: Protocol = "page") -> tuple[Images, Images]:
+def imagenet_halves(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> tuple[Images, Images]:
     """Returns (train, val) of ImageNet by meta/train.txt and meta/val.txt: lines of a path below train/ or val/ and a label.
 
     Args, Raises: as places205_halves.
     """
     home = Path(root).expanduser()
     train, val = (_listed(home / "meta" / f"{half}.txt", HOW_IMAGENET) for half in ("train", "val"))
-    return _halves(home, ("train", "val"), train, val, cache, protocol)
+    return _halves(home, ("train", "val"), train, val, cache, allow_missing)
 
 
-def places205_halves(root: str | Path, cache: Path | None = None, protocol: Protocol = "page") -> tuple[Images, Images]:
+def places205_halves(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> tuple[Images, Images]:
     """Returns (train, val) of Places205: images below data/vision/torralba/deeplearning/images256, lists of `path label`.
 
     Args:
         root: Places205 itself, or a folder that holds it under this name.
         cache: folder for the index of headers; None: the user's cache folder.
-        protocol: smoke leaves out listed images that are not there.
+        allow_missing: leave out listed images that are not there.
 
     Raises:
         DataError: there is no such data set, a list is missing or damaged, or a list names a missing image.
     """
     home, _ = _home(root, "Places205", [f"{_PLACES_LISTS}/train_places205.csv"], HOW_PLACES205)
     train, val = (_listed(home / _PLACES_LISTS / f"{half}_places205.csv", HOW_PLACES205) for half in ("train", "val"))
-    return _halves(home, (_PLACES_IMAGES, _PLACES_IMAGES), train, val, cache, protocol)
+    return _halves(home, (_PLACES_IMAGES, _PLACES_IMAGES), train, val, cache, allow_missing)
 
 
-def inat18_halves(root: str | Path, cache: Path | None = None, protocol: Protocol = "page") -> tuple[Images, Images]:
+def inat18_halves(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> tuple[Images, Images]:
     """Returns (train, val) of iNaturalist 2018: images below train_val2018, and train2018.json and val2018.json beside it (or
     in annotations/), or lists of `path label` as meta/train.txt and meta/val.txt.
 
@@ -78,7 +77,7 @@ def inat18_halves(root: str | Path, cache: Path | None = None, protocol: Protoco
     first = home / mark
     read = _listed if first.suffix == ".txt" else read_inat_json
     train, val = (read(first.with_name(first.name.replace("train", half)), HOW_INAT18) for half in ("train", "val"))
-    return _halves(home, (_INAT_IMAGES, _INAT_IMAGES), train, val, cache, protocol)
+    return _halves(home, (_INAT_IMAGES, _INAT_IMAGES), train, val, cache, allow_missing)
 
 
 def read_inat_json(path: Path, how: str = HOW_INAT18) -> Rows:
@@ -141,7 +140,7 @@ def _home(root: str | Path, name: str, marks: Sequence[str], how: str) -> tuple[
 
 
 def _halves(
-    home: Path, folders: tuple[str, str], train: Rows, val: Rows, cache: Path | None, protocol: Protocol
+    home: Path, folders: tuple[str, str], train: Rows, val: Rows, cache: Path | None, allow_missing: bool
 ) -> tuple[Images, Images]:
     numbers = sorted(set(train[1]))
     if odd := sorted(set(val[1]) - set(numbers)):
@@ -158,7 +157,7 @@ def _halves(
             list(map(str, numbers)),
             half=half,
             cache=cache,
-            forgiving=protocol == "smoke",
+            allow_missing=allow_missing,
         )
         for half, folder, (names, labels) in zip(("train", "val"), folders, (train, val), strict=True)
     )

@@ -258,7 +258,7 @@ def listed_half(
     *,
     half: str,
     cache: Path | None,
-    forgiving: bool,
+    allow_missing: bool,
 ) -> Images:
     """A half of a data set whose lists say what belongs to it, as those of VOC, Places205 and iNaturalist do.
 
@@ -266,14 +266,14 @@ def listed_half(
         root: what `names` are relative to.
         labels: of each name.
         half: its name, for messages.
-        forgiving: leave out listed images that are not there, and say so in the note (protocol smoke).
+        allow_missing: leave out listed images that are not there, and say so in the note.
 
     Raises:
         DataError: a listed image is missing, or none can be read.
     """
     where = printable(str(root))
     found, kept = look_up(root, names)
-    if found.bad and (not forgiving or not len(kept)):
+    if found.bad and (not allow_missing or not len(kept)):
         more = f" and {len(found.bad) - 1} more" if len(found.bad) > 1 else ""
         raise DataError(
             f"{where}: expected every image of the list of {half}, found none at {printable(found.bad[0][0])}{more}; "

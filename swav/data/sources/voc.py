@@ -6,7 +6,6 @@ A class is whatever has a list ImageSets/Main/CLASS_{trainval,test}.txt, of an i
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -26,14 +25,14 @@ HOW = (
 
 
 def classification_halves(
-    root: str | Path, cache: Path | None = None, protocol: Literal["page", "smoke"] = "page"
+    root: str | Path, cache: Path | None = None, allow_missing: bool = False
 ) -> tuple[Images, Images]:
     """Returns (trainval, test). Labels are int8 [N, classes]: 1 present, 0 ignored (difficult ones only), -1 absent.
 
     Args:
         root: VOC2007 itself, the VOCdevkit, or a folder that holds it.
         cache: folder for the index of headers; None: the user's cache folder.
-        protocol: smoke leaves out listed images that are not there, and says so in the note; page refuses them.
+        allow_missing: leave out listed images that are not there, and say so in the note; else they are an error.
 
     Raises:
         DataError: there is no such data set, a half or a list is missing, or a list names a missing image.
@@ -53,7 +52,7 @@ def classification_halves(
             f"{printable(str(lists))}: expected the same classes in both halves, found no {odd[0]}_{missing}.txt; "
             "unpack both archives into the same folder"
         )
-    train, score = (_half(home, half, classes[TRAIN], cache, protocol) for half in (TRAIN, SCORE))
+    train, score = (_half(home, half, classes[TRAIN], cache, allow_missing) for half in (TRAIN, SCORE))
     return train, score
 
 
@@ -80,7 +79,7 @@ def _classes(lists: Path, half: str) -> list[str]:
     return sorted(path.name.removesuffix(f"_{half}.txt") for path in visible(lists, f"*_{half}.txt"))
 
 
-def _half(home: Path, half: str, classes: Sequence[str], cache: Path | None, protocol: str) -> Images:
+def _half(home: Path, half: str, classes: Sequence[str], cache: Path | None, allow_missing: bool) -> Images:
     lists = home / "ImageSets" / "Main"
     marks = {name: _marks(lists / f"{name}_{half}.txt") for name in classes}
     ids = sorted(marks[classes[0]])
@@ -98,7 +97,7 @@ def _half(home: Path, half: str, classes: Sequence[str], cache: Path | None, pro
         classes,
         half=half,
         cache=cache,
-        forgiving=protocol == "smoke",
+        allow_missing=allow_missing,
     )
 
 

@@ -72,7 +72,7 @@ def run(task: Task[KnnSettings]) -> list[Score]:
 def _usable(ks: tuple[int, ...], bank: int, protocol: str) -> list[int]:
     """The k that the bank has room for; protocol page insists on all of them."""
     usable = [k for k in ks if k <= bank]
-    if len(usable) < len(ks) and protocol == "page":
+    if len(usable) < len(ks) and protocol == "published":
         raise ConfigError(
             f"knn.k: expected at most {bank} (the images of the bank), found {max(ks)}; use knn.k={usable or [bank]}"
         )

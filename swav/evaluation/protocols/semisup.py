@@ -22,7 +22,6 @@ import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -177,7 +176,7 @@ def share_of_each_class(images: Images, fraction: float, seed: int) -> np.ndarra
     return np.sort(np.concatenate(chosen))
 
 
-def listed(images: Images, path: Path, protocol: Literal["page", "smoke"] | str) -> Images:
+def listed(images: Images, path: Path, protocol: str) -> Images:
     """The images that a list names, one a line: by the path from the data set's root, or by the file's name alone.
 
     Raises:
@@ -194,7 +193,7 @@ def listed(images: Images, path: Path, protocol: Literal["page", "smoke"] | str)
         places.setdefault(os.path.basename(images.name(i)), i)  # noqa: PTH119
     places |= {images.name(i): i for i in range(len(images))}
     missing = [name for name in wanted if name not in places]
-    if not wanted or len(missing) == len(wanted) or (missing and protocol == "page"):
+    if not wanted or len(missing) == len(wanted) or (missing and protocol == "published"):
         found = f"no such image as {printable(missing[0])} ({len(missing)} of {len(wanted)})" if missing else "no line"
         raise DataError(f"{where}: expected names of images of {images.root}, found {found}; mend the list")
     chosen = np.unique([places[name] for name in wanted if name in places])

@@ -57,8 +57,8 @@ def test_a_flat_val_whose_list_names_a_missing_image_is_an_error_and_smoke_leave
     root = flattened(write_imagenet(tmp_path / "imagenet"))
     (root / "val" / "val_00.png").unlink()
     with pytest.raises(DataError, match="val_00"):
-        labelled(root, tmp_path, "page")
-    _, val = labelled(root, tmp_path, "smoke")
+        labelled(root, tmp_path)
+    _, val = labelled(root, tmp_path, True)
     assert len(val) == 3 and "1 listed images are not there" in val.note
 
 
@@ -76,10 +76,10 @@ def test_a_folder_of_other_data_sets_is_not_a_folder_of_classes(tmp_path, other)
 def test_voc_is_found_one_folder_deeper_but_not_guessed_among_two(tmp_path):
     write_shapes(tmp_path / "voc07" / "VOCdevkit", "voc", train=40, val=20, size=16)
     find = DATASETS["voc07"].find
-    assert len(find(tmp_path, tmp_path / "cache", "page")[0]) == 40
+    assert len(find(tmp_path, tmp_path / "cache", False)[0]) == 40
     shutil.copytree(tmp_path / "voc07", tmp_path / "copy")
     with pytest.raises(DataError, match=r"expected one PASCAL VOC 2007 below it, found .*copy.* and .*voc07"):
-        find(tmp_path, tmp_path / "cache", "page")
+        find(tmp_path, tmp_path / "cache", False)
 
 
 def test_every_data_set_says_what_is_expected_where():

@@ -48,7 +48,7 @@ def test_a_missing_image_is_named_and_forgiven_by_smoke_only(drawn):
     with pytest.raises(DataError, match=train.name(3)) as error:
         HALVES[layout](root)
     assert error.value.exit_code == 3
-    fewer, _ = HALVES[layout](root, None, "smoke")
+    fewer, _ = HALVES[layout](root, None, True)
     assert len(fewer) == 19 and "1 listed images are not there" in fewer.note
     assert labels_of(fewer) == [i % 10 for i in range(20) if i != 3]
 

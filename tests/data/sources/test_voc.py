@@ -92,9 +92,9 @@ def test_a_listed_image_that_is_missing_is_refused_or_in_smoke_left_out_and_told
     (home / "JPEGImages/000004.jpg").unlink()
     with pytest.raises(DataError, match="found none at JPEGImages/000004"):
         classification_halves(home)
-    train, test = classification_halves(home, protocol="smoke")
+    train, test = classification_halves(home, allow_missing=True)
     assert (len(train), len(test)) == (11, 8) and "1 listed images are not there" in train.note
-    whole, _ = classification_halves(home.parent, protocol="smoke")
+    whole, _ = classification_halves(home.parent, allow_missing=True)
     assert whole.labels is not None and len(whole.labels) == 11
 
 

@@ -24,10 +24,12 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def task(colours, tmp_path_factory) -> Task[KnnSettings]:
     settings = KnnSettings(size=24, k=(1, 5, 20), workers=0)
-    return Task(load("random:tiny"), *labelled_halves(colours), settings, "page", CPU, tmp_path_factory.mktemp("out"))
+    return Task(
+        load("random:tiny"), *labelled_halves(colours), settings, "published", CPU, tmp_path_factory.mktemp("out")
+    )
 
 
-def with_settings(task, protocol="page", **changed):
+def with_settings(task, protocol="published", **changed):
     return dataclasses.replace(task, protocol=protocol, settings=task.settings.model_copy(update=changed))
 
 

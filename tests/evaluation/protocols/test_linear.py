@@ -52,7 +52,7 @@ def fresh() -> Encoder:
 
 @pytest.fixture
 def task(colours, tmp_path) -> Task[LinearSettings]:
-    return Task(fresh(), *labelled_halves(colours), LinearSettings(**FAST), "page", CPU, tmp_path / "out")
+    return Task(fresh(), *labelled_halves(colours), LinearSettings(**FAST), "published", CPU, tmp_path / "out")
 
 
 def with_settings(task, **changed):
@@ -82,7 +82,7 @@ def flat_colours(folder, count, seed=0):
 def test_the_layer_becomes_scikit_learns_logistic_regression(tmp_path):
     train, score = labelled_halves(flat_colours(tmp_path / "flat", 120))
     settings = LinearSettings(size=8, epochs=16, batch=12, workers=0)
-    task = Task(mean_colour(fresh()), train, score, settings, "page", CPU, tmp_path / "out")
+    task = Task(mean_colour(fresh()), train, score, settings, "published", CPU, tmp_path / "out")
     scores = linear.run(task)
     known, asked = (pooled_features(task.encoder, half, 8, workers=0, device=CPU) for half in (train, score))
     oracle = LogisticRegression(C=1e6, tol=1e-8, max_iter=1000).fit(known.features.numpy(), known.labels.numpy())
@@ -100,7 +100,7 @@ def test_labels_at_random_are_not_learned(tmp_path):
     assert train.labels is not None
     np.random.default_rng(0).shuffle(train.labels)
     settings = LinearSettings(size=8, epochs=5, batch=12, workers=0)
-    task = Task(mean_colour(fresh()), train, score, settings, "page", CPU, tmp_path)
+    task = Task(mean_colour(fresh()), train, score, settings, "published", CPU, tmp_path)
     assert abs(linear.run(task)[0].value - 100 / 3) < 18  # three standard deviations of 60 guesses
 
 

@@ -38,7 +38,7 @@ def fresh(**changed) -> Encoder:
 @pytest.fixture
 def task(colours, tmp_path) -> Task[StagesSettings]:
     settings = StagesSettings(size=32, epochs=3, batch=8, workers=0, steps=(1, 2))
-    return Task(fresh(), *labelled_halves(colours), settings, "page", CPU, tmp_path / "out")
+    return Task(fresh(), *labelled_halves(colours), settings, "published", CPU, tmp_path / "out")
 
 
 def saved(task):

@@ -42,7 +42,7 @@ def test_training_crops_are_windows_of_the_resized_centre_square(tmp_path):
     encoder = Encoder(build_network(recipe), recipe, "random:tiny").requires_grad_(False)
     settings = Places205Settings(size=28, epochs=2, batch=10, workers=0, flip=0.0, steps=(1,))
     halves = places205_halves(tmp_path / "p")
-    task = Task(encoder, *halves, settings, "page", torch.device("cpu"), tmp_path)
+    task = Task(encoder, *halves, settings, "published", torch.device("cpu"), tmp_path)
     where = set()
     options: dict[str, Any] = {
         "rank": 0,

@@ -33,7 +33,7 @@ def fresh() -> Encoder:
 @pytest.fixture
 def task(colours, tmp_path) -> Task[SemisupSettings]:
     settings = SemisupSettings(size=32, epochs=3, batch=4, workers=0, steps=(1, 2), fraction=(0.25, 0.5))
-    return Task(fresh(), *labelled_halves(colours), settings, "page", CPU, tmp_path / "out")
+    return Task(fresh(), *labelled_halves(colours), settings, "published", CPU, tmp_path / "out")
 
 
 def with_settings(task, **changed):
@@ -152,11 +152,11 @@ def test_a_list_names_the_images_and_a_missing_one_is_named(task, tmp_path):
         "9",
         "20",
     ]
-    chosen = semisup.listed(task.train, tmp_path / "list.txt", "page")
+    chosen = semisup.listed(task.train, tmp_path / "list.txt", "published")
     assert [chosen.name(i) for i in range(len(chosen))] == names
     (tmp_path / "list.txt").write_text("\n".join([*names, "n01_none.JPEG"]))
     with pytest.raises(DataError, match=r"n01_none\.JPEG"):
-        semisup.listed(task.train, tmp_path / "list.txt", "page")
+        semisup.listed(task.train, tmp_path / "list.txt", "published")
     assert "1 of them missing" in semisup.listed(task.train, tmp_path / "list.txt", "smoke").note
 
 
