@@ -64,6 +64,24 @@ class Checkpoint:
     path: Path
 
 
+def fingerprint(saved: Checkpoint) -> str:
+    """SHA-256 of a checkpoint's manifest, which holds those of its files."""
+    return hashlib.sha256((saved.path / "manifest.json").read_bytes()).hexdigest()
+
+
+def require_of_pretraining(saved: Checkpoint) -> None:
+    """Refuse a checkpoint of something else, as the state of a benchmark that trains.
+
+    Raises:
+        CheckpointError: what a pre-training run writes into its state is not there.
+    """
+    if lacking := [key for key in ("recipe", "num_images") if key not in saved.state]:
+        raise CheckpointError(
+            f"{saved.path}: expected a checkpoint of a pre-training run, found another's, perhaps a benchmark's "
+            f"(no {lacking[0]} in state.json); name the run's folder"
+        )
+
+
 def save(
     folder: Path,
     step: int,

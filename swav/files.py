@@ -239,7 +239,8 @@ class FileLock(contextlib.AbstractContextManager["FileLock"]):
 
     Raises:
         BlockingIOError: another process holds the lock, and `waiting_for` is None; its text names the owner.
-        OSError: the lock file cannot be made.
+        EnvironmentError_: the lock file of one that is waited for cannot be made.
+        OSError: another one's cannot, or the disk is full.
         RuntimeError: a lock that is waited for is asked for while this process holds one (a fault of the caller).
     """
 
@@ -250,8 +251,15 @@ class FileLock(contextlib.AbstractContextManager["FileLock"]):
     def __enter__(self) -> "FileLock":
         if self.waiting_for is not None and _waited_for:
             raise RuntimeError(f"{self.path}: this process already holds {', '.join(map(str, _waited_for))}")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+", encoding="utf-8", errors="replace")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+", encoding="utf-8", errors="replace")
+        except OSError as error:
+            if self.waiting_for is None or error.errno in DISK_IS_FULL:
+                raise
+            raise EnvironmentError_(
+                f"{self.path}: cannot be written ({error.strerror}); choose an --out that can"
+            ) from None
         try:
             self._acquire(self._file)
         except BaseException:

@@ -3,8 +3,12 @@
 import contextlib
 import io
 import os
+import select
+import stat
 import sys
 from typing import Any
+
+PATIENCE_SECONDS = 10.0  # for a reader that is slow; one that has stopped (Ctrl-S, a pager) must not stop the work
 
 
 class TolerantFile(io.RawIOBase):
@@ -16,6 +20,8 @@ class TolerantFile(io.RawIOBase):
     def __init__(self, descriptor: int):
         super().__init__()
         self.descriptor = descriptor  # not closed with this object
+        self._waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)  # for a reader, who may have stopped reading
+        self._patience = PATIENCE_SECONDS
 
     def writable(self) -> bool:
         return True
@@ -30,9 +36,20 @@ class TolerantFile(io.RawIOBase):
         rest = memoryview(data).cast("B")
         size = len(rest)
         with contextlib.suppress(OSError):
-            while rest:
-                rest = rest[os.write(self.descriptor, rest) :]
+            while rest and self._takes_more():
+                with contextlib.suppress(BlockingIOError):
+                    rest = rest[os.write(self.descriptor, rest[: select.PIPE_BUF] if self._waits else rest) :]
         return size
+
+    def _takes_more(self) -> bool:
+        """Whether something can be written without waiting long; once it could not, without waiting at all."""
+        if not self._waits:
+            return True
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLOUT)
+        ready = bool(poll.poll(1000 * self._patience))
+        self._patience = PATIENCE_SECONDS if ready else 0.0
+        return ready
 
 
 def tolerant(stream: Any) -> Any:
@@ -48,7 +65,7 @@ def tolerant(stream: Any) -> Any:
     # TextIOWrapper writes to a raw file as well as to a buffer, which python -u relies on too.
     buffer: Any = raw if at_once else io.BufferedWriter(raw)
     lines = bool(getattr(stream, "line_buffering", False))
-    return io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=lines, write_through=at_once)
+    return io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=lines, write_through=at_once)
 
 
 def protect_output() -> None:

@@ -38,6 +38,10 @@ class Log:
         self._guard = FolderGuard(out)
         self.check_folder()
         self.bad = self._known_bad()
+        self._earlier, self._again = (
+            set(self.bad),
+            set[str](),
+        )  # of earlier commands, and those of them that still are bad
         self.unlisted: list[tuple[str, str]] = []
         self.recent: list[dict[str, Any]] = read_if_possible(self.metrics_path) if dist.rank() == 0 else []
         self.board: Any = None
@@ -73,7 +77,8 @@ class Log:
         return {name for name in names if isinstance(name, str)}
 
     def add_bad(self, found: Sequence[tuple[str, str]]) -> int:
-        """Lists files not listed yet (other processes write here too); returns how many are listed."""
+        """Lists files not listed yet (other processes write here too); returns how many this command found unreadable: files
+        that an earlier one could not read may be back."""
         new = [(name, reason) for name, reason in found if name not in self.bad]
         if new:
             self.bad |= self._known_bad()
@@ -85,7 +90,8 @@ class Log:
             self.check_folder()
         while self.unlisted and append(self.bad_path, dict(zip(("file", "reason"), self.unlisted[0], strict=True))):
             del self.unlisted[0]
-        return len(self.bad)
+        self._again |= {name for name, _ in found if name in self._earlier}
+        return len(self.bad - self._earlier) + len(self._again)
 
     def close(self) -> None:
         with not_essential(f"{self.metrics_path.parent}/tensorboard"):

@@ -235,6 +235,7 @@ def state(run: Run, best: tuple[int, float] | None) -> dict[str, Any]:
         "settings_hash": settings_hash(run.recipe),
         "data_fingerprint": run.images.fingerprint,
         "num_images": len(run.images),
+        "pixels": run.images.content_fingerprint if run.images.packed else None,  # their names and sizes say nothing
         "world_size": dist.world_size(),
         "versions": versions(),
         "best_step": best[0] if best else None,
@@ -326,7 +327,12 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
             _begin(run, config)
         return None
     saved = checkpoint.read(path)
-    if saved.state["data_fingerprint"] != run.images.fingerprint:  # first: other images give other derived settings
+    checkpoint.require_of_pretraining(saved)
+    pixels = saved.state.get("pixels") if run.images.packed else None
+    others = pixels is not None and pixels != run.images.content_fingerprint
+    if (
+        others or saved.state["data_fingerprint"] != run.images.fingerprint
+    ):  # first: other images give other derived settings
         raise ConfigError(
             f"{run.recipe.data}: expected the {saved.state['num_images']} images that the run in {run.out} began with, "
             f"found {len(run.images)} or others; put them back, or use another --out"
@@ -387,8 +393,15 @@ def _repair(run: Run, settings: Recipe, step: int) -> None:
 
 def _begin(run: Run, config: Path) -> None:
     """Makes the folder ready for a run from its first step. What an earlier one without a checkpoint logged is set aside."""
-    (run.out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     metrics = run.out / "metrics.jsonl"
+    if not (run.out / CHECKPOINTS).is_dir():  # it is no run's folder yet
+        names = (CONFIG, "metrics.jsonl", "bad_files.jsonl", roster.FILE)
+        if others := [name for name in names if (run.out / name).exists()]:
+            raise ConfigError(
+                f"{run.out}: expected a new folder or a run's, found {others[0]} without {CHECKPOINTS}/, perhaps a file of yours; "
+                "use another --out, or move it away"
+            )
+    (run.out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     if metrics.exists() and metrics.stat().st_size:
         metrics.replace(run.out / "metrics.before.jsonl")
         say(f"{run.out}: holds a log but no checkpoint; begins anew, the old log is metrics.before.jsonl")

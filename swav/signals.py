@@ -139,7 +139,10 @@ class StopRequest:
 
     def message(self) -> str:
         """What happened, for an end at once or at the end of a part."""
-        by = "interrupted" if self.signal == signal.SIGINT else f"stopped by {signal.Signals(self.signal or 0).name}"
+        if self.signal is None:
+            by = "stopped by a signal to another process"
+        else:
+            by = "interrupted" if self.signal == signal.SIGINT else f"stopped by {signal.Signals(self.signal).name}"
         if self.saved:
             return f"{by}; what is finished is saved, the same command continues from there"
         return f"{by}; nothing was saved yet, and nothing of before is lost"

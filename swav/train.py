@@ -18,6 +18,7 @@ from swav.data.loader import Loader
 from swav.errors import DataError, EnvironmentError_, NumericsError, Stopped
 from swav.exported import FOLDER, how_to_use
 from swav.files import not_essential, write_text_durably
+from swav.jsonl import read_if_possible
 from swav.learner import Learner
 from swav.monitor import STEP_VALUES, Monitor, Watch, verdict
 from swav.network.export import export_backbone, export_missing
@@ -71,6 +72,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         own_view = {"images": run.images.fingerprint, "steps": run.total_steps, "data": seen(run.images, wanted.seed)}
         require_agreement(shared_settings(run.recipe) | own_view)
         start = weights_to_start_from(run.recipe, out)
+        require_agreement({f"init={run.recipe.init}": start.sha256 if start is not None else None})
         if dry_run:
             scored = sum(map(len, run.labelled)) if run.labelled else 0
             say("trying some steps, to estimate time and memory")
@@ -90,6 +92,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         monitor = Monitor(sum(run.recipe.prototype_heads), run.recipe.head_dim, device)
         start_step, best = 0, None
         saved = resume(run)
+        require_agreement({"checkpoint": None if saved is None else checkpoint.fingerprint(saved)})
         seed_process(run.recipe.seed, saved.step if saved else 0, dist.rank())
         if saved is not None:
             own = own_share(saved)
@@ -98,6 +101,8 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
             start_step = saved.step
             best = None if saved.state["best_step"] is None else (saved.state["best_step"], saved.state["best_knn"])
         unscored = saved is not None and bool(saved.state.get("unscored"))
+        if unscored and (top1 := dist.on_first(lambda: _scored_late(out, start_step))) is not None:
+            unscored, best = False, best if best is not None and best[1] >= top1 else (start_step, top1)
         if start_step == run.total_steps and not unscored:
             say(f"{out}: finished at step {start_step}; nothing to do")
             exported = dist.on_first(lambda: export_missing(out, start_step))
@@ -186,15 +191,16 @@ def _loop(
         if too_bad:
             raise DataError(
                 f"more than {allowed_bad} unreadable images (max_bad={recipe.max_bad}), see {run.out}/bad_files.jsonl\n"
-                "raise max_bad=X and the same command goes on; or begin again without these files, in another --out"
+                "put them back or raise max_bad=X, and the same command goes on; or begin again without them, in another --out"
             )
         return bool(due) and step >= saved_at, round(asked)  # not what was due before the last save
 
     try:
         if unscored:
             best, stop_code = _evaluate(run, learner, done, best, log, progress, stop)
-            if stop_code:
-                raise Stopped(stop.message(), stop_code)
+            if stop_code:  # nothing was saved by this command; of several processes the largest code is that of all
+                code, message = max(dist.gather_objects((stop.final_code, stop.message())))
+                raise Stopped(message, code or stop_code)
             unscored = False
         for batch in loader:
             bad_count = log.add_bad(batch.unreadable)
@@ -261,6 +267,12 @@ def _loop(
             with not_essential(f"{run.out}/report.html"):
                 say(f"report: {write_report(run.out)}")
     say(how_to_use(exported, run.out / FOLDER))
+
+
+def _scored_late(out: Path, step: int) -> float | None:
+    """The top-1 of a last step that an earlier command scored after its checkpoint was saved."""
+    found = [line.get("knn_top1") for line in read_if_possible(out / "metrics.jsonl") if line.get("step") == step]
+    return next((float(top1) for top1 in found if isinstance(top1, int | float)), None)
 
 
 def _evaluate(

@@ -192,6 +192,19 @@ def test_a_bad_file_that_could_not_be_listed_counts_and_is_listed_later(tmp_path
     assert [line["file"] for line in jsonl.read_lines(tmp_path / "bad_files.jsonl").values] == ["a", "b", "c"]
 
 
+def test_files_that_are_back_do_not_count_as_unreadable(tmp_path):
+    first = record.Log(tmp_path)
+    assert first.add_bad([("a", "gone"), ("b", "gone"), ("c", "gone")]) == 3
+    later = record.Log(tmp_path)
+    assert (
+        later.add_bad([]) == 0
+        and later.add_bad([("b", "gone"), ("d", "cut")]) == 2
+        and later.add_bad([("b", "gone")]) == 2
+    )
+    names = [line["file"] for line in jsonl.read_lines(tmp_path / "bad_files.jsonl").values]
+    assert names == ["a", "b", "c", "d"]
+
+
 def test_a_full_disk_under_a_checkpoint_is_exit_4(shapes, tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")

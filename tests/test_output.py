@@ -3,6 +3,7 @@
 Run: pytest tests/test_output.py
 """
 
+import contextlib
 import errno
 import io
 import os
@@ -44,6 +45,24 @@ PRINTS: dict[str, Callable[[], None]] = {
 
 
 @pytest.mark.parametrize("name", PRINTS)
+def test_a_reader_that_has_stopped_reading_does_not_stop_the_work(monkeypatch):
+    monkeypatch.setattr(output, "PATIENCE_SECONDS", 0.05)
+    reader, writer = os.pipe()
+    stream = output.TolerantFile(writer)
+    line = b"x" * 4096
+    for _ in range(100):  # a pipe holds 64 KB
+        assert stream.write(line) == len(line)
+    held = 0
+    os.set_blocking(reader, False)
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(reader, 1 << 20):
+            held += len(part)
+    assert 0 < held < 100 * len(line)
+    assert stream.write(b"again") == 5 and os.read(reader, 10) == b"again"
+    os.close(reader)
+    os.close(writer)
+
+
 def test_called_from_a_program_whose_terminal_is_gone_nothing_that_we_print_raises(monkeypatch, name):
     monkeypatch.setattr(sys, "stderr", Lost())
     PRINTS[name]()

@@ -303,6 +303,7 @@ def test_a_timed_checkpoint_is_saved_once(shapes, tmp_path, monkeypatch):
 def test_a_run_without_a_checkpoint_begins_anew_and_keeps_the_old_log(shapes, tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
+    (run / "checkpoints").mkdir()
     (run / "config.yaml").write_text("epochs: 99\n")
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
     (run / "bad_files.jsonl").write_text('{"file": "gone.png", "reason": "cut"}\n')
@@ -310,6 +311,14 @@ def test_a_run_without_a_checkpoint_begins_anew_and_keeps_the_old_log(shapes, tm
     assert "begins anew" in capsys.readouterr().err
     assert (run / "metrics.before.jsonl").read_text() == '{"step": 1}\n'
     assert not (run / "bad_files.jsonl").exists() and lines(run)[-1]["step"] == 12
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "images.npz", "metrics.jsonl", "bad_files.jsonl"])
+def test_files_of_a_users_own_are_not_overwritten(shapes, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=rf"found {name} without checkpoints/.*use another --out"):
+        train.pretrain("tiny", tmp_path, **SMALL | {"data": str(shapes)})
+    assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "checkpoints").exists()
 
 
 def test_a_dry_run_prints_every_resolved_setting(shapes, tmp_path, capsys, monkeypatch):

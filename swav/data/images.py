@@ -26,8 +26,6 @@ from numpy.typing import NDArray
 from swav.data import cifar
 from swav.data.decode import Unreadable, decode, decode_as_pillow, printable, read_file
 from swav.data.find import (
-    IMAGE_EXTENSIONS,
-    NOT_READ,
     SCORE_SPLITS,
     TRAIN_SPLITS,
     Found,
@@ -35,6 +33,7 @@ from swav.data.find import (
     Names,
     look_up,
     may_hold_images,
+    nothing_readable,
     path_of,
     read_list,
     walk,
@@ -63,6 +62,7 @@ class Images:
         gone: (name, reason) of images of a run that were there when it began and cannot be read now; they are in the sequence.
         others: how many files were passed over, by extension.
         note: what was chosen, in words.
+        left_out: which folders of runs were passed over, as the end of a sentence; empty if none.
         inodes: device and inode of each image's file [N, 2], or None where that is not known.
         as_pillow: read damaged images as far as Pillow does, and note their names in `damaged`; else they are unreadable.
     """
@@ -80,12 +80,14 @@ class Images:
         note: str = "",
         pixels: UInt8[np.ndarray, "N S S 3"] | None = None,
         inodes: UInt64[np.ndarray, "N 2"] | None = None,
+        left_out: str = "",
         as_pillow: bool = False,
         damaged: set[str] | None = None,
     ):
         self.root, self.rows, self.labels, self.classes = root, rows, labels, classes
         self.inodes, self.as_pillow, self.damaged = inodes, as_pillow, set[str]() if damaged is None else damaged
         self.bad, self.others, self.note = list(bad), dict(others or {}), note
+        self.left_out = left_out
         self.gone: list[tuple[str, str]] = []
         self._names, self._pixels = Names(names), pixels
 
@@ -131,6 +133,13 @@ class Images:
         return digest.hexdigest()
 
     @functools.cached_property
+    def content_fingerprint(self) -> str:
+        """SHA-256 of names, sizes, and times of change or, in memory, pixels: what is computed from images is kept under it."""
+        digest = hashlib.sha256(self.fingerprint.encode())
+        digest.update(self.rows["time"].tobytes() if self._pixels is None else np.ascontiguousarray(self._pixels).data)
+        return digest.hexdigest()
+
+    @functools.cached_property
     def labels_fingerprint(self) -> str:
         """SHA-256 over labels and classes, which the fingerprint leaves out: the data of who learns from labels."""
         digest = hashlib.sha256(b"" if self.labels is None else self.labels.tobytes())
@@ -150,6 +159,7 @@ class Images:
             note=self.note if note is None else note,
             pixels=None if self._pixels is None else self._pixels[chosen],
             inodes=None if self.inodes is None else self.inodes[chosen],
+            left_out=self.left_out,
             as_pillow=self.as_pillow,
             damaged=self.damaged,
         )
@@ -183,7 +193,7 @@ def open_images(
         return labelled_halves(path, cache, progress)[1]
     images = _open(layout, half, cache, progress)
     if not len(images):
-        raise DataError(_nothing_readable(_home(layout, half), images))
+        raise DataError(nothing_readable(_home(layout, half), images.bad, images.others, images.left_out))
     return images
 
 
@@ -360,6 +370,7 @@ def _checked(
         others=found.others,
         note=note,
         inodes=found.inodes[good],
+        left_out=found.left_out,
     )
 
 
@@ -437,7 +448,8 @@ def _joined(parts: list[Images]) -> Images:
         classes=classes,
         bad=[entry for part in parts for entry in part.bad],
         others=sum((Counter(part.others) for part in parts), Counter()),
-        note=" and ".join(part.note.partition(" (")[0] for part in parts),
+        note=" and ".join(part.note.partition(" (")[0] for part in parts) + parts[0].left_out,
+        left_out=parts[0].left_out,
         pixels=np.concatenate(pixels) if pixels else None,
     )
 
@@ -455,8 +467,10 @@ def _drawn_halves(images: Images) -> tuple[Images, Images]:
         )
     where = printable(str(images.root))
     return (
-        images.select(np.flatnonzero(~scored), f"80 % of {where} (drawn per class, seed {SPLIT_SEED})"),
-        images.select(np.flatnonzero(scored), f"20 % of {where} (drawn per class, seed {SPLIT_SEED})"),
+        images.select(
+            np.flatnonzero(~scored), f"80 % of {where} (drawn per class, seed {SPLIT_SEED}){images.left_out}"
+        ),
+        images.select(np.flatnonzero(scored), f"20 % of {where} (drawn per class, seed {SPLIT_SEED}){images.left_out}"),
     )
 
 
@@ -484,16 +498,3 @@ def _home(layout: Layout, half: Half) -> str:
     if layout.kind != "halves" or half == "all":
         return printable(str(layout.root))
     return printable(str(layout.root / ("train" if half == "train" else layout.score)))
-
-
-def _nothing_readable(where: str, images: Images) -> str:
-    if images.bad:
-        name, reason = images.bad[0]
-        return f"{where}: expected images, found {len(images.bad)} files of which none is readable; {printable(name)}: {reason}"
-    others = sorted(images.others.items(), key=lambda item: (-item[1], item[0]))
-    if not others:
-        return f"{where}: expected images, found no file; check the path"
-    seen = ", ".join(f"{count} {printable(extension) or 'without extension'}" for extension, count in others[:5])
-    advice = "; ".join(dict.fromkeys(f"{NOT_READ[ext]} {ext}" for ext, _ in others if ext in NOT_READ))
-    known = " ".join(sorted(extension.decode() for extension in IMAGE_EXTENSIONS))
-    return f"{where}: expected images ({known}), found only {seen}" + (f"; {advice}" if advice else "")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from swav import checkpoint, dist, signals
+from swav.agreement import require_agreement
 from swav.config import Crop, Recipe
 from swav.data.images import Images
 from swav.data.loader import Batch, Loader
@@ -170,6 +171,12 @@ def train(task: Task[Any], train: Images, course: Course) -> Outcome:
         CheckpointError: there is saved state, and none of it verifies, or it is of another training.
         Stopped: a signal asked for an end.
     """
+    seen = [
+        train.fingerprint,
+        train.labels_fingerprint,
+        task.score.fingerprint,
+    ]  # a list may be another on each machine
+    require_agreement({f"images of {course.label}": seen})
     with _the_only_one(course):
         return _train(task, train, course)
 
@@ -247,7 +254,7 @@ def _resumed(course: Course) -> tuple[list[dict[str, Any]], set[str], Damaged]:
     """Brings model and optimiser to what an earlier sitting left. Returns its line per finished epoch, and the names of
     the images that could not be decoded in them; and of damaged ones to train on and to score.
     """
-    path = checkpoint.newest(course.folder / "checkpoints")
+    path = dist.on_first(lambda: checkpoint.newest(course.folder / "checkpoints"))
     if path is None:
         return [], set(), ([], [])
     saved = checkpoint.read(path)

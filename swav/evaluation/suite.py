@@ -119,7 +119,7 @@ def bench(
         chosen, absent = dist.on_first(lambda: _possible(tasks, everything))
         tasks, absent = [tasks[i] for i in chosen], [*missing, *absent]
         if dist.rank() == 0:
-            _announce(encoders, [name for name in runs if len(runs[name]) < suite.seeds])
+            _announce(encoders, halves, [name for name in runs if len(runs[name]) < suite.seeds])
         if dry_run:
             return _foretold(tasks, absent, out)
         if dist.rank() == 0:
@@ -153,11 +153,13 @@ def _shared_settings(
     return suite.model_dump(mode="json") | of_benches | dict(options)
 
 
-def _announce(encoders: Sequence[Encoder], fixed: Sequence[str]) -> None:
-    """Says how weight files were read, and which benchmarks draw nothing that another seed could change."""
+def _announce(encoders: Sequence[Encoder], halves: Mapping[str, Halves], fixed: Sequence[str]) -> None:
+    """Says how weight files were read, what was left out of the data, and which benchmarks no other seed would change."""
     for network in encoders:
         if network.story:
             say(network.story)
+    for note in dict.fromkeys(half.note for both in halves.values() for half in both if half.left_out):
+        say(f"data: {note}")
     if fixed:
         say(f"run once, as no seed makes a difference: {', '.join(fixed)}")
 

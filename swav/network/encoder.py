@@ -147,6 +147,7 @@ def load(weights: str | Path, **options: Any) -> Encoder:
         return _frozen(_exported(source))
     path = _checkpoint_folder(source)
     saved = checkpoint.read(path)
+    checkpoint.require_of_pretraining(saved)
     recipe = validated(Recipe, saved.state["recipe"], f"{path.name}/state.json")
     network = build_network(recipe)
     require_same_form(f"{path}/model.safetensors", saved.model, network.state_dict())
@@ -178,6 +179,7 @@ def _exported(source: str) -> Encoder:
             f"{source}: its tensors do not fit the {recipe.backbone} that it describes; export it again"
         )
     tensors = file.tensors(file.tree)
+    require_same_form(source, tensors, model.state_dict())
     require_sound(source, tensors)
     model.load_state_dict(tensors)
     network = SwavNetwork(trunk, hidden=1, dim=1, prototypes=1)

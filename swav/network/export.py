@@ -16,8 +16,8 @@ from torch import Tensor
 from swav import checkpoint
 from swav.config import TIMM, Recipe, validated
 from swav.errors import CheckpointError, EnvironmentError_
-from swav.exported import CODE, FOLDER, WEIGHTS, fits_torchvision, is_timms, metadata, read_description
-from swav.files import remove_leftovers, replaced_durably, write_text_durably
+from swav.exported import CODE, FOLDER, FORMAT, WEIGHTS, fits_torchvision, is_timms, metadata, read_description
+from swav.files import remove_leftovers, replaced_durably, warn, write_text_durably
 from swav.network import resnet
 from swav.network.trunk import timm_options
 
@@ -38,6 +38,9 @@ def export_missing(out: Path, step: int) -> dict[str, Any] | None:
     """
     folder = out / FOLDER
     there = read_description(folder / WEIGHTS)
+    if there is not None and there["format"] != FORMAT:
+        warn(f"{folder / WEIGHTS}: of format {there['format']}, of a newer swav; left as it is")
+        return None
     if there is not None and there["step"] == step and (_needs_no_code(there) or (folder / CODE).is_file()):
         return None
     return export_backbone(out)

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from swav.errors import DataError, EnvironmentError_, NumericsError
-from swav.files import FileLock, remove_leftovers, write_text_durably
+from swav.errors import DataError, EnvironmentError_, NumericsError, counted
+from swav.files import FileLock, remove_leftovers, warn, write_text_durably
 
 FILE = "results.json"
 Json = Mapping[str, Any]
@@ -129,7 +129,15 @@ def results_lock(folder: Path) -> Iterator[None]:
 
 
 def _merged(before: Json, new: list[dict[str, Any]], not_run: Iterable[NotRun]) -> dict[str, Any]:
-    rows = {_key(row): row for row in [*before["results"], *new]}
+    now = {(row["bench"], row["weights"], row["protocol"]): row["weights_sha256"] for row in new}
+    kept = []
+    for row in before["results"]:
+        sha = now.get((row["bench"], row["weights"], row["protocol"]))
+        if sha is None or sha == row.get("weights_sha256"):
+            kept.append(row)
+    if dropped := len(before["results"]) - len(kept):
+        warn(f"{FILE}: {counted(dropped, 'row')} of earlier weights of the same name replaced: no mean mixes the two")
+    rows = {_key(row): row for row in [*kept, *new]}
     missing = {_lack(row): row for row in [*before["not_run"], *map(_told, not_run)]}
     done = {
         (row["bench"], metric, weights)

@@ -4,6 +4,7 @@ Run: pytest tests/data/test_workers.py
 """
 
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
@@ -81,6 +82,30 @@ def test_where_none_starts_the_error_says_so_and_no_process_is_left(monkeypatch)
     with pytest.raises(EnvironmentError_, match=r"did not start within .* 3 times; use fewer workers=N"):
         Workers(double, 1, ADVICE)
     assert not children()
+
+
+@only_where_workers_are_forked
+def test_a_fork_that_the_system_refuses_leaves_no_worker(monkeypatch):
+    fork, calls = os.fork, []
+
+    def refuse_the_third():
+        calls.append(1)
+        if len(calls) == 3:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return fork()
+
+    monkeypatch.setattr(os, "fork", refuse_the_third)
+    with pytest.raises(EnvironmentError_, match=r"cannot be started \(.*unavailable\); use fewer workers=N"):
+        Workers(double, 4, ADVICE)
+    assert len(calls) == 3 and not children()
+
+
+def test_no_memory_in_a_worker_is_an_error_of_the_machine():
+    def hungry(_):
+        raise MemoryError
+
+    with Workers(hungry, 1, ADVICE) as workers, pytest.raises(EnvironmentError_, match="not enough memory in a loader"):
+        list(workers.map([1]))
 
 
 @only_where_workers_are_forked

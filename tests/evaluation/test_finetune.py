@@ -107,6 +107,13 @@ def test_the_state_belongs_to_settings_weights_and_images_and_not_to_workers(tas
     assert finetune.state_folder(task, "x", task.train, 0.01) != finetune.state_folder(task, "x", task.train, 0.1)
 
 
+def test_images_changed_in_place_begin_a_state_of_their_own(task):
+    before = finetune.state_folder(task, "x", task.train)
+    changed = task.train.select(range(len(task.train)))
+    changed.rows["time"][0] += 1
+    assert finetune.state_folder(dataclasses.replace(task, train=changed), "x", task.train) != before
+
+
 def test_a_state_of_the_loop_that_dropped_partial_batches_is_not_gone_on_from(task, monkeypatch):
     now = finetune.state_folder(task, "x", task.train)
     assert now.name != task.identity(task.train.fingerprint)[1]  # its name until then
