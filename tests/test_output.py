@@ -44,7 +44,6 @@ PRINTS: dict[str, Callable[[], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", PRINTS)
 def test_a_reader_that_has_stopped_reading_does_not_stop_the_work(monkeypatch):
     monkeypatch.setattr(output, "PATIENCE_SECONDS", 0.05)
     reader, writer = os.pipe()
@@ -63,6 +62,7 @@ def test_a_reader_that_has_stopped_reading_does_not_stop_the_work(monkeypatch):
     os.close(writer)
 
 
+@pytest.mark.parametrize("name", PRINTS)
 def test_called_from_a_program_whose_terminal_is_gone_nothing_that_we_print_raises(monkeypatch, name):
     monkeypatch.setattr(sys, "stderr", Lost())
     PRINTS[name]()
