@@ -185,7 +185,7 @@ def _together(work: Callable[[], Result], folder: Path, needed: int, temporary: 
 
 def _begin(folder: Path, place: Path) -> Path | None:
     """Makes the temporary folder; None if the checkpoint is there already and verifies."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # the run's own folder is there, or was removed
     sweep(folder)
     if place.exists() and damage(place) is None:
         return None

@@ -35,6 +35,7 @@ RESNETS = ("resnet18", "resnet34", "resnet50")
 TIMM = "timm:"  # before the name of one of timm's models
 Stem = Literal["imagenet", "half", "small"]
 OptimizerName = Literal["larc", "lars", "adam", "adamw"]
+CHECKSUM = "# sha256 of all above: "
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
 
 # Below this the float32 scores themselves are too coarse: the rounding of a cosine (6e-8) over epsilon no longer is
@@ -437,6 +438,28 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
 def to_yaml(recipe: Settings) -> str:
     """Every setting, one a line; `read_yaml` gives the same settings back."""
     return "".join(f"{key}: {_yaml_value(value)}\n" for key, value in recipe.model_dump(mode="json").items())
+
+
+def checked_yaml(recipe: Settings) -> str:
+    """As to_yaml, with a last line by which `verified_yaml` finds out that all is as it was written."""
+    text = to_yaml(recipe)
+    return f"{text}{CHECKSUM}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def verified_yaml(text: str) -> str:
+    """The settings in a file that `checked_yaml` wrote, or `to_yaml` in versions before it.
+
+    Raises:
+        ValueError: it is cut off, damaged or edited.
+    """
+    if not text.endswith("\n"):
+        raise ValueError("it ends in the middle of a line" if text else "it is empty")
+    settings, found, checksum = text.rpartition(CHECKSUM)
+    if not found and f"\n{list(Recipe.model_fields)[-1]}:" not in text:
+        raise ValueError("its end is missing")
+    if found and checksum != hashlib.sha256(settings.encode()).hexdigest() + "\n":
+        raise ValueError("its checksum differs: it was damaged or edited")
+    return settings if found else text
 
 
 def _yaml_value(value: Any) -> str:

@@ -125,7 +125,7 @@ def cached_features(
     found = _there(work, kinds)
     if found is None:
         owner = f"the features of {encoder.name} in {folder}"
-        with environment_errors(), FileLock(folder / ".lock", waiting_for=owner, say=progress.say):
+        with environment_errors(), FileLock(folder / ".lock", owner, progress.say, base=out):
             found = _there(work, kinds) or _computed(work, kinds)
     arrays, noted = found
     progress.update(min(base + len(images), total))

@@ -11,7 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from swav import checkpoint, dist, jsonl, output, probe
-from swav.config import AUTO, HARMLESS, RESNETS, Recipe, settings_diff, settings_hash, to_yaml, validated
+from swav.config import (
+    AUTO,
+    HARMLESS,
+    RESNETS,
+    Recipe,
+    checked_yaml,
+    settings_diff,
+    settings_hash,
+    validated,
+    verified_yaml,
+)
 from swav.data import roster
 from swav.data.images import Images, labelled_halves, open_images
 from swav.data.sample import is_grey, short_side
@@ -148,12 +158,10 @@ def _read_settings(config: Path) -> Recipe:
     """Settings as a run wrote them.
 
     Raises:
-        OSError, ValueError: there are none, or not all of them: a run's file is never empty and ends with its last line.
+        OSError, ValueError: there are none, or they are not as they were written.
         ConfigError: they are no settings.
     """
-    text = config.read_text(encoding="utf-8")
-    if not text.endswith("\n"):
-        raise ValueError("it ends in the middle of a line" if text else "it is empty")
+    text = verified_yaml(config.read_text(encoding="utf-8"))
     return validated(Recipe, read_yaml(text, config.name), config.name)
 
 
@@ -330,9 +338,8 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
     checkpoint.require_of_pretraining(saved)
     pixels = saved.state.get("pixels") if run.images.packed else None
     others = pixels is not None and pixels != run.images.content_fingerprint
-    if (
-        others or saved.state["data_fingerprint"] != run.images.fingerprint
-    ):  # first: other images give other derived settings
+    # First: other images give other derived settings.
+    if others or saved.state["data_fingerprint"] != run.images.fingerprint:
         raise ConfigError(
             f"{run.recipe.data}: expected the {saved.state['num_images']} images that the run in {run.out} began with, "
             f"found {len(run.images)} or others; put them back, or use another --out"
@@ -388,7 +395,7 @@ def _repair(run: Run, settings: Recipe, step: int) -> None:
         _read_settings(out / CONFIG)
     except (OSError, ValueError):
         with not_essential(f"{out}/config.yaml"):
-            write_text_durably(out / CONFIG, to_yaml(settings))
+            write_text_durably(out / CONFIG, checked_yaml(settings))
 
 
 def _begin(run: Run, config: Path) -> None:
@@ -401,11 +408,11 @@ def _begin(run: Run, config: Path) -> None:
                 f"{run.out}: expected a new folder or a run's, found {others[0]} without {CHECKPOINTS}/, perhaps a file of yours; "
                 "use another --out, or move it away"
             )
-    (run.out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    (run.out / CHECKPOINTS).mkdir(exist_ok=True)
     if metrics.exists() and metrics.stat().st_size:
         metrics.replace(run.out / "metrics.before.jsonl")
         say(f"{run.out}: holds a log but no checkpoint; begins anew, the old log is metrics.before.jsonl")
-    write_text_durably(config, to_yaml(run.recipe))
+    write_text_durably(config, checked_yaml(run.recipe))
     roster.write_roster(run.out / roster.FILE, run.images)
     write_text_durably(metrics, "")
     (run.out / "bad_files.jsonl").unlink(missing_ok=True)

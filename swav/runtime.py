@@ -51,8 +51,8 @@ def environment_errors(
         memory_advice: what to do where memory is lacking. (Inside another one the inner one's advice is given.)
 
     Raises:
-        EnvironmentError_: in place of OSError (no space, quota, size limit and whatever else the system refuses), MemoryError, torch.OutOfMemoryError and the
-            RuntimeError of torch's allocator on a CPU.
+        EnvironmentError_: in place of OSError (of the system), MemoryError, torch.OutOfMemoryError and the RuntimeError of
+            torch's allocator on a CPU.
     """
     try:
         yield
@@ -67,7 +67,7 @@ def environment_errors(
             raise
         if error.errno not in DISK_IS_FULL:
             raise EnvironmentError_(
-                f"{error.filename or 'a file'}: {error.strerror}; what was saved is untouched"
+                f"{error.filename or 'a file'}: {error.strerror}; look at the disk and --out, then give the same command again"
             ) from error
         raise EnvironmentError_(
             f"{error.filename or 'a file'}: the disk is full or a limit is reached ({error.strerror})\n"

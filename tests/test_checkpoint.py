@@ -72,6 +72,8 @@ def test_what_was_saved_is_read_back_to_the_bit(tmp_path):
 
 
 def test_the_same_weights_give_the_same_bytes_in_any_order_layout_and_place(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "another").mkdir()
     first = save(tmp_path / "one" / "checkpoints", 3)
     turned = dict(reversed(weights(3).items()))
     turned["b.weight"] = turned["b.weight"].T.contiguous().T  # other strides, same values
@@ -163,6 +165,8 @@ def test_a_directory_with_any_other_damage_is_passed_over(tmp_path, damage):
 
 
 def test_the_manifest_of_another_run_does_not_verify(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "run").mkdir()
     other = save(tmp_path / "other" / "checkpoints", 2, model=weights(77))
     folder = tmp_path / "run" / "checkpoints"
     save(folder, 1)

@@ -7,7 +7,9 @@ Run: pytest tests/test_lost_work.py
 import contextlib
 import errno
 import hashlib
+import importlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,9 +23,10 @@ import pytest
 import torch
 
 from swav import checkpoint, files, jsonl, record, run, train
-from swav.config import to_yaml
+from swav.config import checked_yaml
 from swav.data.layouts import write_shapes
 from swav.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
+from swav.evaluation import suite
 from tests.processes import LAUNCHER_VARIABLES
 from tests.test_train import SMALL
 
@@ -119,6 +122,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "cut": lambda path: path.write_text(path.read_text()[:-7]),
     "zeros": lambda path: path.write_bytes(b"\0" * 4096),
     "unknown key": lambda path: path.write_text(path.read_text().replace("epsilon:", "epsilom:")),
+    "another value": lambda path: path.write_text(path.read_text().replace("batch: 16", "batch: 15")),
+    "a line fewer": lambda path: path.write_text(re.sub(r"\nbatch: .*", "", path.read_text())),
+    "cut at the end of a line": lambda path: path.write_text("".join(path.read_text().splitlines(True)[:30])),
     "no value of it": lambda path: path.write_text(path.read_text().replace("batch: 16", "batch: 1x")),
 }
 
@@ -128,13 +134,20 @@ def test_settings_that_are_lost_are_taken_from_the_newest_checkpoint(shapes, out
     settings = (out / "config.yaml").read_text()
     DAMAGE[damage](out / "config.yaml")
     found = run._settings_of(out)
-    assert found is not None and to_yaml(found) == settings
+    assert found is not None and checked_yaml(found) == settings
     assert capsys.readouterr().err.count("swav: warning: ") == 1
     with pytest.raises(ConfigError, match=r"epsilon: 0.05 -> 0.04"):
         pretrain(shapes, out, epsilon=0.04)
     monkeypatch.setattr(train, "_loop", lambda *_: None)
     pretrain(shapes, out)
     assert (out / "config.yaml").read_text() == settings
+
+
+def test_settings_of_a_version_without_the_checksum_are_read(out):
+    text = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text("".join(text.splitlines(True)[:-1]))
+    found = run._settings_of(out)
+    assert found is not None and checked_yaml(found) == text
 
 
 def test_without_settings_and_without_a_whole_checkpoint_nothing_is_begun_anew(shapes, out):
@@ -251,17 +264,52 @@ def test_a_folder_that_goes_away_ends_the_run_and_is_not_made_again(
         assert (tmp_path / "elsewhere" / "checkpoints" / "step_00000004" / "manifest.json").exists()
 
 
-def test_a_folder_that_goes_away_while_a_checkpoint_is_written_is_named(shapes, tmp_path, monkeypatch):
-    real = checkpoint._publish
+@pytest.mark.parametrize("before", ["_begin", "_write", "_publish"])
+def test_a_folder_that_goes_away_while_a_checkpoint_is_written_is_named(shapes, tmp_path, monkeypatch, before):
+    real = getattr(checkpoint, before)
 
-    def publish(temporary: Path, place: Path, step: int) -> None:
+    def at_once_removed(*arguments: Any) -> Any:
         removed(tmp_path / "run")
-        real(temporary, place, step)
+        return real(*arguments)
 
-    monkeypatch.setattr(checkpoint, "_publish", publish)
+    monkeypatch.setattr(checkpoint, before, at_once_removed)
     with pytest.raises(EnvironmentError_, match=r"run: was removed or moved during the run"):
         pretrain(shapes, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("bench", "before"),
+    [
+        ("knn", "swav.feature_cache.FileLock"),
+        ("knn", "swav.feature_cache.read_views"),
+        ("linear", "swav.evaluation.finetune.FileLock"),
+        ("knn", "swav.reporting.results.results_lock"),
+    ],
+)
+def test_a_folder_that_goes_away_under_a_benchmark_is_named_and_not_made_again(
+    shapes, tmp_path, monkeypatch, bench, before
+):
+    module, _, name = before.rpartition(".")
+    real = getattr(importlib.import_module(module), name)
+    calls: list[object] = []
+
+    def at_once_removed(*arguments: Any, **more: Any) -> Any:
+        calls.append(arguments)
+        if name != "results_lock" or len(calls) > 1:  # the first one makes the folder
+            removed(tmp_path / "out")
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(before, at_once_removed)
+    with pytest.raises(EnvironmentError_, match=r"out: was removed or moved during the run"):
+        suite.bench(
+            [bench],
+            ["random:tiny"],
+            shapes,
+            tmp_path / "out",
+            {"protocol": "smoke", "size": 32, "workers": 0, "device": "cpu"},
+        )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -8,9 +8,11 @@ import errno
 import io
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,7 +49,7 @@ PRINTS: dict[str, Callable[[], None]] = {
 def test_a_reader_that_has_stopped_reading_does_not_stop_the_work(monkeypatch):
     monkeypatch.setattr(output, "PATIENCE_SECONDS", 0.05)
     reader, writer = os.pipe()
-    stream = output.TolerantFile(writer)
+    stream = output.TolerantFile(writer, messages=True)
     line = b"x" * 4096
     for _ in range(100):  # a pipe holds 64 KB
         assert stream.write(line) == len(line)
@@ -58,6 +60,23 @@ def test_a_reader_that_has_stopped_reading_does_not_stop_the_work(monkeypatch):
             held += len(part)
     assert 0 < held < 100 * len(line)
     assert stream.write(b"again") == 5 and os.read(reader, 10) == b"again"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_slow_reader_gets_all_of_what_the_command_was_asked_for(monkeypatch):
+    monkeypatch.setattr(output, "PATIENCE_SECONDS", 0.0)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)  # as another program may leave a pipe that it shares
+    written = threading.Thread(target=lambda: output.TolerantFile(writer, messages=False).write(b"x" * 300_000))
+    written.start()
+    select.select([reader], [], [])
+    written.join(timeout=0.2)
+    assert written.is_alive()  # it waits: a pipe holds 64 KB
+    read = 0
+    while read < 300_000:
+        read += len(os.read(reader, 1 << 20))
+    written.join()
     os.close(reader)
     os.close(writer)
 

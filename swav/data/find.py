@@ -137,9 +137,7 @@ def walk(root: Path, folder: str = "") -> Found:
             extension = os.path.splitext(entry.name)[1].lower()
             try:
                 about = patiently(entry.stat)
-            except (
-                OSError
-            ) as error:  # a dangling link, or one to itself; without extension it may be a folder of images
+            except OSError as error:  # a dangling link, or one to itself; without extension perhaps to a folder
                 if extension in IMAGE_EXTENSIONS or not extension:
                     bad.append((os.fsdecode(name), reason_of(error)))
                 continue

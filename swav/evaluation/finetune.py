@@ -177,7 +177,7 @@ def train(task: Task[Any], train: Images, course: Course) -> Outcome:
         task.score.fingerprint,
     ]  # a list may be another on each machine
     require_agreement({f"images of {course.label}": seen})
-    with _the_only_one(course):
+    with _the_only_one(course, task.out):
         return _train(task, train, course)
 
 
@@ -285,14 +285,15 @@ def _damaged_of_all(train: Images, score: Images) -> Damaged:
 
 
 @contextlib.contextmanager
-def _the_only_one(course: Course) -> Iterator[None]:
+def _the_only_one(course: Course, out: Path) -> Iterator[None]:
     """Inside, no other command trains into the same state: the second waits, and finds what the first has left. Of several
     processes the first holds the lock for all.
     """
     with contextlib.ExitStack() as stack:
 
         def acquire() -> None:
-            lock = FileLock(course.folder / ".lock", waiting_for=f"the training of {course.label} in {course.folder}")
+            owner = f"the training of {course.label} in {course.folder}"
+            lock = FileLock(course.folder / ".lock", waiting_for=owner, base=out)
             with environment_errors():
                 stack.enter_context(lock)
             remove_leftovers(course.folder / LOG)

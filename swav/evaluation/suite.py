@@ -7,6 +7,7 @@ torchrun the processes share the benchmarks that train; the others are run by th
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,10 +131,11 @@ def bench(
             for name, task in tasks:
                 dist.stop_together()
                 dist.on_first(guard.check)
-                rows, lacking = _run(name, task, labels[task.encoder.name], everything)
-                dist.on_first(guard.check)
-                if dist.rank() == 0:
-                    write_results(out, rows, lacking)
+                with guard.explaining() if dist.rank() == 0 else nullcontext():
+                    rows, lacking = _run(name, task, labels[task.encoder.name], everything)
+                    dist.on_first(guard.check)
+                    if dist.rank() == 0:
+                        write_results(out, rows, lacking, make=False)
                 if rows:
                     signals.note_saved()
         if dist.rank() == 0:

@@ -79,24 +79,32 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
     Raises:
         DataError: the file is not what this module writes. (It is never overwritten then: it may be dear to someone.)
+        EnvironmentError_: it cannot be read.
     """
     path = folder / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {"results": [], "not_run": []}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise EnvironmentError_(f"{path}: cannot be read just now ({error.strerror}); try again") from None
+    except ValueError as error:
         raise DataError(f"{path}: expected JSON, found: {error}; move it away or use another --out") from None
     if not _looks_right(content):
         raise DataError(f"{path}: expected lists 'results' and 'not_run', found another JSON; use another --out")
     return {"results": content["results"], "not_run": content["not_run"]}
 
 
-def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[NotRun] = ()) -> dict[str, Any]:
+def write_results(
+    folder: Path, results: Iterable[Result], not_run: Iterable[NotRun] = (), make: bool = True
+) -> dict[str, Any]:
     """Merges results into a folder's results.json, in one durable step. Others that write there wait meanwhile.
 
     What could not be run is forgotten once its benchmark has results of the same file. Weights have one name in it, the last
     that they were given.
+
+    Args:
+        make: the folder if it is not there. (One that was there when the work began, and is gone, is not made again.)
 
     Returns:
         The content of the file.
@@ -106,7 +114,7 @@ def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[Not
         EnvironmentError_: the folder cannot be written.
     """
     try:
-        with results_lock(folder):
+        with results_lock(folder, base=None if make else folder):
             content = _merged(read_results(folder), [dataclasses.asdict(result) for result in results], not_run)
             write_text_durably(folder / FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
     except OSError as error:
@@ -117,13 +125,16 @@ def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[Not
 
 
 @contextlib.contextmanager
-def results_lock(folder: Path) -> Iterator[None]:
+def results_lock(folder: Path, base: Path | None) -> Iterator[None]:
     """Inside, no other process writes to a folder's results.json or its tables; what a killed one left of it is removed.
+
+    Args:
+        base: see FileLock.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    with FileLock(folder / ".results.lock", waiting_for=f"the results in {folder}"):
+    with FileLock(folder / ".results.lock", waiting_for=f"the results in {folder}", base=base):
         remove_leftovers(folder / FILE)
         yield
 

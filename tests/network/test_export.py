@@ -45,15 +45,13 @@ else:
     raise SystemExit("swav can be imported")
 import torch
 torch.set_num_threads(1)
-paths = list(sys.path)
+sys.modules["backbone"] = None  # one of the user's own must not be in the way
 for case in json.loads(sys.argv[1]):
     names = {"images": torch.load(case["images"])}
     with torch.no_grad():
         exec("\\n".join(case["lines"]), names)
     assert not names["model"].training
     torch.save(names["features"], case["features"])
-    sys.path[:] = paths
-    sys.modules.pop("backbone", None)
 print(sorted(set(sys.modules) & {"torchvision", "timm", "safetensors", "numpy"}) if len(sys.argv) > 2 else "done")
 """
 
@@ -73,6 +71,7 @@ def run_of(folder: Path, **changes: Any) -> Path:
 
 
 def save(folder: Path, recipe: Recipe, network: nn.Module, step: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     state = {"recipe": recipe.model_dump(mode="json"), "num_images": 12, "best_step": 3, "best_knn": 50.0}
     checkpoint.save(folder / "checkpoints", step, model=network.state_dict(), optim={}, local={}, state=state, keep=1)
 
