@@ -14,7 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from swav.errors import EXIT_INTERRUPTED, ConfigError, SignalExit, SwavError
-from swav.output import protect_output, say
+from swav.output import deliver, protect_output, say
 from swav.signals import StopRequest
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -63,7 +63,7 @@ def pretrain(
     if print_slurm:
         from swav.slurm import batch_script
 
-        print(batch_script(["pretrain", recipe, *(settings or []), "--out", str(out)]), end="")
+        deliver(batch_script(["pretrain", recipe, *(settings or []), "--out", str(out)]).rstrip("\n"))
         return
     from swav import train
 
@@ -111,12 +111,11 @@ def bench(
     if not _is_first_process():
         return
     if as_json:
-        print(json.dumps(results, indent=1))
+        deliver(json.dumps(results, indent=1))
     elif not dry_run:
         from swav.reporting.results import table
 
-        print(table(results))
-        print(out / "results.json", out / "tables.html", sep="\n")
+        deliver("\n".join([table(results), str(out / "results.json"), str(out / "tables.html")]))
 
 
 @app.command()
@@ -135,13 +134,14 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, wit
     from swav.config import Recipe, load_recipe, recipe_names, recipe_text
 
     if name is None:
-        for known in recipe_names():
-            print(f"{known:<60}{recipe_text(known).splitlines()[0].removeprefix('# ')}")
+        deliver(
+            "\n".join(f"{known:<60}{recipe_text(known).splitlines()[0].removeprefix('# ')}" for known in recipe_names())
+        )
         return
-    recipe = load_recipe(name)
-    print("".join(line + "\n" for line in recipe_text(name).splitlines() if line.startswith("#")), end="")
-    for key, value in recipe.model_dump(mode="json").items():
-        print(f"{key}: {json.dumps(value):<40} # {Recipe.model_fields[key].description}")
+    comments = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
+    values = load_recipe(name).model_dump(mode="json").items()
+    told = [f"{key}: {json.dumps(value):<40} # {Recipe.model_fields[key].description}" for key, value in values]
+    deliver("\n".join(comments + told))
 
 
 @data_app.command("scan")
@@ -150,7 +150,7 @@ def scan_data(path: str, as_json: Annotated[bool, typer.Option("--json", help="P
     from swav.data.scan import render_scan, scan
 
     found = scan(path)
-    print(json.dumps(found, indent=1) if as_json else render_scan(found))
+    deliver(json.dumps(found, indent=1) if as_json else render_scan(found))
 
 
 @data_app.command()

@@ -8,6 +8,8 @@ import stat
 import sys
 from typing import Any
 
+from swav.errors import EnvironmentError_
+
 PATIENCE_SECONDS = 10.0  # for who reads messages slowly; who has stopped (Ctrl-S, a pager) must not stop the work
 
 
@@ -25,6 +27,7 @@ class TolerantFile(io.RawIOBase):
     def __init__(self, descriptor: int, messages: bool):
         super().__init__()
         self.descriptor = descriptor
+        self.problem: OSError | None = None  # the last one in writing
         self._drops = messages and not stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._patience = PATIENCE_SECONDS
 
@@ -40,12 +43,14 @@ class TolerantFile(io.RawIOBase):
     def write(self, data: Any, /) -> int:
         rest = memoryview(data).cast("B")
         size = len(rest)
-        with contextlib.suppress(OSError):
+        try:
             while rest and (not self._drops or self._ready(self._patience)):
                 try:
                     rest = rest[os.write(self.descriptor, rest[: select.PIPE_BUF] if self._drops else rest) :]
                 except BlockingIOError:  # another program has set this for all that share the pipe
                     self._ready(None)
+        except OSError as error:
+            self.problem = error
         return size
 
     def _ready(self, seconds: float | None) -> bool:
@@ -89,6 +94,19 @@ def protect_output() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         setattr(sys, name, open(os.devnull, "w") if stream is None else tolerant(stream, name == "stderr"))  # noqa: PTH123, SIM115
+
+
+def deliver(text: str) -> None:
+    """Print on stdout what the command was asked for. A reader that has left (`| head`) has had enough.
+
+    Raises:
+        EnvironmentError_: it could not be written, as on a full disk.
+    """
+    print(text, flush=True)
+    buffer = getattr(sys.stdout, "buffer", None)
+    problem = getattr(getattr(buffer, "raw", buffer), "problem", None)
+    if problem is not None and not isinstance(problem, BrokenPipeError):
+        raise EnvironmentError_(f"the output could not be written ({problem.strerror}); write it to another place")
 
 
 def say(text: str) -> None:

@@ -14,7 +14,7 @@ from swav.data.loader import Batch
 from swav.data.photometric import apply_batched
 from swav.features import knn_top1
 from swav.files import FolderGuard, not_essential
-from swav.jsonl import append, read_if_possible
+from swav.jsonl import append, is_bad_file, is_metrics, read_if_possible
 from swav.monitor import STEP_VALUES, Monitor
 from swav.network.encoder import Encoder
 from swav.network.heads import SwavNetwork
@@ -43,7 +43,7 @@ class Log:
             set[str](),
         )  # of earlier commands, and those of them that still are bad
         self.unlisted: list[tuple[str, str]] = []
-        self.recent: list[dict[str, Any]] = read_if_possible(self.metrics_path) if dist.rank() == 0 else []
+        self.recent: list[dict[str, Any]] = read_if_possible(self.metrics_path, is_metrics) if dist.rank() == 0 else []
         self.board: Any = None
         with not_essential(f"{out}/tensorboard"):
             self.board = _tensorboard(out / "tensorboard") if dist.rank() == 0 else None
@@ -73,8 +73,7 @@ class Log:
             self.board = board
 
     def _known_bad(self) -> set[str]:
-        names = (line.get("file") for line in read_if_possible(self.bad_path))
-        return {name for name in names if isinstance(name, str)}
+        return {line["file"] for line in read_if_possible(self.bad_path, is_bad_file)}
 
     def add_bad(self, found: Sequence[tuple[str, str]]) -> int:
         """Lists files not listed yet (other processes write here too); returns how many this command found unreadable: files

@@ -390,7 +390,7 @@ def _repair(run: Run, settings: Recipe, step: int) -> None:
     with not_essential(f"{out}/{roster.FILE}"):
         roster.keep_roster(out / roster.FILE, run.images)
     forget_after(out / "metrics.jsonl", step)
-    jsonl.repair(out / "bad_files.jsonl", lambda line: isinstance(line.get("file"), str))
+    jsonl.repair(out / "bad_files.jsonl", jsonl.is_bad_file)
     try:
         _read_settings(out / CONFIG)
     except (OSError, ValueError):
@@ -463,4 +463,4 @@ def dealt(shards: Sequence[Float[Tensor, "A _ D"]], batch: int, processes: int) 
 
 def forget_after(metrics: Path, step: int) -> None:
     """Drops the lines of steps that will be made again, and what is no line of metrics. Writes only if there are some."""
-    jsonl.repair(metrics, lambda line: isinstance(line.get("step"), int) and line["step"] <= step)
+    jsonl.repair(metrics, jsonl.is_metrics, lambda line: bool(line["step"] <= step))

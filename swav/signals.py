@@ -51,6 +51,7 @@ class StopRequest:
         self.working = not at_once
         self._quiet = os.environ.get("RANK", "0") != "0"  # of several processes the first speaks
         self._interrupts = 0
+        self._remembered = False
         self.ending = False
         self._before: dict[int, Any] = {}
         self._watcher: threading.Thread | None = None
@@ -98,9 +99,9 @@ class StopRequest:
         self._before.clear()
 
     def _remember(self, number: int, frame: object) -> None:
-        if self.signal is not None:
+        if self._remembered:
             return
-        self.signal = number
+        self._remembered, self.signal = True, self.signal or number  # the watcher may have been first
         if not self.working:
             raise SignalExit(self.message(), self.final_code)
 
@@ -177,8 +178,11 @@ def work() -> Iterator[StopRequest]:
         with StopRequest() as stop:
             yield stop
         return
-    before, _active.working = _active.working, True
     stop = _active
+    before, stop.working = stop.working, True
+    if not before and stop.signal is not None:  # what was raised then was dropped, as in a destructor
+        stop.working = False
+        raise SignalExit(stop.message(), stop.final_code)
     try:
         yield stop
     finally:

@@ -18,12 +18,13 @@ from swav.data.loader import Loader
 from swav.errors import DataError, EnvironmentError_, NumericsError, Stopped
 from swav.exported import FOLDER, how_to_use
 from swav.files import not_essential, write_text_durably
-from swav.jsonl import read_if_possible
+from swav.jsonl import is_metrics, read_if_possible
 from swav.learner import Learner
 from swav.monitor import STEP_VALUES, Monitor, Watch, verdict
 from swav.network.export import export_backbone, export_missing
 from swav.network.heads import build_network
 from swav.network.start import take_over, weights_to_start_from
+from swav.output import deliver
 from swav.preflight import check_pretraining
 from swav.probe import forecast
 from swav.record import Clock, Log, draw_views, metrics_line, score_by_knn
@@ -81,7 +82,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
                 f"\ninit       {take_over(build_network(run.recipe), start, run.recipe)}" if start is not None else ""
             )
             if dist.rank() == 0:
-                print(describe(run) + taken, lines, f"\n{to_yaml(run.recipe)}", sep="\n", end="")
+                deliver(f"{describe(run)}{taken}\n{lines}\n\n{to_yaml(run.recipe)}".rstrip("\n"))
             return out
         if dist.rank() == 0:
             stack.enter_context(checkpoint.RunLock(out))
@@ -103,6 +104,8 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         unscored = saved is not None and bool(saved.state.get("unscored"))
         if unscored and (top1 := dist.on_first(lambda: _scored_late(out, start_step))) is not None:
             unscored, best = False, best if best is not None and best[1] >= top1 else (start_step, top1)
+            assert saved is not None
+            dist.on_first(lambda: _amend(saved, best))
         if start_step == run.total_steps and not unscored:
             say(f"{out}: finished at step {start_step}; nothing to do")
             exported = dist.on_first(lambda: export_missing(out, start_step))
@@ -113,7 +116,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
                 say(how_to_use(exported, out / FOLDER))
             return out
         say(describe(run) + taken if saved is None else going_on(run, saved))
-        _loop(run, learner, monitor, start_step, best, unscored, stack.enter_context(work()))
+        _loop(run, learner, monitor, saved, best, unscored, stack.enter_context(work()))
     return out
 
 
@@ -121,16 +124,18 @@ def _loop(
     run: Run,
     learner: Learner,
     monitor: Monitor,
-    start_step: int,
+    saved: checkpoint.Checkpoint | None,
     best: tuple[int, float] | None,
     unscored: bool,
     stop: StopRequest,
 ) -> None:
-    """Steps from `start_step` to the end, with checkpoints, a log, and an exit that loses nothing.
+    """Steps from the checkpoint that was loaded to the end, with checkpoints, a log, and an exit that loses nothing.
 
     Args:
-        unscored: a signal came before or in the kNN evaluation that is due at `start_step`.
+        saved: None of a fresh run.
+        unscored: a signal came before or in the kNN evaluation that is due at its step.
     """
+    start_step = saved.step if saved is not None else 0
     recipe, device, first = run.recipe, run.device, dist.rank() == 0
     log = Log(run.out)
     log.add_bad([*run.images.bad, *run.images.gone])
@@ -202,6 +207,8 @@ def _loop(
                 code, message = max(dist.gather_objects((stop.final_code, stop.message())))
                 raise Stopped(message, code or stop_code)
             unscored = False
+            if saved is not None:
+                dist.on_first(lambda: _amend(saved, best))
         for batch in loader:
             bad_count = log.add_bad(batch.unreadable)
             due = (
@@ -269,9 +276,18 @@ def _loop(
     say(how_to_use(exported, run.out / FOLDER))
 
 
+def _amend(saved: checkpoint.Checkpoint, best: tuple[int, float] | None) -> None:
+    """Notes in a checkpoint the best score as it is after a late evaluation: RUN@best and the export read it there."""
+    found = {"best_step": best[0], "best_knn": best[1]} if best is not None else {}
+    with not_essential(f"the score of {saved.path}"):
+        checkpoint.amend_state(saved.path, {"unscored": False} | found)
+
+
 def _scored_late(out: Path, step: int) -> float | None:
     """The top-1 of a last step that an earlier command scored after its checkpoint was saved."""
-    found = [line.get("knn_top1") for line in read_if_possible(out / "metrics.jsonl") if line.get("step") == step]
+    found = [
+        line.get("knn_top1") for line in read_if_possible(out / "metrics.jsonl", is_metrics) if line.get("step") == step
+    ]
     return next((float(top1) for top1 in found if isinstance(top1, int | float)), None)
 
 

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 
 from swav import checkpoint, dist
 from swav.errors import CheckpointError, EnvironmentError_
+from swav.files import write_text_durably
 
 ROOT = Path(__file__).parents[1]
 
@@ -453,3 +454,23 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentError_, match="cannot be written"), checkpoint.RunLock(tmp_path / "file" / "run"):
         pass
+
+
+def test_a_state_is_amended_whole_or_not_at_all(tmp_path, monkeypatch):
+    place = save(tmp_path, 1)
+    before = checkpoint.read_state(place)
+
+    def no_manifest(path: Path, text: str) -> None:
+        if path.name == "manifest.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_text_durably(path, text)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoint, "write_text_durably", no_manifest)
+        with pytest.raises(OSError, match="No space"):
+            checkpoint.amend_state(place, {"best_step": 1})
+    assert checkpoint.damage(place) is None and checkpoint.read_state(place) == before
+    checkpoint.amend_state(place, {"best_step": 1})
+    assert checkpoint.read(place).state == before | {"best_step": 1} == checkpoint.read_state(place)
+    (place / "late.json").write_text("{}")
+    assert "late.json" in str(checkpoint.damage(place))

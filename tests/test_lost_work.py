@@ -102,13 +102,15 @@ def test_damaged_logs_and_settings_are_repaired_and_change_no_byte(whole, shapes
     metrics, bad, config = (out / name for name in ("metrics.jsonl", "bad_files.jsonl", "config.yaml"))
     settings = config.read_text()
     lines = metrics.read_bytes().splitlines(keepends=True)
-    metrics.write_bytes(b"".join([lines[0], b"\xff" + lines[1], b"garbage\n", *lines[2:], b'{"step": 9, "lo']))
+    text = lines[2].replace(b'"loss_gap": ', b'"loss_gap": "n/a", "gap": ')
+    damaged = [lines[0], b"\xff" + lines[1], b"garbage\n", text, *lines[2:], b'{"step": "3"}\n', b'{"step": 9, "lo']
+    metrics.write_bytes(b"".join(damaged))
     bad.write_bytes(b'{"file": "\xe9.png", "reason": "cut"}\n\xff\n{"file": "x.p')
     config.write_bytes(settings.encode()[:200] + b"\xff" + settings.encode()[200:])
     pretrain(shapes, out)
     assert outcome(out) == whole
     said = capsys.readouterr().err
-    assert "metrics.jsonl: 2 damaged lines and a torn end dropped" in said
+    assert "metrics.jsonl: 4 damaged lines and a torn end dropped" in said
     assert "bad_files.jsonl: 1 damaged line and a torn end dropped; 1 good line kept" in said
     assert "config.yaml cannot be used" in said and "step_00000004/state.json" in said
     assert config.read_text() == settings

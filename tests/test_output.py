@@ -129,10 +129,31 @@ def test_a_reader_that_leaves_is_exit_0_without_a_word(words):
 
 
 @needs_full
-@pytest.mark.parametrize(("words", "code"), [(["recipes"], 0), (["recipes", "tyny"], 2)])
+@pytest.mark.parametrize(("words", "code"), [(["recipes", "tyny"], 2), (["--help"], 0)])
 def test_a_full_device_does_not_change_the_exit_code(words, code):
     with FULL.open("w") as full:
         assert subprocess.run([*COMMAND, *words], stdout=full, stderr=full).returncode == code
+
+
+@needs_full
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["recipes"],
+        ["recipes", "tiny"],
+        ["pretrain", "tiny", "data=DATA", "--out", "OUT", "--print-slurm"],
+        ["data", "scan", "DATA", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_what_was_asked_for_and_cannot_be_written_is_exit_4_and_said(tmp_path, words):
+    write_shapes(tmp_path / "data", "imagenet", train=8, val=4, size=16)
+    places = {"data=DATA": f"data={tmp_path / 'data'}", "DATA": str(tmp_path / "data"), "OUT": str(tmp_path / "out")}
+    with FULL.open("w") as full:
+        command = [*COMMAND, *(places.get(word, word) for word in words)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 4, done.stderr
+    assert "swav: the output could not be written (No space left on device)" in done.stderr
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.evaluation.settings import TrainSettings
 from swav.evaluation.task import Task
 from swav.features import read_views
-from swav.files import FileLock, FolderGuard, remove_leftovers, write_text_durably
+from swav.files import FileLock, FolderGuard, not_essential, remove_leftovers, write_text_durably
 from swav.metrics import top_k_accuracy
 from swav.network.batch_norm import synchronised
 from swav.network.parallel import in_parallel
@@ -415,4 +415,5 @@ def _save(course: Course, log: list[dict[str, Any]], unreadable: set[str], damag
         keep=KEPT,
     )
     if dist.rank() == 0:
-        write_text_durably(course.folder / LOG, "".join(json.dumps(line) + "\n" for line in log))
+        with not_essential(f"{course.folder / LOG}"):  # the checkpoint holds it too
+            write_text_durably(course.folder / LOG, "".join(json.dumps(line) + "\n" for line in log))

@@ -6,7 +6,6 @@ project's file (weights.py), or `timm:NAME` (the pre-trained weights of that nam
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +210,7 @@ def _checkpoint_folder(source: str) -> Path:
         raise CheckpointError(f"{folder}: the run has saved no checkpoint yet; let it run, or use random:{folder}")
     if not best:
         return newest
-    step = json.loads((newest / "state.json").read_text()).get("best_step")
+    step = checkpoint.read_state(newest).get("best_step")
     if step is None:
         raise ConfigError(
             f"{folder}@best: expected a run that was scored by kNN while training, found no score; use {folder}"

@@ -21,6 +21,7 @@ from swav.evaluation.settings import StagesSettings
 from swav.evaluation.task import Task
 from swav.network.encoder import Encoder
 from swav.network.heads import build_network
+from tests.evaluation.conftest import made
 from tests.test_files import holder_of
 
 
@@ -41,7 +42,7 @@ def encoder_of(**changed) -> Encoder:
 @pytest.fixture
 def task(colours, tmp_path) -> Task[StagesSettings]:
     settings = StagesSettings(size=16, epochs=2, batch=8, workers=0)
-    return Task(encoder_of(), *labelled_halves(colours), settings, "page", torch.device("cpu"), tmp_path / "out")
+    return Task(encoder_of(), *labelled_halves(colours), settings, "page", torch.device("cpu"), made(tmp_path / "out"))
 
 
 def test_a_loss_that_is_not_finite_ends_it_and_saves_nothing(task):

@@ -26,6 +26,7 @@ from swav.evaluation.task import Task
 from swav.features import features_of, pooled_features
 from swav.network.encoder import Encoder, weights_sha256
 from swav.network.heads import build_network
+from tests.evaluation.conftest import made
 
 CPU = torch.device("cpu")
 FAST = {"size": 16, "epochs": 4, "batch": 8, "workers": 0}
@@ -51,7 +52,7 @@ def fresh() -> Encoder:
 
 @pytest.fixture
 def task(colours, tmp_path) -> Task[LinearSettings]:
-    return Task(fresh(), *labelled_halves(colours), LinearSettings(**FAST), "page", CPU, tmp_path / "out")
+    return Task(fresh(), *labelled_halves(colours), LinearSettings(**FAST), "page", CPU, made(tmp_path / "out"))
 
 
 def with_settings(task, **changed):
@@ -81,7 +82,7 @@ def flat_colours(folder, count, seed=0):
 def test_the_layer_becomes_scikit_learns_logistic_regression(tmp_path):
     train, score = labelled_halves(flat_colours(tmp_path / "flat", 120))
     settings = LinearSettings(size=8, epochs=16, batch=12, workers=0)
-    task = Task(mean_colour(fresh()), train, score, settings, "page", CPU, tmp_path / "out")
+    task = Task(mean_colour(fresh()), train, score, settings, "page", CPU, made(tmp_path / "out"))
     scores = linear.run(task)
     known, asked = (pooled_features(task.encoder, half, 8, workers=0, device=CPU) for half in (train, score))
     oracle = LogisticRegression(C=1e6, tol=1e-8, max_iter=1000).fit(known.features.numpy(), known.labels.numpy())

@@ -25,6 +25,7 @@ from swav.evaluation.task import Task
 from swav.features import stage_features_of
 from swav.network.encoder import Encoder, load, weights_sha256
 from swav.network.heads import build_network
+from tests.evaluation.conftest import made
 
 CPU = torch.device("cpu")
 
@@ -37,7 +38,7 @@ def fresh(**changed) -> Encoder:
 @pytest.fixture
 def task(colours, tmp_path) -> Task[StagesSettings]:
     settings = StagesSettings(size=32, epochs=3, batch=8, workers=0, steps=(1, 2))
-    return Task(fresh(), *labelled_halves(colours), settings, "page", CPU, tmp_path / "out")
+    return Task(fresh(), *labelled_halves(colours), settings, "page", CPU, made(tmp_path / "out"))
 
 
 def saved(task):

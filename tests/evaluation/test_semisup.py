@@ -20,6 +20,7 @@ from swav.evaluation.settings import SemisupSettings, resolve
 from swav.evaluation.task import Task
 from swav.network.encoder import Encoder, weights_sha256
 from swav.network.heads import build_network
+from tests.evaluation.conftest import made
 
 CPU = torch.device("cpu")
 
@@ -32,7 +33,7 @@ def fresh() -> Encoder:
 @pytest.fixture
 def task(colours, tmp_path) -> Task[SemisupSettings]:
     settings = SemisupSettings(size=32, epochs=3, batch=4, workers=0, steps=(1, 2), fraction=(0.25, 0.5))
-    return Task(fresh(), *labelled_halves(colours), settings, "page", CPU, tmp_path / "out")
+    return Task(fresh(), *labelled_halves(colours), settings, "page", CPU, made(tmp_path / "out"))
 
 
 def with_settings(task, **changed):
