@@ -14,6 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from swav.errors import EXIT_INTERRUPTED, ConfigError, SignalExit, SwavError
+from swav.files import check_writable
 from swav.output import deliver, protect_output, say
 from swav.signals import StopRequest
 
@@ -33,6 +34,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the demo is written.")] = Path("swav-demo"),
 ) -> None:
     """Pre-train and evaluate a small network on drawn shapes: no download, no GPU, a few minutes."""
+    check_writable(out)
     from swav import demo as demo_module
 
     demo_module.demo(out)
@@ -163,6 +165,7 @@ def shapes(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Write the drawn data set `shapes`: ten classes that neither colour nor raw pixels tell apart."""
+    check_writable(folder)
     from swav.data.layouts import write_shapes
 
     write_shapes(folder, layout, train=train, val=val, size=size, seed=seed)

@@ -51,6 +51,7 @@ def encoder():
 
 def features(encoder, images, out, capsys=None, **changes):
     wanted: dict[str, Any] = {"stages": True, "pooled": True, "workers": 0, "device": CPU} | changes
+    out.mkdir(exist_ok=True)
     with Progress("features", len(images)) as progress:
         found = cached_features(encoder, images, 32, out=out, progress=progress, **wanted)
     return (found, capsys.readouterr().err) if capsys else found

@@ -29,7 +29,7 @@ from swav.evaluation.settings import LinearSettings
 from swav.evaluation.task import Task
 from swav.exported import read_description
 from swav.signals import STOPPING, StopRequest
-from tests.evaluation.conftest import write_set
+from tests.evaluation.conftest import made, write_set
 from tests.evaluation.test_linear import FAST, fresh, saved_head
 
 ROOT = Path(__file__).parents[1]
@@ -245,7 +245,7 @@ def test_a_signal_that_a_destructor_swallowed_ends_the_command_all_the_same(how,
 @pytest.fixture
 def task(tmp_path) -> Task[LinearSettings]:
     halves = labelled_halves(write_set(tmp_path / "colours"))
-    return Task(fresh(), *halves, LinearSettings(**FAST), "page", torch.device("cpu"), tmp_path / "out")
+    return Task(fresh(), *halves, LinearSettings(**FAST), "page", torch.device("cpu"), made(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(("point", "code", "epochs"), [("_labels", 143, 0), ("_save", 75, 1)])

@@ -6,6 +6,7 @@ A million files are meant to pass through here: one `scandir` per folder, one `s
 # pathlib knows no bytes:
 # ruff: noqa: PTH114, PTH118, PTH122
 
+import contextlib
 import csv
 import functools
 import io
@@ -168,6 +169,15 @@ def may_hold_images(path: Path) -> bool:
         if any(os.path.islink(os.path.join(folder, name)) for name in folders):
             return True
         if any(os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS for name in files if not name.startswith(b".")):
+            return True
+    return False
+
+
+def any_there(root: Path, names: list[bytes]) -> bool:
+    """Whether any file of a list is there; stops at the first."""
+    for name in names:
+        with contextlib.suppress(OSError, ValueError):
+            os.stat(path_of(root, name))  # noqa: PTH116
             return True
     return False
 

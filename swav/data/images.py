@@ -31,6 +31,7 @@ from swav.data.find import (
     Found,
     Listing,
     Names,
+    any_there,
     look_up,
     may_hold_images,
     nothing_readable,
@@ -198,14 +199,12 @@ def open_images(
 
 
 def check_images(path: str | Path) -> None:
-    """Refuse a path at which there is nothing to train on, without reading what is there.
-
-    Raises:
-        DataError: there is no path, or no image.
-    """
+    """Refuse a path with nothing to train on, and read no image. (DataError: there is no path, or no image.)"""
     layout = find_layout(path)
     folder = layout.root / "train" if layout.kind == "halves" else layout.root
-    if layout.kind in ("halves", "tree") and not may_hold_images(folder):
+    listed = layout.listing
+    found = may_hold_images(folder) if listed is None else any_there(layout.root.parent, listed.names)
+    if layout.kind in ("halves", "tree", "list") and not found:
         open_images(path)  # says what is there instead
 
 

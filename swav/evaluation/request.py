@@ -66,11 +66,26 @@ def check_places(request: Request, data: Path, out: Path, dry_run: bool) -> None
     """
     for source in request.labels:
         check_source(source)
-    if not request.everything and not may_hold_images(data.expanduser()):
-        open_halves(request.settings, data, None, request.suite.protocol, everything=False)  # says what is missing
+    if not may_hold_images(data.expanduser()):
+        require_some(*open_halves(request.settings, data, None, request.suite.protocol, request.everything), data)
+    elif not request.everything:
+        for name in request.settings:
+            DATASETS[BENCH_SETTINGS[name].data].seek(data.expanduser())
     if not dry_run:
         check_writable(out)
     read_results(out)
+
+
+def require_some(halves: Mapping[str, Halves], absent: Sequence[NotRun], data: Path) -> None:
+    """Refuse to run nothing at all.
+
+    Raises:
+        DataError: there are data of no benchmark.
+    """
+    if not halves:
+        raise DataError(
+            f"{printable(str(data))}: expected the data of at least one benchmark, found none; check --data ({absent[0].reason})"
+        )
 
 
 def _labels(weights: Sequence[str], names: Sequence[str]) -> dict[str, str]:

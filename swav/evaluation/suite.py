@@ -19,7 +19,7 @@ from swav.data.sets import Halves, as_pillow
 from swav.errors import ConfigError, DataError, NumericsError
 from swav.evaluation import inat18, knn, linear, linear_stages, lowshot, places205, semisup, stage_heads, svm
 from swav.evaluation.forecast import forecast, told
-from swav.evaluation.request import check_places, open_halves, read_request
+from swav.evaluation.request import check_places, open_halves, read_request, require_some
 from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, by_seed
 from swav.evaluation.task import Needs, NoScore, Score, Task, drawn
 from swav.files import FolderGuard
@@ -105,6 +105,7 @@ def bench(
         encoders = _encoders(list(labels), options)
         cache = None if dry_run else out
         halves, missing = dist.on_first(lambda: open_halves(settings, Path(data), cache, suite.protocol, everything))
+        require_some(halves, missing, Path(data))
         read = {f"data of {name}": [seen(half, 0) for half in halves[name]] for name in halves}
         require_agreement(read | {f"weights of {network.name}": network.sha256 for network in encoders})
         runs = {

@@ -106,7 +106,7 @@ def test_labels_at_random_are_not_learned(tmp_path):
 
 def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(task, monkeypatch):
     scores = linear.run(task)
-    torn = dataclasses.replace(task, out=task.out.with_name("torn"))
+    torn = dataclasses.replace(task, out=made(task.out.with_name("torn")))
     passed = []
 
     def die_after_two_epochs(_):
@@ -143,7 +143,7 @@ def test_a_finished_benchmark_is_not_trained_again_and_other_settings_start_afre
 
 def test_workers_change_no_bit(task):
     here = linear.run(task)
-    there = linear.run(dataclasses.replace(with_settings(task, workers=2), out=task.out.with_name("workers")))
+    there = linear.run(dataclasses.replace(with_settings(task, workers=2), out=made(task.out.with_name("workers"))))
     assert [score.value for score in here] == [score.value for score in there]
     other = dataclasses.replace(task, out=task.out.with_name("workers"))
     assert torch.equal(saved_head(task).model["weight"], saved_head(other).model["weight"])
@@ -159,7 +159,7 @@ def test_the_trunk_is_frozen_and_sees_every_image_once_an_epoch(task):
 
 def test_fewer_images_than_a_batch_are_one_partial_batch(task):
     linear.run(with_settings(task, batch=24))
-    elsewhere = dataclasses.replace(with_settings(task, batch=256), out=task.out.with_name("larger"))
+    elsewhere = dataclasses.replace(with_settings(task, batch=256), out=made(task.out.with_name("larger")))
     linear.run(elsewhere)
     assert all(torch.equal(saved_head(task).model[key], x) for key, x in saved_head(elsewhere).model.items())
 

@@ -105,7 +105,7 @@ def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(task, monkeypa
     scores = linear_stages.run(task)
     assert [score.metric for score in scores[::2]] == [f"top-1 feature{i}" for i in range(1, 6)] + ["top-1 best layer"]
     assert scores[-2].value == max(score.value for score in scores[:-2:2])
-    torn, passed = dataclasses.replace(task, out=task.out.with_name("torn")), []
+    torn, passed = dataclasses.replace(task, out=made(task.out.with_name("torn"))), []
 
     def die_after_the_first_epoch(_):
         passed.append(1)

@@ -95,7 +95,7 @@ def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(task, monkeypa
     scores = semisup.run(task)
     assert [score.metric for score in scores] == ["top-1 25%", "top-5 25%", "top-1 50%", "top-5 50%"]
     assert weights_sha256(task.encoder.trunk) == before and not task.encoder.trunk.training
-    torn, passed = dataclasses.replace(task, out=task.out.with_name("torn")), []
+    torn, passed = dataclasses.replace(task, out=made(task.out.with_name("torn"))), []
 
     def die_in_the_second_fraction(_):
         passed.append(1)

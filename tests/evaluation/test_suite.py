@@ -72,12 +72,24 @@ def test_missing_data_is_an_error_by_name_and_a_line_under_all(tmp_path):
     with pytest.raises(DataError, match="nowhere"):
         suite.bench(["knn"], ["random:tiny"], tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    content = suite.bench(["all"], ["random:tiny"], tmp_path / "nowhere", tmp_path / "out")
-    assert [row["bench"] for row in content["not_run"]] == list(suite.BENCHES) and content["results"] == []
-    assert all("nowhere" in row["reason"] for row in content["not_run"])
+    for place in ("nowhere", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        for dry_run in (True, False):
+            with pytest.raises(DataError, match=f"{place}: expected the data of at least one benchmark, found none"):
+                suite.bench(["all"], ["random:tiny"], tmp_path / place, tmp_path / "out", dry_run=dry_run)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_has_no_data_under_all_is_listed_with_what_it_needs(colours, tmp_path, monkeypatch):
+    for name in suite.BENCHES:
+        monkeypatch.setitem(suite.BENCHES, name, suite.BENCHES[name]._replace(run=lambda _: []))
+    content = suite.bench(["all"], ["random:tiny"], colours, tmp_path / "out", QUICK_ALL)
+    assert [row["bench"] for row in content["not_run"]] == [
+        name for name in suite.BENCHES if name in OTHER_DATA
+    ] and content["results"] == []
+    assert all(str(colours) in row["reason"] for row in content["not_run"])
     of_voc = [row["bench"] for row in content["not_run"] if "VOCdevkit/VOC2007" in row["expected"]]
     assert of_voc == ["svm", "lowshot"]
-    assert sum("val/CLASS" in row["expected"] for row in content["not_run"]) == len(suite.BENCHES) - 4
     for name, home in (("places205", "Places205/"), ("inat18", "iNaturalist2018/")):
         assert [row["bench"] for row in content["not_run"] if home in row["expected"]] == [name]
 
@@ -144,14 +156,19 @@ def test_under_all_a_benchmark_that_fails_at_work_is_told_and_the_others_run(col
         suite.bench(["knn", "linear"], ["random:tiny"], colours, tmp_path / "named", QUICK)
 
 
-def test_what_an_earlier_command_measured_is_not_listed_as_not_run(colours, tmp_path, capsys):
-    (tmp_path / "none").mkdir()
+def too_few(task: object) -> None:
+    raise DataError("expected more images, found few")
+
+
+def test_what_an_earlier_command_measured_is_not_listed_as_not_run(colours, drawn, tmp_path, monkeypatch, capsys):
+    for name in ("svm", "lowshot"):
+        monkeypatch.setitem(suite.BENCHES, name, suite.BENCHES[name]._replace(check=too_few))
     weights = ["random:tiny", "random:cifar10"]
     suite.bench(["knn"], weights[:1], colours, tmp_path / "out", QUICK_KNN)
-    content = suite.bench(["all"], weights[:1], tmp_path / "none", tmp_path / "out", QUICK_KNN)
+    content = suite.bench(["all"], weights[:1], drawn, tmp_path / "out", QUICK_KNN)
     assert {row["bench"] for row in content["not_run"]} == set(suite.BENCHES) - {"knn"}
     assert "knn: not run now, its earlier results stay" in capsys.readouterr().err
-    content = suite.bench(["all"], weights, tmp_path / "none", tmp_path / "out", QUICK_KNN)
+    content = suite.bench(["all"], weights, drawn, tmp_path / "out", QUICK_KNN)
     assert "knn" in {row["bench"] for row in content["not_run"]}  # of the second weights there is nothing
 
 
@@ -227,8 +244,6 @@ def test_a_dry_run_says_what_there_is_and_writes_nothing(colours, tmp_path, caps
     assert {row["bench"] for row in rows[:4]} == {"knn", "linear", "linear-stages", "semisup"}
     assert {row["bench"] for row in rows[4:]} == set(OTHER_DATA)
     assert all(row["hours"] >= 0 for row in rows[:4])
-    missing = suite.bench(["all"], ["random:tiny"], tmp_path / "nowhere", tmp_path / "out", dry_run=True)["dry_run"]
-    assert all("nowhere" in row["reason"] for row in missing)
     assert "24" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
