@@ -434,12 +434,17 @@ def read_state(path: Path) -> dict[str, Any]:
     """A checkpoint's plain state: settings, step and others.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: it is damaged.
+        EnvironmentError_: it cannot be read.
     """
     try:
         names = ["state.json"] + [_LATE] * (_LATE in _manifest(path)["files"])
-        parts = [json.loads((path / name).read_text(encoding="utf-8")) for name in names]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        parts = [json.loads(patiently((path / name).read_text)) for name in names]
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise EnvironmentError_(_unreadable(path, error)) from None
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     return dict(ChainMap(*reversed(parts)))
 

@@ -256,6 +256,8 @@ def make_below(base: Path, folder: Path) -> None:
             place /= part
             place.mkdir(exist_ok=True)
     except FileNotFoundError:
+        if base.is_dir():  # a folder between them was removed just now
+            raise
         raise gone(base) from None
 
 
@@ -300,7 +302,7 @@ class FileLock(contextlib.AbstractContextManager["FileLock"]):
                 make_below(self.base, self.path.parent)
             self._file = self.path.open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
-            if self.base is not None and isinstance(error, FileNotFoundError):
+            if self.base is not None and isinstance(error, FileNotFoundError) and not self.base.is_dir():
                 raise gone(self.base) from None
             if self.waiting_for is None or error.errno in DISK_IS_FULL:
                 raise

@@ -107,9 +107,11 @@ class StopRequest:
 
     def _watch(self) -> None:
         deadline: float | None = None  # of the first signal before the work
+        poll = select.poll()  # select() takes no descriptor of 1024 and above
+        poll.register(self._from_signals, select.POLLIN)
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([self._from_signals], [], [], left)[0]:
+            if not poll.poll(None if left is None else 1000 * left):
                 deadline = None
                 if not self.working and not self.ending:
                     say(f"swav: {self.message()}")

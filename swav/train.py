@@ -206,9 +206,10 @@ def _loop(
             if stop_code:  # nothing was saved by this command; of several processes the largest code is that of all
                 code, message = max(dist.gather_objects((stop.final_code, stop.message())))
                 raise Stopped(message, code or stop_code)
-            unscored = False
-            if saved is not None:
+            unscored = not dist.broadcast_object(run.labelled is not None)  # labels that are away may be back some day
+            if saved is not None and not unscored:
                 dist.on_first(lambda: _amend(saved, best))
+            unscored = False  # of the steps to come
         for batch in loader:
             bad_count = log.add_bad(batch.unreadable)
             due = (

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from swav import checkpoint, run, train
 from swav.data.layouts import write_shapes
-from swav.errors import CheckpointError, ConfigError, NumericsError
+from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.files import is_run
 from swav.learner import Learner
 from tests.test_train import SMALL, lines
@@ -192,3 +192,25 @@ def test_queues_of_processes_that_do_not_fit_together_are_refused():
     saved = checkpoint.Checkpoint(3, {}, {}, parts, {"recipe": {"batch": 8}}, Path("step_3"))
     with pytest.raises(CheckpointError, match=r"step_3/rank_1.safetensors: .*wrong queue/embeddings"):
         run.own_share(saved)
+
+
+def test_a_last_score_that_was_interrupted_is_made_once_labels_are_back(shapes, tmp_path, monkeypatch):
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(shapes, data)
+    go_on(data, run, knn_epochs=0)
+    last = checkpoint.newest(run / "checkpoints")
+    assert last is not None
+    checkpoint.amend_state(last, {"unscored": True})  # as a signal in the last evaluation leaves it
+    (data / "val").rename(tmp_path / "away")
+    monkeypatch.setattr("swav.run.labelled_halves", no_labels)
+    go_on(data, run, knn_epochs=1)
+    assert checkpoint.read_state(last)["unscored"] and checkpoint.read_state(last)["best_step"] is None
+    (tmp_path / "away").rename(data / "val")
+    monkeypatch.undo()
+    go_on(data, run, knn_epochs=1)
+    state = checkpoint.read_state(last)
+    assert not state["unscored"] and state["best_step"] == state["step"]
+
+
+def no_labels(*_: object, **__: object) -> None:
+    raise DataError("no labels just now")

@@ -19,6 +19,7 @@ from swav.config import parse_overrides
 from swav.data.sets import DATASETS, labelled
 from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.evaluation import forecast, suite
+from swav.evaluation.request import check_places, read_request
 from swav.evaluation.settings import BENCH_SETTINGS, SMOKE, KnnSettings, LinearSettings, resolve
 from swav.evaluation.task import Needs, Task
 from swav.network import encoder
@@ -422,3 +423,14 @@ def test_killed_with_half_the_features_on_disk_it_computes_the_others_only(colou
     assert bank.stat().st_mtime_ns == written and len(list((tmp_path / "torn" / "features").iterdir())) == 2
     whole, torn = (read_results(tmp_path / out)["results"] for out in ("whole", "torn"))
     assert [row["value"] for row in whole] == [row["value"] for row in torn] and len(whole) == 4
+
+
+def test_a_data_set_that_may_not_be_read_is_an_error_of_the_data_before_torch_too(colours, tmp_path, monkeypatch):
+    def locked(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/locked/train_places205.csv")
+
+    monkeypatch.setattr("swav.data.lists._home", locked)
+    with pytest.raises(
+        DataError, match=r"/locked/train_places205.csv: expected a folder to read, found Permission denied"
+    ):
+        check_places(read_request(["places205"], ["random:tiny"], {}), colours, tmp_path / "out", dry_run=False)
