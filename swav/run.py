@@ -351,6 +351,8 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
     dist.on_first(lambda: _repair(run, before, saved.step))
     if run.kept:
         say(f"auto: {kept_in_words(run)}")
+    if saved.state["best_step"] is not None and run.labelled is None and dist.rank() == 0:
+        warn(f"{run.out}: was scored by kNN before, and is not from here on: {run.unlabelled}")
     if (device := saved.state["recipe"]["device"]) != run.recipe.device:
         say(
             f"device: {run.recipe.device}, before {device}; the weights will differ from those of one device by rounding"

@@ -214,3 +214,14 @@ def test_a_last_score_that_was_interrupted_is_made_once_labels_are_back(shapes, 
 
 def no_labels(*_: object, **__: object) -> None:
     raise DataError("no labels just now")
+
+
+def test_a_run_whose_labels_are_gone_goes_on_and_says_that_it_is_no_longer_scored(shapes, tmp_path, capfd):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    out = go_on(data, tmp_path / "run", knn_epochs=1)
+    shutil.rmtree(out / "checkpoints" / "step_00000008")
+    shutil.rmtree(next((data / "val").iterdir()))
+    go_on(data, out, knn_epochs=1)
+    said = capfd.readouterr().err
+    assert "was scored by kNN before, and is not from here on: " in said and "expected the same classes" in said

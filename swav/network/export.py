@@ -41,7 +41,12 @@ def export_missing(out: Path, step: int) -> dict[str, Any] | None:
     if there is not None and there["format"] != FORMAT:
         warn(f"{folder / WEIGHTS}: of format {there['format']}, of a newer swav; left as it is")
         return None
-    if there is not None and there["step"] == step and (_needs_no_code(there) or (folder / CODE).is_file()):
+    if (
+        there is not None
+        and there["step"] == step
+        and _is_whole(folder / WEIGHTS)
+        and (_needs_no_code(there) or (folder / CODE).is_file())
+    ):
         return None
     return export_backbone(out)
 
@@ -72,6 +77,14 @@ def export_backbone(out: Path) -> dict[str, Any]:
             "the same command writes the files"
         ) from error
     return description
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt"):  # compares the file's length with what its header says
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def code(description: Mapping[str, Any]) -> str:

@@ -204,6 +204,9 @@ def test_what_is_missing_of_a_finished_run_is_exported_and_nothing_else_is_touch
     assert export_missing(run, 6) is not None and export_missing(run, 6) is None
     (run / FOLDER / CODE).unlink()
     assert export_missing(run, 6) is not None and (run / FOLDER / CODE).exists()
+    content = (run / FOLDER / WEIGHTS).read_bytes()
+    (run / FOLDER / WEIGHTS).write_bytes(content[:-100])  # its header is whole, and tells its step
+    assert export_missing(run, 6) is not None and export_missing(run, 6) is None
     (run / FOLDER / WEIGHTS).write_bytes(b"cut")
     (run / FOLDER / f".{WEIGHTS}.4711.tmp").write_bytes(b"left by one that was killed")
     assert export_missing(run, 6) is not None
