@@ -59,7 +59,7 @@ def sinkhorn_codes(scores: Float[Tensor, "B K"], epsilon: float = 0.05, iteratio
             f"scores: expected [B, K] of one code-giving crop, found {list(scores.shape)}; "
             "call sinkhorn_codes once per crop: [sinkhorn_codes(s) for s in scores[:2]]"
         )
-    if epsilon <= 0 or iterations < 1:
+    if not epsilon > 0 or iterations < 1:  # not a number is refused too
         raise ValueError(f"expected epsilon > 0 and iterations >= 1, found {epsilon} and {iterations}")
     logits = scores.to(torch.promote_types(scores.dtype, torch.float32)) / epsilon
     logits -= dist.all_reduce_max(logits.amax(dim=0))
@@ -121,6 +121,9 @@ def swapped_loss(
     num_views, batch = scores.shape[:2]
     if num_views < 2:
         raise ValueError(f"expected at least 2 crops to swap codes between, found {num_views}")
+    if not temperature > 0:
+        raise ValueError(f"temperature: expected more than 0, found {temperature}")
+    code_views = [int(a) for a in code_views]
     if (
         len(code_views) != len(codes)
         or len(set(code_views)) != len(codes)
@@ -254,5 +257,7 @@ class Queue:
             raise ValueError(
                 f"queue: expected embeddings [A, L, D] = {own}, found {found}; build Queue(L, D, A) of that state"
             )
+        if not 0 <= (count := int(state["count"])) <= own[1]:
+            raise ValueError(f"queue: expected a count of 0 to {own[1]}, found {count}")
         self.embeddings.copy_(state["embeddings"])
-        self.count = int(state["count"])
+        self.count = count

@@ -1,6 +1,6 @@
 """Checkpoints: one verified directory each, never a half one, never one that runs code.
 
-    step_XXXXXXXX/  model.safetensors  optim.safetensors  rank_R.safetensors  state.json  manifest.json
+    step_XXXXXXXX/  model.safetensors  optim.safetensors  rank_R.safetensors  state.json  [late.json]  manifest.json
 
 A directory is written beside its place, every file synced, the manifest (sizes and SHA-256) last, and then renamed.
 `latest` is a hint for people; the truth is the newest directory whose manifest verifies. One that does not verify is
@@ -15,6 +15,7 @@ import hashlib
 import json
 import secrets
 import shutil
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +48,7 @@ _ABSENT = (
     errno.EISDIR,
     errno.ELOOP,
 )  # a file is not there: damage, and no failure to read
+_LATE = "late.json"  # what was found out of a checkpoint after it was saved, and replaces values of its state
 _ALWAYS = {"model.safetensors", "optim.safetensors", "state.json"}  # in every checkpoint, beside the files of ranks
 
 Result = TypeVar("Result")
@@ -62,6 +64,24 @@ class Checkpoint:
     locals: list[dict[str, Tensor]]
     state: dict[str, Any]
     path: Path
+
+
+def fingerprint(saved: Checkpoint) -> str:
+    """SHA-256 of a checkpoint's manifest, which holds those of its files."""
+    return hashlib.sha256((saved.path / "manifest.json").read_bytes()).hexdigest()
+
+
+def require_of_pretraining(saved: Checkpoint) -> None:
+    """Refuse a checkpoint of something else, as the state of a benchmark that trains.
+
+    Raises:
+        CheckpointError: what a pre-training run writes into its state is not there.
+    """
+    if lacking := [key for key in ("recipe", "num_images") if key not in saved.state]:
+        raise CheckpointError(
+            f"{saved.path}: expected a checkpoint of a pre-training run, found another's, perhaps a benchmark's "
+            f"(no {lacking[0]} in state.json); name the run's folder"
+        )
 
 
 def save(
@@ -167,7 +187,7 @@ def _together(work: Callable[[], Result], folder: Path, needed: int, temporary: 
 
 def _begin(folder: Path, place: Path) -> Path | None:
     """Makes the temporary folder; None if the checkpoint is there already and verifies."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # the run's own folder is there, or was removed
     sweep(folder)
     if place.exists() and damage(place) is None:
         return None
@@ -399,7 +419,7 @@ def read(path: Path) -> Checkpoint:
             load_file(path / "model.safetensors"),
             load_file(path / "optim.safetensors"),
             [load_file(path / f"rank_{rank}.safetensors") for rank in range(writers)],
-            json.loads((path / "state.json").read_text(encoding="utf-8")),
+            read_state(path),
             path,
         )
     except OSError as error:
@@ -414,13 +434,36 @@ def read_state(path: Path) -> dict[str, Any]:
     """A checkpoint's plain state: settings, step and others.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: it is damaged.
+        EnvironmentError_: it cannot be read.
     """
     try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        names = ["state.json"] + [_LATE] * (_LATE in _manifest(path)["files"])
+        parts = [json.loads(patiently((path / name).read_text)) for name in names]
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise EnvironmentError_(_unreadable(path, error)) from None
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
-    return state
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    return dict(ChainMap(*reversed(parts)))
+
+
+def amend_state(path: Path, values: Mapping[str, Any]) -> None:
+    """Replace values of a saved checkpoint's state, durably. One that is interrupted leaves the checkpoint as it was.
+
+    The manifest decides: until it is replaced, the new file is one that it does not list.
+
+    Raises:
+        OSError: it cannot be written; the checkpoint is as it was.
+    """
+    manifest = _manifest(path)
+    late = path / _LATE
+    remove_leftovers(late)
+    remove_leftovers(path / "manifest.json")
+    write_text_durably(late, json.dumps(values, indent=1))
+    manifest["files"][_LATE] = {"size": late.stat().st_size, "sha256": _sha256(late)}
+    write_text_durably(path / "manifest.json", json.dumps(manifest, indent=1))
 
 
 class RunLock(FileLock):

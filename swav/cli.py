@@ -14,7 +14,8 @@ import typer
 from typer.exceptions import TyperException
 
 from swav.errors import EXIT_INTERRUPTED, ConfigError, SignalExit, SwavError
-from swav.output import protect_output, say
+from swav.files import check_writable
+from swav.output import deliver, protect_output, say
 from swav.signals import StopRequest
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -33,6 +34,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the demo is written.")] = Path("swav-demo"),
 ) -> None:
     """Pre-train and evaluate a small network on drawn shapes: no download, no GPU, a few minutes."""
+    check_writable(out)
     from swav import demo as demo_module
 
     demo_module.demo(out)
@@ -64,7 +66,7 @@ def pretrain(
     if print_slurm:
         from swav.training.slurm import batch_script
 
-        print(batch_script(["pretrain", recipe, *(settings or []), "--out", str(out)]), end="")
+        deliver(batch_script(["pretrain", recipe, *(settings or []), "--out", str(out)]).rstrip("\n"))
         return
     from swav.training import loop
 
@@ -112,12 +114,11 @@ def bench(
     if not _is_first_process():
         return
     if as_json:
-        print(json.dumps(results, indent=1))
+        deliver(json.dumps(results, indent=1))
     elif not dry_run:
         from swav.results.results import table
 
-        print(table(results))
-        print(out / "results.json", out / "tables.html", sep="\n")
+        deliver("\n".join([table(results), str(out / "results.json"), str(out / "tables.html")]))
 
 
 @app.command()
@@ -137,13 +138,14 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, wit
     from swav.recipe_files import load_recipe, recipe_names, recipe_text
 
     if name is None:
-        for known in recipe_names():
-            print(f"{known:<60}{recipe_text(known).splitlines()[0].removeprefix('# ')}")
+        deliver(
+            "\n".join(f"{known:<60}{recipe_text(known).splitlines()[0].removeprefix('# ')}" for known in recipe_names())
+        )
         return
-    recipe = load_recipe(name)
-    print("".join(line + "\n" for line in recipe_text(name).splitlines() if line.startswith("#")), end="")
-    for key, value in recipe.model_dump(mode="json").items():
-        print(f"{key}: {json.dumps(value):<40} # {Recipe.model_fields[key].description}")
+    comments = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
+    values = load_recipe(name).model_dump(mode="json").items()
+    told = [f"{key}: {json.dumps(value):<40} # {Recipe.model_fields[key].description}" for key, value in values]
+    deliver("\n".join(comments + told))
 
 
 @data_app.command("scan")
@@ -152,7 +154,7 @@ def scan_data(path: str, as_json: Annotated[bool, typer.Option("--json", help="P
     from swav.data.scan import render_scan, scan
 
     found = scan(path)
-    print(json.dumps(found, indent=1) if as_json else render_scan(found))
+    deliver(json.dumps(found, indent=1) if as_json else render_scan(found))
 
 
 @data_app.command()
@@ -165,6 +167,7 @@ def shapes(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Write the drawn data set `shapes`: ten classes that neither colour nor raw pixels tell apart."""
+    check_writable(folder)
     from swav.data.synthetic.writers import write_shapes
 
     write_shapes(folder, layout, train=train, val=val, size=size, seed=seed)

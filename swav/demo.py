@@ -4,6 +4,7 @@ from pathlib import Path
 
 from swav.data.synthetic.writers import write_shapes
 from swav.evaluation.runner import bench
+from swav.output import deliver
 from swav.progress import Progress
 from swav.reporting.page import write_report
 from swav.results.results import read_results, table
@@ -58,9 +59,7 @@ def demo(out: str | Path) -> Path:
         for row in read_results(run)["results"]
         if row["weights"] in weights and row["metric"] == HEADLINES.get(row["bench"])
     ]
-    print("random vs SwAV")
-    print(table({"results": rows, "not_run": []}))
-    print(report)
+    deliver("\n".join(["random vs SwAV", table({"results": rows, "not_run": []}), str(report)]))
     return report
 
 

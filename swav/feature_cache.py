@@ -109,8 +109,7 @@ def cached_features(
         "version": VERSION,
         "weights_sha256": encoder.sha256,
         "network": encoder.architecture,
-        "images": images.fingerprint,
-        "changed": hashlib.sha256(images.rows["time"].tobytes()).hexdigest(),  # in place, at the same size
+        "images": images.content_fingerprint,
         "damaged": "as Pillow reads them" if images.as_pillow else "left out",
         "view": [view, size],
         "normalisation": [list(encoder.mean), list(encoder.std)],
@@ -127,7 +126,7 @@ def cached_features(
     found = _there(work, kinds)
     if found is None:
         owner = f"the features of {encoder.name} in {folder}"
-        with environment_errors(), FileLock(folder / ".lock", waiting_for=owner, say=progress.say):
+        with environment_errors(), FileLock(folder / ".lock", owner, progress.say, base=out):
             found = _there(work, kinds) or _computed(work, kinds)
     arrays, noted = found
     progress.update(min(base + len(images), total))
@@ -232,7 +231,9 @@ def _compute(work: _Work, notes: Notes, kinds: list[str]) -> None:
     batch, base = BATCH.get(work.device.type, BATCH["cpu"]), progress.done
     progress.update(base + start)
     last, last_row = start, row
-    for number, (views, places) in enumerate(read_views(images, work.size, batch, work.workers, work.view, start)):
+    for number, (views, places) in enumerate(
+        read_views(images, work.size, batch, work.workers, work.view, start, True)
+    ):
         here = start + number * batch
         end = min(here + batch, len(images))
         unreadable |= set(range(here, end)) - set(places)

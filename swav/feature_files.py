@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from swav.files import write_text_durably
+from swav.errors import EnvironmentError_
+from swav.files import patiently, write_text_durably
 from swav.system import available_cpus
 
 THREADS = 4  # that hash: SHA-256 takes 1 to 2 GB/s in each, together more than most disks give
@@ -69,11 +70,19 @@ Notes = dict[str, Noted]  # by kind
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file is none."""
+    """A JSON object; empty where the file is none.
+
+    Raises:
+        EnvironmentError_: the file is there and cannot be read, also not a little later: that is no reason to lose it.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(patiently(lambda: path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
+    except OSError as error:
+        raise EnvironmentError_(
+            f"{path}: cannot be read just now ({error.strerror}); the same command continues"
+        ) from None
     return content if isinstance(content, dict) else {}
 
 
@@ -125,9 +134,19 @@ def _sha256(rows: np.ndarray) -> str:
 
 
 def mapped(path: Path, shape: tuple[int, int], mode: Any) -> "np.memmap[Any, Any] | None":
-    """An array of float32 on disk, if it is one of this shape."""
+    """An array of float32 on disk, if it is one of this shape.
+
+    Raises:
+        EnvironmentError_: as read_object.
+    """
     try:
-        array = np.load(path, mmap_mode=mode)
+        array = patiently(lambda: np.load(path, mmap_mode=mode))
+    except OSError as error:
+        if error.errno is None or isinstance(error, FileNotFoundError | NotADirectoryError):
+            return None
+        raise EnvironmentError_(
+            f"{path}: cannot be read just now ({error.strerror}); the same command continues"
+        ) from None
     except Exception:  # a damaged header can make NumPy raise anything
         return None
     fits = array.shape == shape and array.dtype == np.dtype("<f4") and array.flags.c_contiguous

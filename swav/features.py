@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from swav.data.augment.crops import evaluation_view, squeezed_view, to_input
 from swav.data.images import Images, Unreadable
 from swav.data.workers import Workers
-from swav.errors import DataError
+from swav.errors import DataError, EnvironmentError_
 from swav.metrics import knn_vote, top_k_accuracy
 from swav.network.backbone import ResNet
 from swav.progress import Progress
@@ -215,8 +215,8 @@ class _Views:
     those that were found damaged: a worker's own notes are not seen here.
     """
 
-    def __init__(self, images: Images, size: int, view: View):
-        self.images, self.size, self.cut = images, size, VIEWS[view]
+    def __init__(self, images: Images, size: int, view: View, insist: bool):
+        self.images, self.size, self.cut, self.insist = images, size, VIEWS[view], insist
 
     def __call__(self, places: Sequence[int]) -> tuple[Views, set[str]]:
         views = np.empty((len(places), self.size, self.size, 3), dtype=np.uint8)
@@ -224,7 +224,12 @@ class _Views:
         for i in places:
             try:
                 image = self.images.read(i)
-            except Unreadable:
+            except Unreadable as error:
+                if self.insist and error.passing:
+                    raise EnvironmentError_(
+                        f"{error.name}: cannot be read just now ({error.reason}); what was computed is kept, and the same "
+                        "command continues"
+                    ) from None
                 continue
             views[len(kept)] = self.cut(image, self.size)
             kept.append(i)
@@ -232,15 +237,24 @@ class _Views:
 
 
 def read_views(
-    images: Images, size: int, batch: int, workers: int, view: View = "centre", start: int = 0
+    images: Images,
+    size: int,
+    batch: int,
+    workers: int,
+    view: View = "centre",
+    start: int = 0,
+    insist: bool = False,
 ) -> Iterator[Views]:
     """Views of all images from place `start` on, a batch at a time, and the places that could be read. Names of damaged ones
     are added to `images.damaged`.
 
+    Args:
+        insist: on an error of the disk that may pass, end instead of leaving the image out.
+
     Raises:
-        EnvironmentError_: a loader process died.
+        EnvironmentError_: a loader process died; or, where `insist` is set, an image cannot be read just now.
     """
-    make = _Views(images, size, view)
+    make = _Views(images, size, view, insist)
     parts = [range(first, min(first + batch, len(images))) for first in range(start, len(images), batch)]
     workers = min(workers, len(parts))
     with contextlib.ExitStack() as stack:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
-from swav.errors import EnvironmentError_
+from swav.errors import EnvironmentError_, SwavError
 from swav.output import say
 from swav.signals import stop_if_asked
 
@@ -218,10 +218,47 @@ class FolderGuard:
         except OSError:  # a network file system that does not answer says nothing of the folder
             return
         if not same:
-            raise EnvironmentError_(
-                f"{self.folder}: was removed or moved during the run (or its disk unmounted); nothing more was written there\n"
-                "put it back, and the same command continues from what was saved in it"
-            )
+            raise gone(self.folder)
+
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Where the work inside fails and the folder is gone, that is the reason to give.
+
+        Raises:
+            EnvironmentError_: see check.
+        """
+        try:
+            yield
+        except (OSError, SwavError):
+            self.check()
+            raise
+
+
+def gone(folder: Path) -> EnvironmentError_:
+    """The error of a folder that was there when the work began."""
+    return EnvironmentError_(
+        f"{folder}: was removed or moved during the run (or its disk unmounted); nothing more was written there\n"
+        "put it back, and the same command continues from what was saved in it"
+    )
+
+
+def make_below(base: Path, folder: Path) -> None:
+    """Make a folder and those above it up to `base`, which must be there: a new one would lack what was in it.
+
+    Raises:
+        EnvironmentError_: `base` is gone.
+        OSError: a folder cannot be made.
+        ValueError: `folder` is not below `base`.
+    """
+    place = base
+    try:
+        for part in folder.relative_to(base).parts:
+            place /= part
+            place.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        if base.is_dir():  # a folder between them was removed just now
+            raise
+        raise gone(base) from None
 
 
 class FileLock(contextlib.AbstractContextManager["FileLock"]):
@@ -234,24 +271,44 @@ class FileLock(contextlib.AbstractContextManager["FileLock"]):
 
     Args:
         path: of the lock file; its folder is made.
+        base: a folder above it that must be there already, see make_below; None: whatever is missing is made.
         waiting_for: what the owner does, for the message of who waits, as "the features in OUT"; None: do not wait.
         say: prints that message.
 
     Raises:
         BlockingIOError: another process holds the lock, and `waiting_for` is None; its text names the owner.
-        OSError: the lock file cannot be made.
+        EnvironmentError_: the lock file of one that is waited for cannot be made.
+        OSError: another one's cannot, or the disk is full.
         RuntimeError: a lock that is waited for is asked for while this process holds one (a fault of the caller).
     """
 
-    def __init__(self, path: Path, waiting_for: str | None = None, say: Callable[[str], None] = warn):
-        self.path, self.waiting_for, self.say = path, waiting_for, say
+    def __init__(
+        self,
+        path: Path,
+        waiting_for: str | None = None,
+        say: Callable[[str], None] = warn,
+        base: Path | None = None,
+    ):
+        self.path, self.waiting_for, self.say, self.base = path, waiting_for, say, base
         self._file: IO[str] | None = None
 
     def __enter__(self) -> "FileLock":
         if self.waiting_for is not None and _waited_for:
             raise RuntimeError(f"{self.path}: this process already holds {', '.join(map(str, _waited_for))}")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+", encoding="utf-8", errors="replace")
+        try:
+            if self.base is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            else:
+                make_below(self.base, self.path.parent)
+            self._file = self.path.open("a+", encoding="utf-8", errors="replace")
+        except OSError as error:
+            if self.base is not None and isinstance(error, FileNotFoundError) and not self.base.is_dir():
+                raise gone(self.base) from None
+            if self.waiting_for is None or error.errno in DISK_IS_FULL:
+                raise
+            raise EnvironmentError_(
+                f"{self.path}: cannot be written ({error.strerror}); choose an --out that can"
+            ) from None
         try:
             self._acquire(self._file)
         except BaseException:

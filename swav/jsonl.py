@@ -29,8 +29,25 @@ class Lines(NamedTuple):
     torn: bool = False
 
 
-def read_lines(path: Path) -> Lines:
+Sound = Callable[[dict[str, Any]], bool]  # whether an object is what this file's lines are
+
+
+def is_metrics(line: dict[str, Any]) -> bool:
+    """Whether a line is of metrics.jsonl: a step, and numbers (None where a value was not finite)."""
+    numbers = all(value is None or type(value) in (int, float) for value in line.values())
+    return numbers and type(line.get("step")) is int
+
+
+def is_bad_file(line: dict[str, Any]) -> bool:
+    """Whether a line is of bad_files.jsonl."""
+    return isinstance(line.get("file"), str)
+
+
+def read_lines(path: Path, sound: Sound = lambda _: True) -> Lines:
     """Read the good lines of a file; a missing one has none. Bytes that are no UTF-8 are kept as surrogates.
+
+    Args:
+        sound: others are damaged.
 
     Raises:
         OSError: the file cannot be read.
@@ -47,7 +64,7 @@ def read_lines(path: Path) -> Lines:
         if not text.strip():
             continue
         value = _object(text)
-        if value is not None:
+        if value is not None and sound(value):
             texts.append(text)
             values.append(value)
         elif i < len(whole):
@@ -65,22 +82,22 @@ def _object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def read_if_possible(path: Path) -> list[dict[str, Any]]:
+def read_if_possible(path: Path, sound: Sound = lambda _: True) -> list[dict[str, Any]]:
     """Read the good lines of a file, or none, with a warning, where the system refuses it."""
     try:
-        return read_lines(path).values
+        return read_lines(path, sound).values
     except OSError as error:
         warn_once(f"{path}: cannot be read ({_reason(error)}); training continues without what it holds")
         return []
 
 
-def repair(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda _: True) -> None:
+def repair(path: Path, sound: Sound = lambda _: True, keep: Callable[[dict[str, Any]], bool] = lambda _: True) -> None:
     """Drop damaged lines, a torn end and good lines that `keep` refuses. Say what was damaged; write only if some goes.
 
     Only while no other process appends to the file. A file system that refuses is warned of and changes nothing.
     """
     try:
-        lines = read_lines(path)
+        lines = read_lines(path, sound)
         kept = [text for text, value in zip(lines.texts, lines.values, strict=True) if keep(value)]
         after = "".join(text + "\n" for text in kept).encode("utf-8", errors="surrogateescape")
         found = [counted(lines.damaged, "damaged line")] * (lines.damaged > 0) + ["a torn end"] * lines.torn

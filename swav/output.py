@@ -3,19 +3,33 @@
 import contextlib
 import io
 import os
+import select
+import stat
 import sys
 from typing import Any
+
+from swav.errors import EnvironmentError_
+
+PATIENCE_SECONDS = 10.0  # for who reads messages slowly; who has stopped (Ctrl-S, a pager) must not stop the work
 
 
 class TolerantFile(io.RawIOBase):
     """The raw end of an output stream: what cannot be written is dropped, and nobody above learns of it.
 
     At this depth it holds for `print`, for rich, for `stream.buffer` and for the flush at the interpreter's end alike.
+
+    Args:
+        descriptor: not closed with this object.
+        messages: what is written is for people only, and is dropped where nobody reads it for some seconds. Else it is
+            what the command was asked for: a slow reader is waited for.
     """
 
-    def __init__(self, descriptor: int):
+    def __init__(self, descriptor: int, messages: bool):
         super().__init__()
-        self.descriptor = descriptor  # not closed with this object
+        self.descriptor = descriptor
+        self.problem: OSError | None = None  # the last one in writing
+        self._drops = messages and not stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self._patience = PATIENCE_SECONDS
 
     def writable(self) -> bool:
         return True
@@ -29,26 +43,43 @@ class TolerantFile(io.RawIOBase):
     def write(self, data: Any, /) -> int:
         rest = memoryview(data).cast("B")
         size = len(rest)
-        with contextlib.suppress(OSError):
-            while rest:
-                rest = rest[os.write(self.descriptor, rest) :]
+        try:
+            while rest and (not self._drops or self._ready(self._patience)):
+                try:
+                    rest = rest[os.write(self.descriptor, rest[: select.PIPE_BUF] if self._drops else rest) :]
+                except BlockingIOError:  # another program has set this for all that share the pipe
+                    self._ready(None)
+        except OSError as error:
+            self.problem = error
         return size
 
+    def _ready(self, seconds: float | None) -> bool:
+        """Wait until something can be written. After a wait in vain the next one is short: who has stopped reading stays so."""
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLOUT)
+        ready = bool(poll.poll(None if seconds is None else 1000 * seconds))
+        self._patience = PATIENCE_SECONDS if ready else 0.0
+        return ready
 
-def tolerant(stream: Any) -> Any:
-    """Return a stream to the same descriptor on which printing never fails; the same stream where it has no descriptor."""
+
+def tolerant(stream: Any, messages: bool = True) -> Any:
+    """Return a stream to the same descriptor on which printing never fails; the same stream where it has no descriptor.
+
+    Args:
+        messages: see TolerantFile.
+    """
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):  # one that a test or a notebook has put there
         return stream
     with contextlib.suppress(OSError, ValueError):
         stream.flush()
-    raw = TolerantFile(descriptor)
+    raw = TolerantFile(descriptor, messages)
     at_once = bool(getattr(stream, "write_through", False))  # python -u
     # TextIOWrapper writes to a raw file as well as to a buffer, which python -u relies on too.
     buffer: Any = raw if at_once else io.BufferedWriter(raw)
     lines = bool(getattr(stream, "line_buffering", False))
-    return io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=lines, write_through=at_once)
+    return io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=lines, write_through=at_once)
 
 
 def protect_output() -> None:
@@ -62,7 +93,20 @@ def protect_output() -> None:
     os.close(descriptor)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        setattr(sys, name, open(os.devnull, "w") if stream is None else tolerant(stream))  # noqa: PTH123, SIM115
+        setattr(sys, name, open(os.devnull, "w") if stream is None else tolerant(stream, name == "stderr"))  # noqa: PTH123, SIM115
+
+
+def deliver(text: str) -> None:
+    """Print on stdout what the command was asked for. A reader that has left (`| head`) has had enough.
+
+    Raises:
+        EnvironmentError_: it could not be written, as on a full disk.
+    """
+    print(text, flush=True)
+    buffer = getattr(sys.stdout, "buffer", None)
+    problem = getattr(getattr(buffer, "raw", buffer), "problem", None)
+    if problem is not None and not isinstance(problem, BrokenPipeError):
+        raise EnvironmentError_(f"the output could not be written ({problem.strerror}); write it to another place")
 
 
 def say(text: str) -> None:

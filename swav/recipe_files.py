@@ -3,21 +3,21 @@
 Precedence: defaults, recipe, `key=value`. No torch here: `swav recipes` and every error about settings answer at once.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from swav.config import RENAMED, AnySettings, Recipe, Settings
 from swav.errors import ConfigError, did_you_mean
 from swav.files import visible
 from swav.strict_yaml import read_yaml
 
+CHECKSUM = "# sha256 of all above: "
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -119,6 +119,28 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
 def to_yaml(recipe: Settings) -> str:
     """Every setting, one a line; `read_yaml` gives the same settings back."""
     return "".join(f"{key}: {_yaml_value(value)}\n" for key, value in recipe.model_dump(mode="json").items())
+
+
+def checked_yaml(recipe: Settings) -> str:
+    """As to_yaml, with a last line by which `verified_yaml` finds out that all is as it was written."""
+    text = to_yaml(recipe)
+    return f"{text}{CHECKSUM}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def verified_yaml(text: str) -> str:
+    """The settings in a file that `checked_yaml` wrote, or `to_yaml` in versions before it.
+
+    Raises:
+        ValueError: it is cut off, damaged or edited.
+    """
+    if not text.endswith("\n"):
+        raise ValueError("it ends in the middle of a line" if text else "it is empty")
+    settings, found, checksum = text.rpartition(CHECKSUM)
+    if not found and "\neval_size:" not in text:  # the last setting of the versions that wrote no checksum
+        raise ValueError("its end is missing")
+    if found and checksum != hashlib.sha256(settings.encode()).hexdigest() + "\n":
+        raise ValueError("its checksum differs: it was damaged or edited")
+    return settings if found else text
 
 
 def _yaml_value(value: Any) -> str:

@@ -7,9 +7,11 @@ than the first. An exit by which nothing was saved is 128 + the signal's number.
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,9 +19,7 @@ from swav.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, SignalExit, Stopped, c
 from swav.output import say
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
-STUCK_SECONDS = (
-    5.0  # after a signal that could not end the command: it is in one call of a library, or was swallowed by one
-)
+STUCK_SECONDS = 5.0  # within which a signal ends a command before its work: a call of C may be on, or have swallowed it
 
 _active: "StopRequest | None" = None
 
@@ -51,7 +51,8 @@ class StopRequest:
         self.working = not at_once
         self._quiet = os.environ.get("RANK", "0") != "0"  # of several processes the first speaks
         self._interrupts = 0
-        self.ending = threading.Event()
+        self._remembered = False
+        self.ending = False
         self._before: dict[int, Any] = {}
         self._watcher: threading.Thread | None = None
 
@@ -81,7 +82,7 @@ class StopRequest:
         if self._watcher is None:
             return
         sys.unraisablehook = self._report_before
-        self.ending.set()
+        self.ending = True
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
@@ -92,20 +93,33 @@ class StopRequest:
 
     def ignore(self) -> None:
         """Ignore all signals from here on: the exit code is settled, and a launcher signals all that have not ended yet."""
-        self.ending.set()
+        self.ending = True
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
         self._before.clear()
 
     def _remember(self, number: int, frame: object) -> None:
-        if self.signal is not None:
+        if self._remembered:
             return
-        self.signal = number
+        self._remembered, self.signal = True, self.signal or number  # the watcher may have been first
         if not self.working:
             raise SignalExit(self.message(), self.final_code)
 
     def _watch(self) -> None:
-        while number := os.read(self._from_signals, 1)[0]:
+        deadline: float | None = None  # of the first signal before the work
+        poll = select.poll()  # select() takes no descriptor of 1024 and above
+        poll.register(self._from_signals, select.POLLIN)
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not poll.poll(None if left is None else 1000 * left):
+                deadline = None
+                if not self.working and not self.ending:
+                    say(f"swav: {self.message()}")
+                    os._exit(self.final_code)
+                continue
+            number = os.read(self._from_signals, 1)[0]
+            if not number:
+                return
             if number == signal.SIGINT:
                 self._interrupts += 1
                 if self._interrupts > 1:
@@ -114,10 +128,9 @@ class StopRequest:
                     os._exit(EXIT_INTERRUPTED)
                 if self.working and not self._quiet:
                     say(self._acknowledgement())
-            if number in self._before and not self.working and not self.ending.wait(STUCK_SECONDS) and not self.working:
+            if number in self._before and not self.working and not self.ending and deadline is None:
                 self.signal = self.signal or number
-                say(f"swav: {self.message()}")
-                os._exit(self.final_code)
+                deadline = time.monotonic() + STUCK_SECONDS
 
     def _report_unraisable(self, what: Any) -> None:
         """Print no traceback of a SignalExit that was raised in a destructor or a callback."""
@@ -139,7 +152,10 @@ class StopRequest:
 
     def message(self) -> str:
         """What happened, for an end at once or at the end of a part."""
-        by = "interrupted" if self.signal == signal.SIGINT else f"stopped by {signal.Signals(self.signal or 0).name}"
+        if self.signal is None:
+            by = "stopped by a signal to another process"
+        else:
+            by = "interrupted" if self.signal == signal.SIGINT else f"stopped by {signal.Signals(self.signal).name}"
         if self.saved:
             return f"{by}; what is finished is saved, the same command continues from there"
         return f"{by}; nothing was saved yet, and nothing of before is lost"
@@ -164,8 +180,11 @@ def work() -> Iterator[StopRequest]:
         with StopRequest() as stop:
             yield stop
         return
-    before, _active.working = _active.working, True
     stop = _active
+    before, stop.working = stop.working, True
+    if not before and stop.signal is not None:  # what was raised then was dropped, as in a destructor
+        stop.working = False
+        raise SignalExit(stop.message(), stop.final_code)
     try:
         yield stop
     finally:
@@ -181,7 +200,7 @@ def note_saved() -> None:
 def note_ending() -> None:
     """Record that the command is on its way out, however long that takes: no watcher needs to end it."""
     if _active is not None:
-        _active.ending.set()
+        _active.ending = True
 
 
 def end_asked_for() -> tuple[int, str]:

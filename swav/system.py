@@ -45,8 +45,8 @@ def environment_errors(
         memory_advice: what to do where memory is lacking. (Inside another one the inner one's advice is given.)
 
     Raises:
-        EnvironmentError_: in place of OSError (no space, quota, size limit), MemoryError, torch.OutOfMemoryError and the
-            RuntimeError of torch's allocator on a CPU.
+        EnvironmentError_: in place of OSError (of the system), MemoryError, torch.OutOfMemoryError and the RuntimeError of
+            torch's allocator on a CPU.
     """
     try:
         yield
@@ -57,8 +57,12 @@ def environment_errors(
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EnvironmentError_(f"not enough memory ({first.partition(' GPU ')[0]})\n{memory_advice}") from error
     except OSError as error:
-        if error.errno not in DISK_IS_FULL:
+        if error.errno is None:
             raise
+        if error.errno not in DISK_IS_FULL:
+            raise EnvironmentError_(
+                f"{error.filename or 'a file'}: {error.strerror}; look at the disk and --out, then give the same command again"
+            ) from error
         raise EnvironmentError_(
             f"{error.filename or 'a file'}: the disk is full or a limit is reached ({error.strerror})\n"
             "what was saved is untouched: make room, and the same command goes on"

@@ -1,6 +1,7 @@
 """Two or four processes with a gloo group between them, started once per session and handed one function after another."""
 
 import contextlib
+import multiprocessing
 import os
 import pickle
 import sys
@@ -142,3 +143,16 @@ def processes(count: int) -> Iterator[Processes]:
     finally:
         pool.close()
         pool._folder.cleanup()
+
+
+def loader_processes():
+    """Children of this process that read images."""
+    return [process for process in multiprocessing.active_children() if process.name.startswith("swav-loader")]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -3,17 +3,21 @@
 Run: pytest tests/test_agreement.py
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from swav import agreement, dist
+from swav import agreement, checkpoint, dist
 from swav.agreement import require_agreement, seen
 from swav.data.sources.open import open_images
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import ConfigError
 from swav.evaluation import runner
+from swav.network.heads import build_network
+from swav.recipe_files import load_recipe, to_yaml
 from swav.training import loop
 
 EQUAL = {"recipe": "tiny", "data": "", "out": "", "width": 0.125, "epochs": 3, "workers": 0, "seed": 0}
@@ -47,6 +51,20 @@ def pretrain(*settings: dict[str, Any]) -> str:
 
 def bench(*settings: dict[str, Any]) -> str:
     return said(lambda: runner.bench(**settings[dist.rank()]))
+
+
+def listed_here(settings: dict[str, Any]) -> str:
+    """A benchmark whose list is another file of the same name on each machine."""
+    with mock.patch(
+        "swav.evaluation.protocols.semisup.listed", lambda images, *_: images.select(range(20 + dist.rank()))
+    ):
+        return bench(settings, settings)
+
+
+def started_from(folders: list[str], settings: dict[str, Any]) -> str:
+    """A run whose init is another file of the same name on each machine."""
+    with contextlib.chdir(folders[dist.rank()]):
+        return pretrain(settings, settings)
 
 
 def sample(folder: str, missing: list[str]) -> str:
@@ -102,6 +120,40 @@ def test_processes_with_other_settings_do_not_score_together(two_processes, shap
     told = two_processes(bench, one, one | {"overrides": {"seed": 3}})
     assert told[0] == told[1] and "linear.seed: 0 on rank 0, 3 on rank 1" in told[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_list_with_other_images_on_one_machine_is_found(two_processes, shapes, tmp_path):
+    (tmp_path / "list.txt").write_text("x")
+    settings = {
+        "semisup.list": str(tmp_path / "list.txt"),
+        "protocol": "smoke",
+        "semisup.fraction": 0.1,
+        "size": 32,
+        "workers": 0,
+    }
+    one = {"names": ["semisup"], "weights": ["random:tiny"], "data": str(shapes / "a"), "out": str(tmp_path / "out")}
+    told = two_processes(listed_here, one | {"overrides": settings})
+    assert told[0] == told[1] and "images of semisup" in told[0]
+
+
+def test_weights_to_start_from_that_differ_between_machines_are_found(two_processes, shapes, tmp_path):
+    folders = [tmp_path / name for name in ("one", "other")]
+    for seed, folder in enumerate(folders):
+        recipe = load_recipe("tiny", {"width": 0.125, "seed": seed})
+        state = {
+            "recipe": recipe.model_dump(mode="json"),
+            "num_images": 64,
+            "step": 0,
+            "best_step": None,
+            "best_knn": None,
+        }
+        model = build_network(recipe).state_dict()
+        (folder / "w").mkdir(parents=True)
+        checkpoint.save(folder / "w/checkpoints", 0, model=model, optim={}, local={}, state=state, keep=1)
+        (folder / "w/config.yaml").write_text(to_yaml(recipe))
+    settings = EQUAL | {"data": str(shapes / "a"), "out": str(tmp_path / "run"), "init": "w", "batch": 16}
+    told = two_processes(started_from, list(map(str, folders)), settings)
+    assert told[0] == told[1] and "init=w" in told[0]
 
 
 def test_a_disk_with_other_images_of_the_same_names_or_with_none_shows(two_processes, shapes, tmp_path):

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 
 from swav import checkpoint, dist
 from swav.errors import CheckpointError, EnvironmentError_
+from swav.files import write_text_durably
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,6 +73,8 @@ def test_what_was_saved_is_read_back_to_the_bit(tmp_path):
 
 
 def test_the_same_weights_give_the_same_bytes_in_any_order_layout_and_place(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "another").mkdir()
     first = save(tmp_path / "one" / "checkpoints", 3)
     turned = dict(reversed(weights(3).items()))
     turned["b.weight"] = turned["b.weight"].T.contiguous().T  # other strides, same values
@@ -163,6 +166,8 @@ def test_a_directory_with_any_other_damage_is_passed_over(tmp_path, damage):
 
 
 def test_the_manifest_of_another_run_does_not_verify(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "run").mkdir()
     other = save(tmp_path / "other" / "checkpoints", 2, model=weights(77))
     folder = tmp_path / "run" / "checkpoints"
     save(folder, 1)
@@ -449,3 +454,23 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentError_, match="cannot be written"), checkpoint.RunLock(tmp_path / "file" / "run"):
         pass
+
+
+def test_a_state_is_amended_whole_or_not_at_all(tmp_path, monkeypatch):
+    place = save(tmp_path, 1)
+    before = checkpoint.read_state(place)
+
+    def no_manifest(path: Path, text: str) -> None:
+        if path.name == "manifest.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_text_durably(path, text)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoint, "write_text_durably", no_manifest)
+        with pytest.raises(OSError, match="No space"):
+            checkpoint.amend_state(place, {"best_step": 1})
+    assert checkpoint.damage(place) is None and checkpoint.read_state(place) == before
+    checkpoint.amend_state(place, {"best_step": 1})
+    assert checkpoint.read(place).state == before | {"best_step": 1} == checkpoint.read_state(place)
+    (place / "late.json").write_text("{}")
+    assert "late.json" in str(checkpoint.damage(place))

@@ -52,6 +52,7 @@ def encoder():
 
 def features(encoder, images, out, capsys=None, **changes):
     wanted: dict[str, Any] = {"stages": True, "pooled": True, "workers": 0, "device": CPU} | changes
+    out.mkdir(exist_ok=True)
     with Progress("features", len(images)) as progress:
         found = cached_features(encoder, images, 32, out=out, progress=progress, **wanted)
     return (found, capsys.readouterr().err) if capsys else found
@@ -108,7 +109,7 @@ def test_an_interrupted_pass_goes_on_from_its_last_note(images, encoder, tmp_pat
     starts = []
 
     def read(*arguments):
-        starts.append(arguments[-1])
+        starts.append(arguments[5])
         return read_views(*arguments)
 
     monkeypatch.setattr(feature_cache, "read_views", read)
@@ -131,6 +132,21 @@ def test_an_image_changed_in_place_at_the_same_size_is_computed_again(encoder, t
     assert changed.stat().st_size == about.st_size
     second = features(encoder, open_images(tmp_path / "data"), tmp_path / "out").pooled
     assert [bool(torch.equal(a, b)) for a, b in zip(first, second, strict=True)] == [True, False, True]
+
+
+def test_packed_images_of_the_same_names_and_other_pixels_are_computed_again(encoder, tmp_path):
+    """Names and sizes of CIFAR's files are always the same."""
+    (tmp_path / "data").mkdir()
+    for i in range(3):
+        Image.new("RGB", (32, 32), (40 * i, 0, 0)).save(tmp_path / f"data/{i}.bmp")
+    rows = open_images(tmp_path / "data").rows
+    rng = np.random.default_rng(0)
+    one, other = (rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8) for _ in range(2))
+    names = [f"train#{i}".encode() for i in range(3)]
+    found = [
+        features(encoder, Images(tmp_path, names, rows, pixels=part), tmp_path / "out") for part in (one, other, one)
+    ]
+    assert not torch.equal(found[0].pooled, found[1].pooled) and torch.equal(found[0].pooled, found[2].pooled)
 
 
 def test_other_weights_are_computed_and_the_old_ones_left_alone_which_is_said(images, encoder, tmp_path, capsys):

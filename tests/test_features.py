@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from swav.data.images import Unreadable
 from swav.data.sources.open import labelled_halves
 from swav.errors import DataError, EnvironmentError_
-from swav.features import knn_top1, pool_stages, pooled_features, stage_grids
+from swav.features import knn_top1, pool_stages, pooled_features, read_views, stage_grids
 from swav.metrics import knn_vote, top_k_accuracy
 from swav.network.backbone import BACKBONES
 from swav.network.heads import build_network
@@ -95,6 +96,19 @@ def test_a_signal_to_all_processes_does_not_end_the_workers(folder, encoder, mon
     expected = pooled_features(encoder, train, 24, workers=0, device=CPU)
     monkeypatch.setattr(train, "read", read_when_asked_to_stop)
     assert torch.equal(pooled_features(encoder, train, 24, workers=1, device=CPU).features, expected.features)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_the_disk_that_may_pass_is_not_kept_as_a_missing_image(folder, encoder, monkeypatch, workers):
+    train, _ = labelled_halves(folder)
+
+    def away(i):
+        raise Unreadable(train.name(i), "Stale file handle", passing=True)
+
+    monkeypatch.setattr(train, "read", away)
+    assert [len(places) for _, places in read_views(train, 24, 64, workers)] == [0]
+    with pytest.raises(EnvironmentError_, match=r"cannot be read just now \(Stale file handle\)"):
+        list(read_views(train, 24, 64, workers, "centre", 0, True))
 
 
 def test_the_death_of_a_worker_is_an_error_of_the_machine(folder, encoder, monkeypatch):

@@ -198,3 +198,15 @@ def test_a_file_system_that_does_not_answer_is_no_folder_that_is_gone(tmp_path, 
     guard.check()
     monkeypatch.setattr(Path, "stat", raising(number))
     guard.check()
+
+
+def test_a_folder_below_that_is_removed_just_now_is_not_the_one_that_is_gone(tmp_path, monkeypatch):
+    with pytest.raises(EnvironmentError_, match="away: was removed or moved"):
+        files.make_below(tmp_path / "away", tmp_path / "away" / "features" / "key")
+    (tmp_path / "features").symlink_to(tmp_path / "nothing")
+    with pytest.raises(OSError, match="features"):
+        files.make_below(tmp_path, tmp_path / "features" / "key")
+    lock = tmp_path / "dangling"
+    lock.symlink_to(tmp_path / "nothing" / "lock")
+    with pytest.raises(EnvironmentError_, match="dangling: cannot be written"):
+        files.FileLock(lock, "the features", base=tmp_path).__enter__()

@@ -45,7 +45,7 @@ def test_a_missing_log_has_no_lines_and_one_that_cannot_be_read_is_warned_of(log
 def test_a_repair_says_what_it_drops_once_and_keeps_good_lines_as_they_are(log, capsys):
     good = b'{"a":1,  "b": "\xe9"}\n'
     log.write_bytes(b"x\n" + good + b'{"a": 2}\n' + b'{"to')
-    jsonl.repair(log, lambda line: line["a"] == 1)
+    jsonl.repair(log, keep=lambda line: line["a"] == 1)
     assert log.read_bytes() == good
     assert "1 damaged line and a torn end dropped; 2 good lines kept" in capsys.readouterr().err
     before = log.stat()

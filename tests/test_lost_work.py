@@ -7,7 +7,9 @@ Run: pytest tests/test_lost_work.py
 import contextlib
 import errno
 import hashlib
+import importlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +25,8 @@ import torch
 from swav import checkpoint, files, jsonl
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
-from swav.recipe_files import to_yaml
+from swav.evaluation import runner
+from swav.recipe_files import checked_yaml
 from swav.training import log, loop, setup
 from tests.processes import LAUNCHER_VARIABLES
 from tests.training.test_loop import SMALL
@@ -100,13 +103,15 @@ def test_damaged_logs_and_settings_are_repaired_and_change_no_byte(whole, shapes
     metrics, bad, config = (out / name for name in ("metrics.jsonl", "bad_files.jsonl", "config.yaml"))
     settings = config.read_text()
     lines = metrics.read_bytes().splitlines(keepends=True)
-    metrics.write_bytes(b"".join([lines[0], b"\xff" + lines[1], b"garbage\n", *lines[2:], b'{"step": 9, "lo']))
+    text = lines[2].replace(b'"loss_gap": ', b'"loss_gap": "n/a", "gap": ')
+    damaged = [lines[0], b"\xff" + lines[1], b"garbage\n", text, *lines[2:], b'{"step": "3"}\n', b'{"step": 9, "lo']
+    metrics.write_bytes(b"".join(damaged))
     bad.write_bytes(b'{"file": "\xe9.png", "reason": "cut"}\n\xff\n{"file": "x.p')
     config.write_bytes(settings.encode()[:200] + b"\xff" + settings.encode()[200:])
     pretrain(shapes, out)
     assert outcome(out) == whole
     said = capsys.readouterr().err
-    assert "metrics.jsonl: 2 damaged lines and a torn end dropped" in said
+    assert "metrics.jsonl: 4 damaged lines and a torn end dropped" in said
     assert "bad_files.jsonl: 1 damaged line and a torn end dropped; 1 good line kept" in said
     assert "config.yaml cannot be used" in said and "step_00000004/state.json" in said
     assert config.read_text() == settings
@@ -120,6 +125,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "cut": lambda path: path.write_text(path.read_text()[:-7]),
     "zeros": lambda path: path.write_bytes(b"\0" * 4096),
     "unknown key": lambda path: path.write_text(path.read_text().replace("epsilon:", "epsilom:")),
+    "another value": lambda path: path.write_text(path.read_text().replace("batch: 16", "batch: 15")),
+    "a line fewer": lambda path: path.write_text(re.sub(r"\nbatch: .*", "", path.read_text())),
+    "cut at the end of a line": lambda path: path.write_text("".join(path.read_text().splitlines(True)[:30])),
     "no value of it": lambda path: path.write_text(path.read_text().replace("batch: 16", "batch: 1x")),
 }
 
@@ -129,13 +137,20 @@ def test_settings_that_are_lost_are_taken_from_the_newest_checkpoint(shapes, out
     settings = (out / "config.yaml").read_text()
     DAMAGE[damage](out / "config.yaml")
     found = setup.settings_of(out)
-    assert found is not None and to_yaml(found) == settings
+    assert found is not None and checked_yaml(found) == settings
     assert capsys.readouterr().err.count("swav: warning: ") == 1
     with pytest.raises(ConfigError, match=r"epsilon: 0.05 -> 0.04"):
         pretrain(shapes, out, epsilon=0.04)
     monkeypatch.setattr(loop, "_loop", lambda *_: None)
     pretrain(shapes, out)
     assert (out / "config.yaml").read_text() == settings
+
+
+def test_settings_of_a_version_without_the_checksum_are_read(out):
+    text = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text("".join(text.splitlines(True)[:-1]))
+    found = setup.settings_of(out)
+    assert found is not None and checked_yaml(found) == text
 
 
 def test_without_settings_and_without_a_whole_checkpoint_nothing_is_begun_anew(shapes, out):
@@ -193,6 +208,19 @@ def test_a_bad_file_that_could_not_be_listed_counts_and_is_listed_later(tmp_path
     assert [line["file"] for line in jsonl.read_lines(tmp_path / "bad_files.jsonl").values] == ["a", "b", "c"]
 
 
+def test_files_that_are_back_do_not_count_as_unreadable(tmp_path):
+    first = log.Log(tmp_path)
+    assert first.add_bad([("a", "gone"), ("b", "gone"), ("c", "gone")]) == 3
+    later = log.Log(tmp_path)
+    assert (
+        later.add_bad([]) == 0
+        and later.add_bad([("b", "gone"), ("d", "cut")]) == 2
+        and later.add_bad([("b", "gone")]) == 2
+    )
+    names = [line["file"] for line in jsonl.read_lines(tmp_path / "bad_files.jsonl").values]
+    assert names == ["a", "b", "c", "d"]
+
+
 def test_a_full_disk_under_a_checkpoint_is_exit_4(shapes, tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
@@ -239,17 +267,52 @@ def test_a_folder_that_goes_away_ends_the_run_and_is_not_made_again(
         assert (tmp_path / "elsewhere" / "checkpoints" / "step_00000004" / "manifest.json").exists()
 
 
-def test_a_folder_that_goes_away_while_a_checkpoint_is_written_is_named(shapes, tmp_path, monkeypatch):
-    real = checkpoint._publish
+@pytest.mark.parametrize("before", ["_begin", "_write", "_publish"])
+def test_a_folder_that_goes_away_while_a_checkpoint_is_written_is_named(shapes, tmp_path, monkeypatch, before):
+    real = getattr(checkpoint, before)
 
-    def publish(temporary: Path, place: Path, step: int) -> None:
+    def at_once_removed(*arguments: Any) -> Any:
         removed(tmp_path / "run")
-        real(temporary, place, step)
+        return real(*arguments)
 
-    monkeypatch.setattr(checkpoint, "_publish", publish)
+    monkeypatch.setattr(checkpoint, before, at_once_removed)
     with pytest.raises(EnvironmentError_, match=r"run: was removed or moved during the run"):
         pretrain(shapes, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("bench", "before"),
+    [
+        ("knn", "swav.feature_cache.FileLock"),
+        ("knn", "swav.feature_cache.read_views"),
+        ("linear", "swav.evaluation.supervised.FileLock"),
+        ("knn", "swav.results.results.results_lock"),
+    ],
+)
+def test_a_folder_that_goes_away_under_a_benchmark_is_named_and_not_made_again(
+    shapes, tmp_path, monkeypatch, bench, before
+):
+    module, _, name = before.rpartition(".")
+    real = getattr(importlib.import_module(module), name)
+    calls: list[object] = []
+
+    def at_once_removed(*arguments: Any, **more: Any) -> Any:
+        calls.append(arguments)
+        if name != "results_lock" or len(calls) > 1:  # the first one makes the folder
+            removed(tmp_path / "out")
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(before, at_once_removed)
+    with pytest.raises(EnvironmentError_, match=r"out: was removed or moved during the run"):
+        runner.bench(
+            [bench],
+            ["random:tiny"],
+            shapes,
+            tmp_path / "out",
+            {"protocol": "smoke", "size": 32, "workers": 0, "device": "cpu"},
+        )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -3,13 +3,16 @@
 Run: pytest tests/test_output.py
 """
 
+import contextlib
 import errno
 import io
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +44,41 @@ PRINTS: dict[str, Callable[[], None]] = {
     "progress": lambda: Progress("work", 2).update(2),
     "a line beside progress": lambda: Progress("work", 2).say("a line"),
 }
+
+
+def test_a_reader_that_has_stopped_reading_does_not_stop_the_work(monkeypatch):
+    monkeypatch.setattr(output, "PATIENCE_SECONDS", 0.05)
+    reader, writer = os.pipe()
+    stream = output.TolerantFile(writer, messages=True)
+    line = b"x" * 4096
+    for _ in range(100):  # a pipe holds 64 KB
+        assert stream.write(line) == len(line)
+    held = 0
+    os.set_blocking(reader, False)
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(reader, 1 << 20):
+            held += len(part)
+    assert 0 < held < 100 * len(line)
+    assert stream.write(b"again") == 5 and os.read(reader, 10) == b"again"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_slow_reader_gets_all_of_what_the_command_was_asked_for(monkeypatch):
+    monkeypatch.setattr(output, "PATIENCE_SECONDS", 0.0)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)  # as another program may leave a pipe that it shares
+    written = threading.Thread(target=lambda: output.TolerantFile(writer, messages=False).write(b"x" * 300_000))
+    written.start()
+    select.select([reader], [], [])
+    written.join(timeout=0.2)
+    assert written.is_alive()  # it waits: a pipe holds 64 KB
+    read = 0
+    while read < 300_000:
+        read += len(os.read(reader, 1 << 20))
+    written.join()
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("name", PRINTS)
@@ -91,10 +129,31 @@ def test_a_reader_that_leaves_is_exit_0_without_a_word(words):
 
 
 @needs_full
-@pytest.mark.parametrize(("words", "code"), [(["recipes"], 0), (["recipes", "tyny"], 2)])
+@pytest.mark.parametrize(("words", "code"), [(["recipes", "tyny"], 2), (["--help"], 0)])
 def test_a_full_device_does_not_change_the_exit_code(words, code):
     with FULL.open("w") as full:
         assert subprocess.run([*COMMAND, *words], stdout=full, stderr=full).returncode == code
+
+
+@needs_full
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["recipes"],
+        ["recipes", "tiny"],
+        ["pretrain", "tiny", "data=DATA", "--out", "OUT", "--print-slurm"],
+        ["data", "scan", "DATA", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_what_was_asked_for_and_cannot_be_written_is_exit_4_and_said(tmp_path, words):
+    write_shapes(tmp_path / "data", "imagenet", train=8, val=4, size=16)
+    places = {"data=DATA": f"data={tmp_path / 'data'}", "DATA": str(tmp_path / "data"), "OUT": str(tmp_path / "out")}
+    with FULL.open("w") as full:
+        command = [*COMMAND, *(places.get(word, word) for word in words)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 4, done.stderr
+    assert "swav: the output could not be written (No space left on device)" in done.stderr
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from swav.evaluation.protocols import linear
 from swav.evaluation.settings import LinearSettings
 from swav.evaluation.task import Task
 from swav.signals import STOPPING, StopRequest
-from tests.evaluation.conftest import write_set
+from swav.weights.exported import read_description
+from tests.evaluation.conftest import made, write_set
 from tests.evaluation.protocols.test_linear import FAST, fresh, saved_head
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +88,32 @@ def test_before_the_work_a_signal_ends_the_command_where_it_is(number):
         with pytest.raises(SignalExit) as end:
             send(signal.SIGTERM)
         assert end.value.exit_code == 75
+
+
+def test_a_signal_that_the_watcher_reads_first_ends_the_command_all_the_same():
+    with StopRequest(at_once=True) as stop:
+        os.write(stop._to_thread, bytes([signal.SIGUSR2]))
+        wait_until(lambda: stop.signal is not None)
+        with pytest.raises(SignalExit) as end:
+            send(signal.SIGUSR2)
+    assert end.value.exit_code == 128 + signal.SIGUSR2
+
+
+def test_no_work_begins_after_a_signal_that_was_swallowed_before_it():
+    with StopRequest(at_once=True) as stop:
+        os.write(stop._to_thread, bytes([signal.SIGTERM]))
+        wait_until(lambda: stop.signal is not None)
+        with pytest.raises(SignalExit), signals.work():
+            pytest.fail("it began")
+        assert not stop.working
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if true():
+            return
+        time.sleep(0.01)
+    pytest.fail("not within 5 s")
 
 
 def test_the_work_of_a_command_takes_its_handlers_and_a_programs_call_gives_them_back():
@@ -218,7 +246,7 @@ def test_a_signal_that_a_destructor_swallowed_ends_the_command_all_the_same(how,
 @pytest.fixture
 def task(tmp_path) -> Task[LinearSettings]:
     halves = labelled_halves(write_set(tmp_path / "colours"))
-    return Task(fresh(), *halves, LinearSettings(**FAST), "published", torch.device("cpu"), tmp_path / "out")
+    return Task(fresh(), *halves, LinearSettings(**FAST), "published", torch.device("cpu"), made(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(("point", "code", "epochs"), [("_labels", 143, 0), ("_save", 75, 1)])
@@ -336,16 +364,19 @@ def pretrain(
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **more)
 
 
-def outcome(out: Path) -> tuple[dict[str, str], list[float]]:
-    """SHA-256 of every tensor file at the end, and the kNN scores of the log."""
+def outcome(out: Path) -> tuple[dict[str, str], list[float], dict[str, object]]:
+    """SHA-256 of every tensor file at the end, the kNN scores of the log, and what is said of the best of them."""
     last = out / "checkpoints" / "step_00000010"
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in last.glob("*.safetensors")}
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return hashes, [line["knn_top1"] for line in lines if "knn_top1" in line]
+    state, exported = checkpoint.read_state(last), read_description(out / "export" / "backbone.safetensors")
+    assert not state.get("unscored") and exported is not None
+    best = {"step": state["best_step"], "top1": state["best_knn"], "exported": exported["best_step"]}
+    return hashes, [line["knn_top1"] for line in lines if "knn_top1" in line], best
 
 
 @pytest.fixture(scope="module")
-def whole(shapes, tmp_path_factory) -> tuple[dict[str, str], list[float]]:
+def whole(shapes, tmp_path_factory) -> tuple[dict[str, str], list[float], dict[str, object]]:
     out = tmp_path_factory.mktemp("whole") / "run"
     done = pretrain(shapes, out)
     assert done.returncode == 0, done.stderr

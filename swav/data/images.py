@@ -30,6 +30,7 @@ class Images:
         gone: (name, reason) of images of a run that were there when it began and cannot be read now; they are in the sequence.
         others: how many files were passed over, by extension.
         note: what was chosen, in words.
+        left_out: which folders of runs were passed over, as the end of a sentence; empty if none.
         inodes: device and inode of each image's file [N, 2], or None where that is not known.
         as_pillow: read damaged images as far as Pillow does, and note their names in `damaged`; else they are unreadable.
     """
@@ -47,12 +48,14 @@ class Images:
         note: str = "",
         pixels: UInt8[np.ndarray, "N S S 3"] | None = None,
         inodes: UInt64[np.ndarray, "N 2"] | None = None,
+        left_out: str = "",
         as_pillow: bool = False,
         damaged: set[str] | None = None,
     ):
         self.root, self.rows, self.labels, self.classes = root, rows, labels, classes
         self.inodes, self.as_pillow, self.damaged = inodes, as_pillow, set[str]() if damaged is None else damaged
         self.bad, self.others, self.note = list(bad), dict(others or {}), note
+        self.left_out = left_out
         self.gone: list[tuple[str, str]] = []
         self._names, self._pixels = Names(names), pixels
 
@@ -98,6 +101,13 @@ class Images:
         return digest.hexdigest()
 
     @functools.cached_property
+    def content_fingerprint(self) -> str:
+        """SHA-256 of names, sizes, and times of change or, in memory, pixels: what is computed from images is kept under it."""
+        digest = hashlib.sha256(self.fingerprint.encode())
+        digest.update(self.rows["time"].tobytes() if self._pixels is None else np.ascontiguousarray(self._pixels).data)
+        return digest.hexdigest()
+
+    @functools.cached_property
     def labels_fingerprint(self) -> str:
         """SHA-256 over labels and classes, which the fingerprint leaves out: the data of who learns from labels."""
         digest = hashlib.sha256(b"" if self.labels is None else self.labels.tobytes())
@@ -117,6 +127,7 @@ class Images:
             note=self.note if note is None else note,
             pixels=None if self._pixels is None else self._pixels[chosen],
             inodes=None if self.inodes is None else self.inodes[chosen],
+            left_out=self.left_out,
             as_pillow=self.as_pillow,
             damaged=self.damaged,
         )

@@ -57,10 +57,15 @@ class Workers:
         self._workers: list[_Worker] = []
         atexit.register(self.close)
         time.sleep(PAUSE_SECONDS)
-        with signals.blocked():
-            self._workers += [self._start(number) for number in range(count)]
-            for number in range(count):
-                self._wait_until_ready(number)
+        try:
+            with signals.blocked():
+                for number in range(count):
+                    self._workers.append(self._start(number))
+                for number in range(count):
+                    self._wait_until_ready(number)
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self, number: int) -> _Worker:
         context: Any = multiprocessing.get_context("fork" if FORKS else "spawn")
@@ -71,7 +76,8 @@ class Workers:
         try:
             process.start()
         except OSError as error:
-            self.close()
+            ours.close()
+            theirs.close()
             raise EnvironmentError_(f"a loader process cannot be started ({error}); {self._advice}") from None
         theirs.close()  # so that a worker's death ends the pipe
         return _Worker(process, ours)
@@ -84,7 +90,6 @@ class Workers:
             if not FORKS or self._workers[number].connection.poll(START_SECONDS):
                 self.receive(number)
                 return
-        self.close()
         raise EnvironmentError_(
             f"a loader process did not start within {START_SECONDS:.0f} s, {START_ATTEMPTS} times; {self._advice}"
         )
@@ -148,10 +153,13 @@ class Workers:
 
 
 def _end(worker: _Worker) -> None:
-    worker.process.kill()
+    worker.connection.close()
+    try:
+        worker.process.kill()
+    except ValueError:  # it was ended before
+        return
     worker.process.join()
     worker.process.close()
-    worker.connection.close()
 
 
 def _work(answer: Callable[..., Any], connection: Connection, parent: int) -> None:
@@ -176,5 +184,7 @@ def _tried(answer: Callable[..., Any], question: tuple[Any, ...]) -> Any:
         return answer(*question)
     except SwavError as error:
         return error
+    except MemoryError as error:
+        return EnvironmentError_(f"not enough memory in a loader process ({error}); use fewer workers=N")
     except Exception:
         return RuntimeError(f"in a loader process:\n{traceback.format_exc()}")

@@ -65,13 +65,35 @@ def check_places(request: Request, data: Path, out: Path, dry_run: bool) -> None
     """
     for source in request.labels:
         check_source(source)
-    if not request.everything and not may_hold_images(data.expanduser()):
-        open_halves(
-            request.settings, data, None, request.suite.protocol == "smoke", everything=False
-        )  # says what is missing
+    allow_missing = request.suite.protocol == "smoke"
+    if not may_hold_images(data.expanduser()):
+        require_some(*open_halves(request.settings, data, None, allow_missing, request.everything), data)
+    elif not request.everything:
+        for name in request.settings:
+            try:
+                DATASETS[BENCH_SETTINGS[name].data].seek(data.expanduser())
+            except PermissionError as error:
+                raise _locked(error, data) from None
     if not dry_run:
         check_writable(out)
     read_results(out)
+
+
+def require_some(halves: Mapping[str, Halves], absent: Sequence[NotRun], data: Path) -> None:
+    """Refuse to run nothing at all.
+
+    Raises:
+        DataError: there are data of no benchmark.
+    """
+    if not halves:
+        raise DataError(
+            f"{printable(str(data))}: expected the data of at least one benchmark, found none; check --data ({absent[0].reason})"
+        )
+
+
+def _locked(error: PermissionError, data: Path) -> DataError:
+    path = printable(str(error.filename or data))
+    return DataError(f"{path}: expected a folder to read, found {reason_of(error)}; check --data")
 
 
 def _labels(weights: Sequence[str], names: Sequence[str]) -> dict[str, str]:
@@ -97,8 +119,7 @@ def open_halves(
             except DataError as error:
                 opened[wanted] = error
             except PermissionError as error:
-                path = printable(str(error.filename or data))
-                opened[wanted] = DataError(f"{path}: expected a folder to read, found {reason_of(error)}; check --data")
+                opened[wanted] = _locked(error, data)
         found = opened[wanted]
         if not isinstance(found, DataError):
             halves[name] = found

@@ -7,6 +7,7 @@ torchrun the processes share the benchmarks that train; the others are run by th
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from swav.data.sources.catalog import Halves, as_pillow
 from swav.errors import ConfigError, DataError, NumericsError
 from swav.evaluation import stage_heads
 from swav.evaluation.protocols import inat18, knn, linear, linear_stages, places205, semisup, voc_lowshot, voc_svm
-from swav.evaluation.request import check_places, open_halves, read_request
+from swav.evaluation.request import check_places, open_halves, read_request, require_some
 from swav.evaluation.resources import forecast, told
 from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, by_seed
 from swav.evaluation.task import Needs, NoScore, Score, Task, drawn
@@ -107,6 +108,7 @@ def bench(
         halves, missing = dist.on_first(
             lambda: open_halves(settings, Path(data), cache, suite.protocol == "smoke", everything)
         )
+        require_some(halves, missing, Path(data))
         read = {f"data of {name}": [seen(half, 0) for half in halves[name]] for name in halves}
         require_agreement(read | {f"weights of {network.name}": network.sha256 for network in encoders})
         runs = {
@@ -122,7 +124,7 @@ def bench(
         chosen, absent = dist.on_first(lambda: _possible(tasks, everything))
         tasks, absent = [tasks[i] for i in chosen], [*missing, *absent]
         if dist.rank() == 0:
-            _announce(encoders, [name for name in runs if len(runs[name]) < suite.seeds])
+            _announce(encoders, halves, [name for name in runs if len(runs[name]) < suite.seeds])
         if dry_run:
             return _foretold(tasks, absent, out)
         if dist.rank() == 0:
@@ -133,10 +135,11 @@ def bench(
             for name, task in tasks:
                 dist.stop_together()
                 dist.on_first(guard.check)
-                rows, lacking = _run(name, task, labels[task.encoder.name], everything)
-                dist.on_first(guard.check)
-                if dist.rank() == 0:
-                    write_results(out, rows, lacking)
+                with guard.explaining() if dist.rank() == 0 else nullcontext():
+                    rows, lacking = _run(name, task, labels[task.encoder.name], everything)
+                    dist.on_first(guard.check)
+                    if dist.rank() == 0:
+                        write_results(out, rows, lacking, make=False)
                 if rows:
                     signals.note_saved()
         if dist.rank() == 0:
@@ -156,11 +159,13 @@ def _shared_settings(
     return suite.model_dump(mode="json") | of_benches | dict(options)
 
 
-def _announce(encoders: Sequence[Encoder], fixed: Sequence[str]) -> None:
-    """Says how weight files were read, and which benchmarks draw nothing that another seed could change."""
+def _announce(encoders: Sequence[Encoder], halves: Mapping[str, Halves], fixed: Sequence[str]) -> None:
+    """Says how weight files were read, what was left out of the data, and which benchmarks no other seed would change."""
     for network in encoders:
         if network.story:
             say(network.story)
+    for note in dict.fromkeys(half.note for both in halves.values() for half in both if half.left_out):
+        say(f"data: {note}")
     if fixed:
         say(f"run once, as no seed makes a difference: {', '.join(fixed)}")
 

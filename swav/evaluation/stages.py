@@ -60,7 +60,8 @@ def write_log(task: Task[Any], bench: str, content: dict[str, Any]) -> str:
     """Writes what the scores were made of; returns its path below the results' folder."""
     of, place = task.identity()
     path = Path(bench) / place / "log.json"
-    with FileLock((task.out / path).with_name(".lock"), waiting_for=f"the log of {bench} in {task.out / path.parent}"):
+    owner = f"the log of {bench} in {task.out / path.parent}"
+    with FileLock((task.out / path).with_name(".lock"), waiting_for=owner, base=task.out):
         remove_leftovers(task.out / path)
         write_text_durably(task.out / path, json.dumps({"of": of} | content, indent=1) + "\n")
     return str(path)

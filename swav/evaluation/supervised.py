@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from swav import checkpoint, dist, signals
+from swav.agreement import require_agreement
 from swav.config import Crop, Recipe
 from swav.data.augment.crops import lighting
 from swav.data.images import Images
@@ -25,7 +26,7 @@ from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.evaluation.settings import TrainSettings
 from swav.evaluation.task import Task
 from swav.features import read_views
-from swav.files import FileLock, FolderGuard, remove_leftovers, write_text_durably
+from swav.files import FileLock, FolderGuard, not_essential, remove_leftovers, write_text_durably
 from swav.metrics import top_k_accuracy
 from swav.network.ddp import in_parallel
 from swav.network.sync_batch_norm import synchronised
@@ -171,7 +172,13 @@ def train(task: Task[Any], train: Images, course: Course) -> Outcome:
         CheckpointError: there is saved state, and none of it verifies, or it is of another training.
         Stopped: a signal asked for an end.
     """
-    with _the_only_one(course):
+    seen = [
+        train.fingerprint,
+        train.labels_fingerprint,
+        task.score.fingerprint,
+    ]  # a list may be another on each machine
+    require_agreement({f"images of {course.label}": seen})
+    with _the_only_one(course, task.out):
         return _train(task, train, course)
 
 
@@ -248,7 +255,7 @@ def _resumed(course: Course) -> tuple[list[dict[str, Any]], set[str], Damaged]:
     """Brings model and optimiser to what an earlier sitting left. Returns its line per finished epoch, and the names of
     the images that could not be decoded in them; and of damaged ones to train on and to score.
     """
-    path = checkpoint.newest(course.folder / "checkpoints")
+    path = dist.on_first(lambda: checkpoint.newest(course.folder / "checkpoints"))
     if path is None:
         return [], set(), ([], [])
     saved = checkpoint.read(path)
@@ -279,14 +286,15 @@ def _damaged_of_all(train: Images, score: Images) -> Damaged:
 
 
 @contextlib.contextmanager
-def _the_only_one(course: Course) -> Iterator[None]:
+def _the_only_one(course: Course, out: Path) -> Iterator[None]:
     """Inside, no other command trains into the same state: the second waits, and finds what the first has left. Of several
     processes the first holds the lock for all.
     """
     with contextlib.ExitStack() as stack:
 
         def acquire() -> None:
-            lock = FileLock(course.folder / ".lock", waiting_for=f"the training of {course.label} in {course.folder}")
+            owner = f"the training of {course.label} in {course.folder}"
+            lock = FileLock(course.folder / ".lock", waiting_for=owner, base=out)
             with environment_errors():
                 stack.enter_context(lock)
             remove_leftovers(course.folder / LOG)
@@ -408,4 +416,5 @@ def _save(course: Course, log: list[dict[str, Any]], unreadable: set[str], damag
         keep=KEPT,
     )
     if dist.rank() == 0:
-        write_text_durably(course.folder / LOG, "".join(json.dumps(line) + "\n" for line in log))
+        with not_essential(f"{course.folder / LOG}"):  # the checkpoint holds it too
+            write_text_durably(course.folder / LOG, "".join(json.dumps(line) + "\n" for line in log))

@@ -24,5 +24,5 @@ def write_views(path: Path, rows: Sequence[Sequence[np.ndarray]], gap: int = 4) 
             side_y, side_x = view.shape[:2]
             sheet[gap + i * height :, left:][:side_y, :side_x] = view
             left += side_x + gap
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     Image.fromarray(sheet).save(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from swav.errors import ConfigError, DataError, counted
-from swav.jsonl import read_lines
+from swav.jsonl import Sound, is_bad_file, is_metrics, read_lines
 from swav.strict_yaml import read_yaml
 from swav.weights.exported import FOLDER, FORMAT, WEIGHTS, read_description
 
@@ -69,8 +69,8 @@ def read_folder(path: Path) -> RunFolder:
     return RunFolder(
         path=path,
         settings=_read_settings(path / "config.yaml", problems),
-        metrics=[line for line in _read_lines(path / "metrics.jsonl", problems) if isinstance(line.get("step"), int)],
-        bad=_read_lines(path / "bad_files.jsonl", problems),
+        metrics=_read_lines(path / "metrics.jsonl", problems, is_metrics),
+        bad=_read_lines(path / "bad_files.jsonl", problems, is_bad_file),
         results=[row for row in _rows(results, "results") if "bench" in row],
         not_run=_rows(results, "not_run"),
         state=_read_object(states[-1], problems) if states else {},
@@ -121,10 +121,10 @@ def _read_object(path: Path, problems: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+def _read_lines(path: Path, problems: list[str], sound: Sound) -> list[dict[str, Any]]:
     """One JSON object a line; a last line cut short by a kill is passed over in silence, any other is counted."""
     try:
-        lines = read_lines(path)
+        lines = read_lines(path, sound)
     except OSError as error:
         problems.append(f"{path.name}: cannot be read ({error.strerror})")
         return []

@@ -42,7 +42,7 @@ def write_tables(folder: Path, read: Callable[[Path], Mapping[str, Any]] = read_
     """
     folder = Path(folder)
     try:
-        with results_lock(folder):
+        with results_lock(folder, base=folder):
             content = read(folder)
             results = [_with_log(folder, row) for row in content["results"]]
             tables = page_tables({"results": results, "not_run": content["not_run"]}, read_published())

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from swav.errors import DataError, EnvironmentError_, NumericsError
-from swav.files import FileLock, remove_leftovers, write_text_durably
+from swav.errors import DataError, EnvironmentError_, NumericsError, counted
+from swav.files import FileLock, remove_leftovers, warn, write_text_durably
 
 FILE = "results.json"
 Json = Mapping[str, Any]
@@ -79,13 +79,16 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
     Raises:
         DataError: the file is not what this module writes. (It is never overwritten then: it may be dear to someone.)
+        EnvironmentError_: it cannot be read.
     """
     path = folder / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {"results": [], "not_run": []}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise EnvironmentError_(f"{path}: cannot be read just now ({error.strerror}); try again") from None
+    except ValueError as error:
         raise DataError(f"{path}: expected JSON, found: {error}; move it away or use another --out") from None
     if not _looks_right(content):
         raise DataError(f"{path}: expected lists 'results' and 'not_run', found another JSON; use another --out")
@@ -95,11 +98,16 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return {"results": content["results"], "not_run": content["not_run"]}
 
 
-def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[NotRun] = ()) -> dict[str, Any]:
+def write_results(
+    folder: Path, results: Iterable[Result], not_run: Iterable[NotRun] = (), make: bool = True
+) -> dict[str, Any]:
     """Merges results into a folder's results.json, in one durable step. Others that write there wait meanwhile.
 
     What could not be run is forgotten once its benchmark has results of the same file. Weights have one name in it, the last
     that they were given.
+
+    Args:
+        make: the folder if it is not there. (One that was there when the work began, and is gone, is not made again.)
 
     Returns:
         The content of the file.
@@ -109,7 +117,7 @@ def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[Not
         EnvironmentError_: the folder cannot be written.
     """
     try:
-        with results_lock(folder):
+        with results_lock(folder, base=None if make else folder):
             content = _merged(read_results(folder), [dataclasses.asdict(result) for result in results], not_run)
             write_text_durably(folder / FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
     except OSError as error:
@@ -120,19 +128,30 @@ def write_results(folder: Path, results: Iterable[Result], not_run: Iterable[Not
 
 
 @contextlib.contextmanager
-def results_lock(folder: Path) -> Iterator[None]:
+def results_lock(folder: Path, base: Path | None) -> Iterator[None]:
     """Inside, no other process writes to a folder's results.json or its tables; what a killed one left of it is removed.
+
+    Args:
+        base: see FileLock.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    with FileLock(folder / ".results.lock", waiting_for=f"the results in {folder}"):
+    with FileLock(folder / ".results.lock", waiting_for=f"the results in {folder}", base=base):
         remove_leftovers(folder / FILE)
         yield
 
 
 def _merged(before: Json, new: list[dict[str, Any]], not_run: Iterable[NotRun]) -> dict[str, Any]:
-    rows = {_key(row): row for row in [*before["results"], *new]}
+    now = {(row["bench"], row["weights"], row["protocol"]): row["weights_sha256"] for row in new}
+    kept = []
+    for row in before["results"]:
+        sha = now.get((row["bench"], row["weights"], row["protocol"]))
+        if sha is None or sha == row.get("weights_sha256"):
+            kept.append(row)
+    if dropped := len(before["results"]) - len(kept):
+        warn(f"{FILE}: {counted(dropped, 'row')} of earlier weights of the same name replaced: no mean mixes the two")
+    rows = {_key(row): row for row in [*kept, *new]}
     missing = {_lack(row): row for row in [*before["not_run"], *map(_told, not_run)]}
     done = {
         (row["bench"], metric, weights)

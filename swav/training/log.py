@@ -14,7 +14,7 @@ from swav.data.augment.photometric import apply_batched
 from swav.data.loader import Batch
 from swav.features import knn_top1
 from swav.files import FolderGuard, not_essential
-from swav.jsonl import append, read_if_possible
+from swav.jsonl import append, is_bad_file, is_metrics, read_if_possible
 from swav.network.heads import SwavNetwork
 from swav.progress import memory_gb
 from swav.reporting.pictures import write_views
@@ -38,8 +38,12 @@ class Log:
         self._guard = FolderGuard(out)
         self.check_folder()
         self.bad = self._known_bad()
+        self._earlier, self._again = (
+            set(self.bad),
+            set[str](),
+        )  # of earlier commands, and those of them that still are bad
         self.unlisted: list[tuple[str, str]] = []
-        self.recent: list[dict[str, Any]] = read_if_possible(self.metrics_path) if dist.rank() == 0 else []
+        self.recent: list[dict[str, Any]] = read_if_possible(self.metrics_path, is_metrics) if dist.rank() == 0 else []
         self.board: Any = None
         with not_essential(f"{out}/tensorboard"):
             self.board = _tensorboard(out / "tensorboard") if dist.rank() == 0 else None
@@ -69,11 +73,11 @@ class Log:
             self.board = board
 
     def _known_bad(self) -> set[str]:
-        names = (line.get("file") for line in read_if_possible(self.bad_path))
-        return {name for name in names if isinstance(name, str)}
+        return {line["file"] for line in read_if_possible(self.bad_path, is_bad_file)}
 
     def add_bad(self, found: Sequence[tuple[str, str]]) -> int:
-        """Lists files not listed yet (other processes write here too); returns how many are listed."""
+        """Lists files not listed yet (other processes write here too); returns how many this command found unreadable: files
+        that an earlier one could not read may be back."""
         new = [(name, reason) for name, reason in found if name not in self.bad]
         if new:
             self.bad |= self._known_bad()
@@ -85,7 +89,8 @@ class Log:
             self.check_folder()
         while self.unlisted and append(self.bad_path, dict(zip(("file", "reason"), self.unlisted[0], strict=True))):
             del self.unlisted[0]
-        return len(self.bad)
+        self._again |= {name for name, _ in found if name in self._earlier}
+        return len(self.bad - self._earlier) + len(self._again)
 
     def close(self) -> None:
         with not_essential(f"{self.metrics_path.parent}/tensorboard"):

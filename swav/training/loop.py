@@ -17,7 +17,9 @@ from swav.data.device import Pieces
 from swav.data.loader import Loader
 from swav.errors import DataError, EnvironmentError_, NumericsError, Stopped
 from swav.files import not_essential, write_text_durably
+from swav.jsonl import is_metrics, read_if_possible
 from swav.network.heads import build_network
+from swav.output import deliver
 from swav.progress import Progress
 from swav.recipe_files import load_recipe, to_yaml, validated
 from swav.reporting.page import write_report
@@ -67,6 +69,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         own_view = {"images": run.images.fingerprint, "steps": run.total_steps, "data": seen(run.images, wanted.seed)}
         require_agreement(shared_settings(run.recipe) | own_view)
         start = weights_to_start_from(run.recipe, out)
+        require_agreement({f"init={run.recipe.init}": start.sha256 if start is not None else None})
         if dry_run:
             scored = sum(map(len, run.labelled)) if run.labelled else 0
             dist.say("trying some steps, to estimate time and memory")
@@ -75,7 +78,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
                 f"\ninit       {take_over(build_network(run.recipe), start, run.recipe)}" if start is not None else ""
             )
             if dist.rank() == 0:
-                print(describe(run) + taken, lines, f"\n{to_yaml(run.recipe)}", sep="\n", end="")
+                deliver(f"{describe(run)}{taken}\n{lines}\n\n{to_yaml(run.recipe)}".rstrip("\n"))
             return out
         if dist.rank() == 0:
             stack.enter_context(checkpoint.RunLock(out))
@@ -86,6 +89,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         monitor = Monitor(sum(run.recipe.prototype_heads), run.recipe.head_dim, device)
         start_step, best = 0, None
         saved = resume(run)
+        require_agreement({"checkpoint": None if saved is None else checkpoint.fingerprint(saved)})
         seed_process(run.recipe.seed, saved.step if saved else 0, dist.rank())
         if saved is not None:
             own = own_share(saved)
@@ -94,6 +98,10 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
             start_step = saved.step
             best = None if saved.state["best_step"] is None else (saved.state["best_step"], saved.state["best_knn"])
         unscored = saved is not None and bool(saved.state.get("unscored"))
+        if unscored and (top1 := dist.on_first(lambda: _scored_late(out, start_step))) is not None:
+            unscored, best = False, best if best is not None and best[1] >= top1 else (start_step, top1)
+            assert saved is not None
+            dist.on_first(lambda: _amend(saved, best))
         if start_step == run.total_steps and not unscored:
             dist.say(f"{out}: finished at step {start_step}; nothing to do")
             exported = dist.on_first(lambda: export_missing(out, start_step))
@@ -104,7 +112,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
                 dist.say(how_to_use(exported, out / FOLDER))
             return out
         dist.say(describe(run) + taken if saved is None else going_on(run, saved))
-        _loop(run, learner, monitor, start_step, best, unscored, stack.enter_context(work()))
+        _loop(run, learner, monitor, saved, best, unscored, stack.enter_context(work()))
     return out
 
 
@@ -112,16 +120,18 @@ def _loop(
     run: Run,
     learner: Learner,
     monitor: Monitor,
-    start_step: int,
+    saved: checkpoint.Checkpoint | None,
     best: tuple[int, float] | None,
     unscored: bool,
     stop: StopRequest,
 ) -> None:
-    """Steps from `start_step` to the end, with checkpoints, a log, and an exit that loses nothing.
+    """Steps from the checkpoint that was loaded to the end, with checkpoints, a log, and an exit that loses nothing.
 
     Args:
-        unscored: a signal came before or in the kNN evaluation that is due at `start_step`.
+        saved: None of a fresh run.
+        unscored: a signal came before or in the kNN evaluation that is due at its step.
     """
+    start_step = saved.step if saved is not None else 0
     recipe, device, first = run.recipe, run.device, dist.rank() == 0
     log = Log(run.out)
     log.add_bad([*run.images.bad, *run.images.gone])
@@ -182,16 +192,20 @@ def _loop(
         if too_bad:
             raise DataError(
                 f"more than {allowed_bad} unreadable images (max_unreadable={recipe.max_unreadable}), see {run.out}/bad_files.jsonl\n"
-                "raise max_unreadable=X and the same command goes on; or begin again without these files, in another --out"
+                "put them back or raise max_unreadable=X, and the same command goes on; or begin again without them, in another --out"
             )
         return bool(due) and step >= saved_at, round(asked)  # not what was due before the last save
 
     try:
         if unscored:
             best, stop_code = _evaluate(run, learner, done, best, log, progress, stop)
-            if stop_code:
-                raise Stopped(stop.message(), stop_code)
-            unscored = False
+            if stop_code:  # nothing was saved by this command; of several processes the largest code is that of all
+                code, message = max(dist.gather_objects((stop.final_code, stop.message())))
+                raise Stopped(message, code or stop_code)
+            unscored = not dist.broadcast_object(run.labelled is not None)  # labels that are away may be back some day
+            if saved is not None and not unscored:
+                dist.on_first(lambda: _amend(saved, best))
+            unscored = False  # of the steps to come
         for batch in loader:
             bad_count = log.add_bad(batch.unreadable)
             due = (
@@ -257,6 +271,21 @@ def _loop(
             with not_essential(f"{run.out}/report.html"):
                 dist.say(f"report: {write_report(run.out)}")
     dist.say(how_to_use(exported, run.out / FOLDER))
+
+
+def _amend(saved: checkpoint.Checkpoint, best: tuple[int, float] | None) -> None:
+    """Notes in a checkpoint the best score as it is after a late evaluation: RUN@best and the export read it there."""
+    found = {"best_step": best[0], "best_knn": best[1]} if best is not None else {}
+    with not_essential(f"the score of {saved.path}"):
+        checkpoint.amend_state(saved.path, {"unscored": False} | found)
+
+
+def _scored_late(out: Path, step: int) -> float | None:
+    """The top-1 of a last step that an earlier command scored after its checkpoint was saved."""
+    found = [
+        line.get("knn_top1") for line in read_if_possible(out / "metrics.jsonl", is_metrics) if line.get("step") == step
+    ]
+    return next((float(top1) for top1 in found if isinstance(top1, int | float)), None)
 
 
 def _evaluate(

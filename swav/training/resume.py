@@ -13,7 +13,7 @@ from swav.config import Recipe, settings_diff, settings_hash
 from swav.data import manifest
 from swav.errors import ConfigError
 from swav.files import CHECKPOINTS, CONFIG, not_essential, warn, write_text_durably
-from swav.recipe_files import stored, to_yaml
+from swav.recipe_files import checked_yaml, stored
 from swav.system import versions
 from swav.tensors import require_same_form
 from swav.training.setup import Run, read_settings, refuse_changes, settings_of
@@ -27,6 +27,7 @@ def state(run: Run, best: tuple[int, float] | None) -> dict[str, Any]:
         "settings_hash": settings_hash(run.recipe),
         "data_fingerprint": run.images.fingerprint,
         "num_images": len(run.images),
+        "pixels": run.images.content_fingerprint if run.images.packed else None,  # their names and sizes say nothing
         "world_size": dist.world_size(),
         "versions": versions(),
         "best_step": best[0] if best else None,
@@ -50,7 +51,11 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
             _begin(run, config)
         return None
     saved = checkpoint.read(path)
-    if saved.state["data_fingerprint"] != run.images.fingerprint:  # first: other images give other derived settings
+    checkpoint.require_of_pretraining(saved)
+    pixels = saved.state.get("pixels") if run.images.packed else None
+    others = pixels is not None and pixels != run.images.content_fingerprint
+    # First: other images give other derived settings.
+    if others or saved.state["data_fingerprint"] != run.images.fingerprint:
         raise ConfigError(
             f"{run.recipe.data}: expected the {saved.state['num_images']} images that the run in {run.out} began with, "
             f"found {len(run.images)} or others; put them back, or use another --out"
@@ -62,6 +67,8 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
     dist.on_first(lambda: _repair(run, before, saved.step))
     if run.kept:
         dist.say(f"auto: {kept_in_words(run)}")
+    if saved.state["best_step"] is not None and run.labelled is None and dist.rank() == 0:
+        warn(f"{run.out}: was scored by kNN before, and is not from here on: {run.unlabelled}")
     if (device := saved.state["recipe"]["device"]) != run.recipe.device:
         dist.say(
             f"device: {run.recipe.device}, before {device}; the weights will differ from those of one device by rounding"
@@ -101,22 +108,29 @@ def _repair(run: Run, settings: Recipe, step: int) -> None:
     with not_essential(f"{out}/{manifest.FILE}"):
         manifest.keep_roster(out / manifest.FILE, run.images)
     forget_after(out / "metrics.jsonl", step)
-    jsonl.repair(out / "bad_files.jsonl", lambda line: isinstance(line.get("file"), str))
+    jsonl.repair(out / "bad_files.jsonl", jsonl.is_bad_file)
     try:
         read_settings(out / CONFIG)
     except (OSError, ValueError):
         with not_essential(f"{out}/config.yaml"):
-            write_text_durably(out / CONFIG, to_yaml(settings))
+            write_text_durably(out / CONFIG, checked_yaml(settings))
 
 
 def _begin(run: Run, config: Path) -> None:
     """Makes the folder ready for a run from its first step. What an earlier one without a checkpoint logged is set aside."""
-    (run.out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     metrics = run.out / "metrics.jsonl"
+    if not (run.out / CHECKPOINTS).is_dir():  # it is no run's folder yet
+        names = (CONFIG, "metrics.jsonl", "bad_files.jsonl", manifest.FILE)
+        if others := [name for name in names if (run.out / name).exists()]:
+            raise ConfigError(
+                f"{run.out}: expected a new folder or a run's, found {others[0]} without {CHECKPOINTS}/, perhaps a file of yours; "
+                "use another --out, or move it away"
+            )
+    (run.out / CHECKPOINTS).mkdir(exist_ok=True)
     if metrics.exists() and metrics.stat().st_size:
         metrics.replace(run.out / "metrics.before.jsonl")
         dist.say(f"{run.out}: holds a log but no checkpoint; begins anew, the old log is metrics.before.jsonl")
-    write_text_durably(config, to_yaml(run.recipe))
+    write_text_durably(config, checked_yaml(run.recipe))
     manifest.write_roster(run.out / manifest.FILE, run.images)
     write_text_durably(metrics, "")
     (run.out / "bad_files.jsonl").unlink(missing_ok=True)
@@ -167,4 +181,4 @@ def dealt(shards: Sequence[Float[Tensor, "A _ D"]], batch: int, processes: int) 
 
 def forget_after(metrics: Path, step: int) -> None:
     """Drops the lines of steps that will be made again, and what is no line of metrics. Writes only if there are some."""
-    jsonl.repair(metrics, lambda line: isinstance(line.get("step"), int) and line["step"] <= step)
+    jsonl.repair(metrics, jsonl.is_metrics, lambda line: bool(line["step"] <= step))

@@ -17,7 +17,7 @@ from swav.data.sources.open import labelled_halves, open_images
 from swav.errors import ConfigError, DataError, EnvironmentError_
 from swav.files import CHECKPOINTS, CONFIG, warn_once
 from swav.network.backbone import check_backbone
-from swav.recipe_files import stored, validated
+from swav.recipe_files import stored, validated, verified_yaml
 from swav.strict_yaml import read_yaml
 from swav.system import available_cpus, computes_in_bf16, has_compiler
 from swav.training import estimate
@@ -146,12 +146,10 @@ def read_settings(config: Path) -> Recipe:
     """Settings as a run wrote them.
 
     Raises:
-        OSError, ValueError: there are none, or not all of them: a run's file is never empty and ends with its last line.
+        OSError, ValueError: there are none, or they are not as they were written.
         ConfigError: they are no settings.
     """
-    text = config.read_text(encoding="utf-8")
-    if not text.endswith("\n"):
-        raise ValueError("it ends in the middle of a line" if text else "it is empty")
+    text = verified_yaml(config.read_text(encoding="utf-8"))
     return stored(read_yaml(text, config.name), config.name)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from swav.errors import CheckpointError
 from swav.weights.pickle_vm import Machine, Malformed, Stored, shown
+from swav.weights.sources import format_of
 
 # What reading damaged bytes leads to, in zipfile, in safetensors and in torch.
 BROKEN = (
@@ -69,16 +70,8 @@ def open_weights(path: Path) -> WeightFile:
         CheckpointError: the file is of no known format, is cut short, is damaged, or names what only an attack would.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(512)
-        if start[:4] == b"PK\x03\x04":
-            found = _open_zip(path)
-        elif start[8:9] == b"{":  # before pickles: the length of a header may begin as they do
-            found = _open_safetensors(path)
-        elif start[:1] == b"\x80":
-            found = _open_legacy(path)
-        else:
-            raise Malformed(_what_it_is(start))
+        opened = {"zip": _open_zip, "safetensors": _open_safetensors, "pickle": _open_legacy}
+        found = opened[format_of(path)](path)
     except Malformed as error:
         raise CheckpointError(
             f"{path}: expected weights (a file of torch.save, or safetensors), found {error}"
@@ -86,18 +79,6 @@ def open_weights(path: Path) -> WeightFile:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     return found
-
-
-def _what_it_is(start: bytes) -> str:
-    if not start:
-        return "an empty file"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer; fetch the file itself (git lfs pull)"
-    if start[257:262] == b"ustar":
-        return "a tar archive; unpack it, and give the file in it"
-    if start.lstrip()[:1] == b"<":
-        return "a web page; the download went wrong"
-    return f"another file (it begins with {start[:8]!r})"
 
 
 # -- torch's zip: NAME/data.pkl, and a storage each in NAME/data/KEY

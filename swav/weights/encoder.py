@@ -6,7 +6,6 @@ project's file (foreign.py), or `timm:NAME` (the pre-trained weights of that nam
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +147,7 @@ def load(weights: str | Path, **options: Any) -> Encoder:
         return _frozen(_exported(source))
     path = _checkpoint_folder(source)
     saved = checkpoint.read(path)
+    checkpoint.require_of_pretraining(saved)
     recipe = stored(saved.state["recipe"], f"{path.name}/state.json")
     network = build_network(recipe)
     require_same_form(f"{path}/model.safetensors", saved.model, network.state_dict())
@@ -179,6 +179,7 @@ def _exported(source: str) -> Encoder:
             f"{source}: its tensors do not fit the {recipe.backbone} that it describes; export it again"
         )
     tensors = file.tensors(file.tree)
+    require_same_form(source, tensors, model.state_dict())
     require_sound(source, tensors)
     model.load_state_dict(tensors)
     network = SwavNetwork(trunk, hidden=1, dim=1, prototypes=1)
@@ -210,7 +211,7 @@ def _checkpoint_folder(source: str) -> Path:
         raise CheckpointError(f"{folder}: the run has saved no checkpoint yet; let it run, or use random:{folder}")
     if not best:
         return newest
-    step = json.loads((newest / "state.json").read_text()).get("best_step")
+    step = checkpoint.read_state(newest).get("best_step")
     if step is None:
         raise ConfigError(
             f"{folder}@best: expected a run that was scored by kNN while training, found no score; use {folder}"

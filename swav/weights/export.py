@@ -16,11 +16,11 @@ from torch import Tensor
 from swav import checkpoint
 from swav.config import TIMM
 from swav.errors import CheckpointError, EnvironmentError_
-from swav.files import remove_leftovers, replaced_durably, write_text_durably
+from swav.files import remove_leftovers, replaced_durably, warn, write_text_durably
 from swav.network import resnet
 from swav.network.backbone import timm_options
 from swav.recipe_files import stored
-from swav.weights.exported import CODE, FOLDER, WEIGHTS, fits_torchvision, is_timms, metadata, read_description
+from swav.weights.exported import CODE, FOLDER, FORMAT, WEIGHTS, fits_torchvision, is_timms, metadata, read_description
 
 
 def export_missing(out: Path, step: int) -> dict[str, Any] | None:
@@ -39,7 +39,15 @@ def export_missing(out: Path, step: int) -> dict[str, Any] | None:
     """
     folder = out / FOLDER
     there = read_description(folder / WEIGHTS)
-    if there is not None and there["step"] == step and (_needs_no_code(there) or (folder / CODE).is_file()):
+    if there is not None and there["format"] != FORMAT:
+        warn(f"{folder / WEIGHTS}: of format {there['format']}, of a newer swav; left as it is")
+        return None
+    if (
+        there is not None
+        and there["step"] == step
+        and _is_whole(folder / WEIGHTS)
+        and (_needs_no_code(there) or (folder / CODE).is_file())
+    ):
         return None
     return export_backbone(out)
 
@@ -70,6 +78,14 @@ def export_backbone(out: Path) -> dict[str, Any]:
             "the same command writes the files"
         ) from error
     return description
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt"):  # compares the file's length with what its header says
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def code(description: Mapping[str, Any]) -> str:

@@ -66,6 +66,7 @@ def usage(description: Mapping[str, Any], folder: Path) -> list[str]:
         description: see read_description.
         folder: that holds the files.
     """
+    folder = folder.absolute()  # the lines are used elsewhere
     weights, name = str(folder / WEIGHTS), str(description["backbone"])
     if is_timms(description):
         options = "".join(f", {key}={value!r}" for key, value in description.get("timm_options", {}).items())
@@ -80,7 +81,8 @@ def usage(description: Mapping[str, Any], folder: Path) -> list[str]:
             f"model.load_state_dict(safetensors.torch.load_file({weights!r})); model.eval().to({LAYOUT})",
         ]
     else:
-        lines = [f"import sys; sys.path.append({str(folder)!r}); import backbone, torch", "model = backbone.load()"]
+        # By path: a second `import backbone` would give the first run's module again, or one of the user's own.
+        lines = ["import runpy, torch", f"model = runpy.run_path({str(folder / CODE)!r})['load']()"]
     return [*lines, _features(description)]
 
 

@@ -4,9 +4,10 @@ A source that names nothing is refused here, before seconds go into the import o
 """
 
 from pathlib import Path
+from typing import Literal
 
 from swav.config import RESNETS, TIMM, Recipe
-from swav.errors import ConfigError, did_you_mean
+from swav.errors import CheckpointError, ConfigError, did_you_mean
 from swav.files import CHECKPOINTS, CONFIG, is_run
 from swav.recipe_files import load_recipe, recipe_names, stored
 from swav.strict_yaml import read_yaml
@@ -20,13 +21,51 @@ def check_source(source: str) -> None:
 
     Raises:
         ConfigError: it is none of the known kinds, or nothing is there.
+        CheckpointError: it is a file of no known format.
     """
+    if is_foreign(source) and not source.startswith("timm:"):
+        format_of(Path(source))
+        return
     if is_foreign(source) or is_export(source):
         return
     if source.startswith(RANDOM):
         random_recipe(source.removeprefix(RANDOM))
     else:
         run_or_checkpoint(source)
+
+
+def format_of(path: Path) -> Literal["zip", "safetensors", "pickle"]:
+    """The format of a weight file, by how it begins: torch's zip, safetensors, or torch's pickles of versions before 1.6.
+
+    Raises:
+        CheckpointError: it is of none of them, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    if start[:4] == b"PK\x03\x04":
+        return "zip"
+    if start[8:9] == b"{":  # before pickles: the length of a header may begin as they do
+        return "safetensors"
+    if start[:1] == b"\x80":
+        return "pickle"
+    raise CheckpointError(
+        f"{path}: expected weights (a file of torch.save, or safetensors), found {_what_it_is(start)}"
+    )
+
+
+def _what_it_is(start: bytes) -> str:
+    if not start:
+        return "an empty file"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer; fetch the file itself (git lfs pull)"
+    if start[257:262] == b"ustar":
+        return "a tar archive; unpack it, and give the file in it"
+    if start.lstrip()[:1] == b"<":
+        return "a web page; the download went wrong"
+    return f"another file (it begins with {start[:8]!r})"
 
 
 def is_foreign(source: str) -> bool:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from swav.data.images import Images
 from swav.data.scan import render_scan, scan
 from swav.data.sources.decode import Unreadable
 from swav.data.sources.open import labelled_halves, open_images
@@ -435,6 +436,41 @@ def test_the_fingerprint_tells_names_sizes_and_order_but_not_place_or_time(tmp_p
     assert one.select([1, 0]).fingerprint != one.fingerprint != one.select([0]).fingerprint
     put(tmp_path / "two" / "b.png", size=(90, 70))
     assert open_images(tmp_path / "two").fingerprint != one.fingerprint
+
+
+def test_the_content_fingerprint_tells_other_pixels_of_the_same_names_and_sizes_too(tmp_path):
+    put(tmp_path / "a.bmp")
+    before = open_images(tmp_path)
+    about = (tmp_path / "a.bmp").stat()
+    put(tmp_path / "a.bmp", (90, 20, 30))
+    os.utime(tmp_path / "a.bmp", ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    after = open_images(tmp_path)
+    assert after.fingerprint == before.fingerprint and after.content_fingerprint != before.content_fingerprint
+    packed = [
+        Images(tmp_path, [b"x#0"], before.rows[:1], pixels=np.full((1, 2, 2, 3), value, np.uint8))
+        for value in (1, 2, 1)
+    ]
+    assert len({images.fingerprint for images in packed}) == 1
+    assert [images.content_fingerprint == packed[0].content_fingerprint for images in packed] == [True, False, True]
+
+
+def test_a_folder_whose_images_are_all_a_runs_says_so(tmp_path):
+    put(tmp_path / "run/a.png")
+    (tmp_path / "run/config.yaml").touch()
+    (tmp_path / "run/checkpoints").mkdir()
+    with pytest.raises(
+        DataError, match=r"expected images, found none; without 1 folder of runs, .*: run; name a folder"
+    ):
+        open_images(tmp_path)
+
+
+def test_what_was_left_out_is_said_of_drawn_halves_too(tmp_path):
+    for name in ("a/1.png", "a/2.png", "a/3.png", "b/1.png", "b/2.png", "b/3.png", "a/run/x.png"):
+        put(tmp_path / name)
+    (tmp_path / "a/run/config.yaml").touch()
+    (tmp_path / "a/run/checkpoints").mkdir()
+    for half in labelled_halves(tmp_path):
+        assert "without 1 folder of runs" in half.note and half.left_out
 
 
 def test_it_survives_pickling(tmp_path):

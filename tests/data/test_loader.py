@@ -22,6 +22,7 @@ from swav.data.loader import Loader, epoch_order
 from swav.data.sources.open import open_images
 from swav.errors import DataError, EnvironmentError_
 from swav.signals import STOPPING
+from tests.processes import alive, loader_processes
 
 NUM_IMAGES, BATCH = 22, 4
 PER_EPOCH = NUM_IMAGES // BATCH
@@ -87,17 +88,6 @@ def assert_same(left, right):
     for (step, *tensors, unreadable), (other_step, *other_tensors, other_unreadable) in zip(left, right, strict=True):
         assert step == other_step and unreadable == other_unreadable
         torch.testing.assert_close(tensors, other_tensors, rtol=0, atol=0)
-
-
-def worker_processes():
-    return [process for process in multiprocessing.active_children() if process.name.startswith("swav-loader")]
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 # -- the order
@@ -248,7 +238,7 @@ def test_a_workers_death_is_an_error_with_advice():
     images = InMemory(action=lambda: os.kill(os.getpid(), signal.SIGKILL), at=int(epoch_order(0, 0, NUM_IMAGES)[-3]))
     with pytest.raises(EnvironmentError_, match=r"signal 9.*memory.*workers=N"):
         list(load(images, workers=2))
-    assert not worker_processes()
+    assert not loader_processes()
 
 
 def test_a_fault_in_a_worker_arrives_with_its_traceback():
@@ -257,31 +247,31 @@ def test_a_fault_in_a_worker_arrives_with_its_traceback():
 
     with pytest.raises(RuntimeError, match=r"(?s)in a loader process.*ZeroDivisionError"):
         list(load(InMemory(action=divide, at=0), workers=1, total=2 * PER_EPOCH))
-    assert not worker_processes()
+    assert not loader_processes()
 
 
 def test_leaving_early_leaves_no_worker():
     for _ in load(workers=2, total=1000):
-        assert len(worker_processes()) == 2
+        assert len(loader_processes()) == 2
         break
-    assert not worker_processes()
+    assert not loader_processes()
     unfinished = load(workers=2, total=1000)
     batches = iter(unfinished)
     next(batches)
     unfinished.close()
-    assert not worker_processes()
+    assert not loader_processes()
 
 
 def test_no_more_workers_are_started_than_there_are_steps():
     for _ in load(workers=4, start=3, total=4):
-        assert len(worker_processes()) == 1
+        assert len(loader_processes()) == 1
 
 
 def test_signals_that_stop_the_training_do_not_stop_its_workers():
     """A scheduler signals all processes of a job; the training still has a step and a checkpoint to finish."""
     expected, seen = kept(load(total=12)), []
     for batch in load(workers=2, total=12):
-        for process in worker_processes():
+        for process in loader_processes():
             for number in STOPPING:
                 os.kill(process.pid, number)
         seen += kept([batch])
@@ -292,7 +282,7 @@ def test_signals_that_stop_the_training_do_not_stop_its_workers():
 def test_workers_die_with_a_training_process_that_is_killed():
     def train(report):
         for _ in load(workers=2, total=10_000_000):
-            report.send([process.pid for process in worker_processes()])
+            report.send([process.pid for process in loader_processes()])
             time.sleep(60)
 
     context = multiprocessing.get_context("fork")

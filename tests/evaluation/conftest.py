@@ -11,6 +11,11 @@ from swav.data.synthetic.writers import write_shapes
 CLASSES = ("blue", "grey", "red")
 
 
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 def write_set(folder: Path, train: int = 8, val: int = 4, seed: int = 0) -> Path:
     """CLASS folders of 28 x 20 pixels, told apart by colour, with noise."""
     rng = np.random.default_rng(seed)

@@ -23,6 +23,7 @@ from swav.evaluation.task import Score, Task
 from swav.features import pool_stages
 from swav.weights.encoder import Encoder, load
 from tests.evaluation import pipeline
+from tests.evaluation.conftest import made
 from tests.evaluation.sets import write_folders, write_voc
 
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ def voc(tmp_path_factory) -> Voc:
     ]
     encoder = encoder_of(network, folder)
     task: Task[Any] = Task(
-        encoder, *classification_halves(folder), SvmSettings(**COMMON), "published", CPU, folder / "out"
+        encoder, *classification_halves(folder), SvmSettings(**COMMON), "published", CPU, made(folder / "out")
     )
     return Voc(task, list(zip(*halves, strict=True)), train.labels, test.labels)
 

@@ -34,6 +34,7 @@ from swav.evaluation.settings import (
 from swav.evaluation.task import Score, Task
 from swav.weights.encoder import load
 from tests.evaluation import pipeline
+from tests.evaluation.conftest import made
 from tests.evaluation.sets import Half, write_folders
 
 CPU = torch.device("cpu")
@@ -179,7 +180,7 @@ def test_semi_supervised_is_the_published_training_from_files_to_percent(given, 
     names = [f"train/class{i // 10}/{i % 10:02d}.png" for i in chosen]
     (tmp_path / "list.txt").write_text("\n".join(names))
     settings = SemisupSettings(**SHORT, steps=(1,), fraction=(0.01,), list=str(tmp_path / "list.txt"))
-    task = given.task(settings, tmp_path / "out")
+    task = given.task(settings, made(tmp_path / "out"))
     network, layer = pipeline.trunk(), semisup._start(task).layer  # whatever it starts from
     ours = ours_of(semisup, task)
     theirs = Theirs(OneHead(trunk=network, layer=layer), given, lambda x: x)

@@ -18,6 +18,7 @@ from PIL import Image
 from swav.data.sources.catalog import DATASETS, labelled
 from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.evaluation import resources, runner
+from swav.evaluation.request import check_places, read_request
 from swav.evaluation.settings import BENCH_SETTINGS, SMOKE, KnnSettings, LinearSettings, resolve
 from swav.evaluation.task import Needs, Task
 from swav.recipe_files import parse_overrides
@@ -72,12 +73,24 @@ def test_missing_data_is_an_error_by_name_and_a_line_under_all(tmp_path):
     with pytest.raises(DataError, match="nowhere"):
         runner.bench(["knn"], ["random:tiny"], tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    content = runner.bench(["all"], ["random:tiny"], tmp_path / "nowhere", tmp_path / "out")
-    assert [row["bench"] for row in content["not_run"]] == list(runner.BENCHES) and content["results"] == []
-    assert all("nowhere" in row["reason"] for row in content["not_run"])
+    for place in ("nowhere", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        for dry_run in (True, False):
+            with pytest.raises(DataError, match=f"{place}: expected the data of at least one benchmark, found none"):
+                runner.bench(["all"], ["random:tiny"], tmp_path / place, tmp_path / "out", dry_run=dry_run)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_has_no_data_under_all_is_listed_with_what_it_needs(colours, tmp_path, monkeypatch):
+    for name in runner.BENCHES:
+        monkeypatch.setitem(runner.BENCHES, name, runner.BENCHES[name]._replace(run=lambda _: []))
+    content = runner.bench(["all"], ["random:tiny"], colours, tmp_path / "out", QUICK_ALL)
+    assert [row["bench"] for row in content["not_run"]] == [
+        name for name in runner.BENCHES if name in OTHER_DATA
+    ] and content["results"] == []
+    assert all(str(colours) in row["reason"] for row in content["not_run"])
     of_voc = [row["bench"] for row in content["not_run"] if "VOCdevkit/VOC2007" in row["expected"]]
     assert of_voc == ["svm", "lowshot"]
-    assert sum("val/CLASS" in row["expected"] for row in content["not_run"]) == len(runner.BENCHES) - 4
     for name, home in (("places205", "Places205/"), ("inat18", "iNaturalist2018/")):
         assert [row["bench"] for row in content["not_run"] if home in row["expected"]] == [name]
 
@@ -144,14 +157,19 @@ def test_under_all_a_benchmark_that_fails_at_work_is_told_and_the_others_run(col
         runner.bench(["knn", "linear"], ["random:tiny"], colours, tmp_path / "named", QUICK)
 
 
-def test_what_an_earlier_command_measured_is_not_listed_as_not_run(colours, tmp_path, capsys):
-    (tmp_path / "none").mkdir()
+def too_few(task: object) -> None:
+    raise DataError("expected more images, found few")
+
+
+def test_what_an_earlier_command_measured_is_not_listed_as_not_run(colours, drawn, tmp_path, monkeypatch, capsys):
+    for name in ("svm", "lowshot"):
+        monkeypatch.setitem(runner.BENCHES, name, runner.BENCHES[name]._replace(check=too_few))
     weights = ["random:tiny", "random:cifar10"]
     runner.bench(["knn"], weights[:1], colours, tmp_path / "out", QUICK_KNN)
-    content = runner.bench(["all"], weights[:1], tmp_path / "none", tmp_path / "out", QUICK_KNN)
+    content = runner.bench(["all"], weights[:1], drawn, tmp_path / "out", QUICK_KNN)
     assert {row["bench"] for row in content["not_run"]} == set(runner.BENCHES) - {"knn"}
     assert "knn: not run now, its earlier results stay" in capsys.readouterr().err
-    content = runner.bench(["all"], weights, tmp_path / "none", tmp_path / "out", QUICK_KNN)
+    content = runner.bench(["all"], weights, drawn, tmp_path / "out", QUICK_KNN)
     assert "knn" in {row["bench"] for row in content["not_run"]}  # of the second weights there is nothing
 
 
@@ -229,8 +247,6 @@ def test_a_dry_run_says_what_there_is_and_writes_nothing(colours, tmp_path, caps
     assert {row["bench"] for row in rows[:4]} == {"knn", "linear", "linear-stages", "semisup"}
     assert {row["bench"] for row in rows[4:]} == set(OTHER_DATA)
     assert all(row["hours"] >= 0 for row in rows[:4])
-    missing = runner.bench(["all"], ["random:tiny"], tmp_path / "nowhere", tmp_path / "out", dry_run=True)["dry_run"]
-    assert all("nowhere" in row["reason"] for row in missing)
     assert "24" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
@@ -413,3 +429,14 @@ def test_killed_with_half_the_features_on_disk_it_computes_the_others_only(colou
     assert bank.stat().st_mtime_ns == written and len(list((tmp_path / "torn" / "features").iterdir())) == 2
     whole, torn = (read_results(tmp_path / out)["results"] for out in ("whole", "torn"))
     assert [row["value"] for row in whole] == [row["value"] for row in torn] and len(whole) == 4
+
+
+def test_a_data_set_that_may_not_be_read_is_an_error_of_the_data_before_torch_too(colours, tmp_path, monkeypatch):
+    def locked(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/locked/train_places205.csv")
+
+    monkeypatch.setattr("swav.data.sources.lists._home", locked)
+    with pytest.raises(
+        DataError, match=r"/locked/train_places205.csv: expected a folder to read, found Permission denied"
+    ):
+        check_places(read_request(["places205"], ["random:tiny"], {}), colours, tmp_path / "out", dry_run=False)

@@ -22,6 +22,7 @@ from swav.evaluation.task import Task
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
 from swav.weights.encoder import Encoder
+from tests.evaluation.conftest import made
 from tests.test_files import holder_of
 
 
@@ -42,7 +43,9 @@ def encoder_of(**changed) -> Encoder:
 @pytest.fixture
 def task(colours, tmp_path) -> Task[StagesSettings]:
     settings = StagesSettings(size=16, epochs=2, batch=8, workers=0)
-    return Task(encoder_of(), *labelled_halves(colours), settings, "published", torch.device("cpu"), tmp_path / "out")
+    return Task(
+        encoder_of(), *labelled_halves(colours), settings, "published", torch.device("cpu"), made(tmp_path / "out")
+    )
 
 
 def test_a_loss_that_is_not_finite_ends_it_and_saves_nothing(task):
@@ -106,6 +109,13 @@ def test_the_state_belongs_to_settings_weights_and_images_and_not_to_workers(tas
     assert len({folder(), folder(lr=0.02), folder(seed=1), folder(jitter=0.0)}) == 4
     assert folder() != supervised.state_folder(task, "x", task.train.select([0, 1]))
     assert supervised.state_folder(task, "x", task.train, 0.01) != supervised.state_folder(task, "x", task.train, 0.1)
+
+
+def test_images_changed_in_place_begin_a_state_of_their_own(task):
+    before = supervised.state_folder(task, "x", task.train)
+    changed = task.train.select(range(len(task.train)))
+    changed.rows["time"][0] += 1
+    assert supervised.state_folder(dataclasses.replace(task, train=changed), "x", task.train) != before
 
 
 def test_a_state_of_the_loop_that_dropped_partial_batches_is_not_gone_on_from(task, monkeypatch):

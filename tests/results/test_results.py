@@ -141,6 +141,14 @@ for seed in range(8):
 """
 
 
+def test_rows_of_weights_that_changed_under_their_name_are_replaced_and_never_averaged(tmp_path, capsys):
+    write_results(tmp_path, [dataclasses.replace(result(), seed=seed, weights_sha256="old") for seed in (0, 1, 2)])
+    write_results(tmp_path, [dataclasses.replace(result(), seed=0, weights_sha256="new")])
+    rows = read_results(tmp_path)["results"]
+    assert [(row["seed"], row["weights_sha256"]) for row in rows] == [(0, "new")]
+    assert "3 rows of earlier weights of the same name replaced" in capsys.readouterr().err
+
+
 def test_five_processes_that_merge_at_once_lose_no_row(tmp_path):
     command = [sys.executable, "-c", MERGE, str(tmp_path)]
     pipes: dict[str, Any] = {

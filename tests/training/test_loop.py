@@ -4,6 +4,7 @@ Golden traces of the same step are in test_golden.py, kills in test_resume.py. R
 """
 
 import contextlib
+import html
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_a_run_leaves_the_folder_that_is_promised(shapes, tmp_path, capsys):
     run = loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "knn_every_epochs": 3})
     promised = {"config.yaml", "metrics.jsonl", "checkpoints", "report.html", "export"}
     assert promised <= {path.name for path in run.iterdir()}
-    *_, first, _, last = capsys.readouterr().err.splitlines()
+    *_, first, last = capsys.readouterr().err.splitlines()
     assert str(run / "export") in first and last.startswith("features = model(")
     assert load(run / "export" / "backbone.safetensors").sha256 == load(run).sha256
     steps = [line["step"] for line in lines(run) if "loss" in line]
@@ -133,8 +134,8 @@ def test_a_failed_export_leaves_checkpoint_and_report_and_the_same_command_makes
     (tmp_path / "run" / "export").unlink()
     capsys.readouterr()
     run = loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
-    assert "model = backbone.load()" in capsys.readouterr().err
-    assert "model = backbone.load()" in (run / "report.html").read_text()
+    assert "backbone.py')['load']()" in capsys.readouterr().err
+    assert "backbone.py')['load']()" in html.unescape((run / "report.html").read_text())
 
 
 def test_changed_settings_are_refused_with_a_diff_and_harmless_ones_are_not(shapes, tmp_path):
@@ -305,6 +306,7 @@ def test_a_timed_checkpoint_is_saved_once(shapes, tmp_path, monkeypatch):
 def test_a_run_without_a_checkpoint_begins_anew_and_keeps_the_old_log(shapes, tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
+    (run / "checkpoints").mkdir()
     (run / "config.yaml").write_text("epochs: 99\n")
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
     (run / "bad_files.jsonl").write_text('{"file": "gone.png", "reason": "cut"}\n')
@@ -312,6 +314,14 @@ def test_a_run_without_a_checkpoint_begins_anew_and_keeps_the_old_log(shapes, tm
     assert "begins anew" in capsys.readouterr().err
     assert (run / "metrics.before.jsonl").read_text() == '{"step": 1}\n'
     assert not (run / "bad_files.jsonl").exists() and lines(run)[-1]["step"] == 12
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "images.npz", "metrics.jsonl", "bad_files.jsonl"])
+def test_files_of_a_users_own_are_not_overwritten(shapes, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=rf"found {name} without checkpoints/.*use another --out"):
+        loop.pretrain("tiny", tmp_path, **SMALL | {"data": str(shapes)})
+    assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "checkpoints").exists()
 
 
 def test_a_dry_run_prints_every_resolved_setting(shapes, tmp_path, capsys, monkeypatch):

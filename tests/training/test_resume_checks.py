@@ -18,7 +18,7 @@ from torch import Tensor
 
 from swav import checkpoint
 from swav.data.synthetic.writers import write_shapes
-from swav.errors import CheckpointError, ConfigError, NumericsError
+from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.files import is_run
 from swav.training import loop, resume
 from swav.training.step import Learner
@@ -193,3 +193,36 @@ def test_queues_of_processes_that_do_not_fit_together_are_refused():
     saved = checkpoint.Checkpoint(3, {}, {}, parts, {"recipe": {"batch": 8}}, Path("step_3"))
     with pytest.raises(CheckpointError, match=r"step_3/rank_1.safetensors: .*wrong queue/embeddings"):
         resume.own_share(saved)
+
+
+def test_a_last_score_that_was_interrupted_is_made_once_labels_are_back(shapes, tmp_path, monkeypatch):
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(shapes, data)
+    go_on(data, run, knn_every_epochs=0)
+    last = checkpoint.newest(run / "checkpoints")
+    assert last is not None
+    checkpoint.amend_state(last, {"unscored": True})  # as a signal in the last evaluation leaves it
+    (data / "val").rename(tmp_path / "away")
+    monkeypatch.setattr("swav.training.setup.labelled_halves", no_labels)
+    go_on(data, run, knn_every_epochs=1)
+    assert checkpoint.read_state(last)["unscored"] and checkpoint.read_state(last)["best_step"] is None
+    (tmp_path / "away").rename(data / "val")
+    monkeypatch.undo()
+    go_on(data, run, knn_every_epochs=1)
+    state = checkpoint.read_state(last)
+    assert not state["unscored"] and state["best_step"] == state["step"]
+
+
+def no_labels(*_: object, **__: object) -> None:
+    raise DataError("no labels just now")
+
+
+def test_a_run_whose_labels_are_gone_goes_on_and_says_that_it_is_no_longer_scored(shapes, tmp_path, capfd):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    out = go_on(data, tmp_path / "run", knn_every_epochs=1)
+    shutil.rmtree(out / "checkpoints" / "step_00000008")
+    shutil.rmtree(next((data / "val").iterdir()))
+    go_on(data, out, knn_every_epochs=1)
+    said = capfd.readouterr().err
+    assert "was scored by kNN before, and is not from here on: " in said and "expected the same classes" in said

@@ -136,6 +136,12 @@ def test_own_weights_that_give_no_sound_number_are_refused_though_they_verify(ru
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_the_state_of_a_benchmark_is_no_checkpoint_of_a_run(tmp_path):
+    checkpoint.save(tmp_path / "checkpoints", 3, model={}, optim={}, local={}, state={"epoch": 3}, keep=3)
+    with pytest.raises(CheckpointError, match=r"of a pre-training run, found another's.*no recipe in state.json"):
+        load(tmp_path / "checkpoints/step_00000003")
+
+
 def test_a_config_of_something_else_is_no_run(tmp_path):
     (tmp_path / "config.yaml").write_text("camera: A\n")
     with pytest.raises(ConfigError, match=r"expected a backbone .* or a run folder"):

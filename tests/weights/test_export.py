@@ -46,15 +46,13 @@ else:
     raise SystemExit("swav can be imported")
 import torch
 torch.set_num_threads(1)
-paths = list(sys.path)
+sys.modules["backbone"] = None  # one of the user's own must not be in the way
 for case in json.loads(sys.argv[1]):
     names = {"images": torch.load(case["images"])}
     with torch.no_grad():
         exec("\\n".join(case["lines"]), names)
     assert not names["model"].training
     torch.save(names["features"], case["features"])
-    sys.path[:] = paths
-    sys.modules.pop("backbone", None)
 print(sorted(set(sys.modules) & {"torchvision", "timm", "safetensors", "numpy"}) if len(sys.argv) > 2 else "done")
 """
 
@@ -74,6 +72,7 @@ def run_of(folder: Path, **changes: Any) -> Path:
 
 
 def save(folder: Path, recipe: Recipe, network: nn.Module, step: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     state = {"recipe": recipe.model_dump(mode="json"), "num_images": 12, "best_step": 3, "best_knn": 50.0}
     checkpoint.save(folder / "checkpoints", step, model=network.state_dict(), optim={}, local={}, state=state, keep=1)
 
@@ -206,6 +205,9 @@ def test_what_is_missing_of_a_finished_run_is_exported_and_nothing_else_is_touch
     assert export_missing(run, 6) is not None and export_missing(run, 6) is None
     (run / FOLDER / CODE).unlink()
     assert export_missing(run, 6) is not None and (run / FOLDER / CODE).exists()
+    content = (run / FOLDER / WEIGHTS).read_bytes()
+    (run / FOLDER / WEIGHTS).write_bytes(content[:-100])  # its header is whole, and tells its step
+    assert export_missing(run, 6) is not None and export_missing(run, 6) is None
     (run / FOLDER / WEIGHTS).write_bytes(b"cut")
     (run / FOLDER / f".{WEIGHTS}.4711.tmp").write_bytes(b"left by one that was killed")
     assert export_missing(run, 6) is not None

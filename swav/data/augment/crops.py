@@ -128,7 +128,12 @@ def check_image(image: UInt8[np.ndarray, "H W 3"]) -> None:
 
 
 def planes(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[Tensor, "1 3 H W"]:
-    """The same memory in the order that resizing wants."""
+    """The same memory in the order that resizing wants.
+
+    Raises:
+        ValueError: an image of another shape or type.
+    """
+    check_image(image)
     return torch.from_numpy(image).permute(2, 0, 1)[None]
 
 

@@ -11,7 +11,7 @@ from swav.data.images import Images
 from swav.data.overlap import refuse_shared
 from swav.data.sources import lists, voc
 from swav.data.sources.decode import printable
-from swav.data.sources.open import labelled_halves
+from swav.data.sources.open import check_images, labelled_halves
 from swav.errors import DataError
 
 Halves = tuple[Images, Images]  # to learn from, to score
@@ -31,10 +31,12 @@ class DataSet(NamedTuple):
         find: opens both halves of it, at ROOT or below, with DataError where there is none; further given the cache folder
             (None: the user's), and whether listed images may be missing.
         expected: what is expected where, and how to get it.
+        seek: complains, with DataError, where it is not at ROOT or below; quick, as it looks at no image.
     """
 
     find: Callable[[Path, Path | None, bool], Halves]
     expected: str
+    seek: Callable[[Path], object]
 
 
 def labelled(root: Path, cache: Path | None = None, allow_missing: bool = False) -> Halves:
@@ -80,8 +82,19 @@ DATASETS: dict[str, DataSet] = {
         labelled,
         "a labelled data set under --data: train/CLASS/ beside val/CLASS/ (or test/, or a flat val/ with meta/train.txt and "
         "meta/val.txt), class folders, a CSV path,label[,split], or CIFAR; or imagenet/ with train/ and val/ below it",
+        check_images,
     ),
-    "voc07": DataSet(voc.classification_halves, f"PASCAL VOC 2007 as VOCdevkit/VOC2007 under --data: {voc.HOW}"),
-    "places205": DataSet(lists.places205_halves, f"Places205 as Places205/ under --data: {lists.HOW_PLACES205}"),
-    "inat18": DataSet(lists.inat18_halves, f"iNaturalist 2018 as iNaturalist2018/ under --data: {lists.HOW_INAT18}"),
+    "voc07": DataSet(
+        voc.classification_halves, f"PASCAL VOC 2007 as VOCdevkit/VOC2007 under --data: {voc.HOW}", voc.find_home
+    ),
+    "places205": DataSet(
+        lists.places205_halves,
+        f"Places205 as Places205/ under --data: {lists.HOW_PLACES205}",
+        lists.find_places205,
+    ),
+    "inat18": DataSet(
+        lists.inat18_halves,
+        f"iNaturalist 2018 as iNaturalist2018/ under --data: {lists.HOW_INAT18}",
+        lists.find_inat18,
+    ),
 }

@@ -60,13 +60,20 @@ def check_size(kind: str, width: int, height: int, size: int) -> None:
         raise ValueError(
             f"{width}x{height} pixels, above the limit of {MAX_PIXELS / 1e6:.0f} megapixels: make it smaller"
         )
-    if pixels > PIXELS_PER_BYTE.get(kind, pixels) * size:
-        raise ValueError(f"{size:,} bytes cannot hold the {width}x{height} pixels that its header claims: damaged")
+    if kind != "JPEG" and (reason := false_claim(kind, width, height, size)):  # what is there of a JPEG, Pillow reads
+        raise ValueError(reason)
     most = min(MAX_BYTES, ROOM + BYTES_PER_PIXEL * pixels) if kind in SINGLE else MAX_BYTES
     if size > most:
         raise ValueError(
             f"{size / 1e6:,.0f} MB for {width}x{height} pixels, above the limit of {most / 1e6:,.0f} MB: save it again"
         )
+
+
+def false_claim(kind: str, width: int, height: int, size: int) -> str | None:
+    """Why a file of so many bytes cannot hold the pixels that its header claims; None if it can."""
+    if width * height > PIXELS_PER_BYTE.get(kind, width * height) * size:
+        return f"{size:,} bytes cannot hold the {width}x{height} pixels that its header claims: damaged"
+    return None
 
 
 def with_end(jpeg: bytes) -> bytes:

@@ -41,7 +41,16 @@ from PIL import (
 )
 
 from swav import files
-from swav.data.sources.damage import MAX_BYTES, ROOM, check_size, jpeg_damage, png_header, png_pixels, with_end
+from swav.data.sources.damage import (
+    MAX_BYTES,
+    ROOM,
+    check_size,
+    false_claim,
+    jpeg_damage,
+    png_header,
+    png_pixels,
+    with_end,
+)
 
 READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -68,11 +77,12 @@ class Unreadable(Exception):
     Attributes:
         name: as Images.name gives it.
         reason: in a few words.
+        passing: the fault may be the disk's and not the file's.
     """
 
-    def __init__(self, name: str, reason: str):
-        super().__init__(name, reason)  # both, so that it survives pickling
-        self.name, self.reason = name, reason
+    def __init__(self, name: str, reason: str, passing: bool = False):
+        super().__init__(name, reason, passing)  # all, so that it survives pickling
+        self.name, self.reason, self.passing = name, reason, passing
 
     def __str__(self) -> str:
         return f"{printable(self.name)}: {self.reason}"
@@ -98,6 +108,8 @@ def decode(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
     Raises:
         Unreadable: with this name, whatever is wrong with the bytes.
     """
+    if (claim := _false_jpeg(data)) is not None:  # before memory is taken
+        raise Unreadable(name, claim)
     pixels, damage = decode_as_pillow(data, name)
     if damage is not None:
         raise Unreadable(name, damage)
@@ -200,7 +212,7 @@ def read_file(path: bytes, name: str, image: bool = True) -> bytes:
     try:
         return patiently(read)
     except OSError as error:
-        raise Unreadable(name, reason_of(error)) from error
+        raise Unreadable(name, reason_of(error), error.errno in files.PASSING) from error
 
 
 def reason_of(error: BaseException) -> str:
@@ -274,7 +286,7 @@ def _decode_jpeg(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], str | None]:
             return _turned(simplejpeg.decode_jpeg(data, "RGB"), _jpeg_orientation(data)), None
         except ValueError:
             pass  # also at what libjpeg merely warns of
-    damage = jpeg_damage(data, "RGB" if colours in JPEG_MODES else "CMYK")
+    damage = _false_jpeg(data) or jpeg_damage(data, "RGB" if colours in JPEG_MODES else "CMYK")
     try:
         # One that is cut off is not what Pillow reads: no end is put to it.
         return _decode_by_pillow(data if damage else with_end(data), len(data)), damage
@@ -282,6 +294,18 @@ def _decode_jpeg(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], str | None]:
         raise
     except Exception as error:
         raise ValueError(damage or reason_of(error)) from error
+
+
+def _false_jpeg(data: bytes) -> str | None:
+    """Why a JPEG has not the pixels that its header claims, as far as its size tells; None of other files."""
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
+        check_size("JPEG", width, height, len(data))
+    except Exception:  # decoding says what is wrong
+        return None
+    return false_claim("JPEG", width, height, len(data))
 
 
 def _decode_by_pillow(data: bytes, size: int) -> UInt8[np.ndarray, "H W 3"]:

@@ -61,7 +61,7 @@ def places205_halves(root: str | Path, cache: Path | None = None, allow_missing:
     Raises:
         DataError: there is no such data set, a list is missing or damaged, or a list names a missing image.
     """
-    home, _ = _home(root, "Places205", [f"{_PLACES_LISTS}/train_places205.csv"], HOW_PLACES205)
+    home, _ = find_places205(root)
     train, val = (_listed(home / _PLACES_LISTS / f"{half}_places205.csv", HOW_PLACES205) for half in ("train", "val"))
     return _halves(home, (_PLACES_IMAGES, _PLACES_IMAGES), train, val, cache, allow_missing)
 
@@ -72,8 +72,7 @@ def inat18_halves(root: str | Path, cache: Path | None = None, allow_missing: bo
 
     Args, Raises: as places205_halves.
     """
-    marks = ("train2018.json", "annotations/train2018.json", "meta/train.txt")
-    home, mark = _home(root, "iNaturalist2018", marks, HOW_INAT18)
+    home, mark = find_inat18(root)
     first = home / mark
     read = _listed if first.suffix == ".txt" else read_inat_json
     train, val = (read(first.with_name(first.name.replace("train", half)), HOW_INAT18) for half in ("train", "val"))
@@ -127,6 +126,21 @@ def _listed(path: Path, how: str) -> Rows:
         names.append(name.strip().removeprefix(f"{_INAT_IMAGES}/".encode()))
         labels.append(int(label))
     return names, labels
+
+
+def find_places205(root: str | Path) -> tuple[Path, str]:
+    """The folder Places205 at a path or below, and its first list; looks at no image.
+
+    Raises:
+        DataError: there is none.
+    """
+    return _home(root, "Places205", [f"{_PLACES_LISTS}/train_places205.csv"], HOW_PLACES205)
+
+
+def find_inat18(root: str | Path) -> tuple[Path, str]:
+    """As find_places205, of iNaturalist 2018."""
+    marks = ("train2018.json", "annotations/train2018.json", "meta/train.txt")
+    return _home(root, "iNaturalist2018", marks, HOW_INAT18)
 
 
 def _home(root: str | Path, name: str, marks: Sequence[str], how: str) -> tuple[Path, str]:

@@ -24,14 +24,14 @@ from swav.data.sources import cifar
 from swav.data.sources.decode import printable
 from swav.data.sources.header_index import Told, check_headers
 from swav.data.sources.walk import (
-    IMAGE_EXTENSIONS,
-    NOT_READ,
     SCORE_SPLITS,
     TRAIN_SPLITS,
     Found,
     Listing,
+    any_there,
     look_up,
     may_hold_images,
+    nothing_readable,
     read_list,
     walk,
 )
@@ -70,19 +70,21 @@ def open_images(
         return labelled_halves(path, cache, progress)[1]
     images = _open(layout, half, cache, progress)
     if not len(images):
-        raise DataError(_nothing_readable(_home(layout, half), images))
+        raise DataError(nothing_readable(_home(layout, half), images.bad, images.others, images.left_out))
     return images
 
 
 def check_images(path: str | Path) -> None:
-    """Refuse a path at which there is nothing to train on, without reading what is there.
+    """Refuse a path with nothing to train on, and read no image.
 
     Raises:
         DataError: there is no path, or no image.
     """
     layout = find_layout(path)
     folder = layout.root / "train" if layout.kind == "halves" else layout.root
-    if layout.kind in ("halves", "tree") and not may_hold_images(folder):
+    listed = layout.listing
+    found = may_hold_images(folder) if listed is None else any_there(layout.root.parent, listed.names)
+    if layout.kind in ("halves", "tree", "list") and not found:
         open_images(path)  # says what is there instead
 
 
@@ -247,6 +249,7 @@ def _checked(
         others=found.others,
         note=note,
         inodes=found.inodes[good],
+        left_out=found.left_out,
     )
 
 
@@ -324,7 +327,8 @@ def _joined(parts: list[Images]) -> Images:
         classes=classes,
         bad=[entry for part in parts for entry in part.bad],
         others=sum((Counter(part.others) for part in parts), Counter()),
-        note=" and ".join(part.note.partition(" (")[0] for part in parts),
+        note=" and ".join(part.note.partition(" (")[0] for part in parts) + parts[0].left_out,
+        left_out=parts[0].left_out,
         pixels=np.concatenate(pixels) if pixels else None,
     )
 
@@ -342,8 +346,10 @@ def _drawn_halves(images: Images) -> tuple[Images, Images]:
         )
     where = printable(str(images.root))
     return (
-        images.select(np.flatnonzero(~scored), f"80 % of {where} (drawn per class, seed {SPLIT_SEED})"),
-        images.select(np.flatnonzero(scored), f"20 % of {where} (drawn per class, seed {SPLIT_SEED})"),
+        images.select(
+            np.flatnonzero(~scored), f"80 % of {where} (drawn per class, seed {SPLIT_SEED}){images.left_out}"
+        ),
+        images.select(np.flatnonzero(scored), f"20 % of {where} (drawn per class, seed {SPLIT_SEED}){images.left_out}"),
     )
 
 
@@ -371,16 +377,3 @@ def _home(layout: Layout, half: Half) -> str:
     if layout.kind != "halves" or half == "all":
         return printable(str(layout.root))
     return printable(str(layout.root / ("train" if half == "train" else layout.score)))
-
-
-def _nothing_readable(where: str, images: Images) -> str:
-    if images.bad:
-        name, reason = images.bad[0]
-        return f"{where}: expected images, found {len(images.bad)} files of which none is readable; {printable(name)}: {reason}"
-    others = sorted(images.others.items(), key=lambda item: (-item[1], item[0]))
-    if not others:
-        return f"{where}: expected images, found no file; check the path"
-    seen = ", ".join(f"{count} {printable(extension) or 'without extension'}" for extension, count in others[:5])
-    advice = "; ".join(dict.fromkeys(f"{NOT_READ[ext]} {ext}" for ext, _ in others if ext in NOT_READ))
-    known = " ".join(sorted(extension.decode() for extension in IMAGE_EXTENSIONS))
-    return f"{where}: expected images ({known}), found only {seen}" + (f"; {advice}" if advice else "")

@@ -37,7 +37,7 @@ def classification_halves(
     Raises:
         DataError: there is no such data set, a half or a list is missing, or a list names a missing image.
     """
-    home = _home(Path(root).expanduser())
+    home = find_home(root)
     lists = home / "ImageSets" / "Main"
     classes = {half: _classes(lists, half) for half in (TRAIN, SCORE)}
     for half in (TRAIN, SCORE):
@@ -56,7 +56,13 @@ def classification_halves(
     return train, score
 
 
-def _home(root: Path) -> Path:
+def find_home(root: str | Path) -> Path:
+    """The folder VOC2007 at a path or below; looks at no image.
+
+    Raises:
+        DataError: there is none, or more than one.
+    """
+    root = Path(root).expanduser()
     for below in HOMES:
         there = sorted(root.glob(below) if below else [root])
         hidden = [path for path in there if any(part.startswith(".") for part in path.relative_to(root).parts)]

@@ -6,6 +6,7 @@ A million files are meant to pass through here: one `scandir` per folder, one `s
 # pathlib knows no bytes:
 # ruff: noqa: PTH114, PTH118, PTH122
 
+import contextlib
 import csv
 import functools
 import io
@@ -13,7 +14,7 @@ import itertools
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, SupportsIndex
 
@@ -137,8 +138,8 @@ def walk(root: Path, folder: str = "") -> Found:
             extension = os.path.splitext(entry.name)[1].lower()
             try:
                 about = patiently(entry.stat)
-            except OSError as error:  # a dangling link, or one to itself
-                if extension in IMAGE_EXTENSIONS:
+            except OSError as error:  # a dangling link, or one to itself; without extension perhaps to a folder
+                if extension in IMAGE_EXTENSIONS or not extension:
                     bad.append((os.fsdecode(name), reason_of(error)))
                 continue
             if stat.S_ISDIR(about.st_mode):
@@ -168,6 +169,15 @@ def may_hold_images(path: Path) -> bool:
         if any(os.path.islink(os.path.join(folder, name)) for name in folders):
             return True
         if any(os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS for name in files if not name.startswith(b".")):
+            return True
+    return False
+
+
+def any_there(root: Path, names: list[bytes]) -> bool:
+    """Whether any file of a list is there; stops at the first."""
+    for name in names:
+        with contextlib.suppress(OSError, ValueError):
+            os.stat(path_of(root, name))  # noqa: PTH116
             return True
     return False
 
@@ -247,3 +257,21 @@ def _rows(known: list[tuple[int, int]]) -> np.ndarray:
 
 def _inodes(known: list[tuple[int, int]]) -> NDArray[np.uint64]:
     return np.array(known, dtype=np.uint64).reshape(-1, 2)
+
+
+def nothing_readable(where: str, bad: Sequence[tuple[str, str]], others: Mapping[str, int], left_out: str) -> str:
+    """The error of a folder or list `where` without a readable image: what was found there instead."""
+    if bad:
+        name, reason = bad[0]
+        return (
+            f"{where}: expected images, found {len(bad)} files of which none is readable; {printable(name)}: {reason}"
+        )
+    if left_out:
+        return f"{where}: expected images, found none{left_out}; name a folder of images"
+    if not others:
+        return f"{where}: expected images, found no file; check the path"
+    most = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    seen = ", ".join(f"{count} {printable(extension) or 'without extension'}" for extension, count in most[:5])
+    advice = "; ".join(dict.fromkeys(f"{NOT_READ[ext]} {ext}" for ext, _ in most if ext in NOT_READ))
+    known = " ".join(sorted(extension.decode() for extension in IMAGE_EXTENSIONS))
+    return f"{where}: expected images ({known}), found only {seen}" + (f"; {advice}" if advice else "")

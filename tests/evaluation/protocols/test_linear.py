@@ -27,6 +27,7 @@ from swav.features import features_of, pooled_features
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
 from swav.weights.encoder import Encoder, weights_sha256
+from tests.evaluation.conftest import made
 
 CPU = torch.device("cpu")
 FAST = {"size": 16, "epochs": 4, "batch": 8, "workers": 0}
@@ -52,7 +53,7 @@ def fresh() -> Encoder:
 
 @pytest.fixture
 def task(colours, tmp_path) -> Task[LinearSettings]:
-    return Task(fresh(), *labelled_halves(colours), LinearSettings(**FAST), "published", CPU, tmp_path / "out")
+    return Task(fresh(), *labelled_halves(colours), LinearSettings(**FAST), "published", CPU, made(tmp_path / "out"))
 
 
 def with_settings(task, **changed):
@@ -82,7 +83,7 @@ def flat_colours(folder, count, seed=0):
 def test_the_layer_becomes_scikit_learns_logistic_regression(tmp_path):
     train, score = labelled_halves(flat_colours(tmp_path / "flat", 120))
     settings = LinearSettings(size=8, epochs=16, batch=12, workers=0)
-    task = Task(mean_colour(fresh()), train, score, settings, "published", CPU, tmp_path / "out")
+    task = Task(mean_colour(fresh()), train, score, settings, "published", CPU, made(tmp_path / "out"))
     scores = linear.run(task)
     known, asked = (pooled_features(task.encoder, half, 8, workers=0, device=CPU) for half in (train, score))
     oracle = LogisticRegression(C=1e6, tol=1e-8, max_iter=1000).fit(known.features.numpy(), known.labels.numpy())
@@ -106,7 +107,7 @@ def test_labels_at_random_are_not_learned(tmp_path):
 
 def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(task, monkeypatch):
     scores = linear.run(task)
-    torn = dataclasses.replace(task, out=task.out.with_name("torn"))
+    torn = dataclasses.replace(task, out=made(task.out.with_name("torn")))
     passed = []
 
     def die_after_two_epochs(_):
@@ -143,7 +144,7 @@ def test_a_finished_benchmark_is_not_trained_again_and_other_settings_start_afre
 
 def test_workers_change_no_bit(task):
     here = linear.run(task)
-    there = linear.run(dataclasses.replace(with_settings(task, workers=2), out=task.out.with_name("workers")))
+    there = linear.run(dataclasses.replace(with_settings(task, workers=2), out=made(task.out.with_name("workers"))))
     assert [score.value for score in here] == [score.value for score in there]
     other = dataclasses.replace(task, out=task.out.with_name("workers"))
     assert torch.equal(saved_head(task).model["weight"], saved_head(other).model["weight"])
@@ -159,7 +160,7 @@ def test_the_trunk_is_frozen_and_sees_every_image_once_an_epoch(task):
 
 def test_fewer_images_than_a_batch_are_one_partial_batch(task):
     linear.run(with_settings(task, batch=24))
-    elsewhere = dataclasses.replace(with_settings(task, batch=256), out=task.out.with_name("larger"))
+    elsewhere = dataclasses.replace(with_settings(task, batch=256), out=made(task.out.with_name("larger")))
     linear.run(elsewhere)
     assert all(torch.equal(saved_head(task).model[key], x) for key, x in saved_head(elsewhere).model.items())
 

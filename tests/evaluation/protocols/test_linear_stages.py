@@ -26,6 +26,7 @@ from swav.features import stage_features_of
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
 from swav.weights.encoder import Encoder, load, weights_sha256
+from tests.evaluation.conftest import made
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,7 @@ def fresh(**changed) -> Encoder:
 @pytest.fixture
 def task(colours, tmp_path) -> Task[StagesSettings]:
     settings = StagesSettings(size=32, epochs=3, batch=8, workers=0, steps=(1, 2))
-    return Task(fresh(), *labelled_halves(colours), settings, "published", CPU, tmp_path / "out")
+    return Task(fresh(), *labelled_halves(colours), settings, "published", CPU, made(tmp_path / "out"))
 
 
 def saved(task):
@@ -105,7 +106,7 @@ def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(task, monkeypa
     scores = linear_stages.run(task)
     assert [score.metric for score in scores[::2]] == [f"top-1 feature{i}" for i in range(1, 6)] + ["top-1 best layer"]
     assert scores[-2].value == max(score.value for score in scores[:-2:2])
-    torn, passed = dataclasses.replace(task, out=task.out.with_name("torn")), []
+    torn, passed = dataclasses.replace(task, out=made(task.out.with_name("torn"))), []
 
     def die_after_the_first_epoch(_):
         passed.append(1)

@@ -21,6 +21,7 @@ from swav.evaluation.task import Task
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
 from swav.weights.encoder import Encoder, weights_sha256
+from tests.evaluation.conftest import made
 
 CPU = torch.device("cpu")
 
@@ -33,7 +34,7 @@ def fresh() -> Encoder:
 @pytest.fixture
 def task(colours, tmp_path) -> Task[SemisupSettings]:
     settings = SemisupSettings(size=32, epochs=3, batch=4, workers=0, steps=(1, 2), fraction=(0.25, 0.5))
-    return Task(fresh(), *labelled_halves(colours), settings, "published", CPU, tmp_path / "out")
+    return Task(fresh(), *labelled_halves(colours), settings, "published", CPU, made(tmp_path / "out"))
 
 
 def with_settings(task, **changed):
@@ -95,7 +96,7 @@ def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(task, monkeypa
     scores = semisup.run(task)
     assert [score.metric for score in scores] == ["top-1 25%", "top-5 25%", "top-1 50%", "top-5 50%"]
     assert weights_sha256(task.encoder.trunk) == before and not task.encoder.trunk.training
-    torn, passed = dataclasses.replace(task, out=task.out.with_name("torn")), []
+    torn, passed = dataclasses.replace(task, out=made(task.out.with_name("torn"))), []
 
     def die_in_the_second_fraction(_):
         passed.append(1)
