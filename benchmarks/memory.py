@@ -22,7 +22,7 @@ def measure(name: str, batch: int, micro_batch: int) -> str:
     import torch
 
     from swav.data.augment.photometric import NUM_PARAMS
-    from swav.data.device import Pieces
+    from swav.data.device import MicroBatches
     from swav.data.loader import Batch
     from swav.network.heads import build_network
     from swav.progress import memory_gb
@@ -30,6 +30,7 @@ def measure(name: str, batch: int, micro_batch: int) -> str:
     from swav.system import computes_in_bf16, pick_device
     from swav.training.auto import Facts, derive
     from swav.training.step import Learner
+    from swav.training.views import view_spec
 
     device = pick_device()
     wanted = load_recipe(name, {"batch": batch, "micro_batch": micro_batch, "queue_length": 0, "workers": 0})
@@ -39,7 +40,7 @@ def measure(name: str, batch: int, micro_batch: int) -> str:
     neutral = [torch.zeros(len(kind), NUM_PARAMS) for kind in views] if device.type == "cuda" else None
     given = Batch(0, views, neutral, torch.arange(batch), [])
     began = time.perf_counter()
-    loss = learner.step(Pieces(given, recipe, device, recipe.images_per_forward(1)), 0)[0].item()
+    loss = learner.step(MicroBatches(given, view_spec(recipe), device, recipe.images_per_forward(1)), 0)[0].item()
     seconds = time.perf_counter() - began
     assert loss > 0
     size = sum(kind.nbytes for kind in views) / 1e9

@@ -30,6 +30,7 @@ from swav.data.augment.crops import to_input
 from swav.data.images import Images
 from swav.data.loader import Loader
 from swav.data.sources.open import open_images
+from swav.training.views import view_spec
 
 SCALES = ((0.14, 1.0), (0.05, 0.14))
 
@@ -76,7 +77,9 @@ def ours(images: Images, recipe: Recipe, on_device: bool) -> Callable[[], object
         first, epoch = epoch * steps, epoch + 1
         loader = Loader(
             images,
-            recipe,
+            view_spec(recipe),
+            batch=recipe.batch,
+            workers=0,
             rank=0,
             world_size=1,
             start_step=first,

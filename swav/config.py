@@ -26,7 +26,6 @@ from swav.errors import did_you_mean
 
 AUTO: Any = "auto"
 Auto = Literal["auto"]
-LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue in a grey value: ITU-R 601, as Pillow's "L"
 RESNETS = ("resnet18", "resnet34", "resnet50")
 TIMM = "timm:"  # before the name of one of timm's models
 Stem = Literal["imagenet", "half", "small"]

@@ -15,13 +15,14 @@ import torch
 
 from swav.config import Recipe
 from swav.data.augment.photometric import NUM_PARAMS
-from swav.data.device import Pieces
+from swav.data.device import MicroBatches
 from swav.data.loader import Batch
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
 from swav.system import Readback
 from swav.training import step as learner_module
 from swav.training.auto import Facts, derive
+from swav.training.views import view_spec
 from swav.training.monitor import STEP_VALUES, Monitor
 from swav.training.step import Learner
 from tests.host_waits import GPU, FakeGpu, fake_gpu, placed
@@ -63,7 +64,7 @@ def batch(recipe: Recipe, step: int) -> Batch:
     return Batch(step, views, [torch.zeros(len(kind), NUM_PARAMS) for kind in views], torch.arange(8), [])
 
 
-class Counted(Pieces):
+class Counted(MicroBatches):
     """Counts how often the step has each piece made. (The checker of types, in tests, takes a look at one too.)"""
 
     def __init__(self, *arguments: Any):
@@ -95,7 +96,7 @@ def test_the_host_never_waits_in_a_step_and_makes_each_piece_once_a_pass(changes
         monitor = Monitor(sum(recipe.prototype_heads), recipe.head_dim, GPU)
         gpu.waits.clear()
         for step in range(3):  # prototypes frozen and free, the queue empty, filling and full
-            pieces = Counted(batch(recipe, step), recipe, GPU, at_a_time)
+            pieces = Counted(batch(recipe, step), view_spec(recipe), GPU, at_a_time)
             values = ours.step(pieces, step, lambda: (True, 0.5, 75))
             monitor.watch(ours.embeddings, ours.codes)
             once = 2 if step == 0 and recipe.in_channels == 3 else 0  # mean and std are brought there once and for all

@@ -18,9 +18,9 @@ import torch.multiprocessing  # so that tensors in shared memory can be sent to 
 from jaxtyping import Int64
 from torch import Tensor
 
-from swav.config import Recipe
-from swav.data.augment.crops import CentreWindow, Draws, centre_view, cut, generator, planes
+from swav.data.augment.crops import ViewSampler, centre_view, cut, generator, planes
 from swav.data.augment.photometric import NUM_PARAMS, apply_opencv
+from swav.data.augment.spec import ViewSpec
 from swav.data.images import Images, Unreadable
 from swav.data.workers import FORKS, Workers
 from swav.errors import DataError, EnvironmentError_
@@ -75,17 +75,23 @@ class _Maker:
     """Makes this process's share of any step's batch."""
 
     def __init__(
-        self, images: Images, recipe: Recipe, rank: int, world_size: int, steps_per_epoch: int, on_device: bool
+        self,
+        images: Images,
+        spec: ViewSpec,
+        batch: int,
+        rank: int,
+        world_size: int,
+        steps_per_epoch: int,
+        on_device: bool,
     ):
-        self.images, self.recipe, self.steps_per_epoch, self.on_device = images, recipe, steps_per_epoch, on_device
-        self.window = next((crop for crop in recipe.crops if isinstance(crop, CentreWindow)), None)
-        self.rank, self.world_size = rank, world_size
-        self.share = recipe.batch // world_size
+        self.images, self.spec, self.steps_per_epoch, self.on_device = images, spec, steps_per_epoch, on_device
+        self.batch, self.rank, self.world_size = batch, rank, world_size
+        self.share = batch // world_size
         self._order, self._order_of = np.empty(0, np.int64), -1
 
     def slot(self, shared: bool) -> _Slot:
         new = _shared if shared else torch.empty
-        crops, share = self.recipe.crops, self.share
+        crops, share = self.spec.crops, self.share
         return _Slot(
             views=[new((crop.count, share, crop.size, crop.size, 3), dtype=torch.uint8) for crop in crops],
             params=[new((crop.count, share, NUM_PARAMS), dtype=torch.float32) for crop in crops],
@@ -99,7 +105,7 @@ class _Maker:
         if not samples:
             return []
         rows = slice(rows.start or 0, (rows.start or 0) + len(samples))
-        draws = Draws(self.recipe, epoch, samples)
+        draws = ViewSampler(self.spec, epoch, samples)
         views = [view[rows] for kind in slot.views for view in kind]  # V of [B, S, S, 3]
         unreadable: list[tuple[str, str]] = []
         for start in range(0, len(samples), _CHUNK):
@@ -116,30 +122,35 @@ class _Maker:
         return unreadable
 
     def _cut(
-        self, views: list[Tensor], samples: list[int], chunk: range, draws: Draws, unreadable: list[tuple[str, str]]
+        self,
+        views: list[Tensor],
+        samples: list[int],
+        chunk: range,
+        draws: ViewSampler,
+        unreadable: list[tuple[str, str]],
     ) -> None:
         places = [view.permute(0, 3, 1, 2) for view in views]
         for b in chunk:
             image = self._read(samples[b], unreadable)
-            if self.window is not None:
-                image = centre_view(image, self.window.square, self.window.square)
+            if self.spec.square is not None:
+                image = centre_view(image, self.spec.square, self.spec.square)
             source = planes(image)
             for v, box in enumerate(draws.boxes(b, *image.shape[:2])):
                 cut(source, box, places[v][b : b + 1])
 
-    def _colour(self, views: list[Tensor], chunk: range, draws: Draws) -> None:
+    def _colour(self, views: list[Tensor], chunk: range, draws: ViewSampler) -> None:
         for v, view in enumerate(views):
             pixels = view.numpy()
             for b in chunk:
                 crop = pixels[b]
-                coloured = apply_opencv(crop, draws.params[b, v], self.recipe)
+                coloured = apply_opencv(crop, draws.params[b, v], self.spec)
                 if coloured is not crop:
                     crop[:] = coloured
 
     def _samples(self, epoch: int, position: int) -> list[int]:
         if epoch != self._order_of:
-            self._order, self._order_of = epoch_order(self.recipe.seed, epoch, len(self.images)), epoch
-        batch = self._order[position * self.recipe.batch :][: self.recipe.batch]
+            self._order, self._order_of = epoch_order(self.spec.seed, epoch, len(self.images)), epoch
+        batch = self._order[position * self.batch :][: self.batch]
         first, end = (len(batch) * rank // self.world_size for rank in (self.rank, self.rank + 1))
         samples: list[int] = batch[first:end].tolist()
         return samples
@@ -154,7 +165,7 @@ class _Maker:
             return self.images.read(sample)
         except Unreadable as error:
             unreadable.append((error.name, error.reason))
-        others = generator(self.recipe.seed, 0, "replacement", sample)
+        others = generator(self.spec.seed, 0, "replacement", sample)
         for other in others.integers(len(self.images), size=_REPLACEMENTS).tolist():
             try:
                 return self.images.read(other)
@@ -170,8 +181,10 @@ class Loader:
     """Iterates over the batches of steps start_step..total_steps - 1 of one process.
 
     Args:
-        images: what is trained on.
-        recipe: settings without `auto`.
+        images: to train on.
+        spec: the views of each image.
+        batch: images of a step, of all processes.
+        workers: processes that make the batches; 0: this one.
         rank, world_size: of this process.
         start_step, total_steps, steps_per_epoch: where in the run. Steps per epoch rounded down leave out the last, partial
             batch of an epoch; rounded up they keep it, and each process has its share of it, which may be empty.
@@ -185,8 +198,10 @@ class Loader:
     def __init__(
         self,
         images: Images,
-        recipe: Recipe,
+        spec: ViewSpec,
         *,
+        batch: int,
+        workers: int,
         rank: int,
         world_size: int,
         start_step: int,
@@ -195,10 +210,10 @@ class Loader:
         on_device: bool,
     ):
         self._steps = range(start_step, total_steps)
-        self._maker = _Maker(images, recipe, rank, world_size, steps_per_epoch, on_device)
+        self._maker = _Maker(images, spec, batch, rank, world_size, steps_per_epoch, on_device)
         self._on_device, self._pin = on_device, on_device and torch.cuda.is_available()
         self._stretches = [slice(i, i + _STRETCH) for i in range(0, self._maker.share, _STRETCH)]
-        self._num_workers = min(recipe.workers, self._num_stretches)
+        self._num_workers = min(workers, self._num_stretches)
         self._slots: list[_Slot] = []
         self._workers: Workers | None = None
 

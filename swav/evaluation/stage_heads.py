@@ -1,12 +1,12 @@
 """Linear layers on every stage of a frozen trunk, trained at once: what linear-stages, places205 and inat18 share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from swav.config import Recipe
+from swav.data.augment.spec import ViewSpec
 from swav.errors import ConfigError
 from swav.evaluation import supervised
 from swav.evaluation.settings import StageTraining
@@ -42,11 +42,11 @@ class StageHeads(nn.Module):
         return logits
 
 
-def check_heads(task: Task[Any], bench: str, recipe: Callable[[Task[Any]], Recipe]) -> None:
+def check_heads(task: Task[Any], bench: str) -> None:
     """Complains of what can be known without any work.
 
     Raises:
-        ConfigError: the trunk has no stages, the batch cannot be parted among the processes (from `recipe`), or the last
+        ConfigError: the trunk has no stages, the batch cannot be parted among the processes , or the last
             one of an epoch cannot be normalised.
     """
     if not task.encoder.stage_channels:
@@ -54,7 +54,7 @@ def check_heads(task: Task[Any], bench: str, recipe: Callable[[Task[Any]], Recip
             f"{task.encoder.name}: expected a trunk with stages for {bench}, found {task.encoder.settings['backbone']}, "
             "which has none; use another, or linear"
         )
-    recipe(task)
+    supervised.check_batch(task, bench)
     supervised.check_last_batch(task, bench, len(task.train))
 
 
@@ -71,13 +71,12 @@ def needs(task: Task[Any]) -> Needs:
     )
 
 
-def train_heads(task: Task[Any], bench: str, recipe: Recipe, lighting: float = 0.0) -> list[Score]:
+def train_heads(task: Task[Any], bench: str, views: ViewSpec) -> list[Score]:
     """Trains and scores all heads at once, going on from the last finished epoch of an earlier sitting.
 
     Args:
         bench: its name.
-        recipe: of the training views, see finetune.view_recipe.
-        lighting: standard deviation of its noise; 0: none.
+        views: of the images to train on.
 
     Returns:
         Top-1 and top-5 of each head, and of the one whose top-1 is best.
@@ -105,8 +104,7 @@ def train_heads(task: Task[Any], bench: str, recipe: Recipe, lighting: float = 0
         rates=lambda epoch: [learning_rate(settings, epoch)],
         inputs=inputs,
         scored=supervised.evaluation_batches(task, inputs),
-        recipe=recipe,
-        lighting=lighting,
+        views=views,
     )
     outcome = supervised.train(task, task.train, course)
     difference = task.difference(outcome.trained, outcome.scored, *filter(None, [pooling(task)]))

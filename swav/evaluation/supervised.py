@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from swav import checkpoint, dist, signals
 from swav.agreement import require_agreement
-from swav.config import Crop, Recipe
 from swav.data.augment.crops import lighting
+from swav.data.augment.spec import RandomResizedCrop, ViewSpec
 from swav.data.images import Images
 from swav.data.loader import Batch, Loader
 from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
@@ -58,8 +58,7 @@ class Course:
         rates: learning rate of each of its groups in an epoch, counted from 0.
         inputs: uint8 views [B, S, S, 3], and lighting [B, 3] or None, to what the model takes. No gradient is needed.
         scored: all images to score, as (what the model takes, labels), this process's share of them.
-        recipe: of the training views, see `view_recipe`.
-        lighting: standard deviation of its noise; 0: none.
+        views: of the images to train on, see `training_views`.
     """
 
     bench: str
@@ -71,8 +70,7 @@ class Course:
     rates: Callable[[int], list[float]]
     inputs: Callable[[Tensor, Tensor | None], Any]
     scored: Callable[[], Iterable[tuple[Any, Tensor]]]
-    recipe: Recipe
-    lighting: float = 0.0
+    views: ViewSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,33 +83,26 @@ class Outcome:
     log: str
 
 
-def view_recipe(task: Task[Any], bench: str, **photometric: Any) -> Recipe:
-    """The loader's settings: one random resized crop and a flip. (As a pre-training recipe, one crop would be refused.)
+def training_views(task: Task[Any]) -> ViewSpec:
+    """Return the views that most protocols train on: one random resized crop, and a flip."""
+    settings: TrainSettings = task.settings
+    crop = RandomResizedCrop(1, settings.size, settings.crop_scale)
+    return ViewSpec((crop,), settings.seed, flip=settings.flip)
+
+
+def check_batch(task: Task[Any], bench: str) -> None:
+    """Refuse a batch that cannot be parted among the processes.
 
     Args:
-        bench: for messages.
-        photometric: further fields of the recipe, as `jitter`.
+        bench: for the message.
 
     Raises:
-        ConfigError: the batch cannot be parted among the processes.
+        ConfigError: it is no multiple of them.
     """
-    settings: TrainSettings = task.settings
-    if settings.batch % dist.world_size():
+    if task.settings.batch % dist.world_size():
         raise ConfigError(
-            f"{bench}.batch: expected a multiple of the {dist.world_size()} processes, found {settings.batch}"
+            f"{bench}.batch: expected a multiple of the {dist.world_size()} processes, found {task.settings.batch}"
         )
-    crop = Crop(count=1, size=settings.size, scale=settings.crop_scale)
-    fields: dict[str, Any] = {
-        "crops": (crop,),
-        "flip": settings.flip,
-        "jitter_probability": 0.0,
-        "grayscale": 0.0,
-        "blur": 0.0,
-        "batch": settings.batch,
-        "seed": settings.seed,
-        "workers": task.workers,
-    }
-    return Recipe().model_copy(update=fields | photometric)
 
 
 def state_folder(task: Task[Any], bench: str, train: Images, *more: Any) -> Path:
@@ -190,10 +181,12 @@ def _train(task: Task[Any], train: Images, course: Course) -> Outcome:
     log, unreadable, damaged = _resumed(course)
     for images, names in zip((train, task.score), damaged, strict=True):
         images.damaged |= set(names)
-    per_epoch = -(-len(train) // course.recipe.batch)  # rounded up: the last batch may be a partial one
+    per_epoch = -(-len(train) // settings.batch)  # rounded up: the last batch may be a partial one
     loader = Loader(
         train,
-        course.recipe,
+        course.views,
+        batch=settings.batch,
+        workers=task.workers,
         rank=dist.rank(),
         world_size=dist.world_size(),
         start_step=len(log) * per_epoch,
@@ -314,9 +307,9 @@ def _labels(train: Images, batch: Batch) -> Tensor:
 
 
 def _light(course: Course, epoch: int, batch: Batch) -> Tensor | None:
-    if not course.lighting:
+    if not course.views.lighting:
         return None
-    return torch.from_numpy(lighting(course.recipe.seed, epoch, batch.indices.tolist(), course.lighting))
+    return torch.from_numpy(lighting(course.views.seed, epoch, batch.indices.tolist(), course.views.lighting))
 
 
 def _step(model: nn.Module, optimizer: torch.optim.SGD, inputs: Any, labels: Tensor) -> tuple[Tensor, int]:

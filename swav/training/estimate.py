@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from swav import dist
 from swav.config import Recipe
-from swav.data.device import Pieces
+from swav.data.device import MicroBatches
 from swav.data.images import Images
 from swav.data.loader import Loader
 from swav.errors import EnvironmentError_, counted
@@ -26,6 +26,7 @@ from swav.network.heads import build_network
 from swav.system import available_memory
 from swav.training.auto import per_second
 from swav.training.step import Crops, Learner
+from swav.training.views import view_spec
 
 SECONDS = 6.0  # of steps that are timed
 LIMIT_SECONDS = 20.0  # after which what was seen must do
@@ -165,22 +166,24 @@ def _own_pace(images: Images, recipe: Recipe, device: torch.device) -> float:
     steps, count = _Steps(recipe, device), pieces * at_a_time
     if device.type == "cpu":
         count = _short_enough(recipe, steps, count)
-    recipe = recipe.model_copy(update={"batch": count * processes})
+    batch, views = count * processes, view_spec(recipe)
     loader = Loader(
         images,
-        recipe,
+        views,
+        batch=batch,
+        workers=recipe.workers,
         rank=dist.rank(),
         world_size=processes,
         start_step=0,
         total_steps=1_000_000,
-        steps_per_epoch=len(images) // recipe.batch,
+        steps_per_epoch=len(images) // batch,
         on_device=device.type == "cuda",
     )
     settling = 2 * recipe.workers + 2  # until then batches come that were made while the first step was slow
     ends: list[float] = []
     try:
-        for batch in loader:
-            steps.make(Pieces(batch, recipe, device, count // pieces), count)
+        for made in loader:
+            steps.make(MicroBatches(made, views, device, count // pieces), count)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             ends.append(time.monotonic())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from swav import dist
 from swav.data.augment.photometric import apply_batched
+from swav.data.augment.spec import ViewSpec
 from swav.data.loader import Batch
 from swav.features import knn_top1
 from swav.files import FolderGuard, not_essential
@@ -161,8 +162,8 @@ def score_by_knn(run: Run, network: SwavNetwork) -> tuple[float, int] | None:
     return scored
 
 
-def draw_views(batch: Batch, run: Run) -> None:
-    """The first images' crops as the network sees them, for the report."""
+def draw_views(batch: Batch, spec: ViewSpec, out: Path) -> None:
+    """Draw the first images' views as the network sees them, for the report."""
     shown = min(8, len(batch.indices))
     rows: list[list[Any]] = [[] for _ in range(shown)]
 
@@ -172,8 +173,8 @@ def draw_views(batch: Batch, run: Run) -> None:
     for kind, views in enumerate(batch.views):
         views = first(views)
         if batch.params is not None:
-            views = apply_batched(views, first(batch.params[kind]), run.recipe)
+            views = apply_batched(views, first(batch.params[kind]), spec)
         for crop in torch.unflatten(views, 0, (-1, shown)):
             for row in range(shown):
                 rows[row].append(crop[row].numpy())
-    write_views(run.out / "report" / "views.png", rows)
+    write_views(out / "report" / "views.png", rows)

@@ -13,7 +13,7 @@ from swav import checkpoint, dist
 from swav.agreement import code, require_agreement, seen
 from swav.config import Recipe
 from swav.data import manifest
-from swav.data.device import Pieces
+from swav.data.device import MicroBatches
 from swav.data.loader import Loader
 from swav.errors import DataError, EnvironmentError_, NumericsError, Stopped
 from swav.files import not_essential, write_text_durably
@@ -34,6 +34,7 @@ from swav.training.resume import own_share, resume, state
 from swav.training.setup import Run, prepare, shared_settings
 from swav.training.step import Learner
 from swav.training.summary import describe, going_on, memory_advice
+from swav.training.views import view_spec
 from swav.weights.export import export_backbone, export_missing
 from swav.weights.exported import FOLDER, how_to_use
 
@@ -136,9 +137,12 @@ def _loop(
     log = Log(run.out)
     log.add_bad([*run.images.bad, *run.images.gone])
     allowed_bad = manifest.allowed_bad(run.images, recipe.max_unreadable)
+    views = view_spec(recipe)
     loader = Loader(
         run.images,
-        recipe,
+        views,
+        batch=recipe.batch,
+        workers=recipe.workers,
         rank=dist.rank(),
         world_size=dist.world_size(),
         start_step=start_step,
@@ -216,10 +220,10 @@ def _loop(
             if batch.step == start_step and first:
                 log.check_folder()
                 with not_essential(f"{run.out}/report/views.png"):
-                    draw_views(batch, run)
-            pieces = Pieces(batch, recipe, device, at_a_time)
+                    draw_views(batch, views, run.out)
+            micro_batches = MicroBatches(batch, views, device, at_a_time)
             with environment_errors(memory_advice(at_a_time)):
-                current = Readback(learner.step(pieces, batch.step, requests))
+                current = Readback(learner.step(micro_batches, batch.step, requests))
             done = batch.step + 1
             monitor.watch(learner.embeddings, learner.codes)
             clock.tick(batch.wait)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from swav.config import LUMA, RESNETS, TIMM
+from swav.config import RESNETS, TIMM
+from swav.data.augment.spec import LUMA
 
 FOLDER, WEIGHTS, CODE = "export", "backbone.safetensors", "backbone.py"
 FORMAT = 1

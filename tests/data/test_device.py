@@ -8,12 +8,13 @@ import torch
 
 from swav.config import Crop, Recipe
 from swav.data.augment.photometric import NUM_PARAMS
-from swav.data.device import Pieces
+from swav.data.device import MicroBatches
 from swav.data.loader import Batch
+from swav.training.views import view_spec
 
 BATCH = 6
 CROPS = (Crop(count=2, size=10, scale=(0.1, 1.0)), Crop(count=3, size=8, scale=(0.1, 1.0)))
-RECIPE = Recipe(crops=CROPS, blur=0.0)
+SPEC = view_spec(Recipe(crops=CROPS, blur=0.0))
 CPU = torch.device("cpu")
 
 
@@ -29,8 +30,8 @@ def batch(left_to_the_device: bool) -> Batch:
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 def test_pieces_put_together_are_the_whole_batch(size, left_to_the_device):
     given = batch(left_to_the_device)
-    (whole,) = Pieces(given, RECIPE, CPU, BATCH)
-    pieces = Pieces(given, RECIPE, CPU, size)
+    (whole,) = MicroBatches(given, SPEC, CPU, BATCH)
+    pieces = MicroBatches(given, SPEC, CPU, size)
     assert len(pieces) == BATCH // size == len(list(pieces))
     for kind, crop in enumerate(CROPS):
         rows = [torch.unflatten(piece[kind], 0, (crop.count, size)) for piece in pieces]
@@ -41,7 +42,7 @@ def test_pieces_put_together_are_the_whole_batch(size, left_to_the_device):
 def test_a_piece_asked_for_twice_has_the_same_bits_and_the_batch_is_left_alone():
     given = batch(True)
     before = [view.clone() for view in given.views]
-    pieces = Pieces(given, RECIPE, CPU, 2)
+    pieces = MicroBatches(given, SPEC, CPU, 2)
     assert all(torch.equal(a, b) for a, b in zip(pieces[1], pieces[1], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(before, given.views, strict=True))
     with pytest.raises(IndexError):

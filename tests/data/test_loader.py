@@ -22,6 +22,7 @@ from swav.data.loader import Loader, epoch_order
 from swav.data.sources.open import open_images
 from swav.errors import DataError, EnvironmentError_
 from swav.signals import STOPPING
+from swav.training.views import view_spec
 from tests.processes import alive, loader_processes
 
 NUM_IMAGES, BATCH = 22, 4
@@ -57,9 +58,12 @@ def recipe(**settings):
 
 
 def load(images=None, start=0, total=PER_EPOCH, rank=0, world_size=1, on_device=False, per_epoch=PER_EPOCH, **settings):
+    wanted = recipe(**settings)
     return Loader(
         images or InMemory(),
-        recipe(**settings),
+        view_spec(wanted),
+        batch=wanted.batch,
+        workers=wanted.workers,
         rank=rank,
         world_size=world_size,
         start_step=start,
@@ -185,7 +189,7 @@ def test_left_to_the_device_colour_and_blur_are_those_of_the_worker_up_to_roundi
         assert here[2] is None
         for worker, crops, params in zip(here[1], there[1], there[2], strict=True):
             assert params.shape == (len(crops), 11)
-            assert (worker.int() - apply_batched(crops, params, recipe()).int()).abs().float().mean() < 1
+            assert (worker.int() - apply_batched(crops, params, view_spec(recipe())).int()).abs().float().mean() < 1
 
 
 def test_a_batch_stays_as_it_is_while_the_next_one_is_fetched():

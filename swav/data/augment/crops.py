@@ -5,45 +5,25 @@ the batch. What happens to a sample is a pure function of (seed, epoch, sample).
 """
 
 import functools
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from swav.config import LUMA, Crop, Recipe
 from swav.data.augment import photometric
-
-Box = tuple[int, int, int, int]  # top, left, height, width [pixels]
-
-_TRIES = 10  # of torchvision's RandomResizedCrop
-_RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of a crop
-_CROP_UNIFORMS = 2 * _TRIES + 2
+from swav.data.augment.spec import CROP_UNIFORMS, LUMA, Box, ViewSpec
 
 
-class CentreWindow(Crop):
-    """A crop at full scale: a window of `size` anywhere in the centre square of the image, of 256/224 of `size` after
-    resizing. Places205's protocol cuts so. `scale` has no meaning."""
-
-    @property
-    def square(self) -> int:
-        return round(self.size * 256 / 224)
-
-
-def centre_window(size: int) -> CentreWindow:
-    return CentreWindow(count=1, size=size, scale=(1.0, 1.0))
-
-
-class Draws:
-    """The random numbers of some samples' views.
+class ViewSampler:
+    """Draws the parameters of some samples' views.
 
     A counter-based generator (Philox) keyed by (seed, epoch) starts at each sample's own place, so nothing depends on
     workers, processes, batches, or what was drawn before.
 
     Args:
-        recipe: crops and photometric settings.
+        spec: the views.
         epoch: 0-based.
         samples: B indices of images.
 
@@ -53,26 +33,25 @@ class Draws:
 
     params: Float32[np.ndarray, "B V 11"]
 
-    def __init__(self, recipe: Recipe, epoch: int, samples: Sequence[int]):
-        count = _CROP_UNIFORMS + photometric.NUM_UNIFORMS
+    def __init__(self, spec: ViewSpec, epoch: int, samples: Sequence[int]):
+        count = CROP_UNIFORMS + photometric.NUM_UNIFORMS
         uniforms = np.stack(
-            [generator(recipe.seed, epoch, "views", sample).random((recipe.num_views, count)) for sample in samples]
+            [generator(spec.seed, epoch, "views", sample).random((spec.num_views, count)) for sample in samples]
         )
-        self.params = photometric.parameters(uniforms[..., _CROP_UNIFORMS:], recipe)
-        scales = np.array([crop.scale for crop in recipe.crops for _ in range(crop.count)])
-        self._sides = _relative_sides(uniforms[..., : 2 * _TRIES], scales).tolist()
-        self._windows = [
-            crop.size if isinstance(crop, CentreWindow) else 0 for crop in recipe.crops for _ in range(crop.count)
+        self.params = photometric.parameters(uniforms[..., CROP_UNIFORMS:], spec)
+        self._crops = spec.crops
+        ends = np.cumsum([crop.count for crop in spec.crops]).tolist()
+        self._draws = [
+            crop.draws(uniforms[:, end - crop.count : end, :CROP_UNIFORMS])
+            for crop, end in zip(spec.crops, ends, strict=True)
         ]
-        self._places = uniforms[..., 2 * _TRIES : _CROP_UNIFORMS].tolist()
 
     def boxes(self, place: int, height: int, width: int) -> list[Box]:
-        """Where the views of the sample at this place in the batch are cut from an image of this size [pixels]."""
+        """Return where to cut the views of the sample at this place in the batch, in an image of this size [pixels]."""
         return [
-            (int(down * (height - window + 1)), int(right * (width - window + 1)), window, window)
-            if window
-            else _box(sides, down, right, height, width)
-            for window, sides, (down, right) in zip(self._windows, self._sides[place], self._places[place], strict=True)
+            crop.box(draw, height, width)
+            for crop, draws in zip(self._crops, self._draws, strict=True)
+            for draw in draws[place]
         ]
 
 
@@ -86,31 +65,6 @@ def lighting(seed: int, epoch: int, samples: Sequence[int], std: float) -> Float
     """What is added to the RGB of each sample's images [of 1]: a draw of its own for each (seed, epoch, sample)."""
     normals = [generator(seed, epoch, "lighting", sample).standard_normal(3) for sample in samples]
     return photometric.light(std * np.array(normals).reshape(-1, 3))
-
-
-def _relative_sides(uniforms: Float[np.ndarray, "B V 20"], scales: Float[np.ndarray, "V 2"]) -> np.ndarray:
-    """[B, V, 10, 2] height and width of each try, over the square root of the image's area."""
-    area = scales[:, :1] + (scales[:, 1:] - scales[:, :1]) * uniforms[..., :_TRIES]
-    low, high = np.log(_RATIO)
-    ratio = np.exp(low + (high - low) * uniforms[..., _TRIES:])
-    sides: np.ndarray = np.sqrt(np.stack([area / ratio, area * ratio], axis=-1))
-    return sides
-
-
-def _box(sides: list[list[float]], down: float, right: float, height: int, width: int) -> Box:
-    """The law of torchvision's RandomResizedCrop: area uniform, width / height log-uniform in 3/4..4/3; the first of
-    ten tries that fits into the image, anywhere in it; else the largest centre crop of an allowed shape."""
-    scale = math.sqrt(height * width)
-    for relative_high, relative_wide in sides:
-        high, wide = round(relative_high * scale), round(relative_wide * scale)
-        if 0 < high <= height and 0 < wide <= width:
-            return int(down * (height - high + 1)), int(right * (width - wide + 1)), high, wide
-    high, wide = height, width
-    if width / height < _RATIO[0]:
-        high = round(width / _RATIO[0])
-    elif width / height > _RATIO[1]:
-        wide = round(height * _RATIO[1])
-    return (height - high) // 2, (width - wide) // 2, high, wide
 
 
 def check_image(image: UInt8[np.ndarray, "H W 3"]) -> None:

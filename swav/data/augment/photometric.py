@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from swav.config import LUMA, Recipe
+from swav.data.augment.spec import LUMA, ViewSpec
 from swav.system import has_compiler
 
 # Columns of a parameter vector. An operation that is off has its neutral value: factor 1, shift 0, sigma 0.
@@ -27,25 +27,25 @@ NUM_UNIFORMS = 13
 _CONTRAST_PLACE = 1  # of contrast among the four operations that ORDER permutes: brightness, contrast, saturation, hue
 
 
-def parameters(uniforms: Float[np.ndarray, "*batch 13"], recipe: Recipe) -> Float32[np.ndarray, "*batch 11"]:
-    """Turns uniform numbers in [0, 1) into what is done to each crop.
+def parameters(uniforms: Float[np.ndarray, "*batch 13"], spec: ViewSpec) -> Float32[np.ndarray, "*batch 11"]:
+    """Map uniform draws in [0, 1) to the augmentation parameters of each crop.
 
     Returns:
         [..., 11] flip (0 or 1), the four operations' numbers in the order in which they are done, factors of
         brightness, contrast and saturation, shift of the hue [1/256 of the circle], grey (0 or 1), sigma [pixels].
     """
     params = np.empty((*uniforms.shape[:-1], NUM_PARAMS), np.float32)
-    jitter = uniforms[..., 1] < recipe.jitter_probability
-    params[..., FLIP] = uniforms[..., 0] < recipe.flip
+    jitter = uniforms[..., 1] < spec.jitter_probability
+    params[..., FLIP] = uniforms[..., 0] < spec.flip
     params[..., ORDER] = uniforms[..., 2:6].argsort(axis=-1)  # every permutation is equally probable
-    for column, strength in zip((BRIGHTNESS, CONTRAST, SATURATION), recipe.jitter[:3], strict=True):
+    for column, strength in zip((BRIGHTNESS, CONTRAST, SATURATION), spec.jitter[:3], strict=True):
         factor = _between(max(0.0, 1 - strength), 1 + strength, uniforms[..., column + 1])
         params[..., column] = np.where(jitter, factor, 1)
-    shift = _between(-recipe.jitter[3], recipe.jitter[3], uniforms[..., 9])
+    shift = _between(-spec.jitter[3], spec.jitter[3], uniforms[..., 9])
     params[..., HUE] = np.where(jitter, np.trunc(shift * 255), 0)  # the steps in which torchvision turns Pillow's hue
-    params[..., GREY] = uniforms[..., 10] < recipe.grayscale
-    sigma = _between(*recipe.blur_sigma, uniforms[..., 12])
-    params[..., SIGMA] = np.where(uniforms[..., 11] < recipe.blur, sigma, 0)
+    params[..., GREY] = uniforms[..., 10] < spec.grayscale
+    sigma = _between(*spec.blur_sigma, uniforms[..., 12])
+    params[..., SIGMA] = np.where(uniforms[..., 11] < spec.blur, sigma, 0)
     return params
 
 
@@ -71,7 +71,7 @@ def light(weights: Float[np.ndarray, "B 3"]) -> Float32[np.ndarray, "B 3"]:
 
 
 def apply_opencv(
-    crop: UInt8[np.ndarray, "H W 3"], params: Float32[np.ndarray, " 11"], recipe: Recipe
+    crop: UInt8[np.ndarray, "H W 3"], params: Float32[np.ndarray, " 11"], spec: ViewSpec
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Flip, jitter, grey and blur of one crop, cut off to uint8 after each operation, as Pillow does.
 
@@ -87,7 +87,7 @@ def apply_opencv(
             crop = _OPENCV[operation](crop, strengths[operation])
     if grey:
         crop = _grey_opencv(crop)
-    return _blur_opencv(crop, sigma, recipe.blur_kernel) if sigma else crop
+    return _blur_opencv(crop, sigma, spec.blur_kernel) if sigma else crop
 
 
 # OpenCV rounds where Pillow cuts off the decimals. Not quite 0.5, so that whole numbers stay as they are.
@@ -146,7 +146,7 @@ _OPENCV: tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (
 
 
 def apply_batched(
-    crops: UInt8[Tensor, "N S S 3"], params: Float32[Tensor, "N 11"], recipe: Recipe
+    crops: UInt8[Tensor, "N S S 3"], params: Float32[Tensor, "N 11"], spec: ViewSpec
 ) -> UInt8[Tensor, "N S S 3"]:
     """The same for a batch, on its device; the host never waits for it.
 
@@ -154,7 +154,7 @@ def apply_batched(
     kernels. Eager it moves a hundred times the bytes.
     """
     run = _compiled() if crops.is_cuda else _batched
-    return run(crops, params, recipe.blur_kernel, recipe.blur > 0)
+    return run(crops, params, spec.blur_kernel, spec.blur > 0)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from swav.config import LUMA
+from swav.data.augment.spec import LUMA
 from swav.errors import ConfigError
 
 SPLITS = ("train", "val")

@@ -13,7 +13,6 @@ Source      MMSelfSup 0.x resnet50_mhead_8xb32-steplr-84e_inat18. The target pag
 Smoke       size 64, 4 epochs (steps 2, 3), batch 64, at most 2,000 + 1,000 images; listed images may be missing.
 """
 
-from swav.config import Recipe
 from swav.evaluation import supervised
 from swav.evaluation.settings import Inat18Settings
 from swav.evaluation.stage_heads import check_heads, train_heads
@@ -23,14 +22,10 @@ BENCH = "inat18"
 
 
 def check(task: Task[Inat18Settings]) -> None:
-    """Complains of what can be known without any work: see stage_heads.check_heads."""
-    check_heads(task, BENCH, _recipe)
+    """Validate settings and data before any computation: see stage_heads.check_heads."""
+    check_heads(task, BENCH)
 
 
 def run(task: Task[Inat18Settings]) -> list[Score]:
-    """Trains and scores all heads at once: see stage_heads.train_heads."""
-    return train_heads(task, BENCH, _recipe(task))
-
-
-def _recipe(task: Task[Inat18Settings]) -> Recipe:
-    return supervised.view_recipe(task, BENCH)
+    """Train and score all heads at once: see stage_heads.train_heads."""
+    return train_heads(task, BENCH, supervised.training_views(task))

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from swav import dist
-from swav.config import Recipe
 from swav.errors import DataError
 from swav.evaluation import supervised
 from swav.evaluation.settings import LinearSettings
@@ -48,7 +47,7 @@ def check(task: Task[LinearSettings]) -> None:
     Raises:
         ConfigError: the batch cannot be parted among the processes.
     """
-    _recipe(task)
+    supervised.check_batch(task, "linear")
 
 
 def needs(task: Task[LinearSettings]) -> Needs:
@@ -68,7 +67,7 @@ def run(task: Task[LinearSettings]) -> list[Score]:
         NumericsError: the loss is not finite.
         CheckpointError: there is saved state, and none of it verifies.
     """
-    settings, recipe = task.settings, _recipe(task)
+    settings = task.settings
     head, optimizer = _start(task)
 
     def inputs(views: Tensor, _: Tensor | None) -> Tensor:
@@ -96,7 +95,7 @@ def run(task: Task[LinearSettings]) -> list[Score]:
         rates=lambda epoch: [_learning_rate(settings, epoch)],
         inputs=inputs,
         scored=scored,
-        recipe=recipe,
+        views=supervised.training_views(task),
     )
     outcome = supervised.train(task, task.train, course)
     difference = task.difference(outcome.trained, outcome.scored)
@@ -114,10 +113,6 @@ def _start(task: Task[LinearSettings]) -> tuple[Head, torch.optim.SGD]:
         head.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     return head, optimizer
-
-
-def _recipe(task: Task[LinearSettings]) -> Recipe:
-    return supervised.view_recipe(task, "linear")
 
 
 def _learning_rate(settings: LinearSettings, epoch: int) -> float:

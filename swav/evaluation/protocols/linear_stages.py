@@ -22,7 +22,9 @@ The trunk sees every augmented image once per epoch, for all heads. (Together th
 values: kept, those of ImageNet would fill 226 GB, and they are of other crops in every epoch.)
 """
 
-from swav.config import Recipe
+import dataclasses
+
+from swav.data.augment.spec import ViewSpec
 from swav.evaluation import supervised
 from swav.evaluation.settings import StagesSettings
 from swav.evaluation.stage_heads import check_heads, train_heads
@@ -32,20 +34,21 @@ BENCH = "linear-stages"
 
 
 def check(task: Task[StagesSettings]) -> None:
-    """Complains of what can be known without any work: see stage_heads.check_heads."""
-    check_heads(task, BENCH, _recipe)
+    """Validate settings and data before any computation: see stage_heads.check_heads."""
+    check_heads(task, BENCH)
 
 
 def run(task: Task[StagesSettings]) -> list[Score]:
-    """Trains and scores all heads at once: see stage_heads.train_heads."""
-    return train_heads(task, BENCH, _recipe(task), task.settings.lighting)
+    """Train and score all heads at once: see stage_heads.train_heads."""
+    return train_heads(task, BENCH, views_of(task))
 
 
-def _recipe(task: Task[StagesSettings]) -> Recipe:
+def views_of(task: Task[StagesSettings]) -> ViewSpec:
+    """Return the views to train on: those of most protocols, with jitter and lighting."""
     strength = task.settings.jitter
-    return supervised.view_recipe(
-        task,
-        BENCH,
+    return dataclasses.replace(
+        supervised.training_views(task),
         jitter=(strength, strength, strength, 0.0),
         jitter_probability=1.0 if strength else 0.0,
+        lighting=task.settings.lighting,
     )

@@ -13,9 +13,7 @@ Source      target page: 23.33 35.45 43.13 51.98 55.09 (SwAV ResNet-50, 200 epoc
 Smoke       size 64, 4 epochs (steps 2, 3), batch 64, at most 2,000 + 1,000 images; listed images may be missing.
 """
 
-from swav.config import Recipe
-from swav.data.augment.crops import centre_window
-from swav.evaluation import supervised
+from swav.data.augment.spec import RandomWindowCrop, ViewSpec
 from swav.evaluation.settings import Places205Settings
 from swav.evaluation.stage_heads import check_heads, train_heads
 from swav.evaluation.task import Score, Task
@@ -24,14 +22,16 @@ BENCH = "places205"
 
 
 def check(task: Task[Places205Settings]) -> None:
-    """Complains of what can be known without any work: see stage_heads.check_heads."""
-    check_heads(task, BENCH, _recipe)
+    """Validate settings and data before any computation: see stage_heads.check_heads."""
+    check_heads(task, BENCH)
 
 
 def run(task: Task[Places205Settings]) -> list[Score]:
-    """Trains and scores all heads at once: see stage_heads.train_heads."""
-    return train_heads(task, BENCH, _recipe(task))
+    """Train and score all heads at once: see stage_heads.train_heads."""
+    return train_heads(task, BENCH, views_of(task.settings))
 
 
-def _recipe(task: Task[Places205Settings]) -> Recipe:
-    return supervised.view_recipe(task, BENCH, crops=(centre_window(task.settings.size),))
+def views_of(settings: Places205Settings) -> ViewSpec:
+    """Return the views to train on: a window of the size in the central square of 256/224 of it, and a flip."""
+    crop = RandomWindowCrop(1, settings.size)
+    return ViewSpec((crop,), settings.seed, square=round(settings.size * 256 / 224), flip=settings.flip)

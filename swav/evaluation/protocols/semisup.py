@@ -69,7 +69,7 @@ def check(task: Task[SemisupSettings]) -> None:
         ConfigError: the batch cannot be parted among the processes, or the last one of an epoch cannot be normalised.
         DataError: the list cannot be read or names a missing image.
     """
-    supervised.view_recipe(task, BENCH)
+    supervised.check_batch(task, BENCH)
     normalises = any(isinstance(module, _BatchNorm) for module in task.encoder.trunk.modules())
     for fraction in task.settings.fraction:
         train, _ = _labelled_part(task, fraction)
@@ -119,7 +119,7 @@ def _run(task: Task[SemisupSettings], fraction: float) -> list[Score]:
         rates=lambda epoch: _learning_rates(settings, fraction, epoch),
         inputs=inputs,
         scored=supervised.evaluation_batches(task, inputs),
-        recipe=supervised.view_recipe(task, BENCH),
+        views=supervised.training_views(task),
     )
     outcome = supervised.train(task, train, course)
     difference = _difference(task, fraction, drawn, outcome)

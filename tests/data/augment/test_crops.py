@@ -2,6 +2,8 @@
 happens to a sample depends on (seed, epoch, sample, view) and on nothing else.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,11 @@ from torchvision.transforms import CenterCrop, Normalize, RandomResizedCrop, Res
 from torchvision.transforms.functional import resize, resized_crop, to_tensor
 
 from swav.config import Crop, Recipe
-from swav.data.augment.crops import Draws, cut, evaluation_view, planes, squeezed_view, to_input
+from swav.data.augment.crops import ViewSampler, cut, evaluation_view, planes, squeezed_view, to_input
+from swav.training.views import view_spec
 from tests.data.pictures import cut_alone, photos, picture
 
-RECIPE = Recipe(crops=(Crop(count=2, size=224, scale=(0.14, 1.0)), Crop(count=2, size=96, scale=(0.05, 0.14))))
+SPEC = view_spec(Recipe(crops=(Crop(count=2, size=224, scale=(0.14, 1.0)), Crop(count=2, size=96, scale=(0.05, 0.14)))))
 SHAPES = [(375, 500), (100, 400), (32, 32), (3, 2)]
 LONG = [(1, 1), (1, 5000), (5000, 1), (2, 90), (1, 2)]
 
@@ -23,9 +26,9 @@ LONG = [(1, 1), (1, 5000), (5000, 1), (2, 90), (1, 2)]
 @pytest.mark.parametrize("kind", [0, 1])
 def test_boxes_follow_the_law_of_torchvision(shape, kind):
     count = 1500
-    image, scale = torch.empty(3, *shape), RECIPE.crops[kind].scale
+    image, scale = torch.empty(3, *shape), SPEC.crops[kind].scale
     theirs = [RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(count)]
-    draws = Draws(RECIPE, 0, range(count // 2))
+    draws = ViewSampler(SPEC, 0, range(count // 2))
     ours = [box for b in range(count // 2) for box in draws.boxes(b, *shape)[2 * kind : 2 * kind + 2]]
     features = {
         "area": lambda top, left, high, wide: high * wide,
@@ -41,7 +44,7 @@ def test_boxes_follow_the_law_of_torchvision(shape, kind):
 @pytest.mark.parametrize("shape", LONG)
 def test_boxes_of_long_and_tiny_images_are_torchvisions_and_lie_inside(shape):
     theirs = {RandomResizedCrop.get_params(torch.empty(3, *shape), [0.14, 1.0], [3 / 4, 4 / 3]) for _ in range(200)}
-    draws = Draws(RECIPE, 0, range(100))
+    draws = ViewSampler(SPEC, 0, range(100))
     ours = {box for b in range(100) for box in draws.boxes(b, *shape)[:2]}
     assert ours == theirs
     for top, left, high, wide in ours:
@@ -52,7 +55,7 @@ def test_boxes_of_long_and_tiny_images_are_torchvisions_and_lie_inside(shape):
 @pytest.mark.parametrize("size", [8, 32, 224])
 def test_a_crop_has_the_pixels_of_antialiased_resizing(shape, size):
     image = picture(*shape)
-    draws = Draws(RECIPE, 0, range(2))
+    draws = ViewSampler(SPEC, 0, range(2))
     for box in {(0, 0, *shape), *(box for b in range(2) for box in draws.boxes(b, *shape))}:
         top, left, high, wide = box
         crop = torch.from_numpy(image[top : top + high, left : left + wide].copy()).permute(2, 0, 1)
@@ -74,25 +77,25 @@ def test_a_crop_is_written_into_its_place_and_nowhere_else():
 
 @pytest.mark.parametrize("kind", [0, 1])
 def test_crops_of_photographs_are_pillows_within_the_stated_fidelity(data_root, kind):
-    size, differences = RECIPE.crops[kind].size, []
+    size, differences = SPEC.crops[kind].size, []
     for b, image in enumerate(photos(data_root)):
-        box = Draws(RECIPE, 0, [b]).boxes(0, *image.shape[:2])[2 * kind]
+        box = ViewSampler(SPEC, 0, [b]).boxes(0, *image.shape[:2])[2 * kind]
         theirs = np.asarray(resized_crop(Image.fromarray(image), *box, [size, size]))
         differences.append(np.abs(cut_alone(image, box, size).astype(int) - theirs))
     assert np.mean(differences) < 0.05 and np.max(differences) <= 1
 
 
 def test_what_is_drawn_for_a_sample_does_not_depend_on_its_companions():
-    together = Draws(RECIPE, 3, [5, 1_000_000_007, 0])
+    together = ViewSampler(SPEC, 3, [5, 1_000_000_007, 0])
     for b, sample in enumerate([5, 1_000_000_007, 0]):
-        alone = Draws(RECIPE, 3, [sample])
+        alone = ViewSampler(SPEC, 3, [sample])
         np.testing.assert_array_equal(together.params[b], alone.params[0])
         assert together.boxes(b, 300, 400) == alone.boxes(0, 300, 400)
 
 
 def test_seed_epoch_sample_and_view_each_change_what_is_drawn():
     def boxes(seed, epoch, sample):
-        return tuple(Draws(RECIPE.model_copy(update={"seed": seed}), epoch, [sample]).boxes(0, 300, 400))
+        return tuple(ViewSampler(dataclasses.replace(SPEC, seed=seed), epoch, [sample]).boxes(0, 300, 400))
 
     assert len({boxes(seed, epoch, sample) for seed in (0, 1) for epoch in (0, 1) for sample in (0, 1)}) == 8
     assert len(set(boxes(0, 0, 0))) == 4
@@ -100,19 +103,21 @@ def test_seed_epoch_sample_and_view_each_change_what_is_drawn():
 
 
 def test_neighbouring_samples_epochs_and_views_are_not_correlated():
-    params = np.stack([Draws(RECIPE, epoch, range(1500)).params[..., 5] for epoch in (0, 1)])  # [epoch, sample, view]
+    params = np.stack(
+        [ViewSampler(SPEC, epoch, range(1500)).params[..., 5] for epoch in (0, 1)]
+    )  # [epoch, sample, view]
     for first, second in [(params[0], params[1]), (params[:, :-1], params[:, 1:]), (params[..., 0], params[..., 1])]:
         assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.06
 
 
 def test_input_is_normalised_as_torchvision_does_and_channels_last():
     crops = torch.from_numpy(np.stack([picture(24, 24, seed) for seed in range(2)]))
-    ours = to_input(crops, RECIPE.mean, RECIPE.std)
-    normalise = Normalize(RECIPE.mean, RECIPE.std)
+    ours = to_input(crops, SPEC.mean, SPEC.std)
+    normalise = Normalize(SPEC.mean, SPEC.std)
     theirs = torch.stack([normalise(to_tensor(Image.fromarray(crop.numpy()))) for crop in crops])
     torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=0)
     assert ours.is_contiguous(memory_format=torch.channels_last)
-    assert ours.data_ptr() != to_input(crops, RECIPE.mean, RECIPE.std).data_ptr()
+    assert ours.data_ptr() != to_input(crops, SPEC.mean, SPEC.std).data_ptr()
 
 
 def test_input_of_one_channel_is_the_luma_normalised_as_a_grey_pixel_in_rgb_would_be():
@@ -123,8 +128,8 @@ def test_input_of_one_channel_is_the_luma_normalised_as_a_grey_pixel_in_rgb_woul
     theirs = (torch.from_numpy(luma)[:, None] / 255 - 0.4) / 0.2
     torch.testing.assert_close(ours, theirs, atol=1.01 / 255 / 0.2, rtol=0)  # Pillow rounds to whole numbers
     grey = crops[..., :1].expand(-1, -1, -1, 3)
-    one, three = (to_input(grey, RECIPE.mean, RECIPE.std, in_channels) for in_channels in (1, 3))
-    weights = torch.tensor([0.299, 0.587, 0.114]) * torch.tensor(RECIPE.std)
+    one, three = (to_input(grey, SPEC.mean, SPEC.std, in_channels) for in_channels in (1, 3))
+    weights = torch.tensor([0.299, 0.587, 0.114]) * torch.tensor(SPEC.std)
     torch.testing.assert_close(one[:, 0], (three * weights[:, None, None]).sum(dim=1) / weights.sum())
 
 

@@ -5,6 +5,7 @@ p .8, RandomGrayscale .2, a blur with p .5 and sigma U(.1, 2), a flip).
 """
 
 import collections
+import dataclasses
 import itertools
 
 import numpy as np
@@ -17,7 +18,7 @@ from torchvision.transforms import ColorJitter
 from torchvision.transforms import functional as pillow
 
 from swav.config import Crop, Recipe
-from swav.data.augment.crops import Draws
+from swav.data.augment.crops import ViewSampler
 from swav.data.augment.photometric import (
     BRIGHTNESS,
     CONTRAST,
@@ -32,15 +33,16 @@ from swav.data.augment.photometric import (
     apply_opencv,
     parameters,
 )
+from swav.training.views import view_spec
 from tests.data.pictures import cut_alone, photos, picture
 
-RECIPE = Recipe(crops=(Crop(count=1, size=224, scale=(0.14, 1.0)), Crop(count=1, size=96, scale=(0.05, 0.14))))
+SPEC = view_spec(Recipe(crops=(Crop(count=1, size=224, scale=(0.14, 1.0)), Crop(count=1, size=96, scale=(0.05, 0.14)))))
 OPERATIONS = (pillow.adjust_brightness, pillow.adjust_contrast, pillow.adjust_saturation, pillow.adjust_hue)
 FACTORS = (BRIGHTNESS, CONTRAST, SATURATION, HUE)
 OFF = (1, 1, 1, 0)
 
 
-def draw(count, recipe=RECIPE, seed=0):
+def draw(count, recipe=SPEC, seed=0):
     return parameters(np.random.default_rng(seed).random((count, NUM_UNIFORMS)), recipe)
 
 
@@ -71,11 +73,11 @@ def published(crop, params):
 
 
 def opencv(crops, params):
-    return np.stack([apply_opencv(crop, p, RECIPE) for crop, p in zip(crops, params, strict=True)])
+    return np.stack([apply_opencv(crop, p, SPEC) for crop, p in zip(crops, params, strict=True)])
 
 
 def batched(crops, params):
-    return apply_batched(torch.from_numpy(np.stack(crops)), torch.from_numpy(params), RECIPE).numpy()
+    return apply_batched(torch.from_numpy(np.stack(crops)), torch.from_numpy(params), SPEC).numpy()
 
 
 EXECUTIONS = [opencv, batched]
@@ -90,7 +92,7 @@ def crops(data_root):
     """Crops of photographs as they are trained on: [8, 224, 224, 3] and [8, 96, 96, 3]."""
     found: dict[int, list[np.ndarray]] = {224: [], 96: []}
     for sample, image in enumerate(photos(data_root)):
-        boxes = Draws(RECIPE, 0, [sample]).boxes(0, *image.shape[:2])
+        boxes = ViewSampler(SPEC, 0, [sample]).boxes(0, *image.shape[:2])
         for box, size in zip(boxes, found, strict=True):
             found[size].append(cut_alone(image, box, size))
     return {size: np.stack(found[size]) for size in found}
@@ -115,7 +117,7 @@ def test_sigma_is_uniform():
 
 @pytest.mark.parametrize("strength", [0.4, 1.0, 1.5])
 def test_a_factor_is_never_below_zero_and_fills_its_range(strength):
-    factor = draw(4000, RECIPE.model_copy(update={"jitter": (strength,) * 3 + (0.5,)}))[:, BRIGHTNESS]
+    factor = draw(4000, dataclasses.replace(SPEC, jitter=(strength,) * 3 + (0.5,)))[:, BRIGHTNESS]
     low, high = max(0.0, 1 - strength), 1 + strength
     assert low <= factor.min() < low + 0.01 and high - 0.01 < factor.max() <= high
 
@@ -151,7 +153,7 @@ def test_parameters_do_not_depend_on_each_other():
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_probabilities_of_zero_and_one_mean_never_and_always(probability):
     keys = ("flip", "jitter_probability", "grayscale", "blur")
-    params = draw(500, RECIPE.model_copy(update=dict.fromkeys(keys, probability)))
+    params = draw(500, dataclasses.replace(SPEC, **dict.fromkeys(keys, probability)))
     for column, off in [(FLIP, 0), (BRIGHTNESS, 1), (GREY, 0), (SIGMA, 0)]:
         assert ((params[:, column] != off) == bool(probability)).all()
 
@@ -192,7 +194,7 @@ def test_flip_and_grey_are_pillows(crops, execute):
 @pytest.mark.parametrize("execute", EXECUTIONS)
 @pytest.mark.parametrize(("size", "times"), [(224, 1), (96, 4)])
 def test_the_whole_jitter_is_the_published_one_within_the_stated_fidelity(crops, execute, size, times):
-    params = draw(8 * times, RECIPE.model_copy(update={"jitter_probability": 1.0, "blur": 0.0}))
+    params = draw(8 * times, dataclasses.replace(SPEC, jitter_probability=1.0, blur=0.0))
     many = np.tile(crops[size], (times, 1, 1, 1))
     theirs = [published(crop, p) for crop, p in zip(many, params, strict=True)]
     assert difference(execute(many, params), theirs).mean() < 1.5
@@ -204,7 +206,7 @@ def test_jitter_of_strong_colours_stays_within_the_stated_fidelity(execute):
     levels = np.array([0, 1, 127, 254, 255], np.uint8)
     colours = np.array(list(itertools.product(levels, repeat=3)), np.uint8)  # 125
     crop = np.resize(colours, (12, 12, 3))
-    params = draw(100, RECIPE.model_copy(update={"jitter_probability": 1.0, "blur": 0.0}))
+    params = draw(100, dataclasses.replace(SPEC, jitter_probability=1.0, blur=0.0))
     theirs = [published(crop, p) for p in params]
     assert difference(execute([crop] * 100, params), theirs).mean() < 1.5
 
@@ -256,7 +258,7 @@ def test_the_crop_given_to_opencv_stays_as_it_is():
     image = picture(24, 24)
     before = image.copy()
     for params in draw(20):
-        apply_opencv(image, params, RECIPE)
+        apply_opencv(image, params, SPEC)
     np.testing.assert_array_equal(image, before)
 
 
@@ -279,11 +281,11 @@ def test_compiled_on_a_gpu_it_gives_the_same_and_never_waits():
         torch.from_numpy(draw(32)),
     )
     on_gpu = images.cuda(), params.cuda()
-    apply_batched(*on_gpu, RECIPE)  # compiles
+    apply_batched(*on_gpu, SPEC)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
-        ours = apply_batched(*on_gpu, RECIPE)
+        ours = apply_batched(*on_gpu, SPEC)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    d = difference(ours.cpu(), apply_batched(images, params, RECIPE))
+    d = difference(ours.cpu(), apply_batched(images, params, SPEC))
     assert d.mean() < 0.01 and d.max() <= 2

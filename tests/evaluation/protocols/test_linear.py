@@ -170,7 +170,9 @@ def test_crops_are_drawn_anew_in_every_epoch_by_seed_epoch_and_sample(task):
         chosen = with_settings(task, **changed)
         loader = Loader(
             chosen.train,
-            linear._recipe(chosen),
+            supervised.training_views(chosen),
+            batch=chosen.settings.batch,
+            workers=0,
             rank=0,
             world_size=1,
             start_step=0,
@@ -196,7 +198,9 @@ def test_only_crop_and_flip_touch_the_training_images(task, tmp_path):
     flat = dataclasses.replace(task, train=train, score=score)
     loader = Loader(
         train,
-        linear._recipe(flat),
+        supervised.training_views(flat),
+        batch=flat.settings.batch,
+        workers=0,
         rank=0,
         world_size=1,
         start_step=0,
@@ -301,8 +305,16 @@ def test_a_rest_takes_a_step_of_its_own_mean_at_the_rate_of_its_epoch(task):
     layer = torch.nn.Linear(task.encoder.num_features, 3)
     layer.load_state_dict(linear._start(chosen)[0].state_dict())
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9, weight_decay=1e-6)
-    options: dict[str, Any] = {"rank": 0, "world_size": 1, "start_step": 0, "total_steps": 6, "steps_per_epoch": 3}
-    for batch in Loader(chosen.train, linear._recipe(chosen), on_device=False, **options):
+    options: dict[str, Any] = {
+        "batch": 10,
+        "workers": 0,
+        "rank": 0,
+        "world_size": 1,
+        "start_step": 0,
+        "total_steps": 6,
+        "steps_per_epoch": 3,
+    }
+    for batch in Loader(chosen.train, supervised.training_views(chosen), on_device=False, **options):
         optimizer.param_groups[0]["lr"] = 0.5 if batch.step < 3 else 0.25  # half a cosine of two epochs
         x = features_of(task.encoder, batch.views[0], CPU)
         assert len(x) == (10, 10, 4)[batch.step % 3]

@@ -162,8 +162,7 @@ def test_a_model_of_timms_is_scored_by_its_own_stages(task, drawn, name, stages)
 
 
 def test_colours_are_jittered_always_by_the_published_factors_and_nothing_else(task):
-    recipe = linear_stages._recipe(task)
-    drawn = parameters(np.random.default_rng(0).random((4000, 13)), recipe)
+    drawn = parameters(np.random.default_rng(0).random((4000, 13)), linear_stages.views_of(task))
     factors = drawn[:, 5:8]
     assert factors.min() >= 0.6 and factors.max() <= 1.4
     assert np.abs(factors.mean(0) - 1).max() < 0.02 and np.abs(factors.std(0) - 0.8 / 12**0.5).max() < 0.01

@@ -45,6 +45,8 @@ def test_training_crops_are_windows_of_the_resized_centre_square(tmp_path):
     task = Task(encoder, *halves, settings, "published", torch.device("cpu"), tmp_path)
     where = set()
     options: dict[str, Any] = {
+        "batch": 10,
+        "workers": 0,
         "rank": 0,
         "world_size": 1,
         "start_step": 0,
@@ -52,7 +54,7 @@ def test_training_crops_are_windows_of_the_resized_centre_square(tmp_path):
         "steps_per_epoch": 2,
         "on_device": False,
     }
-    for batch in Loader(task.train, places205._recipe(task), **options):
+    for batch in Loader(task.train, places205.views_of(settings), **options):
         for i, view in zip(batch.indices.tolist(), batch.views[0].numpy(), strict=True):
             square = centre_view(task.train.read(i), 32, 32)  # 256 to 224 as 32 to 28
             windows = np.lib.stride_tricks.sliding_window_view(square, (28, 28, 3))[:, :, 0]
