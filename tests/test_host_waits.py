@@ -22,9 +22,9 @@ from swav.recipe_files import load_recipe
 from swav.system import Readback
 from swav.training import step as learner_module
 from swav.training.auto import Facts, derive
-from swav.training.views import view_spec
 from swav.training.monitor import STEP_VALUES, Monitor
 from swav.training.step import Learner
+from swav.training.views import view_spec
 from tests.host_waits import GPU, FakeGpu, fake_gpu, placed
 
 SMALL: dict[str, Any] = {

@@ -249,8 +249,10 @@ def task(tmp_path) -> Task[LinearSettings]:
     return Task(fresh(), *halves, LinearSettings(**FAST), "published", torch.device("cpu"), made(tmp_path / "out"))
 
 
-@pytest.mark.parametrize(("point", "code", "epochs"), [("_labels", 143, 0), ("_save", 75, 1)])
-def test_a_benchmark_ends_at_the_next_batch_with_75_only_if_an_epoch_is_saved(task, monkeypatch, point, code, epochs):
+@pytest.mark.parametrize(("point", "code", "steps"), [("_resumed", 143, 0), ("_step", 75, 1), ("_save", 75, 3)])
+def test_a_benchmark_saves_its_step_at_a_signal_and_ends_with_75_only_if_there_is_one(
+    task, monkeypatch, point, code, steps
+):
     original = getattr(supervised, point)
 
     def then_signal(*arguments):
@@ -261,11 +263,11 @@ def test_a_benchmark_ends_at_the_next_batch_with_75_only_if_an_epoch_is_saved(ta
     with signals.work(), pytest.raises(Stopped) as end:
         linear.run(task)
     assert end.value.exit_code == code
-    if epochs:
-        assert saved_head(task).step == epochs
+    if steps:
+        assert saved_head(task).step == steps
     monkeypatch.setattr(supervised, point, original)
     linear.run(task)
-    assert saved_head(task).step == FAST["epochs"]
+    assert saved_head(task).step == 3 * FAST["epochs"]
 
 
 def test_solvers_and_who_waits_for_a_lock_end_at_a_signal(tmp_path, monkeypatch):

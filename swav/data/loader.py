@@ -47,6 +47,7 @@ class Batch:
         indices: of the images, as drawn (before replacement) [B].
         unreadable: (name, reason) of images that had to be replaced.
         wait: seconds that the training waited for this batch.
+        epoch: 0-based.
     """
 
     step: int
@@ -55,6 +56,7 @@ class Batch:
     indices: Tensor
     unreadable: list[tuple[str, str]]
     wait: float = 0.0
+    epoch: int = 0
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> Int64[np.ndarray, " N"]:
@@ -282,7 +284,14 @@ class Loader:
         views, params = ([kind[:, :size].flatten(0, 1) for kind in kinds] for kinds in (slot.views, slot.params))
         if self._pin:
             views, params = [kind.pin_memory() for kind in views], [kind.pin_memory() for kind in params]
-        return Batch(step, views, params if self._on_device else None, slot.indices[:size], unreadable)
+        return Batch(
+            step,
+            views,
+            params if self._on_device else None,
+            slot.indices[:size],
+            unreadable,
+            epoch=step // self._maker.steps_per_epoch,
+        )
 
 
 def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

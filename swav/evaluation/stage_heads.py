@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from swav.data.augment.spec import ViewSpec
 from swav.errors import ConfigError
-from swav.evaluation import supervised
+from swav.evaluation import classification, supervised
 from swav.evaluation.settings import StageTraining
 from swav.evaluation.stages import pooling, stage_name
 from swav.evaluation.task import Needs, Score, Task
@@ -46,7 +46,7 @@ def check_heads(task: Task[Any], bench: str) -> None:
     """Complains of what can be known without any work.
 
     Raises:
-        ConfigError: the trunk has no stages, the batch cannot be parted among the processes , or the last
+        ConfigError: the trunk has no stages, the batch cannot be parted among the processes, or the last
             one of an epoch cannot be normalised.
     """
     if not task.encoder.stage_channels:
@@ -54,8 +54,8 @@ def check_heads(task: Task[Any], bench: str) -> None:
             f"{task.encoder.name}: expected a trunk with stages for {bench}, found {task.encoder.settings['backbone']}, "
             "which has none; use another, or linear"
         )
-    supervised.check_batch(task, bench)
-    supervised.check_last_batch(task, bench, len(task.train))
+    classification.check_batch(task, bench)
+    classification.check_last_batch(task, bench, len(task.train))
 
 
 def needs(task: Task[Any]) -> Needs:
@@ -63,7 +63,7 @@ def needs(task: Task[Any]) -> Needs:
     settings: StageTraining = task.settings
     values = sum(task.stage_values())
     layers = 4 * task.num_classes * values
-    scores = supervised.scorings(settings) * len(task.score)
+    scores = classification.num_evaluations(settings) * len(task.score)
     return Needs(
         settings.epochs * len(task.train) + scores,
         memory=3 * layers + 2 * 4 * values * settings.batch,
@@ -94,23 +94,27 @@ def train_heads(task: Task[Any], bench: str, views: ViewSpec) -> list[Score]:
 
     heads = fresh_heads(task)
     names = tuple(stage_name(task.encoder, i) for i in range(len(heads.layers)))
-    course = supervised.Course(
-        bench=bench,
+    objective = classification.Classification(
         label=bench,
-        folder=supervised.state_folder(task, bench, task.train),
-        heads=names,
+        images=task.train,
+        views=views,
         model=heads,
         optimizer=optimizer_of(heads, settings),
-        rates=lambda epoch: [learning_rate(settings, epoch)],
         inputs=inputs,
-        scored=supervised.evaluation_batches(task, inputs),
-        views=views,
+        scored=classification.evaluation_batches(task, inputs),
+        heads=names,
     )
-    outcome = supervised.train(task, task.train, course)
-    difference = task.difference(outcome.trained, outcome.scored, *filter(None, [pooling(task)]))
-    best = max(names, key=lambda name: float(outcome.last[f"top1 {name}"]))
+    result = classification.train(
+        task,
+        objective,
+        bench=bench,
+        folder=classification.state_folder(task, bench, task.train),
+        rates=lambda epoch: [learning_rate(settings, epoch)],
+    )
+    difference = task.difference(result.trained, result.scored, *filter(None, [pooling(task)]))
+    best = max(names, key=lambda name: float(result.last[f"top1 {name}"]))
     return [
-        Score(f"top-{k} {shown}", outcome.last[f"top{k} {name}"], outcome.scored, difference, outcome.log)
+        Score(f"top-{k} {shown}", result.last[f"top{k} {name}"], result.scored, difference, result.log)
         for shown, name in [*((name, name) for name in names), ("best layer", best)]
         for k in (1, 5)
     ]
@@ -119,7 +123,7 @@ def train_heads(task: Task[Any], bench: str, views: ViewSpec) -> list[Score]:
 def fresh_heads(task: Task[Any]) -> StageHeads:
     """On the task's device, of the values that its views are pooled to."""
     heads = StageHeads(task.encoder.stage_channels, task.stage_values(), task.num_classes, task.settings.seed)
-    return supervised.placed(heads, task.device)
+    return classification.to_device(heads, task.device)
 
 
 def optimizer_of(heads: nn.Module, settings: StageTraining) -> torch.optim.SGD:
@@ -133,4 +137,4 @@ def optimizer_of(heads: nn.Module, settings: StageTraining) -> torch.optim.SGD:
 
 
 def learning_rate(settings: StageTraining, epoch: int) -> float:
-    return settings.lr * 0.1 ** supervised.steps_passed(settings.steps, epoch)
+    return settings.lr * 0.1 ** classification.lr_drops_before(settings.steps, epoch)

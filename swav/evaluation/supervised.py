@@ -1,81 +1,137 @@
-"""The loop of every benchmark that trains: labelled crops, one model with one or several heads, SGD, a score per head.
+"""The loop of every benchmark that trains on labels. It does not know what it trains: an objective gives loss and metrics.
 
-The state after each epoch is a verified checkpoint, so an interrupted benchmark goes on from its last finished epoch and
-ends, on a CPU, with the same bits. What is reported is the last epoch, not the best. The last, partial batch of an epoch is
-trained on too, as in the sources. Under torchrun each process takes its share of every batch.
+The state is a verified checkpoint after each epoch, every ten minutes within one, and when a signal asks for an end; so an
+interrupted training goes on from that step and ends, on a CPU, with the same bits. What is reported is the last evaluation,
+not the best. Under torchrun each process takes its share of every batch.
 """
 
 import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from swav import checkpoint, dist, signals
 from swav.agreement import require_agreement
-from swav.data.augment.crops import lighting
-from swav.data.augment.spec import RandomResizedCrop, ViewSpec
 from swav.data.images import Images
-from swav.data.loader import Batch, Loader
-from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
-from swav.evaluation.settings import TrainSettings
-from swav.evaluation.task import Task
-from swav.features import read_views
+from swav.errors import CheckpointError, NumericsError
 from swav.files import FileLock, FolderGuard, not_essential, remove_leftovers, write_text_durably
-from swav.metrics import top_k_accuracy
 from swav.network.ddp import in_parallel
-from swav.network.sync_batch_norm import synchronised
 from swav.progress import Progress
-from swav.system import environment_errors, fault_point
+from swav.system import environment_errors, fault_point, random_state, seed_process, set_random_state
 from swav.tensors import require_same_form
 
-AnyModel = TypeVar("AnyModel", bound=nn.Module)
-
-KEPT = 2  # checkpoints, of weights and momentum
+KEPT = 2  # checkpoints, of weights and the optimiser's state
+SAVE_SECONDS = 600.0  # between checkpoints within an epoch
 LOG = "log.jsonl"
 Damaged = tuple[list[str], list[str]]  # names of images to train on, and to score
-IGNORED = -100  # label of what stands in for an image that cannot be read
-# Part of a state's name, so that a state of another version of this loop is not resumed. 2: partial batches are kept.
-LOOP_VERSION = 2
+
+
+@runtime_checkable
+class AnyBatch(Protocol):
+    """What the loop itself reads of a batch: its step, counted from 0, and (name, reason) of images that were replaced."""
+
+    step: int
+    unreadable: list[tuple[str, str]]
+
+
+B = TypeVar("B", bound=AnyBatch, contravariant=True)
+
+
+class Metric(NamedTuple):
+    """One measured number; `unit` as tables show it."""
+
+    name: str
+    value: float
+    unit: str = "%"
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        scored: images that could be read.
+        metrics: with different names.
+        headline: the most telling of them, for the progress line.
+    """
+
+    scored: int
+    metrics: Sequence[Metric]
+    headline: str
+
+
+@runtime_checkable
+class Objective(Protocol[B]):
+    """What is trained: a model, its optimiser, its loss and its metrics.
+
+    Attributes:
+        model: on the device.
+        optimizer: of the model; any of torch's.
+    """
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+
+    def count(self, batch: B) -> int:
+        """Return over how many samples (images, boxes, pixels) the loss of a batch is a mean. Those that stand in for what
+        cannot be read do not count."""
+        ...
+
+    def loss(self, model: nn.Module, batch: B) -> Tensor:
+        """Return the mean loss of this process's share of a batch.
+
+        Args:
+            model: `self.model`, or what wraps it under several processes.
+            batch: where nothing in it counts, the loss is 0 and its backward pass takes part all the same.
+        """
+        ...
+
+    def evaluate(self) -> Evaluation:
+        """Measure the model, on all processes together.
+
+        Raises:
+            DataError: nothing can be scored.
+            NumericsError: an output is not finite, on any process.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Course:
-    """What sets one training apart from the others.
+class TrainingPlan:
+    """How an objective is trained.
 
     Attributes:
         bench: the benchmark's name.
-        label: of messages and progress: that name, and what tells its trainings apart.
-        folder: of its state and log, below the benchmark's own.
-        heads: a name per output of the model; one empty name: the only one.
-        model: what is trained, on the device. It takes what `inputs` gives, and returns logits [B, C] per head.
-        optimizer: of the model.
-        rates: learning rate of each of its groups in an epoch, counted from 0.
-        inputs: uint8 views [B, S, S, 3], and lighting [B, 3] or None, to what the model takes. No gradient is needed.
-        scored: all images to score, as (what the model takes, labels), this process's share of them.
-        views: of the images to train on, see `training_views`.
+        label: for messages and progress: that name, and what distinguishes its trainings.
+        folder: of the state and the log.
+        steps: of the whole training.
+        epoch: steps after which the log gets a line.
+        evaluate_every: epochs between evaluations; the last step is always followed by one; 0: only it.
+        rates: learning rate of each of the optimiser's groups at a step, counted from 0.
+        seed: of torch's generators, which dropout uses.
     """
 
     bench: str
     label: str
     folder: Path
-    heads: tuple[str, ...]
-    model: nn.Module
-    optimizer: torch.optim.SGD
+    steps: int
+    epoch: int
+    evaluate_every: int
     rates: Callable[[int], list[float]]
-    inputs: Callable[[Tensor, Tensor | None], Any]
-    scored: Callable[[], Iterable[tuple[Any, Tensor]]]
-    views: ViewSpec
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a training came to: its last line of log, and how many training images could be read."""
+class TrainingResult:
+    """The last line of the log, how many training and scored images could be read, and where the log lies."""
 
     last: dict[str, Any]
     trained: int
@@ -83,191 +139,220 @@ class Outcome:
     log: str
 
 
-def training_views(task: Task[Any]) -> ViewSpec:
-    """Return the views that most protocols train on: one random resized crop, and a flip."""
-    settings: TrainSettings = task.settings
-    crop = RandomResizedCrop(1, settings.size, settings.crop_scale)
-    return ViewSpec((crop,), settings.seed, flip=settings.flip)
+@dataclasses.dataclass
+class _State:
+    """How far a training is.
 
-
-def check_batch(task: Task[Any], bench: str) -> None:
-    """Refuse a batch that cannot be parted among the processes.
-
-    Args:
-        bench: for the message.
-
-    Raises:
-        ConfigError: it is no multiple of them.
+    Attributes:
+        step: steps done.
+        lines: of the log.
+        unreadable: names of images to train on that could not be decoded.
+        damaged: see Damaged.
+        totals: sum of the loss and of the samples since the last line, of this process.
     """
-    if task.settings.batch % dist.world_size():
-        raise ConfigError(
-            f"{bench}.batch: expected a multiple of the {dist.world_size()} processes, found {task.settings.batch}"
-        )
+
+    step: int
+    lines: list[dict[str, Any]]
+    unreadable: set[str]
+    damaged: Damaged
+    totals: Tensor
 
 
-def state_folder(task: Task[Any], bench: str, train: Images, *more: Any) -> Path:
-    """Where the state lies, below the benchmark's own folder.
-
-    Args:
-        train: the images to learn from; some of the task's, or all.
-        more: what else sets this training apart.
-    """
-    return task.out / bench / task.identity(LOOP_VERSION, train.fingerprint, *more)[1]
-
-
-def check_last_batch(task: Task[Any], bench: str, images: int) -> None:
-    """Refuse a last batch of an epoch that BatchNorm cannot normalise: one image, of whose last map one pixel is left.
-
-    Args:
-        images: to train on.
-
-    Raises:
-        ConfigError: there is such a batch.
-    """
-    if images % task.settings.batch != 1 or not task.encoder.stage_channels or task.stage_maps()[-1][0, 0].numel() > 1:
-        return
-    raise ConfigError(
-        f"{bench}.batch: expected a last batch that BatchNorm can normalise, found one image (of {images}, by "
-        f"{task.settings.batch}) whose last map is one pixel; use {bench}.batch={task.settings.batch + 1}"
-        f" or a larger {bench}.size"
-    )
-
-
-def placed(model: AnyModel, device: torch.device) -> AnyModel:
-    """The model on the device; under several processes its BatchNorm takes the statistics of all of them."""
-    if dist.is_active():
-        model = cast(AnyModel, synchronised(model, device))
-    return model.to(device)
-
-
-def scorings(settings: TrainSettings) -> int:
-    """How often the images to score are scored."""
-    every = settings.score_every_epochs or settings.epochs
-    return -(-settings.epochs // every)  # rounded up: the last epoch is always scored
-
-
-def steps_passed(steps: Iterable[int], epoch: int) -> int:
-    """How many steps of the learning rate lie behind an epoch, counted from 0."""
-    return sum(epoch >= step for step in steps)
-
-
-def train(task: Task[Any], train: Images, course: Course) -> Outcome:
-    """Trains and scores, going on from the last finished epoch of an earlier sitting.
+def fit(
+    objective: Objective[B],
+    plan: TrainingPlan,
+    batches: Callable[[int], Iterator[B]],
+    *,
+    train: Images,
+    score: Images,
+    device: torch.device,
+    out: Path,
+) -> TrainingResult:
+    """Train an objective and evaluate it, continuing from the state of an interrupted training.
 
     Args:
-        train: the images to learn from.
+        batches: this process's shares of the batches from a step on; a pure function of the step.
+        train, score: the images behind them.
+        out: the results' folder, above `plan.folder`.
 
     Raises:
         DataError: hardly an image can be read.
-        NumericsError: the loss, a logit or a weight is not finite.
+        NumericsError: the loss, an output or a weight is not finite.
         CheckpointError: there is saved state, and none of it verifies, or it is of another training.
-        Stopped: a signal asked for an end.
+        Stopped: a signal asked for an end; the state is saved.
     """
-    seen = [
-        train.fingerprint,
-        train.labels_fingerprint,
-        task.score.fingerprint,
-    ]  # a list may be another on each machine
-    require_agreement({f"images of {course.label}": seen})
-    with _the_only_one(course, task.out):
-        return _train(task, train, course)
+    seen = [train.fingerprint, train.labels_fingerprint, score.fingerprint]  # a list may be another on each machine
+    require_agreement({f"images of {plan.label}": seen})
+    with _the_only_one(plan, out), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        return _fit(objective, plan, batches, train, score, device, out)
 
 
-def _train(task: Task[Any], train: Images, course: Course) -> Outcome:
-    settings: TrainSettings = task.settings
-    epochs = settings.epochs
-    guard = FolderGuard(course.folder)
+def _fit(
+    objective: Objective[B],
+    plan: TrainingPlan,
+    batches: Callable[[int], Iterator[B]],
+    train: Images,
+    score: Images,
+    device: torch.device,
+    out: Path,
+) -> TrainingResult:
+    guard = FolderGuard(plan.folder)
     dist.on_first(guard.check)
-    log, unreadable, damaged = _resumed(course)
-    for images, names in zip((train, task.score), damaged, strict=True):
+    seed_process(plan.seed, dist.rank())
+    state = _resumed(objective, plan, device)
+    for images, names in zip((train, score), state.damaged, strict=True):
         images.damaged |= set(names)
-    per_epoch = -(-len(train) // settings.batch)  # rounded up: the last batch may be a partial one
-    loader = Loader(
-        train,
-        course.views,
-        batch=settings.batch,
-        workers=task.workers,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        start_step=len(log) * per_epoch,
-        total_steps=epochs * per_epoch,
-        steps_per_epoch=per_epoch,
-        on_device=False,  # a crop, a flip, perhaps colours: little is left for the device
-    )
-    model = in_parallel(course.model, task.device)
-    totals = torch.zeros(2, dtype=torch.float64, device=task.device)  # loss, images
+    model, optimizer = in_parallel(objective.model, device), objective.optimizer
+    saved_at, saved_time = state.step, time.monotonic()
+
+    def save() -> None:
+        nonlocal saved_at, saved_time
+        state.unreadable = set().union(*dist.gather_objects(state.unreadable))
+        state.damaged = _damaged_of_all(train, score)
+        dist.on_first(guard.check)  # saving would make a new one
+        _save(objective, plan, state, device)
+        signals.note_saved()
+        saved_at, saved_time = state.step, time.monotonic()
+
+    made = batches(state.step) if state.step < plan.steps else iter(())
     try:
-        with Progress(course.label, epochs * per_epoch, len(log) * per_epoch, quiet=dist.rank() > 0) as progress:
-            for batch in loader if len(log) < epochs else ():
-                dist.stop_together()
-                epoch = batch.step // per_epoch
-                labels = _labels(train, batch)
-                unreadable |= {name for name, _ in batch.unreadable}
-                light = _light(course, epoch, batch)
-                course.model.train()
-                for group, rate in zip(course.optimizer.param_groups, course.rates(epoch), strict=True):
+        with Progress(plan.label, plan.steps, state.step, quiet=dist.rank() > 0) as progress:
+            for batch in made:
+                due = time.monotonic() - saved_time > SAVE_SECONDS
+                if any(dist.gather_objects(due or bool(signals.end_asked_for()[0]))):
+                    if saved_at < state.step:
+                        save()
+                    dist.stop_together()
+                state.unreadable |= {name for name, _ in batch.unreadable}
+                objective.model.train()
+                for group, rate in zip(optimizer.param_groups, plan.rates(batch.step), strict=True):
                     group["lr"] = rate
-                loss, count = _step(model, course.optimizer, course.inputs(batch.views[0], light), labels)
-                totals += torch.stack([loss.double() * count, torch.full_like(totals[0], count)])
-                progress.update(batch.step + 1, log[-1]["text"] if log else "")
-                if (batch.step + 1) % per_epoch == 0:
-                    log.append(_line(course, settings, epoch, dist.all_reduce_sum(totals)))
-                    unreadable = set().union(*dist.gather_objects(unreadable))
-                    dist.on_first(guard.check)  # saving would make a new one
-                    damaged = _damaged_of_all(train, task.score)
-                    _save(course, log, unreadable, damaged)
-                    signals.note_saved()
-                    fault_point(f"{course.bench}:epoch")
-                    totals = torch.zeros_like(totals)
+                loss, count = _step(objective, model, batch)
+                state.totals += torch.stack([loss.double() * count, torch.full_like(state.totals[0], count)])
+                state.step = batch.step + 1
+                progress.update(state.step, state.lines[-1]["text"] if state.lines else "")
+                if state.step % plan.epoch == 0 or state.step == plan.steps:
+                    state.lines.append(_line(objective, plan, state.step, dist.all_reduce_sum(state.totals)))
+                    state.totals = torch.zeros_like(state.totals)
+                    save()
+                    fault_point(f"{plan.bench}:epoch")
     finally:
-        loader.close()
-    lost = sum(train.name(i) in unreadable for i in range(len(train))) if unreadable else 0
-    path = str((course.folder / LOG).relative_to(task.out))
-    return Outcome(log[-1], len(train) - lost, log[-1]["scored"], path)
+        if isinstance(made, Generator):
+            made.close()
+    lost = sum(train.name(i) in state.unreadable for i in range(len(train))) if state.unreadable else 0
+    last = state.lines[-1]
+    return TrainingResult(last, len(train) - lost, last["scored"], str((plan.folder / LOG).relative_to(out)))
 
 
-def evaluation_batches(
-    task: Task[Any], inputs: Callable[[Tensor, Tensor | None], Any]
-) -> Callable[[], Iterable[tuple[Any, Tensor]]]:
-    """The images to score, cut anew each time: nothing is kept of them."""
+def _step(objective: Objective[B], model: nn.Module, batch: B) -> tuple[Tensor, int]:
+    """Make one step; return the mean loss before it, and over how many samples it is.
 
-    def batches() -> Iterable[tuple[Any, Tensor]]:
-        share = task.score.select(range(dist.rank(), len(task.score), dist.world_size()))
-        assert share.labels is not None
-        at_a_time = 256 if task.device.type == "cuda" else 64
-        for views, places in read_views(share, task.settings.size, at_a_time, task.workers):
-            if not dist.is_active():  # the others would wait for this process
-                signals.stop_if_asked()
-            if places:
-                yield inputs(torch.from_numpy(views), None), torch.from_numpy(share.labels)[places]
-
-    return batches
-
-
-def _resumed(course: Course) -> tuple[list[dict[str, Any]], set[str], Damaged]:
-    """Brings model and optimiser to what an earlier sitting left. Returns its line per finished epoch, and the names of
-    the images that could not be decoded in them; and of damaged ones to train on and to score.
+    Losses of several processes are weighted by their samples, so that together they are one batch's.
     """
-    path = dist.on_first(lambda: checkpoint.newest(course.folder / "checkpoints"))
-    if path is None:
-        return [], set(), ([], [])
-    saved = checkpoint.read(path)
-    if saved.state.get("of", course.folder.name) != course.folder.name:  # older ones do not say
-        raise CheckpointError(
-            f"{path}: expected the state of {course.folder.name}, found that of {saved.state['of']}; remove it, and this "
-            "training begins anew"
+    count, share = objective.count(batch), 1.0
+    if dist.is_active():
+        counts = dist.gather_objects(count)
+        share = count * len(counts) / max(1, sum(counts))
+        count_of_all = sum(counts)
+    else:
+        count_of_all = count
+    if not count_of_all:
+        return torch.zeros((), device=next(model.parameters()).device), 0
+    loss = objective.loss(model, batch)
+    objective.optimizer.zero_grad(set_to_none=True)
+    (loss * share if share != 1 else loss).backward()  # type: ignore[no-untyped-call]
+    objective.optimizer.step()
+    return loss.detach(), count
+
+
+def _line(objective: Objective[B], plan: TrainingPlan, step: int, totals: Tensor) -> dict[str, Any]:
+    """Return a line of the log: how the epoch went, and what an evaluation found after it, where one is due."""
+    loss, epoch = float(totals[0] / totals[1].clamp(min=1)), -(-step // plan.epoch)
+    if not math.isfinite(loss):
+        raise NumericsError(
+            f"{plan.label}, epoch {epoch}: the loss is not finite; use a smaller learning rate, and look at the features' size"
         )
-    parameters = dict(course.model.named_parameters())
-    momentum = {name: parameters[name] for name in parameters if name in saved.optim}
-    require_same_form(f"{path}/model.safetensors", saved.model, course.model.state_dict())
-    require_same_form(f"{path}/optim.safetensors", saved.optim, momentum)
-    course.model.load_state_dict(saved.model)
-    for name, parameter in parameters.items():
-        if name in saved.optim:  # without momentum there is no buffer
-            buffer = torch.empty_like(parameter, requires_grad=False).copy_(saved.optim[name])  # in its memory order
-            course.optimizer.state[parameter]["momentum_buffer"] = buffer
+    rates = plan.rates(step - 1)
+    line: dict[str, Any] = {"epoch": epoch, "lr": rates[0] if len(rates) == 1 else rates, "loss": loss}
+    text = f"loss {loss:.3f}"
+    if step == plan.steps or (plan.evaluate_every and epoch % plan.evaluate_every == 0):
+        with torch.no_grad():
+            objective.model.eval()
+            found = objective.evaluate()
+        line |= {"scored": found.scored} | {metric.name: metric.value for metric in found.metrics}
+        text += f"  {found.headline}"
+    return line | {"text": text}
+
+
+def _resumed(objective: Objective[B], plan: TrainingPlan, device: torch.device) -> _State:
+    """Bring model, optimiser and random numbers to where an interrupted training was; return how far it is."""
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    path = dist.on_first(lambda: checkpoint.newest(plan.folder / "checkpoints"))
+    if path is None:
+        return _State(0, [], set(), ([], []), totals)
+    saved = checkpoint.read(path)
+    of = saved.state.get("of", plan.folder.name)  # older states do not say
+    if of != plan.folder.name:
+        raise CheckpointError(
+            f"{path}: expected the state of {plan.folder.name}, found that of {of}; remove it, and this training begins anew"
+        )
+    require_same_form(f"{path}/model.safetensors", saved.model, objective.model.state_dict())
+    _load_optimizer(f"{path}/optim.safetensors", saved.optim, objective)
+    objective.model.load_state_dict(saved.model)
+    lines = list(saved.state["log"])
+    # Earlier versions saved at the ends of epochs only, and counted these.
+    step = saved.step if saved.state.get("by_step") else len(lines) * plan.epoch
+    if len(saved.locals) == dist.world_size():
+        own = saved.locals[dist.rank()]
+        set_random_state(own, device)
+        totals += own["totals"].to(device) if "totals" in own else 0
+    elif dist.rank() == 0:  # of other processes: the sum is what counts
+        totals += sum(local["totals"].to(device) for local in saved.locals if "totals" in local)
     damaged = saved.state.get("damaged", [[], []])  # older states have none
-    return list(saved.state["log"]), set(saved.state["unreadable"]), (damaged[0], damaged[1])
+    return _State(step, lines, set(saved.state["unreadable"]), (damaged[0], damaged[1]), totals)
+
+
+def _load_optimizer(path: str, saved: Mapping[str, Tensor], objective: Objective[B]) -> None:
+    """Restore the optimiser's tensors, named PARAMETER/KIND; earlier versions had PARAMETER for SGD's momentum."""
+    parameters = dict(objective.model.named_parameters())
+    found = {name if name not in parameters else f"{name}/momentum_buffer": value for name, value in saved.items()}
+    known = {key: key.rpartition("/") for key in found if key.rpartition("/")[0] in parameters}
+    count = torch.zeros((), dtype=torch.float32)  # Adam's number of steps
+    require_same_form(
+        path, found, {key: count if kind == "step" else parameters[name] for key, (name, _, kind) in known.items()}
+    )
+    for key, (name, _, kind) in known.items():
+        parameter, value = parameters[name], found[key]
+        if kind != "step":  # in the parameter's memory order
+            value = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        objective.optimizer.state[parameter][kind] = value
+
+
+def _save(objective: Objective[B], plan: TrainingPlan, state: _State, device: torch.device) -> None:
+    tensors = {
+        f"{name}/{kind}": value
+        for name, parameter in objective.model.named_parameters()
+        for kind, value in objective.optimizer.state[parameter].items()
+        if value is not None
+    }
+    checkpoint.save(
+        plan.folder / "checkpoints",
+        state.step,
+        model=objective.model.state_dict(),
+        optim=tensors,
+        local=random_state(device) | {"totals": state.totals},
+        state={
+            "of": plan.folder.name,
+            "by_step": True,
+            "log": state.lines,
+            "unreadable": sorted(state.unreadable),
+            "damaged": state.damaged,
+        },
+        keep=KEPT,
+    )
+    if dist.rank() == 0:
+        with not_essential(f"{plan.folder / LOG}"):  # the checkpoint holds it too
+            write_text_durably(plan.folder / LOG, "".join(json.dumps(line) + "\n" for line in state.lines))
 
 
 def _damaged_of_all(train: Images, score: Images) -> Damaged:
@@ -279,135 +364,18 @@ def _damaged_of_all(train: Images, score: Images) -> Damaged:
 
 
 @contextlib.contextmanager
-def _the_only_one(course: Course, out: Path) -> Iterator[None]:
+def _the_only_one(plan: TrainingPlan, out: Path) -> Iterator[None]:
     """Inside, no other command trains into the same state: the second waits, and finds what the first has left. Of several
     processes the first holds the lock for all.
     """
     with contextlib.ExitStack() as stack:
 
         def acquire() -> None:
-            owner = f"the training of {course.label} in {course.folder}"
-            lock = FileLock(course.folder / ".lock", waiting_for=owner, base=out)
+            owner = f"the training of {plan.label} in {plan.folder}"
+            lock = FileLock(plan.folder / ".lock", waiting_for=owner, base=out)
             with environment_errors():
                 stack.enter_context(lock)
-            remove_leftovers(course.folder / LOG)
+            remove_leftovers(plan.folder / LOG)
 
         dist.on_first(acquire)
         yield
-
-
-def _labels(train: Images, batch: Batch) -> Tensor:
-    """Labels of a batch; none at the places where another image stands in for one that cannot be read."""
-    assert train.labels is not None
-    labels = torch.from_numpy(train.labels)[batch.indices]
-    if batch.unreadable:
-        missing = {name for name, _ in batch.unreadable}
-        labels[torch.tensor([train.name(i) in missing for i in batch.indices.tolist()])] = IGNORED
-    return labels
-
-
-def _light(course: Course, epoch: int, batch: Batch) -> Tensor | None:
-    if not course.views.lighting:
-        return None
-    return torch.from_numpy(lighting(course.views.seed, epoch, batch.indices.tolist(), course.views.lighting))
-
-
-def _step(model: nn.Module, optimizer: torch.optim.SGD, inputs: Any, labels: Tensor) -> tuple[Tensor, int]:
-    """One step; returns the sum over heads of the mean loss before it, and how many images it is of.
-
-    Losses of several processes are weighted by their readable images, so that together they are one batch's.
-    """
-    device = next(model.parameters()).device
-    count, share = int((labels != IGNORED).sum()), 1.0
-    if dist.is_active():
-        counts = dist.gather_objects(count)
-        share = count * len(counts) / max(1, sum(counts))
-        if not sum(counts):
-            return torch.zeros((), device=device), 0
-    elif not count:
-        return torch.zeros((), device=device), 0
-    outputs = model(inputs)
-    labels = labels.to(device)
-    if count:
-        loss = sum(nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED) for logits in outputs)
-    else:  # of this process no image counts; its backward pass takes part
-        loss = sum(0.0 * logits.float().sum() for logits in outputs)
-    assert isinstance(loss, Tensor)
-    optimizer.zero_grad(set_to_none=True)
-    (loss * share if share != 1 else loss).backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return loss.detach(), count
-
-
-def _line(course: Course, settings: TrainSettings, epoch: int, totals: Tensor) -> dict[str, Any]:
-    """A line of the log: how the epoch went, and the scores after it, where they are due."""
-    loss = float(totals[0] / totals[1].clamp(min=1))
-    if not math.isfinite(loss):
-        raise NumericsError(
-            f"{course.label}, epoch {epoch + 1}: the loss is not finite; use a smaller learning rate, and look at the features' size"
-        )
-    rates = course.rates(epoch)
-    line: dict[str, Any] = {"epoch": epoch + 1, "lr": rates[0] if len(rates) == 1 else rates, "loss": loss}
-    last = epoch + 1 == settings.epochs
-    text = f"loss {loss:.3f}"
-    if last or (settings.score_every_epochs and (epoch + 1) % settings.score_every_epochs == 0):
-        line |= score(course)
-        best = max(value for key, value in line.items() if key.startswith("top1"))
-        text += f"  top-1 {best:.2f}"
-    return line | {"text": text}
-
-
-@torch.no_grad()
-def score(course: Course) -> dict[str, Any]:
-    """Top-1 and top-5 [%] of each head over all images that can be read, as {"top1 NAME": ...}, and their number.
-
-    Raises:
-        DataError: no image can be read.
-        NumericsError: a logit is not finite, on any process.
-    """
-    course.model.eval()
-    ranked: list[list[Tensor]] = [[] for _ in course.heads]
-    truth: list[Tensor] = []
-    sound = torch.ones((), dtype=torch.bool, device=next(course.model.parameters()).device)
-    for inputs, labels in course.scored():
-        for found, logits in zip(ranked, course.model(inputs), strict=True):
-            sound &= logits.isfinite().all()
-            found.append(logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu())
-        truth.append(labels.cpu())
-    own = ([torch.cat(found) for found in ranked], torch.cat(truth)) if truth else None
-    shares = dist.gather_objects((own, bool(sound)))
-    if not all(fine for _, fine in shares):  # they have an order all the same, and would give a number
-        raise NumericsError(
-            f"{course.label}: expected finite logits to score by, found others; use a smaller learning rate"
-        )
-    parts = [part for part, _ in shares if part is not None]
-    if not parts:
-        raise DataError(f"{course.label}: expected readable images to score, found none; check the files")
-    all_labels = torch.cat([labels for _, labels in parts])
-    scores: dict[str, Any] = {"scored": len(all_labels)}
-    for head, name in enumerate(course.heads):
-        order = torch.cat([found[head] for found, _ in parts])
-        for k in (1, 5):
-            scores[f"top{k} {name}".strip()] = top_k_accuracy(order, all_labels, k)
-    return scores
-
-
-def _save(course: Course, log: list[dict[str, Any]], unreadable: set[str], damaged: Damaged) -> None:
-    state = course.optimizer.state
-    buffers = {
-        name: state[parameter]["momentum_buffer"]
-        for name, parameter in course.model.named_parameters()
-        if state[parameter].get("momentum_buffer") is not None
-    }
-    checkpoint.save(
-        course.folder / "checkpoints",
-        len(log),
-        model=course.model.state_dict(),
-        optim=buffers,
-        local={},
-        state={"of": course.folder.name, "log": log, "unreadable": sorted(unreadable), "damaged": damaged},
-        keep=KEPT,
-    )
-    if dist.rank() == 0:
-        with not_essential(f"{course.folder / LOG}"):  # the checkpoint holds it too
-            write_text_durably(course.folder / LOG, "".join(json.dumps(line) + "\n" for line in log))

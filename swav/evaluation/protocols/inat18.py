@@ -13,7 +13,7 @@ Source      MMSelfSup 0.x resnet50_mhead_8xb32-steplr-84e_inat18. The target pag
 Smoke       size 64, 4 epochs (steps 2, 3), batch 64, at most 2,000 + 1,000 images; listed images may be missing.
 """
 
-from swav.evaluation import supervised
+from swav.evaluation.classification import training_views
 from swav.evaluation.settings import Inat18Settings
 from swav.evaluation.stage_heads import check_heads, train_heads
 from swav.evaluation.task import Score, Task
@@ -28,4 +28,4 @@ def check(task: Task[Inat18Settings]) -> None:
 
 def run(task: Task[Inat18Settings]) -> list[Score]:
     """Train and score all heads at once: see stage_heads.train_heads."""
-    return train_heads(task, BENCH, supervised.training_views(task))
+    return train_heads(task, BENCH, training_views(task))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from swav import dist
 from swav.errors import DataError
-from swav.evaluation import supervised
+from swav.evaluation import classification, supervised
 from swav.evaluation.settings import LinearSettings
 from swav.evaluation.task import Needs, Score, Task
 from swav.features import features_of
@@ -47,7 +47,7 @@ def check(task: Task[LinearSettings]) -> None:
     Raises:
         ConfigError: the batch cannot be parted among the processes.
     """
-    supervised.check_batch(task, "linear")
+    classification.check_batch(task, "linear")
 
 
 def needs(task: Task[LinearSettings]) -> Needs:
@@ -76,7 +76,7 @@ def run(task: Task[LinearSettings]) -> list[Score]:
     known: list[tuple[Tensor, Tensor]] = []  # of this process's share of the images to score
     share = len(range(dist.rank(), len(task.score), dist.world_size()))
     with Progress("linear: features", share, quiet=dist.rank() > 0) as progress:
-        for features, labels in supervised.evaluation_batches(task, inputs)():
+        for features, labels in classification.evaluation_batches(task, inputs)():
             known.append((features.cpu(), labels))
             progress.update(progress.done + len(labels))
     if not any(dist.gather_objects(len(known))):
@@ -85,21 +85,24 @@ def run(task: Task[LinearSettings]) -> list[Score]:
     def scored() -> Iterable[tuple[Any, Tensor]]:
         return ((features.to(task.device), labels) for features, labels in known)
 
-    course = supervised.Course(
-        bench="linear",
+    objective = classification.Classification(
         label="linear",
-        folder=supervised.state_folder(task, "linear", task.train),
-        heads=("",),
+        images=task.train,
+        views=classification.training_views(task),
         model=head,
         optimizer=optimizer,
-        rates=lambda epoch: [_learning_rate(settings, epoch)],
         inputs=inputs,
         scored=scored,
-        views=supervised.training_views(task),
     )
-    outcome = supervised.train(task, task.train, course)
-    difference = task.difference(outcome.trained, outcome.scored)
-    return [Score(f"top-{k}", outcome.last[f"top{k}"], outcome.scored, difference, outcome.log) for k in (1, 5)]
+    result = classification.train(
+        task,
+        objective,
+        bench="linear",
+        folder=classification.state_folder(task, "linear", task.train),
+        rates=lambda epoch: [_learning_rate(settings, epoch)],
+    )
+    difference = task.difference(result.trained, result.scored)
+    return [Score(f"top-{k}", result.last[f"top{k}"], result.scored, difference, result.log) for k in (1, 5)]
 
 
 def _start(task: Task[LinearSettings]) -> tuple[Head, torch.optim.SGD]:

@@ -25,7 +25,7 @@ values: kept, those of ImageNet would fill 226 GB, and they are of other crops i
 import dataclasses
 
 from swav.data.augment.spec import ViewSpec
-from swav.evaluation import supervised
+from swav.evaluation.classification import training_views
 from swav.evaluation.settings import StagesSettings
 from swav.evaluation.stage_heads import check_heads, train_heads
 from swav.evaluation.task import Score, Task
@@ -47,7 +47,7 @@ def views_of(task: Task[StagesSettings]) -> ViewSpec:
     """Return the views to train on: those of most protocols, with jitter and lighting."""
     strength = task.settings.jitter
     return dataclasses.replace(
-        supervised.training_views(task),
+        training_views(task),
         jitter=(strength, strength, strength, 0.0),
         jitter_probability=1.0 if strength else 0.0,
         lighting=task.settings.lighting,

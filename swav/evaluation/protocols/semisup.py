@@ -32,7 +32,7 @@ from swav.data.augment.crops import to_input
 from swav.data.images import Images
 from swav.data.sources.decode import printable, reason_of
 from swav.errors import DataError
-from swav.evaluation import supervised
+from swav.evaluation import classification, supervised
 from swav.evaluation.settings import SemisupSettings
 from swav.evaluation.task import Needs, Score, Task
 from swav.features import Precision
@@ -69,12 +69,12 @@ def check(task: Task[SemisupSettings]) -> None:
         ConfigError: the batch cannot be parted among the processes, or the last one of an epoch cannot be normalised.
         DataError: the list cannot be read or names a missing image.
     """
-    supervised.check_batch(task, BENCH)
+    classification.check_batch(task, BENCH)
     normalises = any(isinstance(module, _BatchNorm) for module in task.encoder.trunk.modules())
     for fraction in task.settings.fraction:
         train, _ = _labelled_part(task, fraction)
         if normalises:
-            supervised.check_last_batch(task, BENCH, len(train))
+            classification.check_last_batch(task, BENCH, len(train))
 
 
 def needs(task: Task[SemisupSettings]) -> Needs:
@@ -82,7 +82,7 @@ def needs(task: Task[SemisupSettings]) -> Needs:
     settings = task.settings
     weights = 4 * sum(parameter.numel() for parameter in task.encoder.trunk.parameters())
     return Needs(
-        len(settings.fraction) * supervised.scorings(settings) * len(task.score),
+        len(settings.fraction) * classification.num_evaluations(settings) * len(task.score),
         trained=settings.epochs * sum(len(_labelled_part(task, fraction)[0]) for fraction in settings.fraction),
         memory=3 * weights,
         disk=len(settings.fraction) * supervised.KEPT * 2 * weights,
@@ -108,22 +108,25 @@ def _run(task: Task[SemisupSettings], fraction: float) -> list[Score]:
     def inputs(views: Tensor, _: Tensor | None) -> Tensor:
         return to_input(views.to(task.device, non_blocking=True), encoder.mean, encoder.std, encoder.in_channels)
 
-    model = supervised.placed(_start(task), task.device)
-    course = supervised.Course(
-        bench=BENCH,
+    model = classification.to_device(_start(task), task.device)
+    objective = classification.Classification(
         label=f"{BENCH} {name}",
-        folder=supervised.state_folder(task, BENCH, train, fraction, _learning_rates(settings, fraction, 0)),
-        heads=("",),
+        images=train,
+        views=classification.training_views(task),
         model=model,
         optimizer=_optimizer(model, settings, fraction),
-        rates=lambda epoch: _learning_rates(settings, fraction, epoch),
         inputs=inputs,
-        scored=supervised.evaluation_batches(task, inputs),
-        views=supervised.training_views(task),
+        scored=classification.evaluation_batches(task, inputs),
     )
-    outcome = supervised.train(task, train, course)
-    difference = _difference(task, fraction, drawn, outcome)
-    return [Score(f"top-{k} {name}", outcome.last[f"top{k}"], outcome.scored, difference, outcome.log) for k in (1, 5)]
+    result = classification.train(
+        task,
+        objective,
+        bench=BENCH,
+        folder=classification.state_folder(task, BENCH, train, fraction, _learning_rates(settings, fraction, 0)),
+        rates=lambda epoch: _learning_rates(settings, fraction, epoch),
+    )
+    difference = _difference(task, fraction, drawn, result)
+    return [Score(f"top-{k} {name}", result.last[f"top{k}"], result.scored, difference, result.log) for k in (1, 5)]
 
 
 def _start(task: Task[SemisupSettings]) -> Classifier:
@@ -150,7 +153,7 @@ def _learning_rates(settings: SemisupSettings, fraction: float, epoch: int) -> l
     """
     given = (settings.lr_trunk, settings.lr_head)
     usual = RATES[fraction < FEW]
-    factor = 0.2 ** supervised.steps_passed(settings.steps, epoch)
+    factor = 0.2 ** classification.lr_drops_before(settings.steps, epoch)
     share = settings.batch / BATCH
     return [factor * (share * own if rate == "auto" else rate) for rate, own in zip(given, usual, strict=True)]
 
@@ -201,7 +204,7 @@ def listed(images: Images, path: Path, protocol: str) -> Images:
     return images.select(chosen, f"the {len(wanted)} listed in {where}{lacking}, of {images.note}")
 
 
-def _difference(task: Task[SemisupSettings], fraction: float, drawn: bool, outcome: supervised.Outcome) -> str:
+def _difference(task: Task[SemisupSettings], fraction: float, drawn: bool, result: supervised.TrainingResult) -> str:
     more: Sequence[str] = []
     if fraction == 1:
         more = ["all labels: a recipe of ours, none is published"]
@@ -209,6 +212,6 @@ def _difference(task: Task[SemisupSettings], fraction: float, drawn: bool, outco
         more = [f"{100 * fraction:g} % of the labels: 1 % and 10 % are published"]
     elif drawn:
         more = ["images drawn by the seed instead of the published list"]
-    elif outcome.trained != OFFICIAL[fraction]:
-        more = [f"{outcome.trained:,} training images instead of {OFFICIAL[fraction]:,}"]
-    return task.difference(task.settings.published["training images"], outcome.scored, *more)
+    elif result.trained != OFFICIAL[fraction]:
+        more = [f"{result.trained:,} training images instead of {OFFICIAL[fraction]:,}"]
+    return task.difference(task.settings.published["training images"], result.scored, *more)

@@ -19,7 +19,7 @@ from torch import nn
 from swav import checkpoint
 from swav.data.loader import Loader
 from swav.data.sources.open import labelled_halves
-from swav.evaluation import supervised
+from swav.evaluation import classification, supervised
 from swav.evaluation.protocols import linear
 from swav.evaluation.settings import LinearSettings
 from swav.evaluation.task import Task
@@ -118,7 +118,7 @@ def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(task, monkeypa
     monkeypatch.setattr(supervised, "fault_point", die_after_two_epochs)
     with pytest.raises(KeyboardInterrupt):
         linear.run(torn)
-    assert saved_head(torn).step == 2
+    assert saved_head(torn).step == 6  # of 3 an epoch
     assert linear.run(torn) == scores
     assert len(passed) == 4  # two epochs before, two after
     whole, parts = saved_head(task), saved_head(torn)
@@ -170,7 +170,7 @@ def test_crops_are_drawn_anew_in_every_epoch_by_seed_epoch_and_sample(task):
         chosen = with_settings(task, **changed)
         loader = Loader(
             chosen.train,
-            supervised.training_views(chosen),
+            classification.training_views(chosen),
             batch=chosen.settings.batch,
             workers=0,
             rank=0,
@@ -198,7 +198,7 @@ def test_only_crop_and_flip_touch_the_training_images(task, tmp_path):
     flat = dataclasses.replace(task, train=train, score=score)
     loader = Loader(
         train,
-        supervised.training_views(flat),
+        classification.training_views(flat),
         batch=flat.settings.batch,
         workers=0,
         rank=0,
@@ -253,9 +253,9 @@ def test_what_stands_in_for_an_unreadable_image_is_not_learned_under_its_label(t
     seen: list[int] = []
     step = supervised._step
 
-    def spy(head, optimizer, features, labels):
-        seen.extend(label for label in labels.tolist() if label != supervised.IGNORED)
-        return step(head, optimizer, features, labels)
+    def spy(objective, head, batch):
+        seen.extend(label for label in objective.labels(batch).tolist() if label != classification.IGNORED)
+        return step(objective, head, batch)
 
     monkeypatch.setattr(supervised, "_step", spy)
     linear.run(dataclasses.replace(with_settings(task, batch=10), train=train, score=score))
@@ -289,7 +289,7 @@ def test_the_last_partial_batch_of_an_epoch_is_trained_on(task, monkeypatch):
     seen = []
 
     def count(*rest):
-        seen.append(len(rest[3]))
+        seen.append(len(rest[2].indices))
         return torch.zeros(()), 1
 
     monkeypatch.setattr(supervised, "_step", count)
@@ -314,7 +314,7 @@ def test_a_rest_takes_a_step_of_its_own_mean_at_the_rate_of_its_epoch(task):
         "total_steps": 6,
         "steps_per_epoch": 3,
     }
-    for batch in Loader(chosen.train, supervised.training_views(chosen), on_device=False, **options):
+    for batch in Loader(chosen.train, classification.training_views(chosen), on_device=False, **options):
         optimizer.param_groups[0]["lr"] = 0.5 if batch.step < 3 else 0.25  # half a cosine of two epochs
         x = features_of(task.encoder, batch.views[0], CPU)
         assert len(x) == (10, 10, 4)[batch.step % 3]

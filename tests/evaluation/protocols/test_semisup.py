@@ -133,9 +133,9 @@ def test_only_the_fraction_is_learned_from(task, monkeypatch):
     seen = []
     step = supervised._step
 
-    def spy(model, optimizer, inputs, labels):
-        seen.append(len(labels))
-        return step(model, optimizer, inputs, labels)
+    def spy(objective, model, batch):
+        seen.append(len(batch.indices))
+        return step(objective, model, batch)
 
     monkeypatch.setattr(supervised, "_step", spy)
     semisup.run(with_settings(task, fraction=(0.25,), epochs=2, batch=6))
@@ -175,6 +175,6 @@ def test_a_last_batch_that_cannot_be_normalised_is_refused_before_any_work(task)
 
 def test_results_of_several_seeds_differ_by_nothing_but_the_seed(task):
     """Else tables, which average what differs by the seed alone, would show a row per seed."""
-    outcome = supervised.Outcome({}, 12_811, 50_000, "log")
+    outcome = supervised.TrainingResult({}, 12_811, 50_000, "log")
     told = [semisup._difference(with_settings(task, seed=seed), 0.01, True, outcome) for seed in (0, 1)]
     assert told[0] == told[1] and "drawn by the seed" in told[0]
