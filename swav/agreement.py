@@ -79,7 +79,7 @@ def seen(images: Images, seed: int) -> str:
     would cost a shared file system more than training does; a disk without the data, or with other data of the same
     names, shows in a sample. (What is unreadable later is listed as such, within `max_unreadable`.)
     """
-    if images.packed or not dist.is_active():  # in memory every process has the first one's
+    if images.in_memory or not dist.is_active():  # in memory every process has the first one's
         return "all images"
     count = min(SAMPLED, len(images))
     chosen = np.random.default_rng(seed).choice(len(images), count, replace=False)

@@ -13,6 +13,7 @@ import pytest
 from swav import agreement, checkpoint, dist
 from swav.agreement import require_agreement, seen
 from swav.data.sources.open import open_images
+from swav.data.storage import Files
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import ConfigError
 from swav.evaluation import runner
@@ -71,7 +72,8 @@ def sample(folder: str, missing: list[str]) -> str:
     """What a process sees on whose disk some files are not, or are others."""
     images = dist.on_first(lambda: open_images(folder, "train", Path(folder).parent / "cache"))
     if dist.rank() == 1:
-        images.root = Path(missing[0])
+        assert isinstance(images.storage, Files)
+        images.storage.root = Path(missing[0])
     return seen(images, 0)
 
 

@@ -17,6 +17,7 @@ from swav import feature_cache, feature_files
 from swav.data.images import Images, Unreadable
 from swav.data.sources.catalog import as_pillow
 from swav.data.sources.open import open_images
+from swav.data.storage import InMemory
 from swav.errors import ConfigError, NumericsError
 from swav.feature_cache import cached_features
 from swav.features import pool_stages, pooled_features, read_views, stage_grids
@@ -144,7 +145,7 @@ def test_packed_images_of_the_same_names_and_other_pixels_are_computed_again(enc
     one, other = (rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8) for _ in range(2))
     names = [f"train#{i}".encode() for i in range(3)]
     found = [
-        features(encoder, Images(tmp_path, names, rows, pixels=part), tmp_path / "out") for part in (one, other, one)
+        features(encoder, Images(InMemory(tmp_path, names, rows, part)), tmp_path / "out") for part in (one, other, one)
     ]
     assert not torch.equal(found[0].pooled, found[1].pooled) and torch.equal(found[0].pooled, found[2].pooled)
 

@@ -18,6 +18,7 @@ import numpy as np
 from swav.data.images import Images
 from swav.data.sources.decode import printable
 from swav.data.sources.walk import ROW
+from swav.data.storage import Files
 from swav.errors import ConfigError, counted
 from swav.files import warn, write_durably
 
@@ -33,7 +34,7 @@ def write_roster(path: Path, images: Images) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    if images.packed:
+    if images.in_memory:
         return
     rows = images.rows.copy()
     rows["time"] = 0
@@ -80,9 +81,7 @@ def read_roster(path: Path, root: Path, note: str = "") -> Images:
         if members["rows"].dtype != ROW:
             raise ValueError("its rows have other fields")
         images = Images(
-            root,
-            members["names"].tobytes().split(b"\0"),
-            members["rows"],
+            Files(root, members["names"].tobytes().split(b"\0"), members["rows"]),
             bad=[(str(name), str(reason)) for name, reason in json.loads(members["bad"].tobytes())],
             note=note,
         )
@@ -122,7 +121,7 @@ def as_begun(path: Path, now: Images, max_unreadable: float) -> Images:
         ConfigError: it is another data set: most images are missing or of another size, or more than `max_unreadable` of them are of
             another size.
     """
-    if now.packed:
+    if now.in_memory:
         return now
     try:
         began = read_roster(path, now.root, now.note)

@@ -2,26 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from swav.data.images import Images
 from swav.data.sources.decode import printable
 from swav.errors import DataError
 
 
 class SharedImages(DataError):
     """The halves of a data set have images in common."""
-
-
-@runtime_checkable
-class _Half(Protocol):
-    root: Path
-    rows: np.ndarray
-    inodes: Any
-
-    def __len__(self) -> int: ...
-    def name(self, i: int, /) -> str: ...
 
 
 def refuse_same_folder(train: Path, score: Path) -> None:
@@ -37,7 +27,7 @@ def refuse_same_folder(train: Path, score: Path) -> None:
         )
 
 
-def refuse_shared(train: _Half, score: _Half) -> None:
+def refuse_shared(train: Images, score: Images) -> None:
     """Refuses halves that have an image in common: what is learned from and scored would flatter.
 
     Of links to one file device and inode agree. (Some file systems have none: 0.) Copies are not found: `swav data scan` is
@@ -63,7 +53,7 @@ def refuse_shared(train: _Half, score: _Half) -> None:
     )
 
 
-def _same_files(train: _Half, score: _Half) -> list[tuple[int, int]]:
+def _same_files(train: Images, score: Images) -> list[tuple[int, int]]:
     """Places in both halves of images that are one file."""
     if train.inodes is None or score.inodes is None:
         return []
@@ -76,8 +66,9 @@ def _same_files(train: _Half, score: _Half) -> list[tuple[int, int]]:
     return [(int(i), scored[key]) for i, key in zip(places, _keys(train, places), strict=True) if key in scored]
 
 
-def _keys(half: _Half, places: np.ndarray) -> list[tuple[int, ...]]:
+def _keys(half: Images, places: np.ndarray) -> list[tuple[int, ...]]:
     """Device, inode and size. (Sizes of one file agree; without them, a file system that numbers badly would be believed.)"""
+    assert half.inodes is not None
     return list(
         map(tuple, np.column_stack([half.inodes[places], half.rows["size"][places].astype(np.uint64)]).tolist())
     )

@@ -116,9 +116,9 @@ def _read_all(images: Images, progress: Told | None) -> list[Reading]:
 def _read(images: Images, i: int, hashed: bool) -> Reading:
     digest = None
     try:
-        content = images.content(i)
+        content = images.read_bytes(i)
         digest = hashlib.sha256(content).digest() if hashed else None
-        if not images.packed:
+        if not images.in_memory:
             decode(content, images.name(i))
     except Unreadable as error:
         return Reading(digest, error.reason)
@@ -149,7 +149,7 @@ def _classes(images: Images) -> dict[str, Any] | None:
 
 
 def _total_bytes(images: Images) -> int:
-    if not images.packed:
+    if not images.in_memory:
         return int(images.rows["size"].sum())
     return sum({images.name(i).partition("#")[0]: int(images.rows["size"][i]) for i in range(len(images))}.values())
 

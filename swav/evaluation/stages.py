@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Int8
 
+from swav.data.targets import MultiLabels
 from swav.errors import DataError
 from swav.evaluation.task import Task
 from swav.features import PAGE_GRIDS, page_windows, stage_grids
@@ -33,12 +34,12 @@ class Marked(NamedTuple):
         """
         if not task.encoder.stage_channels:
             task.encoder.stages(torch.empty(0, task.encoder.in_channels, 1, 1))  # has the words for it
-        train, score, classes = task.train.labels, task.score.labels, task.train.classes
-        if train is None or score is None or classes is None or train.ndim != 2 or score.ndim != 2:
+        train, score = task.train.targets, task.score.targets
+        if not isinstance(train, MultiLabels) or not isinstance(score, MultiLabels):
             raise DataError(
                 f"{task.train.root}: expected several labels per image (PASCAL VOC 2007), found one or none"
             )
-        return cls(train.astype(np.int8), score.astype(np.int8), classes)
+        return cls(train.values, score.values, train.classes)
 
 
 def stage_name(encoder: Encoder, place: int) -> str:

@@ -27,7 +27,7 @@ def state(run: Run, best: tuple[int, float] | None) -> dict[str, Any]:
         "settings_hash": settings_hash(run.recipe),
         "data_fingerprint": run.images.fingerprint,
         "num_images": len(run.images),
-        "pixels": run.images.content_fingerprint if run.images.packed else None,  # their names and sizes say nothing
+        "pixels": run.images.content_fingerprint if run.images.in_memory else None,  # their names and sizes say nothing
         "world_size": dist.world_size(),
         "versions": versions(),
         "best_step": best[0] if best else None,
@@ -52,7 +52,7 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
         return None
     saved = checkpoint.read(path)
     checkpoint.require_of_pretraining(saved)
-    pixels = saved.state.get("pixels") if run.images.packed else None
+    pixels = saved.state.get("pixels") if run.images.in_memory else None
     others = pixels is not None and pixels != run.images.content_fingerprint
     # First: other images give other derived settings.
     if others or saved.state["data_fingerprint"] != run.images.fingerprint:

@@ -19,6 +19,7 @@ from swav.data.scan import render_scan, scan
 from swav.data.sources.decode import Unreadable
 from swav.data.sources.open import labelled_halves, open_images
 from swav.data.sources.walk import walk
+from swav.data.storage import InMemory
 from swav.errors import DataError
 
 
@@ -447,7 +448,7 @@ def test_the_content_fingerprint_tells_other_pixels_of_the_same_names_and_sizes_
     after = open_images(tmp_path)
     assert after.fingerprint == before.fingerprint and after.content_fingerprint != before.content_fingerprint
     packed = [
-        Images(tmp_path, [b"x#0"], before.rows[:1], pixels=np.full((1, 2, 2, 3), value, np.uint8))
+        Images(InMemory(tmp_path, [b"x#0"], before.rows[:1], np.full((1, 2, 2, 3), value, np.uint8)))
         for value in (1, 2, 1)
     ]
     assert len({images.fingerprint for images in packed}) == 1

@@ -20,6 +20,7 @@ from swav.data.augment.photometric import apply_batched
 from swav.data.images import Images, Unreadable
 from swav.data.loader import Loader, epoch_order
 from swav.data.sources.open import open_images
+from swav.data.sources.walk import ROW, Names
 from swav.errors import DataError, EnvironmentError_
 from swav.signals import STOPPING
 from swav.training.views import view_spec
@@ -30,12 +31,15 @@ PER_EPOCH = NUM_IMAGES // BATCH
 CROPS = (Crop(count=2, size=16, scale=(0.14, 1.0)), Crop(count=3, size=8, scale=(0.05, 0.14)))
 
 
-class InMemory(Images):
-    """Images of one colour each (or noise), some of which cannot be read, or end the process that reads them."""
+class Made:
+    """A storage of images of one colour each (or noise), some of which cannot be read, or end the process that reads them."""
+
+    root, inodes, in_memory = Path("memory"), None, False
+    rows = np.zeros(NUM_IMAGES, ROW)
+    names = Names(b"%d.png" % i for i in range(NUM_IMAGES))
 
     def __init__(self, noise=True, bad=(), action=None, at=-1):
-        self.root, self.noise, self.broken, self.action, self.at = Path("memory"), noise, set(bad), action, at
-        self.damaged = set()
+        self.noise, self.broken, self.action, self.at = noise, set(bad), action, at
 
     def __len__(self):
         return NUM_IMAGES
@@ -52,6 +56,22 @@ class InMemory(Images):
             return np.random.default_rng(i).integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
         return np.full((20, 30 + i, 3), 10 * i, np.uint8)
 
+    def read_as_pillow(self, i):
+        return self.read(i), None
+
+    def read_bytes(self, i):
+        return bytes(self.read(i))
+
+    def select(self, indices):
+        raise NotImplementedError("the loader selects nothing")
+
+    def content(self):
+        return b""
+
+
+def made(**how):
+    return Images(Made(**how))
+
 
 def recipe(**settings):
     return Recipe.model_validate({"crops": CROPS, "batch": BATCH, "workers": 0, **settings})
@@ -60,7 +80,7 @@ def recipe(**settings):
 def load(images=None, start=0, total=PER_EPOCH, rank=0, world_size=1, on_device=False, per_epoch=PER_EPOCH, **settings):
     wanted = recipe(**settings)
     return Loader(
-        images or InMemory(),
+        images or made(),
         view_spec(wanted),
         batch=wanted.batch,
         workers=wanted.workers,
@@ -115,7 +135,7 @@ def test_batches_walk_through_the_order_and_leave_out_the_last_partial_one():
 def test_views_are_crop_major():
     """Every image has one colour, which cropping keeps."""
     plain = {"jitter_probability": 0, "grayscale": 0, "blur": 0}
-    for batch in load(InMemory(noise=False), **plain):
+    for batch in load(made(noise=False), **plain):
         for crop, views in zip(CROPS, batch.views, strict=True):
             assert views.shape == (crop.count * BATCH, crop.size, crop.size, 3)
             colours = views.unflatten(0, (crop.count, BATCH)).flatten(2)
@@ -129,7 +149,7 @@ def test_views_are_crop_major():
 @pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_the_number_of_workers_changes_nothing(workers, on_device):
-    images, total = InMemory(bad=[3, 4]), 2 * PER_EPOCH
+    images, total = made(bad=[3, 4]), 2 * PER_EPOCH
     assert_same(
         kept(load(images, total=total, on_device=on_device)),
         kept(load(images, total=total, on_device=on_device, workers=workers)),
@@ -204,7 +224,7 @@ def test_a_batch_stays_as_it_is_while_the_next_one_is_fetched():
 @pytest.mark.slow
 def test_where_forking_is_not_safe_fresh_workers_give_the_same(tmp_path, monkeypatch):
     for i in range(8):
-        Image.fromarray(InMemory().read(i)).save(tmp_path / f"{i}.png")
+        Image.fromarray(made().read(i)).save(tmp_path / f"{i}.png")
     images = open_images(tmp_path)
     expected = kept(load(images, total=1))
     monkeypatch.setattr(loader_module, "FORKS", False)
@@ -217,7 +237,7 @@ def test_where_forking_is_not_safe_fresh_workers_give_the_same(tmp_path, monkeyp
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_replaced_by_the_same_one_in_every_epoch_and_reported_every_time(workers):
-    images = InMemory(noise=False, bad=[5])
+    images = made(noise=False, bad=[5])
     plain = {"jitter_probability": 0, "grayscale": 0, "blur": 0}
     colours = []
     for batch in load(images, total=4 * PER_EPOCH, workers=workers, **plain):
@@ -231,7 +251,7 @@ def test_an_unreadable_image_is_replaced_by_the_same_one_in_every_epoch_and_repo
 @pytest.mark.parametrize("workers", [0, 1])
 def test_if_nothing_can_be_read_the_error_says_so_in_one_line(workers):
     with pytest.raises(DataError, match=r"an unreadable one are unreadable too.*broken") as caught:
-        list(load(InMemory(bad=range(NUM_IMAGES)), workers=workers))
+        list(load(made(bad=range(NUM_IMAGES)), workers=workers))
     assert "\n" not in str(caught.value)
 
 
@@ -239,7 +259,7 @@ def test_if_nothing_can_be_read_the_error_says_so_in_one_line(workers):
 
 
 def test_a_workers_death_is_an_error_with_advice():
-    images = InMemory(action=lambda: os.kill(os.getpid(), signal.SIGKILL), at=int(epoch_order(0, 0, NUM_IMAGES)[-3]))
+    images = made(action=lambda: os.kill(os.getpid(), signal.SIGKILL), at=int(epoch_order(0, 0, NUM_IMAGES)[-3]))
     with pytest.raises(EnvironmentError_, match=r"signal 9.*memory.*workers=N"):
         list(load(images, workers=2))
     assert not loader_processes()
@@ -250,7 +270,7 @@ def test_a_fault_in_a_worker_arrives_with_its_traceback():
         return 1 / 0
 
     with pytest.raises(RuntimeError, match=r"(?s)in a loader process.*ZeroDivisionError"):
-        list(load(InMemory(action=divide, at=0), workers=1, total=2 * PER_EPOCH))
+        list(load(made(action=divide, at=0), workers=1, total=2 * PER_EPOCH))
     assert not loader_processes()
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from swav.data.overlap import SharedImages
 from swav.data.sources.catalog import DATASETS, apart
 from swav.data.sources.open import labelled_halves
+from swav.data.storage import Files
 
 
 def write_halves(folder, val=True):
@@ -84,7 +85,8 @@ def test_a_link_among_the_images_of_a_list_and_of_a_tree_is_found(tmp_path):
 def test_a_file_system_that_numbers_no_files_or_gives_two_one_number_is_not_believed(tmp_path, inode):
     train, score = labelled_halves(write_halves(tmp_path / "set"), tmp_path / "cache")
     for half, size in ((train, 100), (score, 100 if inode == 0 else 101)):
-        half.inodes = np.full((len(half), 2), (1, inode), dtype=np.uint64)
+        assert isinstance(half.storage, Files)
+        half.storage.inodes = np.full((len(half), 2), (1, inode), dtype=np.uint64)
         half.rows["size"] = size
     apart((train, score))
 

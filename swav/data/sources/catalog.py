@@ -2,7 +2,6 @@
 usual names (imagenet/, VOCdevkit/, Places205/, iNaturalist2018/).
 """
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -71,10 +70,8 @@ def apart(halves: Halves) -> Halves:
 
 def as_pillow(halves: Halves) -> Halves:
     """The halves, of which damaged images are read as far as Pillow does, as the published protocols do, and are noted."""
-    train, score = map(copy.copy, halves)  # the notes are their own, all else is shared
-    for half in (train, score):
-        half.as_pillow, half.damaged = True, set()
-    return train, score
+    train, score = halves
+    return train.reading_as_pillow(), score.reading_as_pillow()
 
 
 DATASETS: dict[str, DataSet] = {

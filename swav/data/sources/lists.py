@@ -14,6 +14,7 @@ import numpy as np
 from swav.data.images import Images
 from swav.data.sources.decode import printable, reason_of
 from swav.data.sources.open import listed_half
+from swav.data.targets import ClassLabels
 from swav.errors import DataError
 from swav.files import visible
 
@@ -167,8 +168,7 @@ def _halves(
         listed_half(
             home / folder,
             names,
-            np.array([number[label] for label in labels], dtype=np.int64),
-            list(map(str, numbers)),
+            ClassLabels(np.array([number[label] for label in labels], dtype=np.int64), list(map(str, numbers))),
             half=half,
             cache=cache,
             allow_missing=allow_missing,

@@ -11,12 +11,11 @@ Nothing is ever written among the data.
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int8, Int64
 
 from swav.data.images import Images
 from swav.data.overlap import refuse_same_folder, refuse_shared
@@ -35,6 +34,8 @@ from swav.data.sources.walk import (
     read_list,
     walk,
 )
+from swav.data.storage import Files, InMemory, joined
+from swav.data.targets import ClassLabels, Targets
 from swav.errors import DataError
 
 Half = Literal["train", "score", "all"]
@@ -105,7 +106,7 @@ def labelled_halves(path: str | Path, cache: Path | None = None, progress: Told 
     train, score = (_labelled(open_images(path, half, cache, progress), layout) for half in ("train", "score"))
     refuse_shared(train, score)
     only_train, only_score = _present(train) - _present(score), _present(score) - _present(train)
-    if (only_train or only_score) and not train.packed:  # CIFAR's classes are given, whichever occur
+    if (only_train or only_score) and not train.in_memory:  # CIFAR's classes are given, whichever occur
         sides = [
             f"only in {side}: {_some(names)}"
             for side, names in (("train", only_train), (layout.score, only_score))
@@ -179,17 +180,8 @@ def _open_half(layout: Layout, folder: str, cache: Path | None, progress: Told |
         note = note.replace("/", "'s files", 1)
     else:
         packed = cifar.load_strips(layout.root, half)
-    return Images(
-        layout.root,
-        packed.names,
-        packed.rows,
-        labels=packed.labels,
-        classes=packed.classes,
-        bad=packed.bad,
-        note=note,
-        pixels=packed.pixels,
-        inodes=packed.inodes,
-    )
+    storage = InMemory(layout.root, packed.names, packed.rows, packed.pixels, packed.inodes)
+    return Images(storage, ClassLabels(packed.labels, packed.classes), bad=packed.bad, note=note)
 
 
 def _open_list(layout: Layout, half: Half, cache: Path | None, progress: Told | None) -> Images:
@@ -233,31 +225,20 @@ def _checked(
     rows, reasons = check_headers(root, found.names, found.rows, cache, part, progress)
     good = [i for i in range(len(rows)) if i not in reasons]
     bad = sorted(found.bad + [(os.fsdecode(found.names[i]), reason) for i, reason in reasons.items()])
-    labels, classes = None, None
+    labels = None
     if label_texts is not None:
         texts = [label_texts[i] for i in good]
         classes = _sorted_classes(texts)
         number = {name: k for k, name in enumerate(classes)}
-        labels = np.array([number[text] for text in texts], dtype=np.int64)
-    return Images(
-        root,
-        (found.names[i] for i in good),
-        rows[good],
-        labels=labels,
-        classes=classes,
-        bad=bad,
-        others=found.others,
-        note=note,
-        inodes=found.inodes[good],
-        left_out=found.left_out,
-    )
+        labels = ClassLabels(np.array([number[text] for text in texts], dtype=np.int64), classes)
+    storage = Files(root, (found.names[i] for i in good), rows[good], found.inodes[good])
+    return Images(storage, labels, bad=bad, others=found.others, note=note, left_out=found.left_out)
 
 
 def listed_half(
     root: Path,
     names: list[bytes],
-    labels: Int64[np.ndarray, " N"] | Int8[np.ndarray, "N C"],
-    classes: Sequence[str],
+    targets: Targets,
     *,
     half: str,
     cache: Path | None,
@@ -267,7 +248,7 @@ def listed_half(
 
     Args:
         root: what `names` are relative to.
-        labels: of each name.
+        targets: of each name.
         half: its name, for messages.
         allow_missing: leave out listed images that are not there, and say so in the note.
 
@@ -288,14 +269,10 @@ def listed_half(
         raise DataError(f"{where}: expected readable images of {half}, found none; check the files")
     missing = f" ({len(found.bad)} listed images are not there)" if found.bad else ""
     return Images(
-        root,
-        (found.names[i] for i in good),
-        rows[good],
-        labels=labels[kept[good]],
-        classes=list(classes),
+        Files(root, (found.names[i] for i in good), rows[good], found.inodes[good]),
+        targets.select(np.asarray(kept[good])),
         bad=sorted(found.bad + [(os.fsdecode(found.names[i]), reason) for i, reason in reasons.items()]),
         note=f"{half} of {where}{missing}",
-        inodes=found.inodes[good],
     )
 
 
@@ -311,25 +288,23 @@ def _joined(parts: list[Images]) -> Images:
     """Several halves as one sequence; labels only where all have them, over the union of their classes."""
     if len(parts) == 1:
         return parts[0]
-    labels, classes = None, None
-    if all(part.labels is not None for part in parts):
-        classes = _sorted_classes(name for part in parts for name in part.classes or [])
-        if all(part.classes == parts[0].classes for part in parts):
-            classes = parts[0].classes or []  # CIFAR's own order
-        where = [np.array([classes.index(name) for name in part.classes or []], dtype=np.int64) for part in parts]
-        labels = np.concatenate([new[part.labels] for new, part in zip(where, parts, strict=True)])
-    pixels = [part._pixels for part in parts if part._pixels is not None]
+    targets = [part.targets for part in parts if isinstance(part.targets, ClassLabels)]
+    labels = None
+    if len(targets) == len(parts):
+        classes = _sorted_classes(name for part in targets for name in part.classes)
+        if all(part.classes == targets[0].classes for part in targets):
+            classes = targets[0].classes  # CIFAR's own order
+        where = [np.array([classes.index(name) for name in part.classes], dtype=np.int64) for part in targets]
+        values = np.concatenate([new[part.values] for new, part in zip(where, targets, strict=True)])
+        labels = ClassLabels(values, classes)
+    storages = [part.storage for part in parts if isinstance(part.storage, Files | InMemory)]
     return Images(
-        parts[0].root,
-        [name for part in parts for name in part._names],
-        np.concatenate([part.rows for part in parts]),
-        labels=labels,
-        classes=classes,
+        joined(storages),
+        labels,
         bad=[entry for part in parts for entry in part.bad],
         others=sum((Counter(part.others) for part in parts), Counter()),
         note=" and ".join(part.note.partition(" (")[0] for part in parts) + parts[0].left_out,
         left_out=parts[0].left_out,
-        pixels=np.concatenate(pixels) if pixels else None,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from swav.data.images import Images
 from swav.data.sources.decode import printable, reason_of
 from swav.data.sources.open import listed_half
+from swav.data.targets import MultiLabels
 from swav.errors import DataError
 from swav.files import visible
 
@@ -27,7 +28,7 @@ HOW = (
 def classification_halves(
     root: str | Path, cache: Path | None = None, allow_missing: bool = False
 ) -> tuple[Images, Images]:
-    """Returns (trainval, test). Labels are int8 [N, classes]: 1 present, 0 ignored (difficult ones only), -1 absent.
+    """Returns (trainval, test). Their targets are MultiLabels.
 
     Args:
         root: VOC2007 itself, the VOCdevkit, or a folder that holds it.
@@ -99,8 +100,7 @@ def _half(home: Path, half: str, classes: Sequence[str], cache: Path | None, all
     return listed_half(
         home,
         [f"JPEGImages/{image}.jpg".encode() for image in ids],
-        labels,
-        classes,
+        MultiLabels(labels, classes),
         half=half,
         cache=cache,
         allow_missing=allow_missing,

@@ -32,7 +32,9 @@ def test_the_set_itself_the_kit_and_a_folder_of_sets_are_the_same(drawn, below):
     train, test = classification_halves(drawn / below)
     assert (len(train), len(test)) == (12, 8)
     assert train.classes == test.classes and train.classes is not None and len(train.classes) == 10
-    assert train.labels is not None and train.labels.shape == (12, 10) and train.labels.dtype == np.int8
+    assert (
+        train.targets is not None and train.targets.values.shape == (12, 10) and train.targets.values.dtype == np.int8
+    )
     assert train.read(3).shape == (32, 32, 3)
 
 
@@ -51,7 +53,7 @@ def test_hidden_files_of_other_systems_are_no_lists_and_hidden_folders_no_kit(dr
 def test_labels_are_those_of_the_annotations(data_root):
     """On real images: present in plain sight 1, difficult ones only 0, absent -1; a class is named `train`."""
     for images in classification_halves(data_root / "voc07"):
-        assert images.labels is not None and images.classes is not None and "train" in images.classes
+        assert images.targets is not None and images.classes is not None and "train" in images.classes
         for i in range(len(images)):
             name = images.name(i).removeprefix("JPEGImages/").removesuffix(".jpg")
             root = ElementTree.parse(images.root / f"Annotations/{name}.xml").getroot()
@@ -59,15 +61,15 @@ def test_labels_are_those_of_the_annotations(data_root):
             for item in root.iter("object"):
                 label = item.findtext("name") or ""
                 expected[label] = max(expected[label], 0 if item.findtext("difficult") == "1" else 1)
-            assert images.labels[i].tolist() == list(expected.values())
-        assert 0 in images.labels
+            assert images.targets.values[i].tolist() == list(expected.values())
+        assert 0 in images.targets.values
 
 
 def test_a_choice_of_images_keeps_its_labels(drawn):
     train, _ = classification_halves(drawn)
     some = train.select([5, 2])
-    assert some.labels is not None and train.labels is not None
-    assert np.array_equal(some.labels, train.labels[[5, 2]]) and some.name(0) == train.name(5)
+    assert some.targets is not None and train.targets is not None
+    assert np.array_equal(some.targets.values, train.targets.values[[5, 2]]) and some.name(0) == train.name(5)
 
 
 def test_no_data_set_says_what_belongs_where(tmp_path):
@@ -95,7 +97,7 @@ def test_a_listed_image_that_is_missing_is_refused_or_in_smoke_left_out_and_told
     train, test = classification_halves(home, allow_missing=True)
     assert (len(train), len(test)) == (11, 8) and "1 listed images are not there" in train.note
     whole, _ = classification_halves(home.parent, allow_missing=True)
-    assert whole.labels is not None and len(whole.labels) == 11
+    assert whole.targets is not None and len(whole.targets.values) == 11
 
 
 def test_lists_that_contradict_each_other_are_refused(home):

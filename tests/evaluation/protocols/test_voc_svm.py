@@ -14,6 +14,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
 from swav.data.sources.voc import classification_halves
+from swav.data.targets import MultiLabels
 from swav.errors import ConfigError, DataError
 from swav.evaluation import svm_solver
 from swav.evaluation.protocols import voc_svm
@@ -90,19 +91,20 @@ def test_machines_that_did_not_converge_are_told_with_the_score(task, monkeypatc
 def test_only_voc_by_the_letter_is_comparable(task):
     assert "5,010 training images instead of 5,011" in task.difference(5010, 4952)
     page = Task(task.encoder, task.train, task.score, SvmSettings(), "published", task.device, task.out)
-    page.train.classes = [str(k) for k in range(20)]
+    assert isinstance(page.train.targets, MultiLabels)
+    page.train.targets.classes = [str(k) for k in range(20)]
     assert page.difference(5011, 4952) == ""
 
 
 def test_a_class_without_images_enough_is_refused_before_the_work(task):
-    assert task.train.labels is not None
-    task.train.labels[:, 3] = -1
+    assert task.train.targets is not None
+    task.train.targets.values[:, 3] = -1
     with pytest.raises(DataError, match="at least 3 training images of each class, found 0 of lattice"):
         voc_svm.check(task)
 
 
 def test_a_class_that_unreadable_images_leave_too_few_of_is_told(task, monkeypatch):
-    shown = np.flatnonzero(task.train.labels[:, 0] == 1)
+    shown = np.flatnonzero(task.train.targets.values[:, 0] == 1)
 
     def without(self, label, **named):
         kept = np.setdiff1d(np.arange(len(self.train)), shown[2:])
