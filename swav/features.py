@@ -10,23 +10,20 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from swav.data.augment.crops import evaluation_view, squeezed_view, to_input
 from swav.data.images import Images, Unreadable
 from swav.data.workers import Workers
-from swav.errors import DataError, EnvironmentError_
-from swav.metrics import knn_vote, top_k_accuracy
+from swav.errors import EnvironmentError_
 from swav.network.backbone import ResNet
-from swav.progress import Progress
-from swav.signals import stop_if_asked
 from swav.system import autocast
 from swav.weights.encoder import Encoder
 
 Precision = Literal["fp32", "bf16"]
-View = Literal["centre", "squeezed"]
-VIEWS: dict[View, Callable[[UInt8[np.ndarray, "H W 3"], int], UInt8[np.ndarray, "S S 3"]]] = {
+ViewKind = Literal["centre", "squeezed"]
+VIEWS: dict[ViewKind, Callable[[UInt8[np.ndarray, "H W 3"], int], UInt8[np.ndarray, "S S 3"]]] = {
     "centre": evaluation_view,
     "squeezed": squeezed_view,
 }
@@ -38,18 +35,16 @@ SPECIFIED = {(12, 112): (10, 10, 4), (6, 56): (16, 8, 0), (4, 28): (13, 5, 0), (
 MOST_VALUES = 9216  # of a pooled map
 
 
-class Features(NamedTuple):
-    """What became of the images of a data set; rows agree.
+class EvaluationView(NamedTuple):
+    """The view of an image that features are computed of.
 
     Attributes:
-        features: of the readable images.
-        labels: their labels, -1 where there are none.
-        names: their names. What is missing here could not be read.
+        kind: the centre, or all of the image in another shape (VOC's SVM).
+        size: its side [pixels].
     """
 
-    features: Float32[Tensor, "N F"]
-    labels: Int64[Tensor, " N"]
-    names: list[str]
+    kind: ViewKind
+    size: int
 
 
 def features_of(
@@ -136,77 +131,6 @@ def _pooled(one: Float[Tensor, "N C H W"], grid: int) -> Float[Tensor, "N C h w"
     return nn.functional.adaptive_avg_pool2d(one, (min(grid, high), min(grid, wide)))
 
 
-def pooled_features(
-    encoder: Encoder,
-    images: Images,
-    size: int,
-    *,
-    batch: int | None = None,
-    workers: int,
-    device: torch.device,
-    progress: Progress | None = None,
-    precision: Precision = "fp32",
-) -> Features:
-    """Computes the features of all readable images, in their order.
-
-    Args:
-        encoder: on `device`, in eval mode.
-        images: labelled or not.
-        size: side of the view [pixels]; the short side is first resized to 256/224 of it.
-        batch: images at a time; None: 256 on a GPU, 64 on a CPU, where more only costs memory.
-        workers: loader processes; 0: decode here.
-        progress: is told how many images are done.
-        precision: bf16 computes under autocast.
-
-    Returns:
-        Features on the CPU.
-
-    Raises:
-        DataError: no image can be read.
-        EnvironmentError_: a loader process died.
-        Stopped: a signal asked for an end.
-    """
-    batch = batch or (256 if device.type == "cuda" else 64)
-    features: Tensor | None = None
-    kept: list[int] = []
-    for views, places in read_views(images, size, batch, workers):
-        stop_if_asked()
-        if places:
-            part = features_of(encoder, torch.from_numpy(views), device, precision)
-            if features is None:  # filled in place: at ImageNet's size a second copy would be 10 GB
-                features = torch.empty(len(images), part.shape[1])
-            features[len(kept) : len(kept) + len(part)] = part.cpu()
-            kept += places
-        if progress is not None:
-            progress.update(min(progress.done + batch, progress.total))
-    if features is None:
-        raise DataError(f"{images.root}: expected readable images, found none among {len(images)}; check the files")
-    labels = torch.full((len(kept),), -1) if images.labels is None else torch.from_numpy(images.labels)[kept]
-    return Features(features[: len(kept)], labels, [images.name(i) for i in kept])
-
-
-def knn_top1(
-    encoder: Encoder, train: Images, val: Images, size: int, k: int, device: torch.device, workers: int
-) -> tuple[float, int]:
-    """Top-1 of the weighted kNN vote [%]: the measure of learning during training.
-
-    Args:
-        train, val: labelled, with the same classes: the bank, and what is scored.
-        size: side of the view [pixels].
-        k: neighbours; of a bank with fewer readable images, all.
-
-    Returns:
-        The top-1, and the k that it is of.
-    """
-    assert train.classes is not None
-    bank = pooled_features(encoder, train, size, workers=workers, device=device)
-    queries = pooled_features(encoder, val, size, workers=workers, device=device)
-    k = min(k, len(bank.labels))
-    on_device = (bank.features.to(device), bank.labels.to(device), queries.features.to(device))
-    ranked = knn_vote(*on_device, [k], len(train.classes), ranks=1)
-    return top_k_accuracy(ranked[k].cpu(), queries.labels, 1), k
-
-
 Views = tuple[UInt8[np.ndarray, "B S S 3"], list[int]]
 
 
@@ -215,8 +139,8 @@ class _Views:
     those that were found damaged: a worker's own notes are not seen here.
     """
 
-    def __init__(self, images: Images, size: int, view: View, insist: bool):
-        self.images, self.size, self.cut, self.insist = images, size, VIEWS[view], insist
+    def __init__(self, images: Images, view: EvaluationView, insist: bool):
+        self.images, self.size, self.cut, self.insist = images, view.size, VIEWS[view.kind], insist
 
     def __call__(self, places: Sequence[int]) -> tuple[Views, set[str]]:
         views = np.empty((len(places), self.size, self.size, 3), dtype=np.uint8)
@@ -238,10 +162,9 @@ class _Views:
 
 def read_views(
     images: Images,
-    size: int,
+    view: EvaluationView,
     batch: int,
     workers: int,
-    view: View = "centre",
     start: int = 0,
     insist: bool = False,
 ) -> Iterator[Views]:
@@ -254,7 +177,7 @@ def read_views(
     Raises:
         EnvironmentError_: a loader process died; or, where `insist` is set, an image cannot be read just now.
     """
-    make = _Views(images, size, view, insist)
+    make = _Views(images, view, insist)
     parts = [range(first, min(first + batch, len(images))) for first in range(start, len(images), batch)]
     workers = min(workers, len(parts))
     with contextlib.ExitStack() as stack:

@@ -12,19 +12,23 @@ import pytest
 import torch
 from PIL import Image
 
+from swav import feature_store
 from swav.data.images import Unreadable
 from swav.data.sources.open import labelled_halves
 from swav.errors import DataError, EnvironmentError_
-from swav.features import knn_top1, pool_stages, pooled_features, read_views, stage_grids
+from swav.features import EvaluationView, pool_stages, read_views, stage_grids
 from swav.metrics import knn_vote, top_k_accuracy
 from swav.network.backbone import BACKBONES
 from swav.network.heads import build_network
 from swav.progress import Progress
 from swav.recipe_files import load_recipe
 from swav.signals import STOPPING
+from swav.training.log import knn_top1
 from swav.weights.encoder import Encoder
+from tests.frozen import pooled_features
 
 CPU = torch.device("cpu")
+VIEW = EvaluationView("centre", 24)
 
 
 @pytest.fixture
@@ -45,23 +49,25 @@ def encoder() -> Encoder:
     return Encoder(build_network(recipe), recipe, "random:tiny").requires_grad_(False)
 
 
-@pytest.mark.parametrize(("batch", "workers"), [(None, 0), (4, 0), (4, 2)])
-def test_features_are_those_of_each_image_alone_in_order(folder, encoder, batch, workers):
+@pytest.mark.parametrize(("batch", "workers"), [(64, 0), (4, 0), (4, 2)])
+def test_features_are_those_of_each_image_alone_in_order(folder, encoder, monkeypatch, batch, workers):
+    monkeypatch.setattr(feature_store, "BATCH", {"cpu": batch})
     train, _ = labelled_halves(folder)
-    found = pooled_features(encoder, train, 24, batch=batch, workers=workers, device=CPU)
+    found = pooled_features(encoder, train, 24, workers=workers)
     alone = torch.cat([encoder(encoder.preprocess(train.read(i), 24)[None]) for i in range(len(train))])
     torch.testing.assert_close(found.features, alone, rtol=1e-4, atol=1e-5)
     assert train.labels is not None and found.labels.tolist() == train.labels.tolist()
     assert found.names == [train.name(i) for i in range(len(train))]
 
 
-def test_what_cannot_be_read_is_left_out_with_its_label(folder, encoder):
+def test_what_cannot_be_read_is_left_out_with_its_label(folder, encoder, monkeypatch):
+    monkeypatch.setattr(feature_store, "BATCH", {"cpu": 3})
     train, _ = labelled_halves(folder)
     broken = [train.name(i) for i in (0, 5, 6)]
     for name in broken:
         (train.root / name).write_bytes(b"gone bad")
     progress = Progress("features", len(train), quiet=True)
-    found = pooled_features(encoder, train, 24, batch=3, workers=0, device=CPU, progress=progress)
+    found = pooled_features(encoder, train, 24, workers=0, progress=progress)
     kept = [i for i in range(len(train)) if train.name(i) not in broken]
     assert found.names == [train.name(i) for i in kept]
     assert train.labels is not None and found.labels.tolist() == train.labels[kept].tolist()
@@ -72,7 +78,7 @@ def test_what_cannot_be_read_is_left_out_with_its_label(folder, encoder):
 def test_an_evaluation_leaves_the_random_state_of_the_training_alone(folder, encoder, workers):
     train, val = labelled_halves(folder)
     before = torch.get_rng_state()
-    knn_top1(encoder, train, val, 24, 3, CPU, workers)
+    knn_top1(encoder, train, val, VIEW, 3, CPU, workers)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -81,7 +87,7 @@ def test_nothing_readable_is_an_error(folder, encoder):
     for i in range(len(train)):
         (train.root / train.name(i)).write_bytes(b"gone bad")
     with pytest.raises(DataError, match="none among 14"):
-        pooled_features(encoder, train, 24, workers=0, device=CPU)
+        pooled_features(encoder, train, 24, workers=0)
 
 
 def test_a_signal_to_all_processes_does_not_end_the_workers(folder, encoder, monkeypatch):
@@ -93,9 +99,9 @@ def test_a_signal_to_all_processes_does_not_end_the_workers(folder, encoder, mon
             os.kill(os.getpid(), number)
         return read(i)
 
-    expected = pooled_features(encoder, train, 24, workers=0, device=CPU)
+    expected = pooled_features(encoder, train, 24, workers=0)
     monkeypatch.setattr(train, "read", read_when_asked_to_stop)
-    assert torch.equal(pooled_features(encoder, train, 24, workers=1, device=CPU).features, expected.features)
+    assert torch.equal(pooled_features(encoder, train, 24, workers=1).features, expected.features)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -106,23 +112,22 @@ def test_an_error_of_the_disk_that_may_pass_is_not_kept_as_a_missing_image(folde
         raise Unreadable(train.name(i), "Stale file handle", passing=True)
 
     monkeypatch.setattr(train, "read", away)
-    assert [len(places) for _, places in read_views(train, 24, 64, workers)] == [0]
+    assert [len(places) for _, places in read_views(train, VIEW, 64, workers)] == [0]
     with pytest.raises(EnvironmentError_, match=r"cannot be read just now \(Stale file handle\)"):
-        list(read_views(train, 24, 64, workers, "centre", 0, True))
+        list(read_views(train, VIEW, 64, workers, 0, True))
 
 
 def test_the_death_of_a_worker_is_an_error_of_the_machine(folder, encoder, monkeypatch):
     train, _ = labelled_halves(folder)
     monkeypatch.setattr(train, "read", lambda _: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(EnvironmentError_, match="fewer workers"):
-        pooled_features(encoder, train, 24, workers=1, device=CPU)
+        pooled_features(encoder, train, 24, workers=1)
 
 
 def test_bf16_is_asked_for_and_gives_float32_near_the_same(folder, encoder):
     _, val = labelled_halves(folder)
     exact, rough = (
-        pooled_features(encoder, val, 24, workers=0, device=CPU, precision=precision).features
-        for precision in ("fp32", "bf16")
+        pooled_features(encoder, val, 24, workers=0, precision=precision).features for precision in ("fp32", "bf16")
     )
     assert exact.dtype == rough.dtype == torch.float32 and not torch.equal(exact, rough)
     torch.testing.assert_close(exact, rough, rtol=0.1, atol=0.05)
@@ -130,16 +135,16 @@ def test_bf16_is_asked_for_and_gives_float32_near_the_same(folder, encoder):
 
 def test_knn_while_training_is_the_vote_of_the_bank(folder, encoder):
     train, val = labelled_halves(folder)
-    bank, queries = (pooled_features(encoder, half, 24, workers=0, device=CPU) for half in (train, val))
+    bank, queries = (pooled_features(encoder, half, 24, workers=0) for half in (train, val))
     ranked = knn_vote(bank.features, bank.labels, queries.features, [3], 2)
-    assert knn_top1(encoder, train, val, 24, 3, CPU, 0) == (top_k_accuracy(ranked[3], queries.labels, 1), 3)
+    assert knn_top1(encoder, train, val, VIEW, 3, CPU, 0) == (top_k_accuracy(ranked[3], queries.labels, 1), 3)
 
 
 def test_a_bank_smaller_than_k_is_used_whole_and_that_is_told(folder, encoder):
     train, val = labelled_halves(folder)
-    bank = len(pooled_features(encoder, train, 24, workers=0, device=CPU).labels)
-    whole = knn_top1(encoder, train, val, 24, bank, CPU, 0)
-    assert knn_top1(encoder, train, val, 24, 1000, CPU, 0) == whole and whole[1] == bank
+    bank = len(pooled_features(encoder, train, 24, workers=0).labels)
+    whole = knn_top1(encoder, train, val, VIEW, bank, CPU, 0)
+    assert knn_top1(encoder, train, val, VIEW, 1000, CPU, 0) == whole and whole[1] == bank
 
 
 def test_pooled_stages_of_a_resnet50_at_224_have_the_pages_dimensions():

@@ -284,8 +284,8 @@ def test_a_folder_that_goes_away_while_a_checkpoint_is_written_is_named(shapes, 
 @pytest.mark.parametrize(
     ("bench", "before"),
     [
-        ("knn", "swav.feature_cache.FileLock"),
-        ("knn", "swav.feature_cache.read_views"),
+        ("knn", "swav.feature_store.FileLock"),
+        ("knn", "swav.feature_store.read_views"),
         ("linear", "swav.evaluation.supervised.FileLock"),
         ("knn", "swav.results.results.results_lock"),
     ],

@@ -129,9 +129,10 @@ def test_two_processes_then_one_then_two_are_one_run(shapes, tmp_path):
     for (step, ours, *_), (_, its, *_) in zip(found, expected, strict=True):
         print(f"step {step:2}: loss {ours:.6f}, alone {its:.6f}, difference {abs(ours - its):.0e}")
     assert [step for step, *_ in found] == list(range(1, LAST + 1))
-    # Rounding grows by a factor of about 3 a step here (4e-6 to 5e-3 were seen); other images or rows would show as 0.1.
+    # Rounding grows by a factor of about 3 a step here (4e-6 to 5e-3 were seen, 2e-4 at step 6 with one core for both
+    # processes, which changes the order of sums); other images or rows would show as 0.1.
     for (step, ours, *_), (_, its, *_) in zip(found, expected, strict=True):
-        assert abs(ours - its) < (1e-4 if step <= 6 else 2e-2), step
+        assert abs(ours - its) < (1e-3 if step <= 6 else 2e-2), step
 
 
 def test_an_image_lost_after_a_kill_gives_the_same_bytes_at_every_resume_and_the_old_steps_stay(

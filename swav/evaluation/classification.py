@@ -18,7 +18,7 @@ from swav.evaluation import supervised
 from swav.evaluation.settings import TrainSettings
 from swav.evaluation.supervised import Evaluation, Metric, TrainingPlan, TrainingResult
 from swav.evaluation.task import Task
-from swav.features import read_views
+from swav.features import EvaluationView, read_views
 from swav.metrics import top_k_accuracy
 from swav.network.sync_batch_norm import synchronised
 
@@ -181,8 +181,9 @@ def evaluation_batches(
     def batches() -> Iterable[tuple[Any, Tensor]]:
         share = task.score.select(range(dist.rank(), len(task.score), dist.world_size()))
         assert share.labels is not None
+        view = EvaluationView("centre", task.settings.size)
         at_a_time = 256 if task.device.type == "cuda" else 64
-        for views, places in read_views(share, task.settings.size, at_a_time, task.workers):
+        for views, places in read_views(share, view, at_a_time, task.workers):
             if not dist.is_active():  # the others would wait for this process
                 signals.stop_if_asked()
             if places:

@@ -9,7 +9,7 @@ import torch
 
 from swav.errors import DataError
 from swav.evaluation.task import Needs, Task, drawn
-from swav.features import features_of, read_views
+from swav.features import EvaluationView, features_of, read_views
 
 SAMPLE = 64  # images that are timed
 STEP = 3  # forwards that a training step takes: there, and back for activations and for weights
@@ -38,7 +38,11 @@ def _seconds_per_image(task: Task[Any]) -> float:
     """
     sample, settings = drawn(task.train, SAMPLE, seed=0), task.settings
     began = time.monotonic()
-    views = [torch.from_numpy(part) for part, places in read_views(sample, settings.size, SAMPLE, 0) if places]
+    views = [
+        torch.from_numpy(part)
+        for part, places in read_views(sample, EvaluationView("centre", settings.size), SAMPLE, 0)
+        if places
+    ]
     reading = (time.monotonic() - began) / len(sample)
     if not views:
         raise DataError(f"{sample.root}: expected readable images, found none among {len(sample)}; check the files")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from swav.data.images import Images
 from swav.evaluation.settings import BenchSettings, departures
-from swav.feature_cache import Cached, cached_features
-from swav.features import View, pool_stages, stage_grids
+from swav.feature_store import FeatureStore, FrozenFeatures
+from swav.features import EvaluationView, ViewKind, pool_stages, stage_grids
 from swav.progress import Progress
 from swav.system import available_cpus
 from swav.weights.encoder import Encoder
@@ -105,28 +105,27 @@ class Task(Generic[AnyBench]):
         }
         return of, hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
 
-    def frozen(self, label: str, *, stages: bool, pooled: bool, view: View = "centre") -> tuple[Cached, Cached]:
-        """Features of both halves, from the cache or computed: for benchmarks that augment nothing.
+    def features(
+        self, label: str, *, stages: bool, pooled: bool, view: ViewKind = "centre"
+    ) -> tuple[FrozenFeatures, FrozenFeatures]:
+        """Return features of both halves, kept in `out`: for benchmarks that augment nothing.
 
         Args:
             label: of the progress.
-            stages, pooled, view: as for feature_cache.cached_features, with its errors.
+            stages, pooled: as for FeatureStore.get, with its errors.
+            view: kind of it.
         """
         with Progress(label, len(self.train) + len(self.score)) as progress:
             train, score = (
-                cached_features(
+                FeatureStore(
                     self.encoder,
                     images,
-                    self.settings.size,
+                    EvaluationView(view, self.settings.size),
                     out=self.out,
-                    stages=stages,
-                    pooled=pooled,
-                    view=view,
-                    workers=self.workers,
                     device=self.device,
-                    progress=progress,
+                    workers=self.workers,
                     precision=self.settings.precision,
-                )
+                ).get(stages=stages, pooled=pooled, progress=progress)
                 for images in (self.train, self.score)
             )
         return train, score

@@ -12,10 +12,13 @@ from torch import Tensor
 from swav import dist
 from swav.data.augment.photometric import apply_batched
 from swav.data.augment.spec import ViewSpec
+from swav.data.images import Images
 from swav.data.loader import Batch
-from swav.features import knn_top1
+from swav.feature_store import FeatureStore
+from swav.features import EvaluationView
 from swav.files import FolderGuard, not_essential
 from swav.jsonl import append, is_bad_file, is_metrics, read_if_possible
+from swav.metrics import knn_vote, top_k_accuracy
 from swav.network.heads import SwavNetwork
 from swav.progress import memory_gb
 from swav.reporting.pictures import write_views
@@ -157,9 +160,32 @@ def score_by_knn(run: Run, network: SwavNetwork) -> tuple[float, int] | None:
     assert isinstance(recipe.workers, int)
     network.eval()
     encoder = Encoder(network, recipe, str(run.out))
-    scored = knn_top1(encoder, bank, queries, recipe.resolution, recipe.knn_k, run.device, recipe.workers)
+    view = EvaluationView("centre", recipe.resolution)
+    scored = knn_top1(encoder, bank, queries, view, recipe.knn_k, run.device, recipe.workers)
     network.train()
     return scored
+
+
+def knn_top1(
+    encoder: Encoder, train: Images, val: Images, view: EvaluationView, k: int, device: torch.device, workers: int
+) -> tuple[float, int]:
+    """Return the top-1 of the weighted kNN vote [%], the measure of learning during training, and the k that it is of.
+
+    Args:
+        train, val: labelled, with the same classes: the bank, and what is scored.
+        k: neighbours; of a bank with fewer readable images, all.
+    """
+    assert train.labels is not None and val.labels is not None and train.classes is not None
+    bank, queries = (
+        FeatureStore(encoder, images, view, out=None, device=device, workers=workers).get() for images in (train, val)
+    )
+    assert bank.pooled is not None and queries.pooled is not None
+    labels, truth = torch.from_numpy(train.labels)[bank.kept], torch.from_numpy(val.labels)[queries.kept]
+    k = min(k, len(labels))
+    ranked = knn_vote(
+        bank.pooled.to(device), labels.to(device), queries.pooled.to(device), [k], len(train.classes), ranks=1
+    )
+    return top_k_accuracy(ranked[k].cpu(), truth, 1), k
 
 
 def draw_views(batch: Batch, spec: ViewSpec, out: Path) -> None:

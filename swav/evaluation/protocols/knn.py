@@ -47,7 +47,7 @@ def run(task: Task[KnnSettings]) -> list[Score]:
     check(task)  # a complaint must not wait for the features
     device, settings = task.device, task.settings
     # on disk, so that an interrupted pass over ImageNet goes on
-    bank, queries = task.frozen("knn: features", stages=False, pooled=True)
+    bank, queries = task.features("knn: features", stages=False, pooled=True)
     assert bank.pooled is not None and queries.pooled is not None
     assert task.train.labels is not None and task.score.labels is not None
     labels = torch.from_numpy(task.train.labels[bank.kept])

@@ -93,7 +93,7 @@ def run(task: Task[LowshotSettings]) -> list[Score | NoScore]:
     """
     check(task)
     settings, marked = task.settings, Marked.of(task)
-    train, score = task.frozen("lowshot: features", stages=True, pooled=False, view="squeezed")
+    train, score = task.features("lowshot: features", stages=True, pooled=False, view="squeezed")
     if settings.samples is not None and len(train.kept) < len(task.train):
         raise DataError(
             f"{task.train.root}: expected every image, as lowshot.samples={settings.samples} counts them, found "

@@ -96,7 +96,7 @@ def run(task: Task[SvmSettings]) -> list[Score | NoScore]:
     """
     check(task)
     settings, marked = task.settings, Marked.of(task)
-    train, score = task.frozen("svm: features", stages=True, pooled=False, view="squeezed")
+    train, score = task.features("svm: features", stages=True, pooled=False, view="squeezed")
     labels, truth = marked.train[train.kept], marked.score[score.kept]
     _check_classes(task, Marked(labels, truth, marked.classes))  # without those that could not be read
     layers: list[Layer] = []

@@ -15,8 +15,8 @@ from swav.errors import ConfigError
 from swav.evaluation.protocols import knn
 from swav.evaluation.settings import BenchSettings, KnnSettings
 from swav.evaluation.task import Task
-from swav.features import pooled_features
 from swav.weights.encoder import load
+from tests.frozen import pooled_features
 
 CPU = torch.device("cpu")
 
@@ -35,9 +35,7 @@ def with_settings(task, protocol="published", **changed):
 
 def test_scores_are_scikit_learns_on_the_same_features(task):
     scores = {score.metric: score.value for score in knn.run(task)}
-    bank, queries = (
-        pooled_features(task.encoder, half, 24, workers=0, device=CPU) for half in (task.train, task.score)
-    )
+    bank, queries = (pooled_features(task.encoder, half, 24, workers=0) for half in (task.train, task.score))
     for k in (1, 5, 20):
         oracle = KNeighborsClassifier(k, algorithm="brute", metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
         oracle.fit(bank.features.numpy(), bank.labels.numpy())
@@ -55,7 +53,7 @@ def test_the_published_protocol_is_the_default():
 def test_a_k_above_the_bank_is_refused_by_page_and_left_out_by_smoke(task, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(ConfigError, match="at most 24"):
         patch.setattr(
-            "swav.evaluation.task.cached_features", lambda *_, **__: pytest.fail("complains only after the work")
+            "swav.evaluation.task.FeatureStore", lambda *_, **__: pytest.fail("complains only after the work")
         )
         knn.run(with_settings(task, k=(20, 25)))
     scores = knn.run(with_settings(task, "smoke", k=(20, 25)))
@@ -79,7 +77,7 @@ def test_the_difference_names_images_classes_size_and_k(task):
 def test_only_imagenet_by_the_letter_is_comparable(task):
     class_names = [str(k) for k in range(BenchSettings.published["classes"])]
     train = task.train.select(range(3))
-    train.classes = class_names
+    train.targets.classes = class_names
     page = dataclasses.replace(task, train=train, settings=KnnSettings(workers=3, device="cpu"))
     assert page.difference(BenchSettings.published["training images"], BenchSettings.published["scored images"]) == ""
     assert "1,281,166" in page.difference(

@@ -23,11 +23,12 @@ from swav.evaluation import classification, supervised
 from swav.evaluation.protocols import linear
 from swav.evaluation.settings import LinearSettings
 from swav.evaluation.task import Task
-from swav.features import features_of, pooled_features
+from swav.features import features_of
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
 from swav.weights.encoder import Encoder, weights_sha256
 from tests.evaluation.conftest import made
+from tests.frozen import pooled_features
 
 CPU = torch.device("cpu")
 FAST = {"size": 16, "epochs": 4, "batch": 8, "workers": 0}
@@ -85,7 +86,7 @@ def test_the_layer_becomes_scikit_learns_logistic_regression(tmp_path):
     settings = LinearSettings(size=8, epochs=16, batch=12, workers=0)
     task = Task(mean_colour(fresh()), train, score, settings, "published", CPU, made(tmp_path / "out"))
     scores = linear.run(task)
-    known, asked = (pooled_features(task.encoder, half, 8, workers=0, device=CPU) for half in (train, score))
+    known, asked = (pooled_features(task.encoder, half, 8, workers=0) for half in (train, score))
     oracle = LogisticRegression(C=1e6, tol=1e-8, max_iter=1000).fit(known.features.numpy(), known.labels.numpy())
     head = saved_head(task).model
     logits = known.features @ head["weight"].T + head["bias"]
@@ -241,7 +242,7 @@ def test_the_score_is_the_last_epochs_and_the_log_has_them_all(task):
     assert lines[-1]["lr"] == pytest.approx(0.15 * (1 + math.cos(0.75 * math.pi)))
     assert [score.value for score in scores] == [lines[-1]["top1"], lines[-1]["top5"]]
     head = saved_head(task).model
-    asked = pooled_features(task.encoder, task.score, 16, workers=0, device=CPU)
+    asked = pooled_features(task.encoder, task.score, 16, workers=0)
     right = (asked.features @ head["weight"].T + head["bias"]).argmax(dim=1) == asked.labels
     assert scores[0].value == pytest.approx(100 * float(right.float().mean()))
 

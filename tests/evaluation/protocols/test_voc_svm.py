@@ -22,7 +22,7 @@ from swav.evaluation.runner import BENCHES, bench
 from swav.evaluation.settings import SvmSettings
 from swav.evaluation.svm_solver import unit_rows
 from swav.evaluation.task import Score, Task
-from swav.feature_cache import Cached
+from swav.feature_store import FrozenFeatures
 from swav.metrics import average_precision
 from swav.progress import Progress
 from swav.weights import encoder
@@ -108,11 +108,11 @@ def test_a_class_that_unreadable_images_leave_too_few_of_is_told(task, monkeypat
 
     def without(self, label, **named):
         kept = np.setdiff1d(np.arange(len(self.train)), shown[2:])
-        return Cached([np.ones((len(kept), 2), np.float32)], None, kept), Cached(
+        return FrozenFeatures([np.ones((len(kept), 2), np.float32)], None, kept), FrozenFeatures(
             [np.ones((40, 2))], None, np.arange(40)
         )
 
-    monkeypatch.setattr(Task, "frozen", without)
+    monkeypatch.setattr(Task, "features", without)
     with pytest.raises(DataError, match="expected at least 3 training images of each class, found 2 of"):
         voc_svm.run(task)
 

@@ -1,6 +1,6 @@
 """Attacks: features of other weights, images or views than asked for, or of half a pass, taken for the whole.
 
-Run: pytest tests/test_feature_cache.py
+Run: pytest tests/test_feature_store.py
 """
 
 import json
@@ -13,18 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-from swav import feature_cache, feature_files
+from swav import feature_files, feature_store
 from swav.data.images import Images, Unreadable
 from swav.data.sources.catalog import as_pillow
 from swav.data.sources.open import open_images
 from swav.data.storage import InMemory
 from swav.errors import ConfigError, NumericsError
-from swav.feature_cache import cached_features
-from swav.features import pool_stages, pooled_features, read_views, stage_grids
+from swav.feature_store import FeatureStore
+from swav.features import EvaluationView, pool_stages, read_views, stage_grids
 from swav.network.heads import build_network
 from swav.progress import Progress
 from swav.recipe_files import load_recipe
 from swav.weights.encoder import Encoder
+from tests.frozen import pooled_features
 from tests.test_files import holder_of
 
 CPU = torch.device("cpu")
@@ -32,8 +33,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_cache, "BATCH", {"cpu": 3})
-    monkeypatch.setattr(feature_cache, "NOTED_IMAGES", 4)
+    monkeypatch.setattr(feature_store, "BATCH", {"cpu": 3})
+    monkeypatch.setattr(feature_store, "NOTED_IMAGES", 4)
     rng = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
     for i in range(10):
@@ -52,10 +53,12 @@ def encoder():
 
 
 def features(encoder, images, out, capsys=None, **changes):
-    wanted: dict[str, Any] = {"stages": True, "pooled": True, "workers": 0, "device": CPU} | changes
+    wanted: dict[str, Any] = {"stages": True, "pooled": True, "view": "centre", "workers": 0, "device": CPU} | changes
+    kinds = {kind: wanted.pop(kind) for kind in ("stages", "pooled")}
+    view = EvaluationView(wanted.pop("view"), 32)
     out.mkdir(exist_ok=True)
     with Progress("features", len(images)) as progress:
-        found = cached_features(encoder, images, 32, out=out, progress=progress, **wanted)
+        found = FeatureStore(encoder, images, view, out=out, **wanted).get(progress=progress, **kinds)
     return (found, capsys.readouterr().err) if capsys else found
 
 
@@ -66,7 +69,7 @@ def nothing_is_read(*arguments):
 def test_one_pass_gives_the_stages_and_the_features_of_each_image_alone(images, encoder, tmp_path):
     found = features(encoder, images, tmp_path)
     assert found.pooled is not None and found.kept.tolist() == list(range(10))
-    torch.testing.assert_close(found.pooled, pooled_features(encoder, images, 32, workers=0, device=CPU).features)
+    torch.testing.assert_close(found.pooled, pooled_features(encoder, images, 32, workers=0).features)
     grids = stage_grids(encoder.stage_channels)
     for i in range(10):
         alone = pool_stages(encoder.stages(encoder.preprocess(images.read(i), 32)[None]), grids)
@@ -82,7 +85,7 @@ def test_squeezed_views_hold_the_whole_image(images, encoder, tmp_path):
 def test_what_is_there_is_not_computed_again_and_what_is_not_is(images, encoder, tmp_path, monkeypatch):
     first = features(encoder, images, tmp_path, pooled=False)
     both = features(encoder, images, tmp_path)
-    monkeypatch.setattr(feature_cache, "read_views", nothing_is_read)
+    monkeypatch.setattr(feature_store, "read_views", nothing_is_read)
     again = features(encoder, images, tmp_path)
     assert first.pooled is None and both.pooled is not None and again.pooled is not None
     assert torch.equal(both.pooled, again.pooled)
@@ -104,16 +107,16 @@ def test_an_interrupted_pass_goes_on_from_its_last_note(images, encoder, tmp_pat
         if len(notes) == note:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(feature_cache, "fault_point", interrupt)
+    monkeypatch.setattr(feature_store, "fault_point", interrupt)
     with pytest.raises(KeyboardInterrupt):
         features(encoder, images, tmp_path / "cut")
     starts = []
 
     def read(*arguments):
-        starts.append(arguments[5])
+        starts.append(arguments[4])
         return read_views(*arguments)
 
-    monkeypatch.setattr(feature_cache, "read_views", read)
+    monkeypatch.setattr(feature_store, "read_views", read)
     resumed = features(encoder, images, tmp_path / "cut")
     assert starts == expected
     assert resumed.kept.tolist() == whole.kept.tolist() == [0, *range(2, 10)]
@@ -247,13 +250,13 @@ def test_one_flipped_bit_in_an_array_is_found_and_that_array_is_computed_again(
 ):
     expected = [np.array(stage) for stage in features(encoder, images, tmp_path).stages]
     flip(only(tmp_path, "stage2.npy"), place)
-    computed, kinds_of = list[list[str]](), feature_cache._kinds_of
+    computed, kinds_of = list[list[str]](), feature_store._kinds_of
 
     def noted(*rest):
         computed.append(rest[-1])
         return kinds_of(*rest)
 
-    monkeypatch.setattr(feature_cache, "_kinds_of", noted)
+    monkeypatch.setattr(feature_store, "_kinds_of", noted)
     found, said = features(encoder, images, tmp_path, capsys)
     assert "stage2.npy: expected features of 10 images, found a damaged file; computed again" in said
     assert all(kinds == ["stage2"] for kinds in computed) and computed
@@ -292,7 +295,7 @@ def interrupted(images, encoder, out, monkeypatch, where):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(feature_cache, "fault_point", interrupt)
+        patch.setattr(feature_store, "fault_point", interrupt)
         features(encoder, images, out)
 
 
@@ -301,7 +304,7 @@ def test_a_pass_that_was_killed_between_its_last_note_and_the_renaming_is_not_ma
 ):
     interrupted(images, encoder, tmp_path, monkeypatch, "features:whole")
     assert only(tmp_path, "pooled.npy.part").exists()
-    monkeypatch.setattr(feature_cache, "read_views", nothing_is_read)
+    monkeypatch.setattr(feature_store, "read_views", nothing_is_read)
     _, said = features(encoder, images, tmp_path, capsys)
     assert "damaged" not in said
 
@@ -310,7 +313,7 @@ def test_features_of_an_older_version_without_checksums_are_not_used_which_is_sa
     images, encoder, tmp_path, monkeypatch, capsys
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(feature_cache, "VERSION", 2)
+        patch.setattr(feature_store, "VERSION", 2)
         features(encoder, images, tmp_path)
     _, said = features(encoder, images, tmp_path, capsys)
     assert "features without checksums are not used; it may be deleted" in said
@@ -344,7 +347,7 @@ def test_who_wants_features_that_another_computes_waits_says_for_whom_and_reads_
             other.kill()
 
         monkeypatch.setattr("time.sleep", finish)
-        monkeypatch.setattr(feature_cache, "read_views", nothing_is_read)
+        monkeypatch.setattr(feature_store, "read_views", nothing_is_read)
         found, said = features(encoder, images, tmp_path / "out", capsys)
     place = tmp_path / "out/features" / folder.name
     assert f"waiting for process {other.pid} on " in said
@@ -379,4 +382,4 @@ def test_damaged_images_that_were_read_as_pillow_does_are_known_to_who_reads_the
         images, _ = as_pillow((open_images(tmp_path / "data"),) * 2)
         assert features(encoder, images, tmp_path).kept.tolist() == list(range(5))
         assert images.damaged == {"2.jpg"}
-        monkeypatch.setattr(feature_cache, "read_views", nothing_is_read)
+        monkeypatch.setattr(feature_store, "read_views", nothing_is_read)

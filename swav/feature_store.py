@@ -1,4 +1,4 @@
-"""Frozen features on disk: computed once per weights, images and view, read by every benchmark that augments nothing.
+"""Frozen features: computed once per weights, images and view, from memory or from a folder that all benchmarks share.
 
 OUT/features/KEY/ holds an array per kind (`stage1.npy` ... `stage5.npy`, `pooled.npy`; float32, a row per readable image)
 and `cache.json`: what they are of, how far they are, the SHA-256 of their parts, and which images could not be read or are
@@ -28,7 +28,7 @@ from torch import Tensor
 from swav.data.images import Images
 from swav.errors import DataError, EnvironmentError_, NumericsError
 from swav.feature_files import Noted, Notes, Part, array_to_fill, read_notes, read_object, verified, write_notes
-from swav.features import Precision, View, features_of, read_views, stage_features_of, stage_grids
+from swav.features import EvaluationView, Precision, features_of, read_views, stage_features_of
 from swav.files import FileLock, remove_leftovers, sync_folder, visible
 from swav.progress import Progress
 from swav.signals import end_asked_for, note_saved, stop_if_asked
@@ -43,12 +43,12 @@ PART = ".part"
 ADVICE = "check the weights and their normalisation, or use precision=fp32"
 
 
-class Cached(NamedTuple):
+class FrozenFeatures(NamedTuple):
     """Features of the readable images of a data set, in their order.
 
     Attributes:
         stages: pooled maps of each stage [N, D], where asked for.
-        pooled: the trunk's features [N, F], where asked for.
+        pooled: the backbone's features [N, F], where asked for; on the CPU.
         kept: places of the readable images in the sequence.
     """
 
@@ -57,85 +57,145 @@ class Cached(NamedTuple):
     kept: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """What a pass is of and by what."""
-
-    encoder: Encoder
-    images: Images
-    size: int
-    view: View
-    folder: Path
-    identity: dict[str, Any]
-    workers: int
-    device: torch.device
-    progress: Progress
-    precision: Precision
-
-
-def cached_features(
-    encoder: Encoder,
-    images: Images,
-    size: int,
-    *,
-    out: Path,
-    stages: bool,
-    pooled: bool,
-    view: View = "centre",
-    workers: int,
-    device: torch.device,
-    progress: Progress,
-    precision: Precision = "fp32",
-) -> Cached:
-    """Reads features from OUT/features, and computes first what is not there yet: all kinds asked for in one pass. Waits while
-    another process computes the same.
+class FeatureStore:
+    """Frozen features of one network on one view of some images.
 
     Args:
         encoder: on `device`, in eval mode.
-        images: if they are read as Pillow reads them, damaged ones are noted in `images.damaged`.
-        size: side of the view [pixels].
-        out: folder of the results.
-        stages, pooled: kinds that are asked for.
-        progress: is told how many images are done.
+        images: labelled or not. If they are read as Pillow reads them, damaged ones are noted in `images.damaged`.
+        view: of each image.
+        out: folder of the results, whose features/ keeps them; None: they are computed anew and kept in memory only.
+        device: to compute on.
+        workers: loader processes; 0: decode here.
+        precision: bf16 computes under autocast.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        images: Images,
+        view: EvaluationView,
+        *,
+        out: Path | None,
+        device: torch.device,
+        workers: int,
+        precision: Precision = "fp32",
+    ):
+        self.encoder, self.images, self.view, self.out = encoder, images, view, out
+        self.device, self.workers, self.precision = device, workers, precision
+
+    def get(self, *, stages: bool = False, pooled: bool = True, progress: Progress | None = None) -> FrozenFeatures:
+        """Return features, all kinds asked for in one pass over what is not there yet. Wait while another process computes
+        the same.
+
+        Args:
+            stages, pooled: kinds that are asked for.
+            progress: is told how many images are done.
+
+        Raises:
+            ConfigError: stages are asked for, and the backbone has none.
+            DataError: no image can be read.
+            NumericsError: a feature is not finite (where they are kept in a folder).
+            EnvironmentError_: a loader process died, or the disk is full or does not give back what was written.
+            Stopped: a signal asked for an end; what was computed is saved.
+        """
+        kinds = stage_kinds(self.encoder) if stages else []
+        kinds += ["pooled"] if pooled else []
+        progress = Progress("features", len(self.images), quiet=True) if progress is None else progress
+        if self.out is None:
+            arrays, kept = _in_memory(self, kinds, progress)
+        else:
+            arrays, kept = _from_folder(self, self.out, kinds, progress)
+        vectors = torch.from_numpy(arrays.pop("pooled")) if pooled else None
+        return FrozenFeatures(list(arrays.values()), vectors, kept)
+
+
+def stage_kinds(encoder: Encoder) -> list[str]:
+    """Return the names of the arrays of a network's stages.
 
     Raises:
-        ConfigError: stages are asked for, and the trunk has none.
-        DataError: no image can be read.
-        NumericsError: a feature is not finite.
-        EnvironmentError_: a loader process died, or the disk is full or does not give back what was written.
-        Stopped: a signal asked for an end; what was computed is saved.
+        ConfigError: it has none.
     """
+    if not encoder.stage_channels:
+        encoder.stages(torch.empty(0, encoder.in_channels, 1, 1))  # raises the error
+    return [f"stage{i + 1}" for i in range(len(encoder.stage_channels))]
+
+
+def _nothing_readable(images: Images) -> DataError:
+    return DataError(f"{images.root}: expected readable images, found none among {len(images)}; check the files")
+
+
+# -- in memory
+
+
+def _in_memory(store: FeatureStore, kinds: list[str], progress: Progress) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    images, batch = store.images, BATCH.get(store.device.type, BATCH["cpu"])
+    arrays: dict[str, np.ndarray] = {}
+    kept: list[int] = []
+    for views, places in read_views(images, store.view, batch, store.workers):
+        stop_if_asked()
+        found = _kinds_of(store, torch.from_numpy(views), kinds) if places else {}
+        for kind, part in found.items():
+            if kind not in arrays:  # filled in place: at ImageNet's size a second copy would be 10 GB
+                arrays[kind] = np.empty((len(images), part.shape[1]), np.float32)
+            arrays[kind][len(kept) : len(kept) + len(part)] = part.cpu().numpy()
+        kept += places
+        progress.update(min(progress.done + batch, progress.total))
+    if not kept:
+        raise _nothing_readable(images)
+    return {kind: arrays[kind][: len(kept)] for kind in kinds}, np.array(kept)
+
+
+# -- in a folder
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """A pass over the images of a store, and the folder that it fills."""
+
+    store: FeatureStore
+    folder: Path
+    identity: dict[str, Any]
+    progress: Progress
+
+    @property
+    def images(self) -> Images:
+        return self.store.images
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.store.encoder
+
+
+def _from_folder(
+    store: FeatureStore, out: Path, kinds: list[str], progress: Progress
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    encoder, images = store.encoder, store.images
     identity = {
         "version": VERSION,
         "weights_sha256": encoder.sha256,
         "network": encoder.architecture,
         "images": images.content_fingerprint,
         "damaged": "as Pillow reads them" if images.as_pillow else "left out",
-        "view": [view, size],
+        "view": list(store.view),
         "normalisation": [list(encoder.mean), list(encoder.std)],
-        "precision": precision,
+        "precision": store.precision,
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    folder = out / "features" / key
-    kinds = [f"stage{i + 1}" for i in range(len(encoder.stage_channels))] if stages else []
-    if stages and not kinds:
-        encoder.stages(torch.empty(0, encoder.in_channels, 1, 1))  # has the words for it
-    kinds += ["pooled"] if pooled else []
-    work = _Work(encoder, images, size, view, folder, identity, workers, device, progress, precision)
+    work = _Work(store, out / "features" / key, identity, progress)
     base, total = progress.done, progress.total
     found = _there(work, kinds)
     if found is None:
-        owner = f"the features of {encoder.name} in {folder}"
-        with environment_errors(), FileLock(folder / ".lock", owner, progress.say, base=out):
+        owner = f"the features of {encoder.name} in {work.folder}"
+        with environment_errors(), FileLock(work.folder / ".lock", owner, progress.say, base=out):
             found = _there(work, kinds) or _computed(work, kinds)
     arrays, noted = found
     progress.update(min(base + len(images), total))
     kept = np.delete(np.arange(len(images)), noted.unreadable)
     if not len(kept):
-        raise DataError(f"{images.root}: expected readable images, found none among {len(images)}; check the files")
+        raise _nothing_readable(images)
     images.damaged.update(images.name(i) for i in noted.damaged)
-    vectors = torch.from_numpy(arrays.pop("pooled")) if pooled else None
-    return Cached(list(arrays.values()), vectors, kept)
+    return arrays, kept
 
 
 Found = tuple[dict[str, np.ndarray], Noted]  # arrays by kind, and what is noted of all of them alike
@@ -228,17 +288,17 @@ def _compute(work: _Work, notes: Notes, kinds: list[str]) -> None:
     row = notes[kinds[0]].rows
     arrays: dict[str, np.memmap[Any, Any]] = {}
     digests = {kind: hashlib.sha256() for kind in kinds}
-    batch, base = BATCH.get(work.device.type, BATCH["cpu"]), progress.done
+    batch, base = BATCH.get(work.store.device.type, BATCH["cpu"]), progress.done
     progress.update(base + start)
     last, last_row = start, row
     for number, (views, places) in enumerate(
-        read_views(images, work.size, batch, work.workers, work.view, start, True)
+        read_views(images, work.store.view, batch, work.store.workers, start, True)
     ):
         here = start + number * batch
         end = min(here + batch, len(images))
         unreadable |= set(range(here, end)) - set(places)
         damaged |= {i for i in places if images.name(i) in images.damaged} if images.damaged else set()
-        found = _kinds_of(work, torch.from_numpy(views), kinds) if places else {}
+        found = _kinds_of(work.store, torch.from_numpy(views), kinds) if places else {}
         for kind, part in found.items():
             if not torch.isfinite(part).all():
                 raise NumericsError(f"{work.encoder.name}: expected finite features, found others in {kind}; {ADVICE}")
@@ -292,10 +352,10 @@ def _place(work: _Work, kind: str, ending: str = "") -> Path:
     return work.folder / f"{kind}.npy{ending}"
 
 
-def _kinds_of(work: _Work, views: Tensor, kinds: list[str]) -> dict[str, Tensor]:
+def _kinds_of(store: FeatureStore, views: Tensor, kinds: list[str]) -> dict[str, Tensor]:
+    encoder = store.encoder
     if kinds == ["pooled"]:
-        return {"pooled": features_of(work.encoder, views, work.device, work.precision)}
-    names = [f"stage{i + 1}" for i in range(len(stage_grids(work.encoder.stage_channels)))]
-    found = stage_features_of(work.encoder, views, work.device, work.precision, pooled="pooled" in kinds)
-    named = dict(zip([*names, "pooled"], found, strict=False))
+        return {"pooled": features_of(encoder, views, store.device, store.precision)}
+    found = stage_features_of(encoder, views, store.device, store.precision, pooled="pooled" in kinds)
+    named = dict(zip([*stage_kinds(encoder), "pooled"], found, strict=False))
     return {kind: named[kind] for kind in kinds}
