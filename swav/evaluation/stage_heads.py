@@ -109,10 +109,10 @@ def train_heads(task: Task[Any], bench: str, recipe: Recipe, lighting: float = 0
         lighting=lighting,
     )
     outcome = supervised.train(task, task.train, course)
-    difference = task.difference(outcome.trained, outcome.scored, *filter(None, [pooling(task)]))
+    deviations = task.deviations(outcome.trained, outcome.scored, *filter(None, [pooling(task)]))
     best = max(names, key=lambda name: float(outcome.last[f"top1 {name}"]))
     return [
-        Score(f"top-{k} {shown}", outcome.last[f"top{k} {name}"], outcome.scored, difference, outcome.log)
+        Score(f"top-{k} {shown}", outcome.last[f"top{k} {name}"], outcome.scored, deviations, outcome.log)
         for shown, name in [*((name, name) for name in names), ("best layer", best)]
         for k in (1, 5)
     ]

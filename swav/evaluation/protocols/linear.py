@@ -99,8 +99,8 @@ def run(task: Task[LinearSettings]) -> list[Score]:
         recipe=recipe,
     )
     outcome = supervised.train(task, task.train, course)
-    difference = task.difference(outcome.trained, outcome.scored)
-    return [Score(f"top-{k}", outcome.last[f"top{k}"], outcome.scored, difference, outcome.log) for k in (1, 5)]
+    deviations = task.deviations(outcome.trained, outcome.scored)
+    return [Score(f"top-{k}", outcome.last[f"top{k}"], outcome.scored, deviations, outcome.log) for k in (1, 5)]
 
 
 def _start(task: Task[LinearSettings]) -> tuple[Head, torch.optim.SGD]:

@@ -122,8 +122,8 @@ def _run(task: Task[SemisupSettings], fraction: float) -> list[Score]:
         recipe=supervised.view_recipe(task, BENCH),
     )
     outcome = supervised.train(task, train, course)
-    difference = _difference(task, fraction, drawn, outcome)
-    return [Score(f"top-{k} {name}", outcome.last[f"top{k}"], outcome.scored, difference, outcome.log) for k in (1, 5)]
+    deviations = _deviations(task, fraction, drawn, outcome)
+    return [Score(f"top-{k} {name}", outcome.last[f"top{k}"], outcome.scored, deviations, outcome.log) for k in (1, 5)]
 
 
 def _start(task: Task[SemisupSettings]) -> Classifier:
@@ -201,7 +201,7 @@ def listed(images: Images, path: Path, protocol: str) -> Images:
     return images.select(chosen, f"the {len(wanted)} listed in {where}{lacking}, of {images.note}")
 
 
-def _difference(task: Task[SemisupSettings], fraction: float, drawn: bool, outcome: supervised.Outcome) -> str:
+def _deviations(task: Task[SemisupSettings], fraction: float, drawn: bool, outcome: supervised.Outcome) -> str:
     more: Sequence[str] = []
     if fraction == 1:
         more = ["all labels: a recipe of ours, none is published"]
@@ -211,4 +211,4 @@ def _difference(task: Task[SemisupSettings], fraction: float, drawn: bool, outco
         more = ["images drawn by the seed instead of the published list"]
     elif outcome.trained != OFFICIAL[fraction]:
         more = [f"{outcome.trained:,} training images instead of {OFFICIAL[fraction]:,}"]
-    return task.difference(task.settings.published["training images"], outcome.scored, *more)
+    return task.deviations(task.settings.published["training images"], outcome.scored, *more)
