@@ -38,7 +38,7 @@ def scores(run: Path, data: Path, seed: int) -> dict[str, tuple[float, float]]:
     """Of random and trained weights [%], per benchmark."""
     weights = [f"random:{run}", str(run)]
     content = bench(list(HEADLINES), weights, data, run, demo.SETTINGS | {"seed": seed})
-    found = {(row["bench"], row["metric"], row["weights"]): row["value"] for row in content["results"]}
+    found = {(row.bench, row.metric, row.weights): row.value for row in content.results}
     return {
         name: (found[name, metric, weights[0]], found[name, metric, weights[1]]) for name, metric in HEADLINES.items()
     }

@@ -114,11 +114,12 @@ def bench(
     if not _is_first_process():
         return
     if as_json:
-        deliver(json.dumps(results, indent=1))
+        deliver(json.dumps(results.model_dump(), indent=1))
     elif not dry_run:
-        from swav.results.results import table
+        from swav.results.console import format_results
 
-        deliver("\n".join([table(results), str(out / "results.json"), str(out / "tables.html")]))
+        shown = format_results(results.results, results.not_run)
+        deliver("\n".join([shown, str(out / "results.json"), str(out / "tables.html")]))
 
 
 @app.command()

@@ -7,7 +7,8 @@ from swav.evaluation.runner import bench
 from swav.output import deliver
 from swav.progress import Progress
 from swav.reporting.page import write_report
-from swav.results.results import read_results, table
+from swav.results.console import format_results
+from swav.results.results import read_results
 from swav.training.loop import pretrain
 
 TRAIN, VAL = 2000, 500
@@ -54,16 +55,13 @@ def demo(out: str | Path) -> Path:
     if not _measured(run, weights):
         bench(list(HEADLINES), weights, data, run, SETTINGS | QUICKER)
     report = write_report(run)
-    rows = [
-        row
-        for row in read_results(run)["results"]
-        if row["weights"] in weights and row["metric"] == HEADLINES.get(row["bench"])
-    ]
-    deliver("\n".join(["random vs SwAV", table({"results": rows, "not_run": []}), str(report)]))
+    found = read_results(run).results
+    rows = [row for row in found if row.weights in weights and row.metric == HEADLINES.get(row.bench)]
+    deliver("\n".join(["random vs SwAV", format_results(rows), str(report)]))
     return report
 
 
 def _measured(run: Path, weights: list[str]) -> bool:
     """Whether every benchmark of every weights is in results.json. (Weights of a finished run do not change.)"""
-    done = {(row["bench"], row["weights"]) for row in read_results(run)["results"]}
+    done = {(row.bench, row.weights) for row in read_results(run).results}
     return all((name, source) in done for name in HEADLINES for source in weights)

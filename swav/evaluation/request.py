@@ -126,5 +126,6 @@ def open_halves(
         elif not everything:
             raise found
         else:
-            absent.append(NotRun(name, str(found).splitlines()[0], DATASETS[wanted].expected))
+            reason = str(found).splitlines()[0]
+            absent.append(NotRun(bench=name, reason=reason, expected=DATASETS[wanted].expected))
     return halves, absent

@@ -2,7 +2,7 @@
 
 import datetime
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,24 +10,25 @@ import torch
 from swav.errors import DataError
 from swav.evaluation.task import Needs, Task, drawn
 from swav.features import EvaluationView, features_of, read_views
+from swav.results.results import DryRunRow
 
 SAMPLE = 64  # images that are timed
 STEP = 3  # forwards that a training step takes: there, and back for activations and for weights
 DOUBT = "hours follow from the first images read here; half or twice as much is possible"
 
 
-def forecast(bench: str, task: Task[Any], needs: Needs) -> dict[str, Any]:
+def forecast(bench: str, task: Task[Any], needs: Needs) -> DryRunRow:
     """A row: what a benchmark would take, from the time of some images on this machine."""
     seconds = _seconds_per_image(task)
-    return {
-        "bench": bench,
-        "weights": task.encoder.name,
-        "seed": task.settings.seed,
-        "data": f"{task.train.note}: {len(task.train)}; {task.score.note}: {len(task.score)}",
-        "hours": (seconds * (needs.forwards + STEP * needs.trained) + needs.solving) / 3600,
-        "memory_gb": needs.memory / 1e9,
-        "disk_gb": needs.disk / 1e9,
-    }
+    return DryRunRow(
+        bench=bench,
+        weights=task.encoder.name,
+        seed=task.settings.seed,
+        data=f"{task.train.note}: {len(task.train)}; {task.score.note}: {len(task.score)}",
+        hours=(seconds * (needs.forwards + STEP * needs.trained) + needs.solving) / 3600,
+        memory_gb=needs.memory / 1e9,
+        disk_gb=needs.disk / 1e9,
+    )
 
 
 def _seconds_per_image(task: Task[Any]) -> float:
@@ -59,15 +60,15 @@ def _seconds_per_image(task: Task[Any]) -> float:
     return reading + forward if task.device.type == "cpu" else max(reading / max(1, task.workers), forward)
 
 
-def told(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows in words."""
+def format_rows(rows: Sequence[DryRunRow]) -> str:
+    """Format the rows of a dry run, and what they take together."""
     lines = [
-        f"{row['bench']} of {row['weights']}, seed {row['seed']}: {_time(row['hours'])}, {row['memory_gb']:.2f} GB of memory "
-        f"beside the network's, {row['disk_gb']:.2f} GB of disk; {row['data']}"
+        f"{row.bench} of {row.weights}, seed {row.seed}: {_time(row.hours)}, {row.memory_gb:.2f} GB of memory "
+        f"beside the network's, {row.disk_gb:.2f} GB of disk; {row.data}"
         for row in rows
     ]
     if len(rows) > 1:
-        hours, disk = sum(row["hours"] for row in rows), sum(row["disk_gb"] for row in rows)
+        hours, disk = sum(row.hours for row in rows), sum(row.disk_gb for row in rows)
         lines.append(
             f"together at most {_time(hours)} and {disk:.2f} GB of disk (features are computed and kept once for all that read "
             "them)"

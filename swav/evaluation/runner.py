@@ -5,7 +5,6 @@ A protocol is a file of its own, named in BENCHES; its settings are in settings.
 torchrun the processes share the benchmarks that train; the others are run by the first process alone.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,14 +19,15 @@ from swav.errors import ConfigError, DataError, NumericsError
 from swav.evaluation import stage_heads
 from swav.evaluation.protocols import inat18, knn, linear, linear_stages, places205, semisup, voc_lowshot, voc_svm
 from swav.evaluation.request import check_places, open_halves, read_request, require_some
-from swav.evaluation.resources import forecast, told
-from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, by_seed
+from swav.evaluation.resources import forecast, format_rows
+from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, one_per_seed
 from swav.evaluation.task import Needs, NoScore, Score, Task, drawn
 from swav.files import FolderGuard
 from swav.network.backbone import ResNet
 from swav.output import say
+from swav.results.console import format_results
 from swav.results.render import write_tables
-from swav.results.results import NotRun, Result, read_results, table, write_results
+from swav.results.results import Config, DryRunRow, NotRun, Result, Results, read_results, write_results
 from swav.system import environment_errors, pick_device, share_cpus, versions
 from swav.weights import encoder
 from swav.weights.encoder import Encoder
@@ -70,7 +70,7 @@ def bench(
     out: str | Path,
     overrides: Mapping[str, Any] | None = None,
     dry_run: bool = False,
-) -> dict[str, Any]:
+) -> Results:
     """Runs benchmarks and merges their results into OUT/results.json after each; at the end the page's tables are beside it.
 
     Args:
@@ -83,7 +83,7 @@ def bench(
         dry_run: say what would be run, and for how long; write nothing.
 
     Returns:
-        The content of results.json (of a dry run: what is there, and the rows under `dry_run`).
+        The content of results.json (of a dry run: what is there, and the rows in `dry_run`).
 
     Raises:
         ConfigError: a name, a setting or a weight source is unknown, a batch cannot be parted among the processes, or a k
@@ -102,7 +102,7 @@ def bench(
         asked = {"benchmarks": list(settings), "--weights": labels, "--data": str(data), "--out": str(out)}
         require_agreement(asked | _shared_settings(suite, settings, options) | {"--dry-run": dry_run} | code())
         dist.on_first(lambda: check_places(request, Path(data), out, dry_run))
-        earlier = read_results(out)["results"]
+        earlier = read_results(out).results
         encoders = _encoders(list(labels), options)
         cache = None if dry_run else out
         halves, missing = dist.on_first(
@@ -112,7 +112,7 @@ def bench(
         read = {f"data of {name}": [seen(half, 0) for half in halves[name]] for name in halves}
         require_agreement(read | {f"weights of {network.name}": network.sha256 for network in encoders})
         runs = {
-            name: by_seed(settings[name], suite.seeds, len(train), len(score))
+            name: one_per_seed(settings[name], suite.seeds, len(train), len(score))
             for name, (train, score) in halves.items()
         }
         tasks = [
@@ -171,10 +171,10 @@ def _announce(encoders: Sequence[Encoder], halves: Mapping[str, Halves], fixed: 
 
 
 def _never_run(
-    absent: Sequence[NotRun], earlier: Sequence[Mapping[str, Any]], weights: Sequence[str], protocol: Protocol
+    absent: Sequence[NotRun], earlier: Sequence[Result], weights: Sequence[str], protocol: Protocol
 ) -> list[NotRun]:
     """Those of which no earlier run has results, as from another --data; of the others it is said that these stay."""
-    there = {(row["bench"], row["weights"]) for row in earlier if row["protocol"] == protocol}
+    there = {(row.bench, row.weights) for row in earlier if row.protocol == protocol}
     found = []
     for row in absent:
         if all((row.bench, each) in there for each in ([row.weights] if row.weights else weights)):
@@ -195,12 +195,14 @@ def _run(name: str, task: Task[Any], label: str, everything: bool) -> tuple[list
         of_one = isinstance(error, DataError) and BENCHES[name].shared and dist.is_active()
         if not everything or of_one:  # of one process: the others still wait for it in the benchmark
             raise
-        return [], [NotRun(name, str(error), POSSIBLE, weights=task.encoder.name)]
+        return [], [NotRun(bench=name, reason=str(error), expected=POSSIBLE, weights=task.encoder.name)]
     finally:
         task.encoder.cpu()  # makes room for the next
     rows = [_result(name, task, score, label) for score in scores if isinstance(score, Score)]
     lacking = [
-        NotRun(name, score.reason, score.expected, score.metric) for score in scores if isinstance(score, NoScore)
+        NotRun(bench=name, reason=score.reason, expected=score.expected, metric=score.metric)
+        for score in scores
+        if isinstance(score, NoScore)
     ]
     return rows, lacking
 
@@ -224,7 +226,7 @@ def _possible(tasks: Sequence[tuple[str, Task[Any]]], everything: bool) -> tuple
             if not everything:
                 raise
             weights = task.encoder.name
-            absent[name, weights] = NotRun(name, str(error), POSSIBLE, weights=weights)
+            absent[name, weights] = NotRun(bench=name, reason=str(error), expected=POSSIBLE, weights=weights)
         else:
             possible.append(i)
     return possible, list(absent.values())
@@ -274,31 +276,31 @@ def _result(name: str, task: Task[Any], score: Score, label: str) -> Result:
         bench=name,
         metric=score.metric,
         value=score.value,
-        unit="%",
+        unit=score.unit,
         n=score.n,
         protocol=task.protocol,
-        comparable=not score.difference,
-        difference=score.difference,
+        comparable=not score.deviations,
+        difference=score.deviations,
         seed=task.settings.seed,
         weights=task.encoder.name,
         name=label,
         weights_sha256=task.encoder.sha256,
         versions=versions(),
-        config=config,
+        config=Config.from_json(config),
         log=score.log,
     )
 
 
-def _foretold(tasks: Sequence[tuple[str, Task[Any]]], absent: Sequence[NotRun], out: Path) -> dict[str, Any]:
+def _foretold(tasks: Sequence[tuple[str, Task[Any]]], absent: Sequence[NotRun], out: Path) -> Results:
     """What is there, what each benchmark would take, and what cannot be run."""
 
-    def rows() -> list[dict[str, Any]]:
+    def rows() -> list[DryRunRow]:
         found = [forecast(name, task, BENCHES[name].needs(task)) for name, task in tasks]
-        say(told(found))
+        say(format_rows(found))
         return found
 
-    missing = [dataclasses.asdict(row) for row in absent]
     found = dist.on_first(rows)
-    if missing and dist.rank() == 0:
-        say(table({"results": [], "not_run": missing}))
-    return read_results(out) | {"dry_run": found + missing}
+    if absent and dist.rank() == 0:
+        say(format_results([], absent))
+    missing = [NotRun(**dict(row)) for row in absent]  # with every field, as the other rows have them
+    return read_results(out).model_copy(update={"dry_run": (*found, *missing)})

@@ -327,7 +327,7 @@ def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str]) -> None:
     )
 
 
-def by_seed(settings: BenchSettings, seeds: int, train: int, score: int) -> list[BenchSettings]:
+def one_per_seed(settings: BenchSettings, seeds: int, train: int, score: int) -> list[BenchSettings]:
     """The settings of each run: one per seed, or a single one, of seed 0, where the benchmark draws nothing: the same number
     under several seeds would look like one without spread.
 
@@ -340,8 +340,8 @@ def by_seed(settings: BenchSettings, seeds: int, train: int, score: int) -> list
     return [settings.model_copy(update={"seed": settings.seed + i}) for i in range(seeds)]
 
 
-def departures(settings: BenchSettings) -> list[str]:
-    """What differs from the published protocol, in words."""
+def deviations_of(settings: BenchSettings) -> list[str]:
+    """Name the settings that differ from the published protocol, with both values."""
     page = type(settings)()
     changed = [key for key in type(settings).model_fields if getattr(settings, key) != getattr(page, key)]
     quiet = _HARMLESS | {

@@ -111,10 +111,10 @@ def train_heads(task: Task[Any], bench: str, views: ViewSpec) -> list[Score]:
         folder=classification.state_folder(task, bench, task.train),
         rates=lambda epoch: [learning_rate(settings, epoch)],
     )
-    difference = task.difference(result.trained, result.scored, *filter(None, [pooling(task)]))
+    deviations = task.deviations(result.trained, result.scored, *filter(None, [pooling(task)]))
     best = max(names, key=lambda name: float(result.last[f"top1 {name}"]))
     return [
-        Score(f"top-{k} {shown}", result.last[f"top{k} {name}"], result.scored, difference, result.log)
+        Score(f"top-{k} {shown}", result.last[f"top{k} {name}"], result.scored, deviations, result.log)
         for shown, name in [*((name, name) for name in names), ("best layer", best)]
         for k in (1, 5)
     ]

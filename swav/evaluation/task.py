@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from swav.data.images import Images
-from swav.evaluation.settings import BenchSettings, departures
+from swav.evaluation.settings import BenchSettings, deviations_of
 from swav.feature_store import FeatureStore, FrozenFeatures
 from swav.features import EvaluationView, ViewKind, pool_stages, stage_grids
 from swav.progress import Progress
+from swav.results.units import metric_of
 from swav.system import available_cpus
 from swav.weights.encoder import Encoder
 
@@ -56,20 +57,20 @@ class Task(Generic[AnyBench]):
         assert self.train.classes is not None
         return len(self.train.classes)
 
-    def difference(self, trained: int, scored: int, *more: str) -> str:
-        """What sets a result apart from the published ones, in words; empty where nothing does.
+    def deviations(self, trained: int, scored: int, *more: str) -> str:
+        """Describe what sets a result apart from the published ones; empty where nothing does.
 
         Args:
             trained, scored: images that took part (unreadable ones do not).
             more: what only the benchmark knows.
         """
         published = self.settings.published
-        found = dict(zip(published, (trained, scored, self.num_classes), strict=True))
+        found = {"training images": trained, "scored images": scored, "classes": self.num_classes}
         sizes = [
             f"{found[key]:,} {key} instead of {count:,}" for key, count in published.items() if found[key] != count
         ]
         protocol = [] if self.protocol == "published" else [f"protocol {self.protocol}"]
-        return "; ".join([*protocol, *sizes, *departures(self.settings), *more])
+        return "; ".join([*protocol, *sizes, *deviations_of(self.settings), *more])
 
     def one_image(self) -> Tensor:
         """An image of the size that is asked for, where the network is: of a dry run not yet where it will compute."""
@@ -152,21 +153,30 @@ class Needs:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """One number.
+    """One number, named by its metric and what it is of.
 
     Attributes:
         metric: its name, as in `top-1 k=20`.
-        value: in percent.
+        value: in the metric's unit.
         n: images scored.
-        difference: as Task.difference gives it.
+        deviations: as Task.deviations gives them.
         log: path below `Task.out` of what was written on the way, or None.
     """
 
     metric: str
     value: float
     n: int
-    difference: str
+    deviations: str
     log: str | None = None
+
+    @property
+    def unit(self) -> str:
+        """Of the metric.
+
+        Raises:
+            ValueError: swav.results.units.METRICS does not have it.
+        """
+        return metric_of(self.metric).unit
 
 
 @dataclasses.dataclass(frozen=True)

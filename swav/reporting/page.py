@@ -16,8 +16,9 @@ from typing import Any
 from swav.config import Recipe
 from swav.reporting.curves import Chart, line_chart, number
 from swav.reporting.run_folder import RunFolder, read_folder, seconds_trained
-from swav.results.render import environment, write_tables
-from swav.results.results import mean_and_spread, remark, text
+from swav.results.render import html_templates, write_tables
+from swav.results.results import Result, Results, Summary, read_damaged_results, summary
+from swav.results.units import decimals_of, known_metric
 from swav.weights.exported import FOLDER, WEIGHTS, usage, which
 
 MAX_BAD_SHOWN = 200
@@ -45,7 +46,7 @@ CURVES: tuple[tuple[str, str, str, float, float | None, str], ...] = (
 
 def write_report(folder: Path, other: Path | None = None) -> Path:
     """Writes the report of a run or of benchmark results, or a comparison of two. Results are also put into the tables of
-    the published page (formats.write_tables), which the report links.
+    the published page (render.write_tables), which the report links.
 
     Args:
         folder: of the run; the page is written there.
@@ -59,10 +60,10 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
     """
     folder = Path(folder)
     runs = [read_folder(folder)] + ([read_folder(Path(other))] if other is not None else [])
-    if other is None and (runs[0].results or runs[0].not_run):
+    if other is None and (runs[0].results.results or runs[0].results.not_run):
         write_tables(folder, _results_of)
     page = folder / ("report.html" if other is None else "compare.html")
-    html = environment(Path(__file__).parent / "templates").get_template("report.html").render(_content(runs))
+    html = html_templates(Path(__file__).parent / "templates").get_template("report.html").render(_content(runs))
     beside = page.with_name(f".{page.name}.{os.getpid()}.tmp")
     beside.write_bytes(html.encode("utf-8", errors="backslashreplace"))
     beside.replace(page)
@@ -72,10 +73,9 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
 report = write_report  # swav.report
 
 
-def _results_of(folder: Path) -> dict[str, Any]:
+def _results_of(folder: Path) -> Results:
     """Of a folder as a report reads it, damaged or not."""
-    run = read_folder(folder)
-    return {"results": run.results, "not_run": run.not_run}
+    return read_damaged_results(folder)[0]
 
 
 def _content(runs: Sequence[RunFolder]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _content(runs: Sequence[RunFolder]) -> dict[str, Any]:
         ],
         "problems": [problem for run in runs for problem in run.problems],
         "results": results_table(runs),
-        "not_run": [row for run in runs for row in run.not_run],
+        "not_run": [row for run in runs for row in run.results.not_run],
         "tables": [f"tables.{kind}" for kind in ("html", "md", "tex")] if len(runs) == 1 else [],
         "exported": exported(runs[0]) if len(runs) == 1 else None,
         "charts": charts(names, runs),
@@ -187,55 +187,56 @@ def _points(metrics: Sequence[Mapping[str, Any]], key: str, factor: float) -> li
 
 
 def results_table(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
-    """One row per benchmark, metric and protocol, one column per weights, random weights first; mean and spread over seeds."""
-    results = [row for run in runs for row in run.results]
+    """One row per benchmark, metric and protocol, one column per weights, random weights first; mean and std over seeds."""
+    results = [row for run in runs for row in run.results.results]
     if not results:
         return None
-    weights = sorted({text(row, "weights") for row in results}, key=lambda name: (not name.startswith("random:"), name))
-    groups: dict[tuple[str, ...], dict[str, list[dict[str, Any]]]] = {}
+    weights = sorted({row.weights for row in results}, key=lambda name: (not name.startswith("random:"), name))
+    groups: dict[tuple[str, str, str, str], dict[str, list[Result]]] = {}
     for row in results:
-        key = tuple(text(row, part) for part in ("bench", "metric", "protocol", "unit"))
-        groups.setdefault(key, {}).setdefault(text(row, "weights"), []).append(row)
+        groups.setdefault((row.bench, row.metric, row.protocol, row.unit), {}).setdefault(row.weights, []).append(row)
     gains = len(weights) == 2 and weights[0].startswith("random:") and not weights[1].startswith("random:")
-    remarks = sorted({remark(row) for row in results if row.get("comparable") is False})
-    hashes = {text(row, "weights"): text(row, "weights_sha256")[:12] for row in results}
+    remarks = sorted({row.remark for row in results if row.comparable is False})
     rows = []
     for (bench, metric, protocol, unit), by_weights in groups.items():
-        cells = [mean_and_spread(by_weights.get(name, [])) for name in weights]
-        marks = sorted(
-            {
-                remarks.index(remark(row)) + 1
-                for found in by_weights.values()
-                for row in found
-                if row.get("comparable") is False
-            }
-        )
-        counts = sorted(
-            {f"{row['n']:,}" for found in by_weights.values() for row in found if isinstance(row.get("n"), int)}
-        )
-        higher_is_better = not metric.startswith("spread ")
-        gain = f"{cells[1][0] - cells[0][0]:+.2f}" if gains and higher_is_better and cells[0] and cells[1] else ""
-        texts = [f"{cell[0]:.2f}" + (f" ± {cell[1]:.2f}" if cell[2] > 1 else "") if cell else "–" for cell in cells]
+        alike = [row for found in by_weights.values() for row in found]
+        cells = [summary(by_weights.get(name, [])) for name in weights]
+        digits = decimals_of(metric)
+        values = [
+            f"{cell.mean:.{digits}f}" + (f" ± {cell.std:.{digits}f}" if cell.count > 1 else "") if cell else "–"
+            for cell in cells
+        ]
         rows.append(
             {
                 "bench": bench,
                 "metric": metric,
                 "protocol": protocol,
                 "unit": unit,
-                "n": " / ".join(counts),
-                "values": texts,
-                "gain": gain,
-                "marks": marks,
+                "n": " / ".join(sorted({f"{row.n:,}" for row in alike if row.n is not None})),
+                "values": values,
+                "gain": _gain(metric, cells[0], cells[1]) if gains else "",
+                "marks": sorted({remarks.index(row.remark) + 1 for row in alike if row.comparable is False}),
             }
         )
     own = {os.path.realpath(run.path): label for run, label in zip(runs, _labels(runs), strict=True)}
-    named = {text(row, "weights"): text(row, "name") for row in results if text(row, "name") != text(row, "weights")}
+    named = {row.weights: row.name for row in results if row.name != row.weights}
     short = [named.get(name) or _short(name, own, len(runs)) for name in weights]
+    hashes = {row.weights: row.weights_sha256[:12] for row in results}
     columns = [
         {"short": label if short.count(label) == 1 else name, "full": name, "sha256": hashes[name]}
         for name, label in zip(weights, short, strict=True)
     ]
     return {"columns": columns, "rows": rows, "gains": gains, "remarks": remarks}
+
+
+def _gain(metric: str, random: Summary | None, trained: Summary | None) -> str:
+    """By how much trained weights are better than random ones; empty where a number is missing or no direction is better."""
+    known = known_metric(metric)
+    better = True if known is None else known.higher_is_better
+    if random is None or trained is None or better is None:
+        return ""
+    difference = trained.mean - random.mean
+    return f"{difference if better else -difference:+.{decimals_of(metric)}f}"
 
 
 def _short(weights: str, own: Mapping[str, str], num_runs: int) -> str:

@@ -5,12 +5,13 @@ A report must be had from a run that died, was killed, or has not begun: nothing
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from swav.errors import ConfigError, DataError, counted
 from swav.jsonl import Sound, is_bad_file, is_metrics, read_lines
+from swav.results.results import FILE as RESULTS
+from swav.results.results import Results, read_damaged_results
 from swav.strict_yaml import read_yaml
 from swav.weights.exported import FOLDER, FORMAT, WEIGHTS, read_description
 
@@ -23,7 +24,7 @@ class RunFolder:
         settings: config.yaml.
         metrics: lines of metrics.jsonl.
         bad: lines of bad_files.jsonl ("file", "reason").
-        results, not_run: the two halves of results.json.
+        results: what can be read of results.json.
         state: state.json of the newest checkpoint.
         verdict: report/verdict.json ("state", "advice").
         exported: the description of the weights in export/; empty without.
@@ -35,8 +36,7 @@ class RunFolder:
     settings: dict[str, Any]
     metrics: list[dict[str, Any]]
     bad: list[dict[str, Any]]
-    results: list[dict[str, Any]]
-    not_run: list[dict[str, Any]]
+    results: Results
     state: dict[str, Any]
     verdict: dict[str, Any]
     exported: dict[str, Any]
@@ -58,12 +58,11 @@ def read_folder(path: Path) -> RunFolder:
         raise DataError(
             f"{path}: expected the folder of a run or of results, found {'a file' if path.exists() else 'nothing there'}; check the path"
         )
-    if not any((path / name).is_file() for name in ("config.yaml", "metrics.jsonl", "results.json")):
+    if not any((path / name).is_file() for name in ("config.yaml", "metrics.jsonl", RESULTS)):
         raise DataError(
             f"{path}: expected config.yaml, metrics.jsonl or results.json in it, found none; give the --out of `swav pretrain` or `swav bench`"
         )
-    problems: list[str] = []
-    results = _read_object(path / "results.json", problems)
+    results, problems = read_damaged_results(path)
     states = sorted(path.glob("checkpoints/step_*/state.json"))
     views = path / "report" / "views.png"
     return RunFolder(
@@ -71,8 +70,7 @@ def read_folder(path: Path) -> RunFolder:
         settings=_read_settings(path / "config.yaml", problems),
         metrics=_read_lines(path / "metrics.jsonl", problems, is_metrics),
         bad=_read_lines(path / "bad_files.jsonl", problems, is_bad_file),
-        results=[row for row in _rows(results, "results") if "bench" in row],
-        not_run=_rows(results, "not_run"),
+        results=results,
         state=_read_object(states[-1], problems) if states else {},
         verdict=_read_object(path / "report" / "verdict.json", problems),
         exported=_described(path),
@@ -131,8 +129,3 @@ def _read_lines(path: Path, problems: list[str], sound: Sound) -> list[dict[str,
     if lines.damaged:
         problems.append(f"{path.name}: {counted(lines.damaged, 'line')} could not be read")
     return lines.values
-
-
-def _rows(results: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    rows = results.get(key)
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

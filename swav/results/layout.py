@@ -3,22 +3,34 @@ format."""
 
 import dataclasses
 
+from swav.results.units import PERCENT, metric_of
+
 BEST_STAGE = "name of the best stage"
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A heading, what stands below it, and how many decimals the page gives it."""
+    """A heading, what stands below it, and how many decimals the page gives it; None: those of its metric."""
 
-    heading: str
+    name: str
     bench: str
     metric: str
-    decimals: int = 2
+    page_decimals: int | None = None
+
+    @property
+    def heading(self) -> str:
+        """The name, with the unit where it is not the page's."""
+        unit = PERCENT if self.metric == BEST_STAGE else metric_of(self.metric).unit
+        return self.name if unit == PERCENT else f"{self.name} [{unit}]"
+
+    @property
+    def decimals(self) -> int:
+        return metric_of(self.metric).decimals if self.page_decimals is None else self.page_decimals
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """One table.
+class TableLayout:
+    """A table before it is filled.
 
     Attributes:
         section: heading and sentence of the part of the page that it stands in.
@@ -63,8 +75,8 @@ def _stages(bench: str) -> tuple[Column, ...]:
     return tuple(Column(f"Feature{i}", bench, f"top-1 feature{i}") for i in range(1, 6))
 
 
-PAGE: tuple[Layout, ...] = (
-    Layout(
+PAGE: tuple[TableLayout, ...] = (
+    TableLayout(
         CLASSIFICATION,
         "VOC SVM / Low-shot SVM",
         "The Best Layer is the layer whose feature map gives the best result. If it is feature3, that is the second stage "
@@ -76,8 +88,8 @@ PAGE: tuple[Layout, ...] = (
             *(Column(f"k={k}", "lowshot", f"mAP k={k}") for k in (1, 2, 4, 8, 16, 32, 64, 96)),
         ),
     ),
-    Layout(CLASSIFICATION, "ImageNet Linear Evaluation", STAGES, _stages("linear-stages")),
-    Layout(
+    TableLayout(CLASSIFICATION, "ImageNet Linear Evaluation", STAGES, _stages("linear-stages")),
+    TableLayout(
         CLASSIFICATION,
         "ImageNet Linear Evaluation and Fine-tuning",
         "One linear layer on the features after global average pooling, and fine-tuning of the whole network on all labels. "
@@ -86,17 +98,17 @@ PAGE: tuple[Layout, ...] = (
         labels=("Algorithm", "Backbone", "Epoch", "Batch Size"),
         last=("Links",),
     ),
-    Layout(CLASSIFICATION, "Places205 Linear Evaluation", STAGES, _stages("places205")),
-    Layout(CLASSIFICATION, "iNaturalist2018 Linear Evaluation", STAGES, _stages("inat18"), of_the_page=False),
-    Layout(
+    TableLayout(CLASSIFICATION, "Places205 Linear Evaluation", STAGES, _stages("places205")),
+    TableLayout(CLASSIFICATION, "iNaturalist2018 Linear Evaluation", STAGES, _stages("inat18"), of_the_page=False),
+    TableLayout(
         CLASSIFICATION,
         "ImageNet Nearest-Neighbor Classification",
         "The results are obtained from the features after global average pooling. k=10 to 200 is the number of nearest "
         "neighbours.",
         tuple(Column(f"k={k}", "knn", f"top-1 k={k}", 1) for k in (10, 20, 100, 200)),
     ),
-    Layout(DETECTION, "Pascal VOC 2007 + 2012", "", (Column("AP50", "detect-voc", "AP50"),)),
-    Layout(
+    TableLayout(DETECTION, "Pascal VOC 2007 + 2012", "", (Column("AP50", "detect-voc", "AP50"),)),
+    TableLayout(
         DETECTION,
         "COCO2017",
         "",
@@ -106,9 +118,9 @@ PAGE: tuple[Layout, ...] = (
             for heading, metric in (("mAP", "AP"), ("AP50", "AP50"), ("AP75", "AP75"))
         ),
     ),
-    Layout(SEGMENTATION, "Pascal VOC 2012 + Aug", "", (Column("mIOU", "segment-voc", "mIoU"),)),
-    Layout(SEGMENTATION, "Cityscapes", "", (Column("mIOU", "segment-cityscapes", "mIoU"),), of_the_page=False),
-    Layout(
+    TableLayout(SEGMENTATION, "Pascal VOC 2012 + Aug", "", (Column("mIOU", "segment-voc", "mIoU"),)),
+    TableLayout(SEGMENTATION, "Cityscapes", "", (Column("mIOU", "segment-cityscapes", "mIoU"),), of_the_page=False),
+    TableLayout(
         BEYOND,
         "ImageNet with few labels",
         "The whole network is fine-tuned on 1 % and on 10 % of the labels. Results in %.",
@@ -152,7 +164,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TableRow:
     """`kind` is page (the page's own row), published (a sibling method, another source) or ours. Only ours have no source."""
 
     kind: str
@@ -162,7 +174,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One table, in no format yet.
+    """A table that is filled, in no format yet.
 
     Attributes:
         section: heading and sentence of the part of the page that it stands in.
@@ -179,5 +191,5 @@ class Table:
     comparable: bool
     headings: tuple[str, ...]
     numeric: tuple[bool, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     notes: tuple[str, ...]

@@ -15,12 +15,13 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from swav.errors import DataError, did_you_mean
+from swav.results.units import PERCENT, metric_of
 
 FILE = "published.toml"
 _STAGE = r"(feature\d+( \(.+\))?|best layer)"  # a name in brackets: stages of trunks that are no ResNets
 
-# The metrics of each benchmark, named as `swav bench` writes them into results.json.
-METRICS = {
+# The scores of each benchmark, named as `swav bench` writes them into results.json.
+SCORE_NAMES = {
     "svm": rf"mAP {_STAGE}",
     "lowshot": r"mAP k=\d+( feature\d+)?",
     "linear-stages": rf"top-[15] {_STAGE}",
@@ -38,8 +39,8 @@ METRICS = {
 
 Text = Annotated[str, Field(min_length=1)]  # pydantic takes no number for a text
 Number = Annotated[int, Field(ge=1, strict=True)]  # nor, asked to be strict, true for 1
-Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False, strict=True)]
-Metrics = Annotated[Mapping[str, Percent], Field(min_length=1)]
+Value = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Scores = Annotated[Mapping[str, Value], Field(min_length=1)]
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -51,7 +52,7 @@ class Published:
         label: how it is shown; no other row has it.
         method, backbone: what was trained.
         source: document, table and row.
-        values: benchmark -> metric -> number [%].
+        values: benchmark -> metric -> number, in the metric's unit.
         epochs, batch: of the pre-training; None where unknown, or where labels were used.
         page: whether it is the row of the page that the suite fills.
         note: where its protocol differs from ours, or empty.
@@ -63,7 +64,7 @@ class Published:
     method: Text
     backbone: Text
     source: Text
-    values: Mapping[str, Metrics]
+    values: Mapping[str, Scores]
     epochs: Number | None = None
     batch: Number | None = None
     page: Annotated[bool, Field(strict=True)] = False
@@ -90,7 +91,7 @@ def parse_published(text: str) -> tuple[Published, ...]:
 
     Raises:
         DataError: not TOML; a field that is missing, unknown or of another type; an unknown benchmark or metric; a value
-            that is no percentage; a label twice; any row but the first, or not the first, is the page's.
+            that is negative or above 100 %; a label twice; any row but the first, or not the first, is the page's.
     """
     try:
         content = tomllib.loads(text)
@@ -122,13 +123,15 @@ def _row(row: Mapping[str, Any], place: int) -> Published:
         key = " ".join(map(str, problem["loc"]))
         near = did_you_mean(key, Published.__dataclass_fields__) if problem["type"].startswith("unexpected") else ""
         raise DataError(f"{where}: {key}: {problem['msg']}, found {problem['input']!r}{near}") from None
-    for bench, metrics in found.values.items():
-        if bench not in METRICS:
-            raise DataError(f"{where}: unknown benchmark '{bench}'{did_you_mean(bench, METRICS)}")
-        for metric in metrics:
-            if not re.fullmatch(METRICS[bench], metric):
-                raise DataError(f"{where}: {bench}: expected a metric like '{METRICS[bench]}', found '{metric}'")
-    values = {bench: MappingProxyType(dict(metrics)) for bench, metrics in found.values.items()}
+    for bench, scores in found.values.items():
+        if bench not in SCORE_NAMES:
+            raise DataError(f"{where}: unknown benchmark '{bench}'{did_you_mean(bench, SCORE_NAMES)}")
+        for metric, value in scores.items():
+            if not re.fullmatch(SCORE_NAMES[bench], metric):
+                raise DataError(f"{where}: {bench}: expected a metric like '{SCORE_NAMES[bench]}', found '{metric}'")
+            if metric_of(metric).unit == PERCENT and value > 100:
+                raise DataError(f"{where}: {bench} {metric}: expected at most 100 %, found {value:g}")
+    values = {bench: MappingProxyType(dict(scores)) for bench, scores in found.values.items()}
     return dataclasses.replace(found, values=MappingProxyType(values))
 
 

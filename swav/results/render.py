@@ -9,15 +9,14 @@ import re
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from swav.errors import EnvironmentError_
 from swav.files import remove_leftovers, write_text_durably
-from swav.results.layout import Link, Row, Source, Table
+from swav.results.layout import Link, Source, Table, TableRow
 from swav.results.published import read_published
-from swav.results.results import config_name, config_text, read_results, results_lock
+from swav.results.results import Result, Results, read_results, results_lock
 from swav.results.tables import page_tables
 
 APART = "Not comparable with published numbers"
@@ -25,7 +24,7 @@ TABLES = ("tables.md", "tables.html", "tables.tex")
 SOURCES = "Sources of the published rows"
 
 
-def write_tables(folder: Path, read: Callable[[Path], Mapping[str, Any]] = read_results) -> list[Path]:
+def write_tables(folder: Path, read: Callable[[Path], Results] = read_results) -> list[Path]:
     """Writes tables.md, tables.html and tables.tex of a folder's results.json, and the settings that their rows link, in
     durable steps. Others that write results there wait meanwhile: the tables are of the newest.
 
@@ -44,9 +43,11 @@ def write_tables(folder: Path, read: Callable[[Path], Mapping[str, Any]] = read_
     try:
         with results_lock(folder, base=folder):
             content = read(folder)
-            results = [_with_log(folder, row) for row in content["results"]]
-            tables = page_tables({"results": results, "not_run": content["not_run"]}, read_published())
-            texts = {config_name(row): config_text(row) for row in results}  # first: no row links what is not there yet
+            results = tuple(_with_log(folder, row) for row in content.results)
+            tables = page_tables(content.model_copy(update={"results": results}), read_published())
+            texts = {
+                row.settings_file: row.settings_text for row in results
+            }  # first: no row links what is not there yet
             written = dict(zip(TABLES, (markdown(tables), html(tables), latex(tables)), strict=True))
             (folder / "configs").mkdir(exist_ok=True)
             for name, words in (texts | written).items():
@@ -59,7 +60,7 @@ def write_tables(folder: Path, read: Callable[[Path], Mapping[str, Any]] = read_
     return [folder / name for name in TABLES]
 
 
-def environment(*folders: Path) -> jinja2.Environment:
+def html_templates(*folders: Path) -> jinja2.Environment:
     """HTML templates, which escape every value: those of these folders, and the tables and style of this package."""
     loader = jinja2.FileSystemLoader([*folders, Path(__file__).parent / "templates"])
     return jinja2.Environment(
@@ -67,11 +68,11 @@ def environment(*folders: Path) -> jinja2.Environment:
     )
 
 
-def _with_log(folder: Path, row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_log(folder: Path, row: Result) -> Result:
     """A log that is gone, or is not named relative to the folder, is not linked."""
-    log = row.get("log")
-    there = isinstance(log, str) and "\0" not in log and not Path(log).is_absolute() and (folder / log).is_file()
-    return row if there else {**row, "log": None}
+    log = row.log
+    there = log is not None and "\0" not in log and not Path(log).is_absolute() and (folder / log).is_file()
+    return row if there else row.changed(log=None)
 
 
 # -- what the formats share
@@ -95,11 +96,11 @@ def _sources(tables: Sequence[Table]) -> dict[Source, int]:
     return {source: i for i, source in enumerate(used, start=1)}
 
 
-def _kind(row: Row) -> str:
+def _kind(row: TableRow) -> str:
     return "published, the page's own" if row.kind == "page" else "published"
 
 
-def _target(link: Link, row: Row) -> str:
+def _target(link: Link, row: TableRow) -> str:
     """Of a published row an address of the web; of ours a path in the folder: no scheme and no other machine can be in it."""
     return _web(link.target) if row.source is not None else urllib.parse.quote(link.target, errors="surrogateescape")
 
@@ -138,7 +139,7 @@ def _md_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _md_cell(row: Row, column: int, sources: Mapping[Source, int]) -> str:
+def _md_cell(row: TableRow, column: int, sources: Mapping[Source, int]) -> str:
     cell = row.cells[column]
     words = _md(cell.text)
     if column == 0:
@@ -162,7 +163,7 @@ def _md(words: str) -> str:
 
 def html(tables: Sequence[Table]) -> str:
     """A page that opens offline: one file, no script."""
-    shown = environment()
+    shown = html_templates()
     shown.filters |= {"plain": plain, "web": _web, "target": _target, "kind": _kind}
     numbers = {id(table): i for i, table in enumerate(tables, start=1)}
     parts = [(section, [(numbers[id(table)], table) for table in inside]) for section, inside in _parts(tables)]

@@ -1,7 +1,8 @@
-"""results.json: what was measured, what was not, and both as a table.
+"""results.json: what was measured and what was not. It is read and written here only; what has been read is typed.
 
-One file per folder, {"results": [...], "not_run": [...]}. A new result takes the place of an older one with the same
-benchmark, metric, weights, protocol and seed. No torch here: reports answer at once.
+One file per folder, {"format": 1, "results": [...], "not_run": [...]}. A new result replaces an older one with the same
+benchmark, metric, weights, protocol and seed. A row that was read is written back as it was, with the fields that this version
+does not know. No torch here: reports answer at once.
 """
 
 import contextlib
@@ -13,59 +14,177 @@ import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, Strict, ValidationError, model_serializer
 
 from swav.errors import DataError, EnvironmentError_, NumericsError, counted
 from swav.files import FileLock, remove_leftovers, warn, write_text_durably
 
 FILE = "results.json"
-Json = Mapping[str, Any]
+FORMAT = 1  # of the file; one that names none is of format 1
 KEY = ("bench", "metric", "weights", "protocol", "seed")
 
+Number = Annotated[float, Strict()]  # pydantic would take the text "70" for one
+Flag = Annotated[bool, Strict()]  # and "yes" for true
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """One number and all that it depends on.
+
+AnyObject = TypeVar("AnyObject", bound="StoredObject")
+
+
+class StoredObject(BaseModel):
+    """An object of the file. Its known fields are typed; the JSON that it was read from is what is written back.
+
+    `UNKNOWN`: values of fields that the JSON lacks, as an older version wrote it, or has in another type.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+    UNKNOWN: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+
+    _json: dict[str, Any] | None = PrivateAttr(None)
+    _lacking: frozenset[str] = PrivateAttr(frozenset())
+
+    @classmethod
+    def from_json(cls: type[AnyObject], found: Mapping[str, Any]) -> AnyObject:
+        """Read an object, whatever it has or lacks."""
+        known = {key: value for key, value in found.items() if key in cls.model_fields and not _is_no_number(value)}
+        try:
+            read = cls.model_validate({**cls.UNKNOWN, **known})
+        except ValidationError as error:
+            for problem in error.errors():
+                known.pop(str(problem["loc"][0]), None)
+            read = cls.model_validate({**cls.UNKNOWN, **known})
+        read._json, read._lacking = dict(found), frozenset(cls.model_fields) - frozenset(known)
+        return read
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        if self._json is not None:
+            return self._json
+        return {key: getattr(self, key) for key in type(self).model_fields if key in self.model_fields_set}
+
+    def has(self, fields: Iterable[str]) -> bool:
+        """Whether the file has all of these fields, in their types."""
+        return self._lacking.isdisjoint(fields)
+
+    def changed(self: AnyObject, **fields: Any) -> AnyObject:
+        """Return a copy with other values of some fields."""
+        copy = self.model_copy(update=fields)
+        if self._json is not None:
+            copy._json = {**self._json, **fields}
+        return copy
+
+
+class NetworkFacts(StoredObject):
+    """What tables show of a network.
+
+    Attributes:
+        backbone: its name, or empty.
+        width: factor of the channels.
+        epochs, batch: of the pre-training; None where the weights do not say them.
+        channels: rgb, or bgr for weights that were trained on that.
+    """
+
+    backbone: str = ""
+    width: Number = 1.0
+    epochs: int | float | str | None = None
+    batch: int | float | str | None = None
+    channels: str = "rgb"
+
+
+class Config(StoredObject):
+    """Settings, data and network of a result. The file has all of them; fields are here for what tables show.
+
+    Attributes:
+        network: what built it.
+        mean, std: of the normalisation; None where unknown.
+    """
+
+    network: Annotated[NetworkFacts, BeforeValidator(lambda value: _read(NetworkFacts, value))] = NetworkFacts()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+class Result(StoredObject):
+    """One number and all that it depends on. A field that its file lacks is empty or None.
 
     Attributes:
         bench, metric: what was measured.
-        value, unit: the number; always finite.
+        value, unit: the number; always finite, or None where the file has no finite one.
         n: images scored.
         protocol: published or smoke.
         comparable: whether it may stand beside published numbers.
         difference: why not.
         seed: of what was drawn.
         weights, weights_sha256: the source, as the user gave it, and the tensors.
-        name: what tables call these weights.
         versions: of swav and what it computes with.
         config: every setting, and the data.
         log: path of what was written on the way, relative to the folder, or None.
+        name: what tables call these weights.
     """
+
+    UNKNOWN = MappingProxyType(
+        dict.fromkeys(("bench", "metric", "unit", "protocol", "difference", "weights", "weights_sha256", "name"), "")
+        | {"value": None, "n": None, "comparable": None, "seed": 0, "versions": {}, "config": {}, "log": None}
+    )
 
     bench: str
     metric: str
-    value: float
+    value: Number | None
     unit: str
-    n: int
+    n: int | None
     protocol: str
-    comparable: bool
+    comparable: Flag | None
     difference: str
     seed: int
     weights: str
     weights_sha256: str
-    versions: Mapping[str, str]
-    config: Mapping[str, Any]
+    versions: dict[str, str]
+    config: Annotated[Config, BeforeValidator(lambda value: _read(Config, value))]
     log: str | None
     name: str
 
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.value):
+    def model_post_init(self, context: Any) -> None:
+        """Refuse a number that is none.
+
+        Raises:
+            NumericsError: the value is not finite.
+        """
+        if self.value is not None and not math.isfinite(self.value):
             raise NumericsError(f"{self.bench} {self.metric}: expected a finite number, found {self.value}")
 
+    @property
+    def label(self) -> str:
+        """What tables call the weights."""
+        return self.name or self.weights
 
-@dataclasses.dataclass(frozen=True)
-class NotRun:
-    """A benchmark, or one metric of it, that could not be run, why, and what it would take; of all weights, or of one."""
+    @property
+    def remark(self) -> str:
+        """Why the result is not comparable."""
+        return self.difference or "images, classes or protocol differ from the published ones"
+
+    @property
+    def settings_text(self) -> str:
+        """All that the result depends on, as JSON in ASCII."""
+        stored = self.model_dump()
+        kept = ("bench", "protocol", "seed", "weights", "weights_sha256", "versions", "config")
+        return json.dumps({key: stored.get(key) for key in kept}, indent=1) + "\n"
+
+    @property
+    def settings_file(self) -> str:
+        """Where `settings_text` is kept, relative to the folder. The metrics of one benchmark share a file."""
+        digest = hashlib.sha256(self.settings_text.encode()).hexdigest()[:12]
+        return f"configs/{re.sub('[^a-z0-9-]', '', self.bench)}-{digest}.json"
+
+
+class NotRun(StoredObject):
+    """A benchmark, or one metric of it, that could not be run, why, and what it would take.
+
+    `metric` is given only where the rest of the benchmark has run, `weights` only where others have.
+    """
+
+    UNKNOWN = MappingProxyType(dict.fromkeys(("bench", "reason", "expected"), ""))
 
     bench: str
     reason: str
@@ -74,34 +193,145 @@ class NotRun:
     weights: str = ""
 
 
-def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The content of a folder's results.json; empty lists where there is none.
+class DryRunRow(BaseModel):
+    """What one benchmark of one set of weights would take.
+
+    Attributes:
+        data: what there is to learn from and to score.
+        hours, memory_gb, disk_gb: as estimated; memory beside the network's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bench: str
+    weights: str
+    seed: int
+    data: str
+    hours: float
+    memory_gb: float
+    disk_gb: float
+
+
+class Results(BaseModel):
+    """The content of a results.json.
+
+    Attributes:
+        format: of the file.
+        results, not_run: its rows.
+        dry_run: of a dry run only, and never in a file: what each benchmark would take, then what could not be run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    results: tuple[Result, ...] = ()
+    not_run: tuple[NotRun, ...] = ()
+    dry_run: tuple[DryRunRow | NotRun, ...] = ()
+
+    _others: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Results":
+        """Read a document; what is no row is left out."""
+        results, not_run = (
+            [row for row in rows if isinstance(row, dict)] if isinstance(rows := found.get(key), list) else []
+            for key in ("results", "not_run")
+        )
+        read = cls(
+            results=tuple(Result.from_json(_translated(row)) for row in results),
+            not_run=tuple(map(NotRun.from_json, not_run)),
+        )
+        read._others = {key: value for key, value in found.items() if key not in ("format", "results", "not_run")}
+        return read
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        rows = {"format": self.format, "results": list(self.results), "not_run": list(self.not_run)}
+        return rows | self._others | ({"dry_run": list(self.dry_run)} if "dry_run" in self.model_fields_set else {})
+
+
+def _read(kind: type[StoredObject], value: Any) -> Any:
+    return kind.from_json(value) if isinstance(value, dict) else value
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _translated(row: dict[str, Any]) -> dict[str, Any]:
+    """`page` was the name of protocol `published` before 0.1.0."""
+    return {**row, "protocol": "published"} if row.get("protocol") == "page" else row
+
+
+# -- reading
+
+
+def read_results(folder: Path) -> Results:
+    """Return the content of a folder's results.json; no rows where there is none.
 
     Raises:
-        DataError: the file is not what this module writes. (It is never overwritten then: it may be dear to someone.)
+        DataError: the file is not what this module writes, or of a newer format. (It is never overwritten then.)
         EnvironmentError_: it cannot be read.
     """
     path = folder / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {"results": [], "not_run": []}
+        return Results()
     except OSError as error:
         raise EnvironmentError_(f"{path}: cannot be read just now ({error.strerror}); try again") from None
     except ValueError as error:
         raise DataError(f"{path}: expected JSON, found: {error}; move it away or use another --out") from None
-    if not _looks_right(content):
+    if problem := _unknown_format(content):
+        raise DataError(f"{path}: {problem}, or use another --out")
+    if not _is_ours(content):
         raise DataError(f"{path}: expected lists 'results' and 'not_run', found another JSON; use another --out")
-    for row in content["results"]:
-        if row.get("protocol") == "page":  # its name before 0.1.0
-            row["protocol"] = "published"
-    return {"results": content["results"], "not_run": content["not_run"]}
+    return Results.from_json(content)
+
+
+def read_damaged_results(folder: Path) -> tuple[Results, list[str]]:
+    """Return what can be read of a folder's results.json, for reports: they show whatever there is. And what is wrong with it."""
+    path = folder / FILE
+    if not path.is_file():
+        return Results(), []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except ValueError as error:
+        return Results(), [f"{FILE}: not JSON ({error})"]
+    if not isinstance(content, dict):
+        return Results(), [f"{FILE}: expected a JSON object, found {type(content).__name__}"]
+    if problem := _unknown_format(content):
+        return Results(), [f"{FILE}: {problem}"]
+    found = Results.from_json(content)
+    return found.model_copy(update={"results": tuple(row for row in found.results if row.has(["bench"]))}), []
+
+
+def _unknown_format(content: Any) -> str | None:
+    """What is wrong with the number of the format, and what to do."""
+    found = content.get("format", FORMAT) if isinstance(content, dict) else FORMAT
+    if type(found) is int and found > FORMAT:
+        return f"expected format {FORMAT} or older, found format {found}, which a newer swav wrote; update swav"
+    if type(found) is not int or found < 1:
+        return f"expected format {FORMAT}, found {found!r}; move the file away"
+    return None
+
+
+def _is_ours(content: Any) -> bool:
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("results", "not_run")):
+        return False
+    if not all(isinstance(row, dict) for row in [*content["results"], *content["not_run"]]):
+        return False
+    read = Results.from_json(content)
+    return all(row.has(KEY) for row in read.results) and all(row.has(["bench"]) for row in read.not_run)
+
+
+# -- writing
 
 
 def write_results(
     folder: Path, results: Iterable[Result], not_run: Iterable[NotRun] = (), make: bool = True
-) -> dict[str, Any]:
-    """Merges results into a folder's results.json, in one durable step. Others that write there wait meanwhile.
+) -> Results:
+    """Merge results into a folder's results.json, in one durable step. Others that write there wait meanwhile.
 
     What could not be run is forgotten once its benchmark has results of the same file. Weights have one name in it, the last
     that they were given.
@@ -113,18 +343,19 @@ def write_results(
         The content of the file.
 
     Raises:
-        DataError: there is a results.json that is none.
+        DataError: there is a results.json that is none, or of a newer format.
         EnvironmentError_: the folder cannot be written.
     """
     try:
         with results_lock(folder, base=None if make else folder):
-            content = _merged(read_results(folder), [dataclasses.asdict(result) for result in results], not_run)
-            write_text_durably(folder / FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
+            content = _merged(read_results(folder), list(results), not_run)
+            text = json.dumps(content.model_dump(), indent=1, allow_nan=False) + "\n"
+            write_text_durably(folder / FILE, text)
     except OSError as error:
         raise EnvironmentError_(
             f"{folder / FILE}: cannot be written ({error}); make room, or use another --out"
         ) from None
-    return content
+    return Results.from_json(json.loads(text))
 
 
 @contextlib.contextmanager
@@ -142,162 +373,47 @@ def results_lock(folder: Path, base: Path | None) -> Iterator[None]:
         yield
 
 
-def _merged(before: Json, new: list[dict[str, Any]], not_run: Iterable[NotRun]) -> dict[str, Any]:
-    now = {(row["bench"], row["weights"], row["protocol"]): row["weights_sha256"] for row in new}
+def _merged(before: Results, new: Sequence[Result], not_run: Iterable[NotRun]) -> Results:
+    now = {(row.bench, row.weights, row.protocol): row.weights_sha256 for row in new}
     kept = []
-    for row in before["results"]:
-        sha = now.get((row["bench"], row["weights"], row["protocol"]))
-        if sha is None or sha == row.get("weights_sha256"):
+    for row in before.results:
+        sha = now.get((row.bench, row.weights, row.protocol))
+        if sha is None or sha == row.weights_sha256:
             kept.append(row)
-    if dropped := len(before["results"]) - len(kept):
+    if dropped := len(before.results) - len(kept):
         warn(f"{FILE}: {counted(dropped, 'row')} of earlier weights of the same name replaced: no mean mixes the two")
-    rows = {_key(row): row for row in [*kept, *new]}
-    missing = {_lack(row): row for row in [*before["not_run"], *map(_told, not_run)]}
-    done = {
-        (row["bench"], metric, weights)
-        for row in new
-        for metric in ("", row["metric"])
-        for weights in ("", row["weights"])
-    }
-    return {
-        "results": _with_one_name_each(rows.values(), [*before["results"], *new]),
-        "not_run": [row for what, row in missing.items() if what not in done],
-    }
-
-
-def _with_one_name_each(rows: Iterable[Json], in_order: Iterable[Json]) -> list[dict[str, Any]]:
-    """The rows, with the last name that each weights was given; without this a new name would part a row in two."""
-    names = {row["weights"]: row["name"] for row in in_order if row.get("name") not in (None, "", row["weights"])}
-    return [{**row, "name": names[row["weights"]]} if row["weights"] in names else dict(row) for row in rows]
-
-
-def table(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Results as a Markdown table: a row per benchmark and metric, the weights side by side; then the remarks.
-
-    Of several seeds it shows the mean, the standard deviation (over n - 1) and their number.
-    """
-    results = content["results"]
-    columns = {str(row["weights"]): label_of(row) for row in results}
-    cells: dict[tuple[str, ...], dict[str, list[Json]]] = {}
-    remarks: dict[str, dict[str, None]] = {}
-    for row in results:
-        name = (str(row["bench"]), str(row["metric"]), str(row["protocol"]), f"{row['n']:,}")
-        cells.setdefault(name, {}).setdefault(str(row["weights"]), []).append(row)
-        if not row["comparable"]:
-            remarks.setdefault(f"{row['bench']}: {row['difference']}", {})[str(row["metric"])] = None
-    lines = []
-    if results:
-        units = sorted({str(row["unit"]) for row in results})
-        head = ("bench", f"metric [{', '.join(units)}]", "protocol", "n", *columns.values())
-        body = [(*name, *(_cell(values.get(column, ())) for column in columns)) for name, values in cells.items()]
-        lines += _aligned([head, *body], left=3)
-    lines += [f"{weights}: {words}" for weights, words in _normalisations(results).items()]
-    lines += [f"not comparable with published numbers: {remark}" for remark in remarks]
-    for row in content["not_run"]:
-        of = f" of {row['weights']}" if row.get("weights") else ""
-        what = f"{row['bench']} {row.get('metric', '')}".rstrip() + of
-        lines.append(f"not run: {what}: {row['reason']}; needs {row['expected']}")
-    return "\n".join(lines)
-
-
-def label_of(row: Mapping[str, Any]) -> str:
-    """What tables call the weights of a row: `name`, where the file is not older than it."""
-    return str(row.get("name") or row["weights"])
-
-
-def _cell(rows: Sequence[Json]) -> str:
-    """A number; of several seeds their mean, standard deviation and number; of none a dash."""
-    found = mean_and_spread(rows)
-    if found is None:
-        return "-"
-    mean, deviation, count = found
-    return f"{mean:.2f}" if count == 1 else f"{mean:.2f} ± {deviation:.2f} (n={count})"
-
-
-def _normalisations(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """How each weights' images were normalised: weights that see wrongly normalised images score less, and don't say why."""
-    words: dict[str, str] = {}
-    for row in results:
-        config = row.get("config", {})
-        if "mean" in config and "std" in config:
-            channels = config.get("network", {}).get("channels", "rgb")
-            turned = " (trained on BGR, turned to RGB)" if channels == "bgr" else ""
-            words[label_of(row)] = f"normalised by mean {list(config['mean'])}, std {list(config['std'])}{turned}"
-    return words
-
-
-def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """A Markdown table that is also a table to the eye; the first `left` columns are texts, the others numbers."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
-    rule = ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    padded = [
-        [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    ]
-    return [f"| {' | '.join(row)} |" for row in (padded[0], rule, *padded[1:])]
-
-
-def _told(what: NotRun) -> dict[str, Any]:
-    """As a row of the file: `metric` is there only where the rest of the benchmark has run, `weights` where others have."""
-    return {key: value for key, value in dataclasses.asdict(what).items() if value or key not in ("metric", "weights")}
-
-
-def _lack(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return row["bench"], row.get("metric", ""), row.get("weights", "")
-
-
-def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[part] for part in KEY)
-
-
-def _looks_right(content: Any) -> bool:
-    if not isinstance(content, dict):
-        return False
-    halves = {"results": KEY, "not_run": ("bench",)}
-    return all(
-        isinstance(content.get(half), list)
-        and all(isinstance(row, dict) and set(keys) <= set(row) for row in content[half])
-        for half, keys in halves.items()
+    rows = {tuple(getattr(row, part) for part in KEY): row for row in [*kept, *new]}
+    missing = {(row.bench, row.metric, row.weights): row for row in [*before.not_run, *not_run]}
+    done = {(row.bench, metric, weights) for row in new for metric in ("", row.metric) for weights in ("", row.weights)}
+    return before.model_copy(
+        update={
+            "results": _with_one_name_each(rows.values(), [*before.results, *new]),
+            "not_run": tuple(row for what, row in missing.items() if what not in done),
+        }
     )
 
 
-# -- one row, read by whoever shows it: a field may be missing
+def _with_one_name_each(rows: Iterable[Result], in_order: Iterable[Result]) -> tuple[Result, ...]:
+    """The rows, with the last name that each weights was given; without this a new name would part a row in two."""
+    names = {row.weights: row.name for row in in_order if row.name not in ("", row.weights)}
+    return tuple(row.changed(name=names[row.weights]) if row.weights in names else row for row in rows)
 
 
-def config_name(row: Json) -> str:
-    """Where the resolved settings of a result are kept, relative to its folder. The metrics of one benchmark share a file."""
-    digest = hashlib.sha256(config_text(row).encode()).hexdigest()[:12]
-    return f"configs/{re.sub('[^a-z0-9-]', '', text(row, 'bench'))}-{digest}.json"
+# -- several seeds
 
 
-def config_text(row: Json) -> str:
-    """All that a result depends on, as JSON in ASCII."""
-    kept = ("bench", "protocol", "seed", "weights", "weights_sha256", "versions", "config")
-    return json.dumps({key: row.get(key) for key in kept}, indent=1) + "\n"
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Mean, sample standard deviation (0 for one) and number of results."""
+
+    mean: float
+    std: float
+    count: int
 
 
-def text(row: Json, key: str) -> str:
-    """A field as text; empty where it is missing."""
-    value = row.get(key)
-    return "" if value is None else str(value)
-
-
-def remark(row: Json) -> str:
-    """Why a result is not comparable."""
-    return text(row, "difference") or "images, classes or protocol differ from the published ones"
-
-
-def mean_and_spread(rows: Iterable[Json]) -> tuple[float, float, int] | None:
-    """Mean, sample standard deviation (0 for one) and count of the finite values; None where there is none."""
-    values = [row["value"] for row in rows if has_number(row)]
+def summary(rows: Iterable[Result]) -> Summary | None:
+    """Summarise results that differ by the seed only; None where there is no number."""
+    values = [row.value for row in rows if row.value is not None]
     if not values:
         return None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values)
-
-
-def has_number(row: Json) -> bool:
-    return isinstance(row.get("value"), int | float) and math.isfinite(row["value"])
+    return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))

@@ -2,14 +2,13 @@
 
 import dataclasses
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
-from swav.results.layout import BEST_STAGE, Cell, Column, Layout, Link, Row
-from swav.results.results import Json, config_name, has_number, mean_and_spread, remark, text
+from swav.results.layout import BEST_STAGE, Cell, Column, Link, TableLayout, TableRow
+from swav.results.results import NetworkFacts, NotRun, Result, summary
+from swav.results.units import decimals_of
 
-What = tuple[str, str]  # bench, metric
+ScoreName = tuple[str, str]  # bench, metric
 
 
 class Notes:
@@ -27,22 +26,22 @@ class Notes:
 # -- numbers: of a result file or of a paper, by benchmark and metric
 
 
-def metric_of(column: Column, found: Iterable[What]) -> What | None:
-    """What a column shows: its metric, or that of a trunk whose stages have names of their own, as `feature3 (blocks.7)`."""
+def score_of(column: Column, found: Iterable[ScoreName]) -> ScoreName | None:
+    """The score that a column shows: its metric, or that of a network whose stages have names, as `feature3 (blocks.7)`."""
     for bench, metric in found:
         if bench == column.bench and (metric == column.metric or metric.startswith(f"{column.metric} (")):
             return bench, metric
     return None
 
 
-def metrics_shown(layout: Layout, found: Iterable[What]) -> list[What]:
+def scores_shown(layout: TableLayout, found: Iterable[ScoreName]) -> list[ScoreName]:
     found = list(found)
-    return [what for column in layout.columns if (what := metric_of(column, found)) is not None]
+    return [score for column in layout.columns if (score := score_of(column, found)) is not None]
 
 
-def best_stage(bench: str, means: Mapping[What, float]) -> str | None:
+def best_stage(bench: str, means: Mapping[ScoreName, float]) -> str | None:
     """The stage whose mAP is that of the best layer, else the highest; None where no stage is known."""
-    stages = {what[1]: mean for what, mean in means.items() if what[0] == bench and what[1].startswith("mAP feature")}
+    stages = {metric: mean for (of, metric), mean in means.items() if of == bench and metric.startswith("mAP feature")}
     best = means.get((bench, "mAP best layer"))
     if not stages or best is None:
         return None
@@ -50,10 +49,10 @@ def best_stage(bench: str, means: Mapping[What, float]) -> str | None:
     return chosen.removeprefix("mAP ")
 
 
-def backbone_name(backbone: str, width: Any = 1) -> str:
+def backbone_name(backbone: str, width: float = 1) -> str:
     """As the page writes it: ResNet50."""
     name = re.sub(r"^resnet(?=\d)", "ResNet", backbone)
-    return name if width in (None, 1) else f"{name} (width {width:g})"
+    return name if width == 1 else f"{name} (width {width:g})"
 
 
 # -- our rows
@@ -68,62 +67,62 @@ class Group:
     sha256: str
     protocol: str
     comparable: bool
-    rows: list[Json] = dataclasses.field(default_factory=list)
+    rows: list[Result] = dataclasses.field(default_factory=list)
 
     @property
-    def who(self) -> What:
+    def named_weights(self) -> tuple[str, str]:
         return self.name, self.weights
 
 
-def groups_of(results: Iterable[Json]) -> list[Group]:
-    groups: dict[tuple[Any, ...], Group] = {}
+def groups_of(results: Iterable[Result]) -> list[Group]:
+    """Group the results that have a number."""
+    groups: dict[tuple[str, str, str, str, bool], Group] = {}
     for row in results:
-        if not has_number(row):
+        if row.value is None:
             continue
-        protocol = text(row, "protocol")
-        key = (
-            text(row, "name") or text(row, "weights"),
-            text(row, "weights"),
-            text(row, "weights_sha256"),
-            protocol,
-            row.get("comparable") is True and protocol == "published",
-        )
+        comparable = row.comparable is True and row.protocol == "published"
+        key = (row.label, row.weights, row.weights_sha256, row.protocol, comparable)
         groups.setdefault(key, Group(*key)).rows.append(row)
     return list(groups.values())
 
 
-def _rows_of(group: Group, layout: Layout) -> list[dict[What, list[Json]]]:
+def _rows_of(group: Group, layout: TableLayout) -> list[dict[ScoreName, list[Result]]]:
     """A group's results by what they measure, the seeds in a list. Those that differ by more (the number of epochs of a
     smoke protocol) are never averaged: the next row has them."""
-    found: dict[What, dict[str, list[Json]]] = {}
+    found: dict[ScoreName, dict[str, list[Result]]] = {}
     benches = {column.bench for column in layout.columns}
     for row in group.rows:
-        if text(row, "bench") in benches:
-            found.setdefault((text(row, "bench"), text(row, "metric")), {}).setdefault(remark(row), []).append(row)
+        if row.bench in benches:
+            found.setdefault((row.bench, row.metric), {}).setdefault(row.remark, []).append(row)
     depth = max(map(len, found.values()), default=0)
-    alike = [{what: list(by.values())[i] for what, by in found.items() if i < len(by)} for i in range(depth)]
-    return [rows for rows in alike if metrics_shown(layout, rows)]
+    alike = [{score: list(by.values())[i] for score, by in found.items() if i < len(by)} for i in range(depth)]
+    return [rows for rows in alike if scores_shown(layout, rows)]
 
 
 def our_rows(
-    layout: Layout, groups: Sequence[Group], not_run: Sequence[Json], above: Notes, below: Notes
-) -> tuple[list[Row], list[Row]]:
+    layout: TableLayout, groups: Sequence[Group], not_run: Sequence[NotRun], above: Notes, below: Notes
+) -> tuple[list[TableRow], list[TableRow]]:
     """Rows beside published ones, and rows that may not stand there; what could not be run says why."""
     names = {group.weights: group.name for group in groups}
-    known = dict.fromkeys([group.who for group in groups])
-    for row in not_run:
-        if weights := text(row, "weights"):
-            known.setdefault((text(row, "name") or names.get(weights, weights), weights))
+    known = dict.fromkeys([group.named_weights for group in groups])
+    for lack in not_run:
+        if lack.weights:
+            known.setdefault((names.get(lack.weights, lack.weights), lack.weights))
     ambiguous = {name for name, weights in known if any(name == other and weights != its for other, its in known)}
-    rows: dict[bool, list[Row]] = {True: [], False: []}
-    for who in known or [("not run", "")]:
-        label = f"{who[0]} ({who[1]})" if who[0] in ambiguous else who[0]
-        mine = [(group, found) for group in groups if group.who == who for found in _rows_of(group, layout)]
-        measured = {what for _, found in mine for what in found}
+    rows: dict[bool, list[TableRow]] = {True: [], False: []}
+    for name, weights in known or [("not run", "")]:
+        label = f"{name} ({weights})" if name in ambiguous else name
+        mine = [
+            (group, found)
+            for group in groups
+            if group.named_weights == (name, weights)
+            for found in _rows_of(group, layout)
+        ]
+        measured = {score for _, found in mine for score in found}
         reasons = {
             column: why
             for column in layout.columns
-            if metric_of(column, measured) is None and (why := _reasons(column, not_run, who[1]))
+            if score_of(column, measured) is None and (why := _reasons(column, not_run, weights))
         }
         for group, found in mine:
             notes = above if group.comparable else below
@@ -133,56 +132,57 @@ def our_rows(
     return rows[True], rows[False]
 
 
-def _reasons(column: Column, not_run: Iterable[Json], weights: str) -> list[str]:
+def _reasons(column: Column, not_run: Iterable[NotRun], weights: str) -> list[str]:
     """Why a column of some weights is empty."""
     words = []
-    for row in not_run:
-        bench, metric = text(row, "bench"), text(row, "metric")
-        meant = metric == "" or metric_of(column, [(bench, metric)]) is not None
-        if bench == column.bench and meant and text(row, "weights") in ("", weights):
-            needs = f"; needs {row['expected']}" if text(row, "expected") else ""
-            words.append(f"{bench} was not run: {text(row, 'reason')}{needs}")
+    for lack in not_run:
+        meant = lack.metric == "" or score_of(column, [(lack.bench, lack.metric)]) is not None
+        if lack.bench == column.bench and meant and lack.weights in ("", weights):
+            needs = f"; needs {lack.expected}" if lack.expected else ""
+            words.append(f"{lack.bench} was not run: {lack.reason}{needs}")
     return words
 
 
 def _our_row(
-    layout: Layout,
+    layout: TableLayout,
     label: str,
     group: Group | None,
-    found: Mapping[What, list[Json]],
+    found: Mapping[ScoreName, list[Result]],
     reasons: Mapping[Column, list[str]],
     notes: Notes,
-) -> Row:
-    shown = {what: found[what] for what in metrics_shown(layout, found)}
+) -> TableRow:
+    shown = {score: found[score] for score in scores_shown(layout, found)}
     marks, links = _remarks(layout, group, found, shown, notes), _links(group, shown)
     label += _suffix(group, shown)
-    means = {what: statistics.fmean(row["value"] for row in rows) for what, rows in found.items()}
+    means = {score: numbers.mean for score, rows in found.items() if (numbers := summary(rows)) is not None}
     cells = []
     for column in layout.columns:
-        what = metric_of(column, found)
+        score = score_of(column, found)
         written = "–"
         if column.metric == BEST_STAGE:
             written = best_stage(column.bench, means) or written
-        elif what is not None:
-            written = _mean(found[what], column.decimals)
+        elif score is not None:
+            written = _mean(found[score], column.decimals)
         why = tuple(notes.mark(words) for words in reasons.get(column, ())) if written == "–" else ()
         cells.append(Cell(written, why))
     if len(layout.labels) == 1:
-        return Row("ours", (Cell(label, marks, links), *cells))
+        return TableRow("ours", (Cell(label, marks, links), *cells))
     settings = map(Cell, _network(shown))
-    return Row(
+    return TableRow(
         "ours", (Cell(label, marks), *settings, *cells, *(Cell("" if links else "–", (), links) for _ in layout.last))
     )
 
 
-def _mean(rows: Sequence[Json], decimals: int) -> str:
-    found = mean_and_spread(rows)
+def _mean(rows: Sequence[Result], decimals: int) -> str:
+    found = summary(rows)
     assert found is not None  # only rows with numbers are in a group
-    mean, spread, count = found
-    return f"{mean:.{decimals}f}" if count == 1 else f"{mean:.{max(2, decimals)}f} ± {spread:.{max(2, decimals)}f}"
+    if found.count == 1:
+        return f"{found.mean:.{decimals}f}"
+    decimals = max(decimals_of(rows[0].metric), decimals)
+    return f"{found.mean:.{decimals}f} ± {found.std:.{decimals}f}"
 
 
-def _suffix(group: Group | None, shown: Mapping[What, Sequence[Json]]) -> str:
+def _suffix(group: Group | None, shown: Mapping[ScoreName, Sequence[Result]]) -> str:
     """What a label must say beside the name: another protocol, and over how many seeds a mean goes."""
     if group is None:
         return ""
@@ -192,27 +192,25 @@ def _suffix(group: Group | None, shown: Mapping[What, Sequence[Json]]) -> str:
         counts.setdefault(bench, set()).add(len(rows))
     if all(count == {1} for count in counts.values()):
         return protocol
-    told = {bench: "–".join(map(str, sorted({min(found), max(found)}))) for bench, found in counts.items()}
-    if len(set(told.values())) == 1:
-        return f"{protocol}, {next(iter(told.values()))} seeds"
-    return f"{protocol}, seeds: " + ", ".join(f"{bench} {count}" for bench, count in told.items())
+    ranges = {bench: "–".join(map(str, sorted({min(found), max(found)}))) for bench, found in counts.items()}
+    if len(set(ranges.values())) == 1:
+        return f"{protocol}, {next(iter(ranges.values()))} seeds"
+    return f"{protocol}, seeds: " + ", ".join(f"{bench} {count}" for bench, count in ranges.items())
 
 
-def _network(shown: Mapping[What, Sequence[Json]]) -> tuple[str, str, str]:
+def _network(shown: Mapping[ScoreName, Sequence[Result]]) -> tuple[str, str, str]:
     """Backbone, epochs and batch of the pre-training, as far as the weights say them."""
-    configs = [row["config"] for rows in shown.values() for row in rows if isinstance(row.get("config"), dict)]
-    found = [config["network"] for config in configs if isinstance(config.get("network"), dict)]
-    network: Json = found[0] if found else {}
-    backbone, width = text(network, "backbone"), network.get("width", 1)
-    name = backbone_name(backbone, width if isinstance(width, int | float) else 1)
-    return name or "–", text(network, "epochs") or "–", text(network, "batch") or "–"
+    configs = [row.config for rows in shown.values() for row in rows]
+    network = next((config.network for config in configs if config.has(["network"])), NetworkFacts())
+    epochs, batch = ("–" if count in (None, "") else str(count) for count in (network.epochs, network.batch))
+    return backbone_name(network.backbone, network.width) or "–", epochs, batch
 
 
 def _remarks(
-    layout: Layout,
+    layout: TableLayout,
     group: Group | None,
-    found: Mapping[What, Sequence[Json]],
-    shown: Mapping[What, Sequence[Json]],
+    found: Mapping[ScoreName, Sequence[Result]],
+    shown: Mapping[ScoreName, Sequence[Result]],
     notes: Notes,
 ) -> tuple[int, ...]:
     """Notes of a row as a whole: whose numbers they are, why they are not comparable, what its stages are."""
@@ -222,15 +220,15 @@ def _remarks(
     several = len({column.bench for column in layout.columns}) > 1
     if not group.comparable:
         for (bench, _), rows in shown.items():
-            other = "" if group.protocol == "published" or text(rows[0], "difference") else f"protocol {group.protocol}"
-            words.append((f"{bench}: " if several else "") + "not comparable: " + (other or remark(rows[0])))
+            other = "" if group.protocol == "published" or rows[0].difference else f"protocol {group.protocol}"
+            words.append((f"{bench}: " if several else "") + "not comparable: " + (other or rows[0].remark))
     words += _stages(layout, found)
     return tuple(notes.mark(each) for each in dict.fromkeys(words))
 
 
-def _stages(layout: Layout, found: Mapping[What, Sequence[Json]]) -> list[str]:
+def _stages(layout: TableLayout, found: Mapping[ScoreName, Sequence[Result]]) -> list[str]:
     """Names of stages of a trunk that is no ResNet, and the numbers of those for which the page has no column."""
-    if not any(column.heading.startswith("Feature") for column in layout.columns):
+    if not any(column.name.startswith("Feature") for column in layout.columns):
         return []
     named, beyond = [], []
     for (_, metric), rows in found.items():
@@ -238,34 +236,34 @@ def _stages(layout: Layout, found: Mapping[What, Sequence[Json]]) -> list[str]:
         if stage is None:
             continue
         if not any(column.metric == f"top-1 {stage[1]}" for column in layout.columns):
-            beyond.append(f"{stage[0].removeprefix('top-1 ')}: {_mean(rows, 2)}")
+            beyond.append(f"{stage[0].removeprefix('top-1 ')}: {_mean(rows, decimals_of(metric))}")
         elif stage[2]:
             named.append(f"{stage[1].capitalize()} is {stage[2]}")
     return [f"stages: {', '.join([*named, *beyond])}"] if named or beyond else []
 
 
-def _links(group: Group | None, shown: Mapping[What, Sequence[Json]]) -> tuple[Link, ...]:
+def _links(group: Group | None, shown: Mapping[ScoreName, Sequence[Result]]) -> tuple[Link, ...]:
     """The settings, the logs and the tensors behind a row."""
     if group is None:
         return ()
     rows = [row for alike in shown.values() for row in alike]
-    links = [*_files("config", [(row, config_name(row)) for row in rows])]
-    links += _files("log", [(row, text(row, "log")) for row in rows if text(row, "log")])
+    links = _files("config", [(row, row.settings_file) for row in rows])
+    links += _files("log", [(row, row.log) for row in rows if row.log])
     if group.sha256:
         links.append(Link(group.sha256[:12], title=f"SHA-256 of the weights: {group.sha256}"))
     return tuple(links)
 
 
-def _files(kind: str, files: Sequence[tuple[Json, str]]) -> list[Link]:
+def _files(kind: str, files: Sequence[tuple[Result, str]]) -> list[Link]:
     """One link a file; benchmark and seed are in its text where it would not be clear."""
-    paths: dict[str, Json] = {}
+    paths: dict[str, Result] = {}
     for row, path in files:
         paths.setdefault(path, row)
-    benches = {text(row, "bench") for row in paths.values()}
+    benches = {row.bench for row in paths.values()}
     links = []
     for path, row in paths.items():
-        alike = sum(text(other, "bench") == text(row, "bench") for other in paths.values())
-        bench = f"{text(row, 'bench')} " if len(benches) > 1 else ""
-        seed = f" seed {text(row, 'seed')}" if alike > 1 else ""
+        alike = sum(other.bench == row.bench for other in paths.values())
+        bench = f"{row.bench} " if len(benches) > 1 else ""
+        seed = f" seed {row.seed}" if alike > 1 else ""
         links.append(Link(f"{bench}{kind}{seed}", path))
     return links

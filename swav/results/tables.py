@@ -6,39 +6,30 @@ published numbers (other images, classes or protocol) stands in a table of its o
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from swav.results.layout import BEST_STAGE, PAGE, Cell, Column, Layout, Link, Row, Source, Table
+from swav.results.layout import BEST_STAGE, PAGE, Cell, Column, Link, Source, Table, TableLayout, TableRow
 from swav.results.published import Published
-from swav.results.results import Json
-from swav.results.rows import (
-    Notes,
-    What,
-    backbone_name,
-    best_stage,
-    groups_of,
-    metric_of,
-    metrics_shown,
-    our_rows,
-)
+from swav.results.results import Results
+from swav.results.rows import Notes, ScoreName, backbone_name, best_stage, groups_of, our_rows, score_of, scores_shown
 
 
-def page_tables(content: Mapping[str, Sequence[Json]], published: Sequence[Published]) -> tuple[Table, ...]:
-    """The page's tables from the content of a results.json.
+def page_tables(content: Results, published: Sequence[Published]) -> tuple[Table, ...]:
+    """Fill the page's tables.
 
     Args:
-        content: `results` and `not_run`; a row without a finite value is passed over.
+        content: of a results.json; a row without a finite value is passed over.
         published: rows of papers and model zoos, in the order in which they are to stand.
 
     Returns:
         The page's tables, then those that the page does not have, as far as there is a row for them. Each is followed by
         one of the results that are not comparable, where there are any.
     """
-    groups = groups_of(content["results"])
+    groups = groups_of(content.results)
     tables = []
     for layout in PAGE:
-        known = [row for row in published if metrics_shown(layout, _published_numbers(row))]
+        known = [row for row in published if scores_shown(layout, _published_numbers(row))]
         above, below = Notes(), Notes()
         first = [_published_row(layout, row) for row in known if row.page]
-        comparable, others = our_rows(layout, groups, content["not_run"], above, below)
+        comparable, others = our_rows(layout, groups, content.not_run, above, below)
         rows = [*first, *comparable, *(_published_row(layout, row) for row in known if not row.page)]
         if rows or layout.of_the_page:
             tables.append(_table(layout, True, rows, above))
@@ -47,7 +38,7 @@ def page_tables(content: Mapping[str, Sequence[Json]], published: Sequence[Publi
     return tuple(tables)
 
 
-def _table(layout: Layout, comparable: bool, rows: Iterable[Row], notes: Notes) -> Table:
+def _table(layout: TableLayout, comparable: bool, rows: Iterable[TableRow], notes: Notes) -> Table:
     texts, numbers, last = len(layout.labels), len(layout.columns), len(layout.last)
     return Table(
         section=layout.section,
@@ -64,11 +55,11 @@ def _table(layout: Layout, comparable: bool, rows: Iterable[Row], notes: Notes) 
 # -- rows of papers and model zoos
 
 
-def _published_numbers(row: Published) -> dict[What, float]:
+def _published_numbers(row: Published) -> dict[ScoreName, float]:
     return {(bench, metric): value for bench, metrics in row.values.items() for metric, value in metrics.items()}
 
 
-def _published_row(layout: Layout, row: Published) -> Row:
+def _published_row(layout: TableLayout, row: Published) -> TableRow:
     numbers = _published_numbers(row)
     labels = [row.config or row.label] if row.page else [row.label]
     if len(layout.labels) > 1:
@@ -79,19 +70,19 @@ def _published_row(layout: Layout, row: Published) -> Row:
         if column.metric == BEST_STAGE:
             cells.append(best_stage(column.bench, numbers) or "/")
         else:
-            what = metric_of(column, numbers) or _of_best_stage(column, numbers)
-            cells.append("/" if what is None else _as_published(numbers[what], column.decimals))
+            score = score_of(column, numbers) or _of_best_stage(column, numbers)
+            cells.append("/" if score is None else _as_published(numbers[score], column.decimals))
     short = row.source.partition(",")[0]
     links = [Cell("", links=(Link(short, row.url),)) if row.url else Cell(short) for _ in layout.last]
     named = f"{row.label} ({row.config})" if row.config else row.label
     source = Source(f"{named}: {row.source}" + (f". {row.note}" if row.note else ""), row.url)
-    return Row("page" if row.page else "published", (*map(Cell, [*labels, *cells]), *links), source)
+    return TableRow("page" if row.page else "published", (*map(Cell, [*labels, *cells]), *links), source)
 
 
-def _of_best_stage(column: Column, numbers: Mapping[What, float]) -> What | None:
+def _of_best_stage(column: Column, numbers: Mapping[ScoreName, float]) -> ScoreName | None:
     """Low-shot numbers of a row whose best layer is not the last one are of that layer; its note says so."""
-    what = column.bench, f"{column.metric} {best_stage('svm', numbers)}"
-    return what if column.bench == "lowshot" and what in numbers else None
+    score = column.bench, f"{column.metric} {best_stage('svm', numbers)}"
+    return score if column.bench == "lowshot" and score in numbers else None
 
 
 def _as_published(value: float, decimals: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from swav.evaluation.settings import by_seed, resolve
+from swav.evaluation.settings import one_per_seed, resolve
 from swav.recipe_files import parse_overrides
 
 
@@ -36,8 +36,8 @@ def test_a_path_is_what_was_typed():
 
 def test_a_seed_by_which_nothing_is_drawn_makes_no_second_result():
     settings = resolve(["all"], {"seed": 5, "lowshot.samples": "official", "train_images": 100})[1]
-    of = {name: [each.seed for each in by_seed(chosen, 2, 101, 50)] for name, chosen in settings.items()}
+    of = {name: [each.seed for each in one_per_seed(chosen, 2, 101, 50)] for name, chosen in settings.items()}
     assert set(map(tuple, of.values())) == {(5, 6)}  # 100 of 101 images are drawn
-    of = {name: [each.seed for each in by_seed(chosen, 2, 100, 50)] for name, chosen in settings.items()}
+    of = {name: [each.seed for each in one_per_seed(chosen, 2, 100, 50)] for name, chosen in settings.items()}
     assert {name for name, seeds in of.items() if seeds == [0]} == {"knn", "svm", "lowshot"}
     assert all(seeds == [5, 6] for name, seeds in of.items() if name not in ("knn", "svm", "lowshot"))

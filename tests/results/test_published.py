@@ -13,7 +13,8 @@ import pytest
 
 from swav.errors import DataError
 from swav.evaluation.settings import BENCH_SETTINGS
-from swav.results.published import FILE, METRICS, Published, parse_published, read_published
+from swav.results.published import FILE, SCORE_NAMES, Published, parse_published, read_published
+from swav.results.units import metric_of
 
 ROOT = Path(__file__).parents[2]
 COMING = {"detect-voc", "detect-coco", "segment-voc", "segment-cityscapes"}  # benchmarks not written yet
@@ -93,7 +94,7 @@ def test_values_are_percent_and_no_fraction():
 
 
 def test_benchmarks_are_those_of_the_suite():
-    assert set(METRICS) == set(BENCH_SETTINGS) | COMING
+    assert set(SCORE_NAMES) == set(BENCH_SETTINGS) | COMING
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,8 @@ def test_benchmarks_are_those_of_the_suite():
     }.items(),
 )
 def test_metrics_have_the_names_that_the_suite_writes(bench, metrics):
-    assert all(re.fullmatch(METRICS[bench], metric) for metric in metrics)
+    assert all(re.fullmatch(SCORE_NAMES[bench], metric) for metric in metrics)
+    assert {metric_of(metric).unit for metric in metrics} == {"%"}
 
 
 def test_rows_whose_linear_layer_follows_another_recipe_say_so():

@@ -3,7 +3,6 @@
 Run: pytest tests/results/test_results.py
 """
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -13,49 +12,55 @@ from typing import Any
 import pytest
 
 from swav.errors import DataError, EnvironmentError_, NumericsError
+from swav.results.console import format_results
 from swav.results.render import write_tables
-from swav.results.results import NotRun, Result, read_results, table, write_results
+from swav.results.results import NotRun, Result, read_results, write_results
 
 ROOT = Path(__file__).parents[2]
 
 
 def result(**changed):
-    row = Result(
-        bench="knn",
-        metric="top-1 k=20",
-        value=61.5,
-        unit="%",
-        n=1000,
-        protocol="published",
-        comparable=False,
-        difference="10 classes instead of 1,000",
-        seed=0,
-        weights="run",
-        weights_sha256="ab" * 32,
-        versions={"swav": "0.1.0"},
-        config={"size": 96},
-        log=None,
-        name="run",
-    )
-    return dataclasses.replace(row, **changed)
+    row = {
+        "bench": "knn",
+        "metric": "top-1 k=20",
+        "value": 61.5,
+        "unit": "%",
+        "n": 1000,
+        "protocol": "published",
+        "comparable": False,
+        "difference": "10 classes instead of 1,000",
+        "seed": 0,
+        "weights": "run",
+        "weights_sha256": "ab" * 32,
+        "versions": {"swav": "0.1.0"},
+        "config": {"size": 96},
+        "log": None,
+        "name": "run",
+    }
+    return Result(**row | changed)
+
+
+def not_run(bench, reason, expected):
+    return NotRun(bench=bench, reason=reason, expected=expected)
 
 
 def test_the_file_has_the_promised_fields(tmp_path):
-    write_results(tmp_path, [result()], [NotRun("svm", "no such folder", "VOCdevkit")])
+    write_results(tmp_path, [result()], [not_run("svm", "no such folder", "VOCdevkit")])
     content = json.loads((tmp_path / "results.json").read_text())
     promised = (
         "bench metric value unit n protocol comparable difference seed weights weights_sha256 versions config log name"
     )
+    assert list(content) == ["format", "results", "not_run"] and content["format"] == 1
     assert list(content["results"][0]) == promised.split()
     assert content["not_run"] == [{"bench": "svm", "reason": "no such folder", "expected": "VOCdevkit"}]
-    assert content == read_results(tmp_path)
+    assert content == read_results(tmp_path).model_dump()
 
 
 def test_weights_keep_the_last_name_that_they_were_given(tmp_path):
     write_results(tmp_path, [result(name="first"), result(weights="b", name="b")])
     write_results(tmp_path, [result(bench="svm", name="second")])
-    rows = write_results(tmp_path, [result(bench="linear")])["results"]  # by a command without name=
-    assert [(row["bench"], row["weights"], row["name"]) for row in rows] == [
+    rows = write_results(tmp_path, [result(bench="linear")]).results  # by a command without name=
+    assert [(row.bench, row.weights, row.name) for row in rows] == [
         ("knn", "run", "second"),
         ("knn", "b", "b"),
         ("svm", "run", "second"),
@@ -69,13 +74,13 @@ def test_weights_keep_the_last_name_that_they_were_given(tmp_path):
 def test_results_are_merged_by_their_key(tmp_path, other):
     write_results(tmp_path, [result(), result(**other)])
     content = write_results(tmp_path, [result(value=70.0, n=5)])
-    assert [(row["value"], row["n"]) for row in content["results"]] == [(70.0, 5), (61.5, 1000)]
+    assert [(row.value, row.n) for row in content.results] == [(70.0, 5), (61.5, 1000)]
 
 
 def test_a_benchmark_that_was_run_is_no_longer_listed_as_missing(tmp_path):
-    write_results(tmp_path, [], [NotRun("knn", "missing", "labels"), NotRun("svm", "missing", "VOC")])
-    content = write_results(tmp_path, [result()], [NotRun("svm", "still missing", "VOC")])
-    assert [(row["bench"], row["reason"]) for row in content["not_run"]] == [("svm", "still missing")]
+    write_results(tmp_path, [], [not_run("knn", "missing", "labels"), not_run("svm", "missing", "VOC")])
+    content = write_results(tmp_path, [result()], [not_run("svm", "still missing", "VOC")])
+    assert [(row.bench, row.reason) for row in content.not_run] == [("svm", "still missing")]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -112,7 +117,8 @@ def test_the_table_sets_weights_side_by_side_and_says_what_is_not_comparable(tmp
         result(),
         result(metric="top-1 k=200", comparable=True),
     ]
-    text = table(write_results(tmp_path, rows, [NotRun("svm", "no folder", "VOC")]))
+    content = write_results(tmp_path, rows, [not_run("svm", "no folder", "VOC")])
+    text = format_results(content.results, content.not_run)
     head, rule, first, second, remark, missing = text.splitlines()
     assert [cell.strip() for cell in head.strip("|").split("|")][-2:] == ["random:run", "run"]
     assert [cell.strip() for cell in first.strip("|").split("|")] == [
@@ -142,10 +148,10 @@ for seed in range(8):
 
 
 def test_rows_of_weights_that_changed_under_their_name_are_replaced_and_never_averaged(tmp_path, capsys):
-    write_results(tmp_path, [dataclasses.replace(result(), seed=seed, weights_sha256="old") for seed in (0, 1, 2)])
-    write_results(tmp_path, [dataclasses.replace(result(), seed=0, weights_sha256="new")])
-    rows = read_results(tmp_path)["results"]
-    assert [(row["seed"], row["weights_sha256"]) for row in rows] == [(0, "new")]
+    write_results(tmp_path, [result(seed=seed, weights_sha256="old") for seed in (0, 1, 2)])
+    write_results(tmp_path, [result(seed=0, weights_sha256="new")])
+    rows = read_results(tmp_path).results
+    assert [(row.seed, row.weights_sha256) for row in rows] == [(0, "new")]
     assert "3 rows of earlier weights of the same name replaced" in capsys.readouterr().err
 
 
@@ -166,8 +172,8 @@ def test_five_processes_that_merge_at_once_lose_no_row(tmp_path):
         process.stdin.flush()
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 5, errors
-    rows = read_results(tmp_path)["results"]
-    assert {(row["weights"], row["seed"]) for row in rows} == {(f"w{i}", seed) for i in range(5) for seed in range(8)}
+    rows = read_results(tmp_path).results
+    assert {(row.weights, row.seed) for row in rows} == {(f"w{i}", seed) for i in range(5) for seed in range(8)}
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", ".results.lock"}
 
 

@@ -17,6 +17,7 @@ from swav.reporting.page import write_report
 from swav.results.published import Published, read_published
 from swav.results.render import html as as_html
 from swav.results.render import latex, markdown, plain, write_tables
+from swav.results.results import Results
 from swav.results.tables import page_tables
 
 CONFIG = ["Self-Supervised Config"]
@@ -95,7 +96,7 @@ def smoke(**changed):
 
 
 def tables_of(results=(), not_run=(), published=(PAGE_ROW, SIBLING)):
-    return page_tables({"results": list(results), "not_run": list(not_run)}, published)
+    return page_tables(Results.from_json({"results": list(results), "not_run": list(not_run)}), published)
 
 
 def table(tables, title="ImageNet Nearest-Neighbor Classification", comparable=True):
@@ -120,7 +121,7 @@ def notes_of(one, cell):
 
 
 def test_the_published_file_fills_the_page_as_it_is():
-    tables = page_tables({"results": [], "not_run": []}, read_published()[:1])
+    tables = page_tables(Results(), read_published()[:1])
     assert [one.title for one in tables] == [title for title, *_ in THE_PAGE]
     for one, (_, headings, numbers) in zip(tables, THE_PAGE, strict=True):
         assert list(one.headings) == headings
@@ -158,7 +159,7 @@ def test_published_rows_name_source_note_and_address():
 
 
 def test_published_low_shot_of_another_best_layer_fills_its_columns_and_its_row_says_so():
-    one = table(page_tables({"results": [], "not_run": []}, read_published()), "VOC SVM / Low-shot SVM")
+    one = table(page_tables(Results(), read_published()), "VOC SVM / Low-shot SVM")
     (row,) = [row for row in one.rows if row.cells[0].text.startswith("Relative location")]
     assert texts(row)[1:5] == ["feature4", "65.52", "20.36", "23.12"]
     assert "low-shot on feature4, its best layer, where ours is on the last stage" in row.source.text

@@ -56,13 +56,13 @@ def run(task: Task[KnnSettings]) -> list[Score]:
     on_device = (bank.pooled.to(device), labels.to(device), queries.pooled.to(device))
     ranked = knn_vote(*on_device, ks, task.num_classes, settings.temperature)
     dropped = sorted(set(settings.k) - set(ks))
-    difference = task.difference(len(labels), len(truth), *([f"no k={dropped}, more than the bank"] if dropped else []))
+    deviations = task.deviations(len(labels), len(truth), *([f"no k={dropped}, more than the bank"] if dropped else []))
     return [
         Score(
             f"top-{rank} k={k}",
             top_k_accuracy(ranked[k].cpu(), truth, rank),
             len(truth),
-            _with_unpublished_k(k, difference),
+            _with_unpublished_k(k, deviations),
         )
         for k in ks
         for rank in (1, 5)
@@ -79,7 +79,7 @@ def _usable(ks: tuple[int, ...], bank: int, protocol: str) -> list[int]:
     return usable or [bank]
 
 
-def _with_unpublished_k(k: int, difference: str) -> str:
+def _with_unpublished_k(k: int, deviations: str) -> str:
     published = KnnSettings().k
     own = "" if k in published else f"k={k}, published for k={list(published)}"
-    return "; ".join(part for part in (own, difference) if part)
+    return "; ".join(part for part in (own, deviations) if part)

@@ -101,8 +101,8 @@ def run(task: Task[LinearSettings]) -> list[Score]:
         folder=classification.state_folder(task, "linear", task.train),
         rates=lambda epoch: [_learning_rate(settings, epoch)],
     )
-    difference = task.difference(result.trained, result.scored)
-    return [Score(f"top-{k}", result.last[f"top{k}"], result.scored, difference, result.log) for k in (1, 5)]
+    deviations = task.deviations(result.trained, result.scored)
+    return [Score(f"top-{k}", result.last[f"top{k}"], result.scored, deviations, result.log) for k in (1, 5)]
 
 
 def _start(task: Task[LinearSettings]) -> tuple[Head, torch.optim.SGD]:

@@ -125,8 +125,8 @@ def _run(task: Task[SemisupSettings], fraction: float) -> list[Score]:
         folder=classification.state_folder(task, BENCH, train, fraction, _learning_rates(settings, fraction, 0)),
         rates=lambda epoch: _learning_rates(settings, fraction, epoch),
     )
-    difference = _difference(task, fraction, drawn, result)
-    return [Score(f"top-{k} {name}", result.last[f"top{k}"], result.scored, difference, result.log) for k in (1, 5)]
+    deviations = _deviations(task, fraction, drawn, result)
+    return [Score(f"top-{k} {name}", result.last[f"top{k}"], result.scored, deviations, result.log) for k in (1, 5)]
 
 
 def _start(task: Task[SemisupSettings]) -> Classifier:
@@ -204,7 +204,7 @@ def listed(images: Images, path: Path, protocol: str) -> Images:
     return images.select(chosen, f"the {len(wanted)} listed in {where}{lacking}, of {images.note}")
 
 
-def _difference(task: Task[SemisupSettings], fraction: float, drawn: bool, result: supervised.TrainingResult) -> str:
+def _deviations(task: Task[SemisupSettings], fraction: float, drawn: bool, result: supervised.TrainingResult) -> str:
     more: Sequence[str] = []
     if fraction == 1:
         more = ["all labels: a recipe of ours, none is published"]
@@ -214,4 +214,4 @@ def _difference(task: Task[SemisupSettings], fraction: float, drawn: bool, resul
         more = ["images drawn by the seed instead of the published list"]
     elif result.trained != OFFICIAL[fraction]:
         more = [f"{result.trained:,} training images instead of {OFFICIAL[fraction]:,}"]
-    return task.difference(task.settings.published["training images"], result.scored, *more)
+    return task.deviations(task.settings.published["training images"], result.scored, *more)

@@ -102,7 +102,7 @@ def run(task: Task[LowshotSettings]) -> list[Score | NoScore]:
     marked = Marked(marked.train[train.kept], marked.score[score.kept], marked.classes)
     possible = [k for k in settings.k if not _lacks(marked, k, settings)]
     chosen = range(len(train.stages)) if settings.layers == "all" else [len(train.stages) - 1]
-    difference = task.difference(len(marked.train), len(marked.score), *filter(None, [pooling(task)]))
+    deviations = task.deviations(len(marked.train), len(marked.score), *filter(None, [pooling(task)]))
     scores: list[Score | NoScore] = [
         NoScore(f"mAP k={k}", lack, "more training images") for k in settings.k if (lack := _lacks(marked, k, settings))
     ]
@@ -132,7 +132,7 @@ def run(task: Task[LowshotSettings]) -> list[Score | NoScore]:
                 other = "" if k in published else f"k={k}, published for k={list(published)}"
                 for metric, value in rows.items():
                     own = ours if metric.endswith("trainval") else ""
-                    words = "; ".join(part for part in (own, other, difference, doubt) if part)
+                    words = "; ".join(part for part in (own, other, deviations, doubt) if part)
                     scores.append(Score(metric, 100 * value, len(marked.score), words))
     log = write_log(task, "lowshot", logged)
     return [dataclasses.replace(row, log=log) if isinstance(row, Score) else row for row in scores]

@@ -104,7 +104,7 @@ def run(task: Task[SvmSettings]) -> list[Score | NoScore]:
         for x, scored in zip(train.stages, score.stages, strict=True):
             layers.append(score_stage(unit_rows(x), labels, unit_rows(scored), truth, settings, progress))
     means = [100 * float(layer.precision.mean()) for layer in layers]
-    difference = task.difference(len(labels), len(truth), *filter(None, [pooling(task)]))
+    deviations = task.deviations(len(labels), len(truth), *filter(None, [pooling(task)]))
     names = [stage_name(task.encoder, i) for i in range(len(layers))]
     rows: dict[str, Any] = {
         name: {
@@ -123,7 +123,7 @@ def run(task: Task[SvmSettings]) -> list[Score | NoScore]:
             f"mAP {name}",
             means[place],
             len(truth),
-            "; ".join(part for part in (difference, _doubt(layers[place], settings)) if part),
+            "; ".join(part for part in (deviations, _doubt(layers[place], settings)) if part),
             log,
         )
         for name, place in [*((name, i) for i, name in enumerate(names)), ("best layer", best)]

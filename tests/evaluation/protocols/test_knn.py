@@ -58,12 +58,12 @@ def test_a_k_above_the_bank_is_refused_by_page_and_left_out_by_smoke(task, monke
         knn.run(with_settings(task, k=(20, 25)))
     scores = knn.run(with_settings(task, "smoke", k=(20, 25)))
     assert [score.metric for score in scores] == ["top-1 k=20", "top-5 k=20"]
-    assert "no k=[25]" in scores[0].difference and "protocol smoke" in scores[0].difference
+    assert "no k=[25]" in scores[0].deviations and "protocol smoke" in scores[0].deviations
     assert knn.run(with_settings(task, "smoke", k=(25,)))[0].metric == "top-1 k=24"
 
 
 def test_the_difference_names_images_classes_size_and_k(task):
-    difference = knn.run(with_settings(task, k=(5,)))[0].difference
+    difference = knn.run(with_settings(task, k=(5,)))[0].deviations
     for part in (
         "24 training images instead of 1,281,167",
         "12 scored images",
@@ -79,10 +79,10 @@ def test_only_imagenet_by_the_letter_is_comparable(task):
     train = task.train.select(range(3))
     train.targets.classes = class_names
     page = dataclasses.replace(task, train=train, settings=KnnSettings(workers=3, device="cpu"))
-    assert page.difference(BenchSettings.published["training images"], BenchSettings.published["scored images"]) == ""
-    assert "1,281,166" in page.difference(
+    assert page.deviations(BenchSettings.published["training images"], BenchSettings.published["scored images"]) == ""
+    assert "1,281,166" in page.deviations(
         BenchSettings.published["training images"] - 1, BenchSettings.published["scored images"]
     )
-    assert "1,281,168" in page.difference(1_281_168, 50_000)  # more are another set, too
+    assert "1,281,168" in page.deviations(1_281_168, 50_000)  # more are another set, too
     smaller = with_settings(page, size=128, precision="bf16")
-    assert smaller.difference(1_281_167, 50_000) == "size 128 instead of 224; precision bf16 instead of fp32"
+    assert smaller.deviations(1_281_167, 50_000) == "size 128 instead of 224; precision bf16 instead of fp32"

@@ -268,14 +268,14 @@ def test_images_that_cannot_be_decoded_do_not_count_as_training_images_nor_after
     for i in (0, 7, 21):
         (train.root / train.name(i)).write_bytes(b"gone bad")  # after its header was read
     broken = dataclasses.replace(with_settings(task, batch=10), train=train, score=score)
-    assert all("27 training images" in score.difference for score in linear.run(broken))
+    assert all("27 training images" in score.deviations for score in linear.run(broken))
     monkeypatch.setattr(supervised, "_step", lambda *_: pytest.fail("trains a finished benchmark again"))
-    assert all("27 training images" in score.difference for score in linear.run(broken))
+    assert all("27 training images" in score.deviations for score in linear.run(broken))
     monkeypatch.undo()
     exactly = {"training images": 30, "scored images": len(score), "classes": 3}
     monkeypatch.setattr("swav.evaluation.settings.LinearSettings.published", exactly)
-    monkeypatch.setattr("swav.evaluation.task.departures", lambda _: [])
-    assert linear.run(broken)[0].difference == "27 training images instead of 30"
+    monkeypatch.setattr("swav.evaluation.task.deviations_of", lambda _: [])
+    assert linear.run(broken)[0].deviations == "27 training images instead of 30"
 
 
 def test_an_epochs_loss_is_the_mean_over_its_images_not_over_its_batches(task):

@@ -147,7 +147,7 @@ def test_pools_that_are_not_the_pages_are_told(task, stem, size, told):
 
 
 def test_scores_of_other_pools_are_not_comparable(task):
-    assert all("stages pooled adaptively to" in score.difference for score in linear_stages.run(task))
+    assert all("stages pooled adaptively to" in score.deviations for score in linear_stages.run(task))
 
 
 @pytest.mark.parametrize(("name", "stages"), [("test_vit", 6), ("test_resnet", 5)])

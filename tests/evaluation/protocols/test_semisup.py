@@ -163,7 +163,7 @@ def test_a_list_names_the_images_and_a_missing_one_is_named(task, tmp_path):
 
 def test_all_labels_are_marked_as_ours(task):
     scores = semisup.run(with_settings(task, fraction=(1.0,), epochs=1))
-    assert all("a recipe of ours" in score.difference for score in scores)
+    assert all("a recipe of ours" in score.deviations for score in scores)
 
 
 def test_a_last_batch_that_cannot_be_normalised_is_refused_before_any_work(task):
@@ -176,5 +176,5 @@ def test_a_last_batch_that_cannot_be_normalised_is_refused_before_any_work(task)
 def test_results_of_several_seeds_differ_by_nothing_but_the_seed(task):
     """Else tables, which average what differs by the seed alone, would show a row per seed."""
     outcome = supervised.TrainingResult({}, 12_811, 50_000, "log")
-    told = [semisup._difference(with_settings(task, seed=seed), 0.01, True, outcome) for seed in (0, 1)]
+    told = [semisup._deviations(with_settings(task, seed=seed), 0.01, True, outcome) for seed in (0, 1)]
     assert told[0] == told[1] and "drawn by the seed" in told[0]

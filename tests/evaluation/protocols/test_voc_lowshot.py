@@ -87,7 +87,7 @@ def test_mean_spread_and_the_honest_choice_stand_beside_each_other_and_a_k_too_l
     for k in (1, 2):
         flattered, honest = scores[f"mAP k={k}"], scores[f"mAP k={k}, cost by trainval"]
         assert 0 < honest.value <= flattered.value < 100 and scores[f"spread k={k}"].value > 0
-        assert "not chosen on test" in honest.difference and "not chosen on test" not in flattered.difference
+        assert "not chosen on test" in honest.deviations and "not chosen on test" not in flattered.deviations
     (missing,) = [row for row in rows if isinstance(row, NoScore)]
     assert missing.metric == "mAP k=64" and missing.reason.startswith(
         "expected 64 images of each class and 1216 without"
@@ -105,7 +105,7 @@ def test_the_honest_cost_is_the_best_outside_of_the_samples(task, monkeypatch):
 
 def test_a_k_that_is_not_published_says_so(task):
     task = dataclasses.replace(task, settings=task.settings.model_copy(update={"k": (2, 3)}))
-    rows = {row.metric: row.difference for row in voc_lowshot.run(task) if isinstance(row, Score)}
+    rows = {row.metric: row.deviations for row in voc_lowshot.run(task) if isinstance(row, Score)}
     assert "k=3, published for k=[1, 2," in rows["mAP k=3"] and "published for" not in rows["mAP k=2"]
 
 

@@ -75,8 +75,8 @@ def test_a_row_per_stage_and_the_best_one_with_a_log(task):
     assert [score.metric for score in scores] == [*(f"mAP feature{i}" for i in range(1, 6)), "mAP best layer"]
     values = [score.value for score in scores]
     assert values[-1] == max(values[:-1]) and all(0 < value < 100 for value in values)
-    assert all("80 training images instead of 5,011" in score.difference for score in scores)
-    assert all("pooled adaptively to 12/6/4/3/2" in score.difference for score in scores)
+    assert all("80 training images instead of 5,011" in score.deviations for score in scores)
+    assert all("pooled adaptively to 12/6/4/3/2" in score.deviations for score in scores)
     log = json.loads((task.out / str(scores[0].log)).read_text())
     assert np.mean(list(log["feature2"]["AP"].values())) == pytest.approx(values[1])
     assert set(log["feature1"]["cost"].values()) <= set(task.settings.costs)
@@ -85,15 +85,15 @@ def test_a_row_per_stage_and_the_best_one_with_a_log(task):
 def test_machines_that_did_not_converge_are_told_with_the_score(task, monkeypatch):
     monkeypatch.setattr(svm_solver, "MAX_STEPS", 1)
     first = voc_svm.run(task)[0]
-    assert isinstance(first, Score) and "machines did not converge to svm.tolerance=1e-05" in first.difference
+    assert isinstance(first, Score) and "machines did not converge to svm.tolerance=1e-05" in first.deviations
 
 
 def test_only_voc_by_the_letter_is_comparable(task):
-    assert "5,010 training images instead of 5,011" in task.difference(5010, 4952)
+    assert "5,010 training images instead of 5,011" in task.deviations(5010, 4952)
     page = Task(task.encoder, task.train, task.score, SvmSettings(), "published", task.device, task.out)
     assert isinstance(page.train.targets, MultiLabels)
     page.train.targets.classes = [str(k) for k in range(20)]
-    assert page.difference(5011, 4952) == ""
+    assert page.deviations(5011, 4952) == ""
 
 
 def test_a_class_without_images_enough_is_refused_before_the_work(task):
@@ -129,8 +129,8 @@ def test_the_command_runs_both_benchmarks_and_says_what_is_missing(drawn, tmp_pa
         warnings.simplefilter("error")
         settings = {"protocol": "smoke", "size": 32, "workers": 0, "lowshot.k": [1, 64]}
         content = bench(["all"], ["random:tiny"], drawn, out, settings)
-    assert {row["bench"] for row in content["results"]} == {"svm", "lowshot"}
-    missing = {(row["bench"], row.get("metric", "")) for row in content["not_run"]}
+    assert {row.bench for row in content.results} == {"svm", "lowshot"}
+    missing = {(row.bench, row.metric) for row in content.not_run}
     assert missing == {(name, "") for name in set(BENCHES) - {"svm", "lowshot"}} | {("lowshot", "mAP k=64")}
     with pytest.raises(DataError, match="VOCtest_06-Nov-2007"):
         bench(["svm"], ["random:tiny"], tmp_path, tmp_path / "other", {"protocol": "smoke"})
