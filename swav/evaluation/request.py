@@ -3,22 +3,20 @@
 A wrong name, setting or path is then reported at once, before seconds go into the import of torch.
 """
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from swav.config import RENAMED, WeightOptions
 from swav.data.sources.catalog import DATASETS, Halves, apart
 from swav.data.sources.decode import printable, reason_of
 from swav.data.sources.walk import may_hold_images
-from swav.errors import ConfigError, DataError
-from swav.evaluation.settings import (
-    BENCH_SETTINGS,
-    BenchSettings,
-    SuiteSettings,
-    resolve,
-    split_options,
-)
+from swav.errors import ConfigError, DataError, did_you_mean
+from swav.evaluation.catalog import CATALOG
+from swav.evaluation.settings import PROTOCOLS, BenchSettings, SuiteSettings
 from swav.files import check_writable
+from swav.recipe_files import validated
 from swav.results.results import NotRun, read_results
 from swav.weights.sources import check_source
 
@@ -55,6 +53,73 @@ def read_request(names: Sequence[str], weights: Sequence[str], overrides: Mappin
     return Request(suite, settings, options, labels, "all" in names)
 
 
+def split_options(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separate the options of other projects' weight files (config.WeightOptions) from the settings of benchmarks."""
+    options = {key: value for key, value in overrides.items() if key in WeightOptions.model_fields}
+    validated(WeightOptions, options, "weights")
+    return options, {key: value for key, value in overrides.items() if key not in options}
+
+
+def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSettings, dict[str, BenchSettings]]:
+    """Return the settings of the benchmarks that are asked for.
+
+    Args:
+        names: of benchmarks, or `all`.
+        overrides: a key of SuiteSettings; a key for all of them (`size`); a key for one of them (`knn.k`), which wins.
+
+    Returns:
+        What is said once, and {name: settings} in the order asked for.
+
+    Raises:
+        ConfigError: an unknown benchmark, protocol or key, or a value out of range.
+    """
+    wanted = list(dict.fromkeys(CATALOG if "all" in names else names))
+    for name in names:
+        if name not in CATALOG and name != "all":
+            known = [*CATALOG, "all"]
+            raise ConfigError(f"unknown benchmark '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}")
+    protocol = overrides.get("protocol", "published")
+    if protocol == "page":
+        raise ConfigError("protocol=page is called protocol=published now")
+    if protocol not in PROTOCOLS:
+        raise ConfigError(
+            f"protocol: expected {' or '.join(PROTOCOLS)}, found '{protocol}'{did_you_mean(str(protocol), PROTOCOLS)}"
+        )
+    once = {key: value for key, value in overrides.items() if key in SuiteSettings.model_fields}
+    values: dict[str, dict[str, Any]] = {
+        name: dict(CATALOG[name].smoke) if protocol == "smoke" else {} for name in wanted
+    }
+    for key in sorted(set(overrides) - set(once), key=lambda key: "." in key):  # those for one of them last
+        bench, dot, inner = key.rpartition(".")
+        chosen = [bench] if dot else wanted
+        _check_key(key, bench, inner, wanted)
+        for name in chosen:
+            values[name][inner] = overrides[key]
+    settings = {name: validated(CATALOG[name].settings, values[name], name) for name in wanted}
+    return validated(SuiteSettings, once, "benchmarks"), settings
+
+
+def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str]) -> None:
+    """Refuse a key that no benchmark asked for has, with the nearest that one has."""
+    if bench and bench not in CATALOG:
+        raise ConfigError(f"{key}: unknown benchmark '{bench}'{did_you_mean(bench, CATALOG)}")
+    if bench and bench not in wanted:
+        raise ConfigError(f"{key}: {bench} is not among the benchmarks asked for ({', '.join(wanted)})")
+    shared = [*BenchSettings.model_fields, *SuiteSettings.model_fields]
+    if inner in (CATALOG[bench].settings.model_fields if bench else shared):
+        return
+    if inner in RENAMED:
+        raise ConfigError(f"{key}: {inner} is called {RENAMED[inner]} now")
+    shared += WeightOptions.model_fields
+    own = [f"{name}.{field}" for name in wanted for field in CATALOG[name].settings.model_fields if field not in shared]
+    by_last = {word.split(".")[-1]: word for word in [*own, *shared]}
+    near = difflib.get_close_matches(inner, by_last, n=1, cutoff=0.5)
+    hint = f" (did you mean '{by_last[near[0]]}'?)" if near else ""
+    raise ConfigError(
+        f"unknown key '{key}'{hint}\nfor every benchmark: {', '.join(shared)}\nfor one of them: {', '.join(own)}"
+    )
+
+
 def check_places(request: Request, data: Path, out: Path, dry_run: bool) -> None:
     """Refuse a request whose weights, data or folder are not there. Reads no weight and, where there are images, none of them.
 
@@ -71,7 +136,7 @@ def check_places(request: Request, data: Path, out: Path, dry_run: bool) -> None
     elif not request.everything:
         for name in request.settings:
             try:
-                DATASETS[BENCH_SETTINGS[name].data].seek(data.expanduser())
+                DATASETS[CATALOG[name].settings.data].seek(data.expanduser())
             except PermissionError as error:
                 raise _locked(error, data) from None
     if not dry_run:
@@ -112,7 +177,7 @@ def open_halves(
     opened: dict[str, Halves | DataError] = {}
     halves, absent = dict[str, Halves](), list[NotRun]()
     for name in names:
-        wanted = BENCH_SETTINGS[name].data
+        wanted = CATALOG[name].settings.data
         if wanted not in opened:
             try:
                 opened[wanted] = apart(DATASETS[wanted].find(data, cache, allow_missing))

@@ -1,14 +1,15 @@
 """The benchmarks by name: names and places (request.py), then weights and data are checked, then each benchmark runs on each
 weights.
 
-A protocol is a file of its own, named in BENCHES; its settings are in settings.py, what it is given in task.py. Under
+A protocol is a file of its own, named in catalog.py; its settings are in settings.py, what it is given in task.py. Under
 torchrun the processes share the benchmarks that train; the others are run by the first process alone.
 """
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 
@@ -16,12 +17,11 @@ from swav import dist, signals
 from swav.agreement import code, require_agreement, seen
 from swav.data.sources.catalog import Halves, as_pillow
 from swav.errors import ConfigError, DataError, NumericsError
-from swav.evaluation import stage_heads
-from swav.evaluation.protocols import inat18, knn, linear, linear_stages, places205, semisup, voc_lowshot, voc_svm
+from swav.evaluation.catalog import CATALOG
 from swav.evaluation.request import check_places, open_halves, read_request, require_some
 from swav.evaluation.resources import forecast, format_rows
 from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, one_per_seed
-from swav.evaluation.task import Needs, NoScore, Score, Task, drawn
+from swav.evaluation.task import NoScore, ProtocolModule, Score, Task, drawn
 from swav.files import FolderGuard
 from swav.network.backbone import ResNet
 from swav.output import say
@@ -33,33 +33,6 @@ from swav.weights import encoder
 from swav.weights.encoder import Encoder
 from swav.weights.sources import is_foreign
 
-
-class Bench(NamedTuple):
-    """One benchmark.
-
-    Attributes:
-        check: complains of what can be known without any work.
-        run: its scores.
-        needs: what a run takes.
-        shared: whether several processes run it together.
-    """
-
-    check: Callable[[Task[Any]], None]
-    run: Callable[[Task[Any]], Sequence[Score | NoScore]]
-    needs: Callable[[Task[Any]], Needs]
-    shared: bool
-
-
-BENCHES: dict[str, Bench] = {
-    "knn": Bench(knn.check, knn.run, knn.needs, shared=False),
-    "linear": Bench(linear.check, linear.run, linear.needs, shared=True),
-    "linear-stages": Bench(linear_stages.check, linear_stages.run, stage_heads.needs, shared=True),
-    "places205": Bench(places205.check, places205.run, stage_heads.needs, shared=True),
-    "inat18": Bench(inat18.check, inat18.run, stage_heads.needs, shared=True),
-    "semisup": Bench(semisup.check, semisup.run, semisup.needs, shared=True),
-    "svm": Bench(voc_svm.check, voc_svm.run, voc_svm.needs, shared=False),
-    "lowshot": Bench(voc_lowshot.check, voc_lowshot.run, voc_lowshot.needs, shared=False),
-}
 POSSIBLE = "more training images, or other settings"
 
 
@@ -147,6 +120,11 @@ def bench(
         return dist.on_first(lambda: read_results(out))
 
 
+def protocol_of(name: str) -> ProtocolModule:
+    """Return the module of a benchmark's protocol."""
+    return cast(ProtocolModule, importlib.import_module(CATALOG[name].module))
+
+
 def _shared_settings(
     suite: SuiteSettings, settings: Mapping[str, BenchSettings], options: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -187,12 +165,12 @@ def _never_run(
 
 def _run(name: str, task: Task[Any], label: str, everything: bool) -> tuple[list[Result], list[NotRun]]:
     """One benchmark of one set of weights: by all processes together, or by the first while the others wait."""
-    run = BENCHES[name].run
+    run = protocol_of(name).run
     task.encoder.to(task.device)
     try:
-        scores = run(task) if BENCHES[name].shared else dist.on_first(lambda: _by_itself(run, task))
+        scores = run(task) if CATALOG[name].distributed else dist.on_first(lambda: _by_itself(run, task))
     except (ConfigError, DataError, NumericsError) as error:  # as of a bank that undecodable images left smaller than k
-        of_one = isinstance(error, DataError) and BENCHES[name].shared and dist.is_active()
+        of_one = isinstance(error, DataError) and CATALOG[name].distributed and dist.is_active()
         if not everything or of_one:  # of one process: the others still wait for it in the benchmark
             raise
         return [], [NotRun(bench=name, reason=str(error), expected=POSSIBLE, weights=task.encoder.name)]
@@ -221,7 +199,7 @@ def _possible(tasks: Sequence[tuple[str, Task[Any]]], everything: bool) -> tuple
     for i, (name, task) in enumerate(tasks):
         try:
             _check_size(name, task)
-            BENCHES[name].check(task)
+            protocol_of(name).check(task)
         except (ConfigError, DataError) as error:
             if not everything:
                 raise
@@ -295,7 +273,7 @@ def _foretold(tasks: Sequence[tuple[str, Task[Any]]], absent: Sequence[NotRun], 
     """What is there, what each benchmark would take, and what cannot be run."""
 
     def rows() -> list[DryRunRow]:
-        found = [forecast(name, task, BENCHES[name].needs(task)) for name, task in tasks]
+        found = [forecast(name, task, protocol_of(name).needs(task)) for name, task in tasks]
         say(format_rows(found))
         return found
 

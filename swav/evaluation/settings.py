@@ -1,18 +1,15 @@
-"""Every knob of a benchmark: its type, unit and published value; and how `knn.k=[5,10]` reaches one benchmark.
+"""Every setting of a benchmark: its type, unit and published value.
 
-The defaults are protocol `published`, to the letter. `SMOKE` holds what protocol `smoke` changes. No torch here: every
-complaint about settings answers at once.
+The defaults are protocol `published`, to the letter; the catalogue holds what protocol `smoke` changes. No torch here: every
+error about settings is reported at once.
 """
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from swav.config import RENAMED, Auto, Count, Fraction, NonNegative, Positive, Settings, Steps, WeightOptions
-from swav.errors import ConfigError, did_you_mean
-from swav.recipe_files import validated
+from swav.config import Auto, Count, Fraction, NonNegative, Positive, Settings, Steps
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Protocol = Literal["published", "smoke"]
@@ -228,103 +225,8 @@ class LowshotSettings(BenchSettings):
         return self.samples is None
 
 
-BENCH_SETTINGS: dict[str, type[BenchSettings]] = {
-    "knn": KnnSettings,
-    "linear": LinearSettings,
-    "linear-stages": StagesSettings,
-    "places205": Places205Settings,
-    "inat18": Inat18Settings,
-    "semisup": SemisupSettings,
-    "svm": SvmSettings,
-    "lowshot": LowshotSettings,
-}
-
-# Protocol smoke: at most 5 minutes each on two cores, with a ResNet-18.
-SMOKE: dict[str, dict[str, Any]] = {
-    "knn": {"size": 112, "train_images": 5000, "score_images": 1000},
-    "linear": {"size": 64, "train_images": 5000, "score_images": 1000, "epochs": 8},
-    "linear-stages": {
-        "size": 64,
-        "train_images": 2000,
-        "score_images": 1000,
-        "epochs": 6,
-        "steps": (3, 5),
-        "batch": 64,
-    },
-    "places205": {"size": 64, "train_images": 2000, "score_images": 1000, "epochs": 4, "steps": (2, 3), "batch": 64},
-    "inat18": {"size": 64, "train_images": 2000, "score_images": 1000, "epochs": 4, "steps": (2, 3), "batch": 64},
-    "semisup": {"size": 64, "train_images": 5000, "score_images": 1000, "batch": 32},
-    "svm": {"size": 112, "train_images": 2000, "score_images": 2000},
-    "lowshot": {"size": 112, "train_images": 2000, "score_images": 2000, "k": (1, 2, 4, 8, 16)},
-}
-
 # What may change without a word: it leaves the number as it is, or is a field of the result.
 _HARMLESS = frozenset({"device", "workers", "seed"})
-
-
-def split_options(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parts what is said of other projects' weight files (config.WeightOptions) from what is said of benchmarks."""
-    options = {key: value for key, value in overrides.items() if key in WeightOptions.model_fields}
-    validated(WeightOptions, options, "weights")
-    return options, {key: value for key, value in overrides.items() if key not in options}
-
-
-def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSettings, dict[str, BenchSettings]]:
-    """Settings of the benchmarks that are asked for.
-
-    Args:
-        names: of benchmarks, or `all`.
-        overrides: a key of SuiteSettings; a key for all of them (`size`); a key for one of them (`knn.k`), which wins.
-
-    Returns:
-        What is said once, and {name: settings} in the order asked for.
-
-    Raises:
-        ConfigError: an unknown benchmark, protocol or key, or a value out of range.
-    """
-    wanted = list(dict.fromkeys(BENCH_SETTINGS if "all" in names else names))
-    for name in names:
-        if name not in BENCH_SETTINGS and name != "all":
-            known = [*BENCH_SETTINGS, "all"]
-            raise ConfigError(f"unknown benchmark '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}")
-    protocol = overrides.get("protocol", "published")
-    if protocol == "page":
-        raise ConfigError("protocol=page is called protocol=published now")
-    if protocol not in PROTOCOLS:
-        raise ConfigError(
-            f"protocol: expected {' or '.join(PROTOCOLS)}, found '{protocol}'{did_you_mean(str(protocol), PROTOCOLS)}"
-        )
-    once = {key: value for key, value in overrides.items() if key in SuiteSettings.model_fields}
-    values: dict[str, dict[str, Any]] = {name: dict(SMOKE[name]) if protocol == "smoke" else {} for name in wanted}
-    for key in sorted(set(overrides) - set(once), key=lambda key: "." in key):  # those for one of them last
-        bench, dot, inner = key.rpartition(".")
-        chosen = [bench] if dot else wanted
-        _check_key(key, bench, inner, wanted)
-        for name in chosen:
-            values[name][inner] = overrides[key]
-    settings = {name: validated(BENCH_SETTINGS[name], values[name], name) for name in wanted}
-    return validated(SuiteSettings, once, "benchmarks"), settings
-
-
-def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str]) -> None:
-    """Complains of a key that no benchmark asked for has, with the nearest that one has."""
-    if bench and bench not in BENCH_SETTINGS:
-        raise ConfigError(f"{key}: unknown benchmark '{bench}'{did_you_mean(bench, BENCH_SETTINGS)}")
-    if bench and bench not in wanted:
-        raise ConfigError(f"{key}: {bench} is not among the benchmarks asked for ({', '.join(wanted)})")
-    shared = [*BenchSettings.model_fields, *SuiteSettings.model_fields]
-    if inner in (BENCH_SETTINGS[bench].model_fields if bench else shared):
-        return
-    if inner in RENAMED:
-        raise ConfigError(f"{key}: {inner} is called {RENAMED[inner]} now")
-    shared += WeightOptions.model_fields
-    own = [f"{name}.{field}" for name in wanted for field in BENCH_SETTINGS[name].model_fields if field not in shared]
-    by_last = {word.split(".")[-1]: word for word in [*own, *shared]}
-    near = difflib.get_close_matches(inner, by_last, n=1, cutoff=0.5)
-    hint = f" (did you mean '{by_last[near[0]]}'?)" if near else ""
-    raise ConfigError(
-        f"unknown key '{key}'{hint}\nfor every benchmark: {', '.join(shared)}\nfor one of them: {', '.join(own)}"
-    )
 
 
 def one_per_seed(settings: BenchSettings, seeds: int, train: int, score: int) -> list[BenchSettings]:

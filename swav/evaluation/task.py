@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -191,6 +192,27 @@ class NoScore:
     metric: str
     reason: str
     expected: str
+
+
+@runtime_checkable
+class ProtocolModule(Protocol):
+    """The module of a protocol; swav/evaluation/catalog.py names it."""
+
+    def check(self, task: Task[Any]) -> None:
+        """Validate settings and data before any computation.
+
+        Raises:
+            ConfigError, DataError: with what to do.
+        """
+        ...
+
+    def run(self, task: Task[Any]) -> Sequence[Score | NoScore]:
+        """Return the scores."""
+        ...
+
+    def needs(self, task: Task[Any]) -> Needs:
+        """Estimate time, memory and disk."""
+        ...
 
 
 def drawn(images: Images, count: int, seed: int) -> Images:

@@ -6,7 +6,7 @@ published numbers (other images, classes or protocol) stands in a table of its o
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from swav.results.layout import BEST_STAGE, PAGE, Cell, Column, Link, Source, Table, TableLayout, TableRow
+from swav.results.layout import BEST_STAGE, BEYOND, PAGE, Cell, Column, Link, Source, Table, TableLayout, TableRow
 from swav.results.published import Published
 from swav.results.results import Results
 from swav.results.rows import Notes, ScoreName, backbone_name, best_stage, groups_of, our_rows, score_of, scores_shown
@@ -25,7 +25,7 @@ def page_tables(content: Results, published: Sequence[Published]) -> tuple[Table
     """
     groups = groups_of(content.results)
     tables = []
-    for layout in PAGE:
+    for layout in (*PAGE, *_unlisted(content)):
         known = [row for row in published if scores_shown(layout, _published_numbers(row))]
         above, below = Notes(), Notes()
         first = [_published_row(layout, row) for row in known if row.page]
@@ -36,6 +36,21 @@ def page_tables(content: Results, published: Sequence[Published]) -> tuple[Table
         if others:
             tables.append(_table(layout, False, others, below))
     return tuple(tables)
+
+
+def _unlisted(content: Results) -> list[TableLayout]:
+    """Return a table for each benchmark with results that stands in none of the page's: its metrics are the columns."""
+    listed = {column.bench for layout in PAGE for column in layout.columns}
+    metrics: dict[str, list[str]] = {}
+    for row in content.results:
+        if row.bench not in listed:
+            metrics.setdefault(row.bench, []).append(row.metric)
+    return [
+        TableLayout(
+            BEYOND, bench, "", tuple(Column(name, bench, name) for name in dict.fromkeys(names)), of_the_page=False
+        )
+        for bench, names in metrics.items()
+    ]
 
 
 def _table(layout: TableLayout, comparable: bool, rows: Iterable[TableRow], notes: Notes) -> Table:

@@ -14,18 +14,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from swav.cli import app
 from swav.data.sources.catalog import DATASETS, labelled
 from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.evaluation import resources, runner
-from swav.evaluation.request import check_places, read_request
-from swav.evaluation.settings import BENCH_SETTINGS, SMOKE, KnnSettings, LinearSettings, resolve
+from swav.evaluation.catalog import CATALOG, Benchmark
+from swav.evaluation.request import check_places, read_request, resolve
+from swav.evaluation.settings import KnnSettings, LinearSettings
 from swav.evaluation.task import Needs, Task
 from swav.recipe_files import parse_overrides
 from swav.reporting.page import write_report
 from swav.results.console import format_results
 from swav.results.results import DryRunRow, read_results
+from swav.results.units import METRICS, Metric
 from swav.weights import encoder
+from tests.evaluation.dummy import DummySettings
 from tests.network import foreign
 
 QUICK = {"size": 16, "workers": 0, "knn.k": [1, 5], "linear.epochs": 2, "linear.batch": 8}
@@ -35,10 +40,9 @@ OTHER_DATA = ("svm", "lowshot", "places205", "inat18")
 QUICK_KNN = {"size": 16, "workers": 0, "knn.k": [1]}
 
 
-def test_every_benchmark_has_settings_and_a_smoke_protocol():
-    assert runner.BENCHES.keys() == BENCH_SETTINGS.keys() == SMOKE.keys()
-    assert {settings.data for settings in BENCH_SETTINGS.values()} == DATASETS.keys()
-    for name in runner.BENCHES:
+def test_every_benchmark_has_a_data_set_and_a_smoke_protocol():
+    assert {entry.settings.data for entry in CATALOG.values()} == DATASETS.keys()
+    for name in CATALOG:
         assert resolve([name], {"protocol": "smoke"})[1][name] != resolve([name], {})[1][name]
 
 
@@ -83,11 +87,11 @@ def test_missing_data_is_an_error_by_name_and_a_line_under_all(tmp_path):
 
 
 def test_what_has_no_data_under_all_is_listed_with_what_it_needs(colours, tmp_path, monkeypatch):
-    for name in runner.BENCHES:
-        monkeypatch.setitem(runner.BENCHES, name, runner.BENCHES[name]._replace(run=lambda _: []))
+    for name in CATALOG:
+        monkeypatch.setattr(runner.protocol_of(name), "run", lambda _: [])
     content = runner.bench(["all"], ["random:tiny"], colours, tmp_path / "out", QUICK_ALL)
     assert [row.bench for row in content.not_run] == [
-        name for name in runner.BENCHES if name in OTHER_DATA
+        name for name in CATALOG if name in OTHER_DATA
     ] and content.results == ()
     assert all(str(colours) in row.reason for row in content.not_run)
     of_voc = [row.bench for row in content.not_run if "VOCdevkit/VOC2007" in row.expected]
@@ -97,9 +101,9 @@ def test_what_has_no_data_under_all_is_listed_with_what_it_needs(colours, tmp_pa
 
 
 def test_too_few_images_end_a_benchmark_asked_for_by_name_before_any_work(colours, tmp_path, monkeypatch):
-    for name in runner.BENCHES:
-        fails = runner.BENCHES[name]._replace(run=lambda _: pytest.fail("works before all is checked"))
-        monkeypatch.setitem(runner.BENCHES, name, fails)
+    for name in CATALOG:
+        fails = lambda _: pytest.fail("works before all is checked")  # noqa: E731
+        monkeypatch.setattr(runner.protocol_of(name), "run", fails)
     for names, words, error in (
         (["linear", "knn"], {"knn.k": [1, 25]}, ConfigError),
         (["knn", "linear", "semisup"], {"semisup.list": str(tmp_path / "none"), "semisup.fraction": 0.1}, DataError),
@@ -149,7 +153,7 @@ def test_under_all_a_benchmark_that_fails_at_work_is_told_and_the_others_run(col
     def fails(_):
         raise error("expected better, found this")
 
-    monkeypatch.setitem(runner.BENCHES, "knn", runner.BENCHES["knn"]._replace(run=fails))
+    monkeypatch.setattr(runner.protocol_of("knn"), "run", fails)
     content = runner.bench(["all"], ["random:tiny"], colours, tmp_path / "out", QUICK_ALL)
     assert {row.bench for row in content.results} == {"linear", "linear-stages", "semisup"}
     told = {row.bench: row.reason for row in content.not_run}
@@ -164,11 +168,11 @@ def too_few(task: object) -> None:
 
 def test_what_an_earlier_command_measured_is_not_listed_as_not_run(colours, drawn, tmp_path, monkeypatch, capsys):
     for name in ("svm", "lowshot"):
-        monkeypatch.setitem(runner.BENCHES, name, runner.BENCHES[name]._replace(check=too_few))
+        monkeypatch.setattr(runner.protocol_of(name), "check", too_few)
     weights = ["random:tiny", "random:cifar10"]
     runner.bench(["knn"], weights[:1], colours, tmp_path / "out", QUICK_KNN)
     content = runner.bench(["all"], weights[:1], drawn, tmp_path / "out", QUICK_KNN)
-    assert {row.bench for row in content.not_run} == set(runner.BENCHES) - {"knn"}
+    assert {row.bench for row in content.not_run} == set(CATALOG) - {"knn"}
     assert "knn: not run now, its earlier results stay" in capsys.readouterr().err
     content = runner.bench(["all"], weights, drawn, tmp_path / "out", QUICK_KNN)
     assert "knn" in {row.bench for row in content.not_run}  # of the second weights there is nothing
@@ -284,7 +288,7 @@ def test_a_key_for_one_benchmark_wins_over_the_key_for_all_and_over_the_protocol
     assert once.protocol == "smoke"
     assert isinstance(settings["knn"], KnnSettings) and isinstance(settings["linear"], LinearSettings)
     assert (settings["knn"].size, settings["knn"].k, settings["linear"].size) == (32, (7,), 64)
-    assert settings["linear"].epochs == SMOKE["linear"]["epochs"]
+    assert settings["linear"].epochs == CATALOG["linear"].smoke["epochs"]
 
 
 def test_settings_answer_without_torch():
@@ -450,3 +454,31 @@ def test_a_data_set_that_may_not_be_read_is_an_error_of_the_data_before_torch_to
         DataError, match=r"/locked/train_places205.csv: expected a folder to read, found Permission denied"
     ):
         check_places(read_request(["places205"], ["random:tiny"], {}), colours, tmp_path / "out", dry_run=False)
+
+
+def test_one_module_and_one_entry_make_a_benchmark(colours, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(METRICS, "EPE", Metric("px", 3, higher_is_better=False))
+    entry = Benchmark("tests.evaluation.dummy", DummySettings, {"size": 16}, distributed=False)
+    monkeypatch.setitem(CATALOG, "dummy", entry)
+    overrides = {"protocol": "smoke", "dummy.offset": 1000.0, "workers": 0, "device": "cpu"}
+    (row,) = runner.bench(["dummy"], ["random:tiny"], colours, tmp_path, overrides).results
+    assert (row.bench, row.metric, row.unit, row.n) == ("dummy", "EPE", "px", 12)
+    assert row.value is not None and row.value > 900 and "protocol smoke" in row.difference
+    assert (
+        r"EPE \[px\]" in (tmp_path / "tables.md").read_text()
+        and f"{row.value:.3f}" in (tmp_path / "tables.tex").read_text()
+    )
+    assert "dummy" in resolve(["all"], {})[1]
+    with pytest.raises(ConfigError, match="did you mean 'dummy'"):
+        resolve(["dumy"], {})
+    with pytest.raises(ConfigError, match=r"did you mean 'dummy.offset'"):
+        resolve(["dummy"], {"dummy.ofset": 1})
+    assert runner.bench(["dummy"], ["random:tiny"], colours, tmp_path, overrides, dry_run=True).dry_run
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="unknown benchmark 'dummy'"):
+        resolve(["dummy"], {})
+
+
+def test_the_help_names_every_benchmark_of_the_catalogue():
+    shown = CliRunner().invoke(app, ["bench", "--help"], env={"COLUMNS": "300", "NO_COLOR": "1"}).output
+    assert f"Benchmarks ({', '.join(CATALOG)}; all)" in " ".join(shown.split())

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from swav.evaluation.settings import one_per_seed, resolve
+from swav.evaluation.request import resolve
+from swav.evaluation.settings import one_per_seed
 from swav.recipe_files import parse_overrides
 
 

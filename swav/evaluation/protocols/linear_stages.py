@@ -27,8 +27,10 @@ import dataclasses
 from swav.data.augment.spec import ViewSpec
 from swav.evaluation.classification import training_views
 from swav.evaluation.settings import StagesSettings
-from swav.evaluation.stage_heads import check_heads, train_heads
+from swav.evaluation.stage_heads import check_heads, needs, train_heads
 from swav.evaluation.task import Score, Task
+
+__all__ = ["check", "needs", "run"]
 
 BENCH = "linear-stages"
 

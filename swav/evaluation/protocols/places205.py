@@ -15,8 +15,10 @@ Smoke       size 64, 4 epochs (steps 2, 3), batch 64, at most 2,000 + 1,000 imag
 
 from swav.data.augment.spec import RandomWindowCrop, ViewSpec
 from swav.evaluation.settings import Places205Settings
-from swav.evaluation.stage_heads import check_heads, train_heads
+from swav.evaluation.stage_heads import check_heads, needs, train_heads
 from swav.evaluation.task import Score, Task
+
+__all__ = ["check", "needs", "run"]
 
 BENCH = "places205"
 

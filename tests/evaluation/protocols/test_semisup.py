@@ -16,7 +16,8 @@ from swav.data.sources.open import labelled_halves
 from swav.errors import ConfigError, DataError
 from swav.evaluation import supervised
 from swav.evaluation.protocols import semisup
-from swav.evaluation.settings import SemisupSettings, resolve
+from swav.evaluation.request import resolve
+from swav.evaluation.settings import SemisupSettings
 from swav.evaluation.task import Task
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe

@@ -17,8 +17,9 @@ from swav.data.sources.voc import classification_halves
 from swav.data.targets import MultiLabels
 from swav.errors import ConfigError, DataError
 from swav.evaluation import svm_solver
+from swav.evaluation.catalog import CATALOG
 from swav.evaluation.protocols import voc_svm
-from swav.evaluation.runner import BENCHES, bench
+from swav.evaluation.runner import bench
 from swav.evaluation.settings import SvmSettings
 from swav.evaluation.svm_solver import unit_rows
 from swav.evaluation.task import Score, Task
@@ -131,6 +132,6 @@ def test_the_command_runs_both_benchmarks_and_says_what_is_missing(drawn, tmp_pa
         content = bench(["all"], ["random:tiny"], drawn, out, settings)
     assert {row.bench for row in content.results} == {"svm", "lowshot"}
     missing = {(row.bench, row.metric) for row in content.not_run}
-    assert missing == {(name, "") for name in set(BENCHES) - {"svm", "lowshot"}} | {("lowshot", "mAP k=64")}
+    assert missing == {(name, "") for name in set(CATALOG) - {"svm", "lowshot"}} | {("lowshot", "mAP k=64")}
     with pytest.raises(DataError, match="VOCtest_06-Nov-2007"):
         bench(["svm"], ["random:tiny"], tmp_path, tmp_path / "other", {"protocol": "smoke"})

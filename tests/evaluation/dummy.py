@@ -1,0 +1,29 @@
+"""A benchmark of one module: the mean of the first feature, in a unit of its own."""
+
+from typing import Any
+
+from swav.evaluation.settings import BenchSettings
+from swav.evaluation.task import Needs, Score, Task
+
+
+class DummySettings(BenchSettings):
+    """Its settings are those of every benchmark, and an offset."""
+
+    offset: float = 0.0
+
+
+def check(task: Task[Any]) -> None:
+    """Everything can be had."""
+
+
+def needs(task: Task[Any]) -> Needs:
+    """Return one forward pass per image."""
+    return Needs(len(task.train) + len(task.score))
+
+
+def run(task: Task[Any]) -> list[Score]:
+    """Return its only number."""
+    _, score = task.features("dummy", stages=False, pooled=True)
+    assert score.pooled is not None
+    value = float(score.pooled[:, 0].mean()) + task.settings.offset
+    return [Score("EPE", value, len(score.kept), task.deviations(len(task.train), len(score.kept)))]
