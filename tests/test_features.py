@@ -23,7 +23,7 @@ from swav.network.heads import build_network
 from swav.progress import Progress
 from swav.recipe_files import load_recipe
 from swav.signals import STOPPING
-from swav.training.log import knn_top1
+from swav.training.scoring import knn_top1
 from swav.weights.encoder import Encoder
 from tests.frozen import pooled_features
 

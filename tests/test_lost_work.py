@@ -141,7 +141,8 @@ def test_settings_that_are_lost_are_taken_from_the_newest_checkpoint(shapes, out
     assert capsys.readouterr().err.count("swav: warning: ") == 1
     with pytest.raises(ConfigError, match=r"epsilon: 0.05 -> 0.04"):
         pretrain(shapes, out, epsilon=0.04)
-    monkeypatch.setattr(loop, "_loop", lambda *_: None)
+    monkeypatch.setattr(loop, "_train", lambda *_: None)
+    monkeypatch.setattr(loop, "_finish", lambda *_: None)
     pretrain(shapes, out)
     assert (out / "config.yaml").read_text() == settings
 
@@ -202,20 +203,20 @@ def test_a_disk_that_refuses_logs_pictures_and_reports_ends_no_run(
 def test_a_bad_file_that_could_not_be_listed_counts_and_is_listed_later(tmp_path, monkeypatch):
     of_run = log.Log(tmp_path)
     monkeypatch.setattr(log, "append", lambda *_: False)
-    assert of_run.add_bad([("a", "cut"), ("b", "cut")]) == 2 and of_run.add_bad([]) == 2
+    assert of_run.add_unreadable([("a", "cut"), ("b", "cut")]) == 2 and of_run.add_unreadable([]) == 2
     monkeypatch.undo()
-    assert of_run.add_bad([("a", "cut"), ("c", "cut")]) == 3
+    assert of_run.add_unreadable([("a", "cut"), ("c", "cut")]) == 3
     assert [line["file"] for line in jsonl.read_lines(tmp_path / "bad_files.jsonl").values] == ["a", "b", "c"]
 
 
 def test_files_that_are_back_do_not_count_as_unreadable(tmp_path):
     first = log.Log(tmp_path)
-    assert first.add_bad([("a", "gone"), ("b", "gone"), ("c", "gone")]) == 3
+    assert first.add_unreadable([("a", "gone"), ("b", "gone"), ("c", "gone")]) == 3
     later = log.Log(tmp_path)
     assert (
-        later.add_bad([]) == 0
-        and later.add_bad([("b", "gone"), ("d", "cut")]) == 2
-        and later.add_bad([("b", "gone")]) == 2
+        later.add_unreadable([]) == 0
+        and later.add_unreadable([("b", "gone"), ("d", "cut")]) == 2
+        and later.add_unreadable([("b", "gone")]) == 2
     )
     names = [line["file"] for line in jsonl.read_lines(tmp_path / "bad_files.jsonl").values]
     assert names == ["a", "b", "c", "d"]
@@ -400,7 +401,8 @@ def test_an_image_lost_between_two_sittings_is_as_one_lost_during_a_run(photos, 
 
 
 def test_more_lost_images_than_max_bad_are_exit_3_and_fewer_or_a_larger_max_bad_continue(photos, out, monkeypatch):
-    monkeypatch.setattr(loop, "_loop", lambda *_: None)
+    monkeypatch.setattr(loop, "_train", lambda *_: None)
+    monkeypatch.setattr(loop, "_finish", lambda *_: None)
     for path in trained_on(photos)[:11]:
         path.unlink()
     with pytest.raises(
@@ -424,7 +426,8 @@ def test_added_files_are_left_out_and_another_data_set_is_refused(whole, photos,
 
 
 def test_a_run_of_an_earlier_version_has_no_list_and_gets_one(photos, out, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "_loop", lambda *_: None)
+    monkeypatch.setattr(loop, "_train", lambda *_: None)
+    monkeypatch.setattr(loop, "_finish", lambda *_: None)
     written = (out / "images.npz").read_bytes()
     for content in (None, b"PK damaged"):
         (out / "images.npz").unlink()

@@ -12,20 +12,15 @@ from torch import Tensor
 from swav import dist
 from swav.data.augment.photometric import apply_batched
 from swav.data.augment.spec import ViewSpec
-from swav.data.images import Images
 from swav.data.loader import Batch
-from swav.feature_store import FeatureStore
-from swav.features import EvaluationView
 from swav.files import FolderGuard, not_essential
 from swav.jsonl import append, is_bad_file, is_metrics, read_if_possible
-from swav.metrics import knn_vote, top_k_accuracy
-from swav.network.heads import SwavNetwork
-from swav.progress import memory_gb
+from swav.progress import Progress, memory_gb
 from swav.reporting.pictures import write_views
-from swav.training.monitor import STEP_VALUES, Monitor
+from swav.training.monitor import STEP_VALUES, Monitor, Watch
 from swav.training.optim import learning_rate
 from swav.training.setup import Run
-from swav.weights.encoder import Encoder
+from swav.training.step import Learner
 
 
 class Log:
@@ -79,8 +74,8 @@ class Log:
     def _known_bad(self) -> set[str]:
         return {line["file"] for line in read_if_possible(self.bad_path, is_bad_file)}
 
-    def add_bad(self, found: Sequence[tuple[str, str]]) -> int:
-        """Lists files not listed yet (other processes write here too); returns how many this command found unreadable: files
+    def add_unreadable(self, found: Sequence[tuple[str, str]]) -> int:
+        """List files not listed yet (other processes write here too); return how many this command found unreadable: files
         that an earlier one could not read may be back."""
         new = [(name, reason) for name, reason in found if name not in self.bad]
         if new:
@@ -111,7 +106,63 @@ def _tensorboard(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-class Clock:
+class Recorder:
+    """Records how steps go: a line of metrics, warnings about the run's health, and the progress line."""
+
+    def __init__(self, run: Run, learner: Learner, monitor: Monitor, log: Log, progress: Progress):
+        self._run, self._learner, self._monitor, self._log, self._progress = run, learner, monitor, log, progress
+        self._health = Watch(*run.health_facts)
+        self._health.catch_up(log.recent)
+        self._clock = _Clock()
+
+    def watch(self, waited: float) -> None:
+        """Take note of the step that was just made, for which the training waited so long for its batch [seconds]."""
+        self._monitor.watch(self._learner.embeddings, self._learner.codes)
+        self._clock.tick(waited)
+
+    def is_due(self, done: int) -> bool:
+        """Whether a line is due after so many steps; the first process writes it."""
+        last = done == self._run.total_steps
+        return dist.rank() == 0 and (last or done % self._run.recipe.log_every_steps == 0)
+
+    def record(self, done: int, values: list[float]) -> None:
+        """Write a line.
+
+        Args:
+            values: of STEP_VALUES.
+        """
+        scale = self._learner.scale
+        more = {} if scale is None else {"loss_scale": float(scale.value)}
+        line = self._line(done, values) | more
+        self._log.write(line)
+        if (warning := self._health.news(self._log.recent)) is not None:
+            self._progress.say(f"step {done}: {warning}")
+        self._progress.update(
+            done,
+            f"loss {line['loss']:.3f}  {line['images_per_second']:.0f} images/s  waiting {line['data_wait']:.0%}  "
+            f"{line['memory_gb']:.1f} GB",
+        )
+
+    def _line(self, done: int, values: list[float]) -> dict[str, float]:
+        """Loss, codes and gradients are means over all processes; the monitor's values are the first's."""
+        run = self._run
+        named = dict(zip(STEP_VALUES, values, strict=True))
+        steps_per_second, waiting = self._clock.read()
+        return {
+            "step": done,
+            "epoch": done / run.steps_per_epoch,
+            **named,
+            "loss_gap": run.recipe.ln_prototypes - named["loss"],
+            **self._monitor.summary(),
+            "lr": learning_rate(run.recipe, done - 1, run.steps_per_epoch),
+            "images_per_second": steps_per_second * run.recipe.batch,
+            "data_wait": waiting,
+            "memory_gb": memory_gb(run.device),
+            "seconds": time.monotonic() - self._clock.began,
+        }
+
+
+class _Clock:
     """Time of steps and of waiting for images since the last line of the log."""
 
     def __init__(self) -> None:
@@ -123,69 +174,11 @@ class Clock:
         self.waited += waited
 
     def read(self) -> tuple[float, float]:
-        """Steps per second and share of time spent waiting, since the last reading."""
+        """Return steps per second and share of time spent waiting, since the last reading."""
         elapsed = max(1e-9, time.monotonic() - self.since)
         rates = self.steps / elapsed, min(1.0, self.waited / elapsed)
         self.since, self.steps, self.waited = time.monotonic(), 0, 0.0
         return rates
-
-
-def metrics_line(
-    run: Run, done: int, values: list[float], monitor: Monitor, clock: Clock, **more: float
-) -> dict[str, float]:
-    """One line of metrics.jsonl. Loss, codes and gradients are the means over all processes; monitor's are the first's."""
-    steps_per_second, waiting = clock.read()
-    named = dict(zip(STEP_VALUES, values, strict=False))
-    return {
-        "step": done,
-        "epoch": done / run.steps_per_epoch,
-        **named,
-        "loss_gap": run.recipe.ln_prototypes - named["loss"],
-        **monitor.summary(),
-        "lr": learning_rate(run.recipe, done - 1, run.steps_per_epoch),
-        "images_per_second": steps_per_second * run.recipe.batch,
-        "data_wait": waiting,
-        "memory_gb": memory_gb(run.device),
-        "seconds": time.monotonic() - clock.began,
-        **more,
-    }
-
-
-def score_by_knn(run: Run, network: SwavNetwork) -> tuple[float, int] | None:
-    """Top-1 of the kNN vote on frozen features [%] and its k, where labels exist; the network is left in train mode."""
-    if run.labelled is None:
-        return None
-    bank, queries = run.labelled
-    recipe = run.recipe
-    assert isinstance(recipe.workers, int)
-    network.eval()
-    encoder = Encoder(network, recipe, str(run.out))
-    view = EvaluationView("centre", recipe.resolution)
-    scored = knn_top1(encoder, bank, queries, view, recipe.knn_k, run.device, recipe.workers)
-    network.train()
-    return scored
-
-
-def knn_top1(
-    encoder: Encoder, train: Images, val: Images, view: EvaluationView, k: int, device: torch.device, workers: int
-) -> tuple[float, int]:
-    """Return the top-1 of the weighted kNN vote [%], the measure of learning during training, and the k that it is of.
-
-    Args:
-        train, val: labelled, with the same classes: the bank, and what is scored.
-        k: neighbours; of a bank with fewer readable images, all.
-    """
-    assert train.labels is not None and val.labels is not None and train.classes is not None
-    bank, queries = (
-        FeatureStore(encoder, images, view, out=None, device=device, workers=workers).get() for images in (train, val)
-    )
-    assert bank.pooled is not None and queries.pooled is not None
-    labels, truth = torch.from_numpy(train.labels)[bank.kept], torch.from_numpy(val.labels)[queries.kept]
-    k = min(k, len(labels))
-    ranked = knn_vote(
-        bank.pooled.to(device), labels.to(device), queries.pooled.to(device), [k], len(train.classes), ranks=1
-    )
-    return top_k_accuracy(ranked[k].cpu(), truth, 1), k
 
 
 def draw_views(batch: Batch, spec: ViewSpec, out: Path) -> None:

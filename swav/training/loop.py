@@ -1,10 +1,10 @@
 """Pre-training: from a recipe and a folder of images to a run folder, in reading order.
 
-`pretrain` sets the scene, `_loop` walks through the steps; `Learner.step` (step.py) is one step of the algorithm.
+`pretrain` prepares the run, `_train` makes its steps, `_finish` writes what it leaves; `Learner.step` (step.py) is one step of
+the algorithm.
 """
 
 import json
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,24 @@ from swav.config import Recipe
 from swav.data import manifest
 from swav.data.device import MicroBatches
 from swav.data.loader import Loader
-from swav.errors import DataError, EnvironmentError_, NumericsError, Stopped
+from swav.errors import DataError, NumericsError, Stopped
 from swav.files import not_essential, write_text_durably
-from swav.jsonl import is_metrics, read_if_possible
 from swav.network.heads import build_network
 from swav.output import deliver
 from swav.progress import Progress
 from swav.recipe_files import load_recipe, to_yaml, validated
 from swav.reporting.page import write_report
 from swav.signals import StopRequest, work
-from swav.system import Readback, environment_errors, fault_point, pick_device, seed_process, share_cpus
+from swav.system import environment_errors, fault_point, pick_device, seed_process, share_cpus
 from swav.training.estimate import forecast
+from swav.training.flags import FlagReader, Flags
 from swav.training.init import take_over, weights_to_start_from
-from swav.training.log import Clock, Log, draw_views, metrics_line, score_by_knn
-from swav.training.monitor import STEP_VALUES, Monitor, Watch, verdict
+from swav.training.log import Log, Recorder, draw_views
+from swav.training.monitor import Monitor, verdict
 from swav.training.preflight import check_pretraining
-from swav.training.resume import own_share, resume, state
+from swav.training.resume import own_share, resume
+from swav.training.saving import Saver
+from swav.training.scoring import Scoring
 from swav.training.setup import Run, prepare, shared_settings
 from swav.training.step import Learner
 from swav.training.summary import describe, going_on, memory_advice
@@ -88,22 +90,16 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         del start  # its memory is the network's to use
         learner = Learner(run.recipe, network.to(device), run.steps_per_epoch)
         monitor = Monitor(sum(run.recipe.prototype_heads), run.recipe.head_dim, device)
-        start_step, best = 0, None
         saved = resume(run)
         require_agreement({"checkpoint": None if saved is None else checkpoint.fingerprint(saved)})
-        seed_process(run.recipe.seed, saved.step if saved else 0, dist.rank())
+        start_step = saved.step if saved is not None else 0
+        seed_process(run.recipe.seed, start_step, dist.rank())
         if saved is not None:
             own = own_share(saved)
             learner.load(saved, own)
             monitor.load_state_dict(own, f"{saved.path}/rank_{dist.rank()}.safetensors")
-            start_step = saved.step
-            best = None if saved.state["best_step"] is None else (saved.state["best_step"], saved.state["best_knn"])
-        unscored = saved is not None and bool(saved.state.get("unscored"))
-        if unscored and (top1 := dist.on_first(lambda: _scored_late(out, start_step))) is not None:
-            unscored, best = False, best if best is not None and best[1] >= top1 else (start_step, top1)
-            assert saved is not None
-            dist.on_first(lambda: _amend(saved, best))
-        if start_step == run.total_steps and not unscored:
+        scoring = Scoring(run, saved)
+        if start_step == run.total_steps and not scoring.put_off:
             dist.say(f"{out}: finished at step {start_step}; nothing to do")
             exported = dist.on_first(lambda: export_missing(out, start_step))
             if dist.rank() == 0 and (exported or not (out / "report.html").exists()):
@@ -113,30 +109,20 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
                 dist.say(how_to_use(exported, out / FOLDER))
             return out
         dist.say(describe(run) + taken if saved is None else going_on(run, saved))
-        _loop(run, learner, monitor, saved, best, unscored, stack.enter_context(work()))
+        log = Log(run.out)
+        _train(run, learner, monitor, scoring, log, start_step, stack.enter_context(work()))
+        _finish(run, log)
     return out
 
 
-def _loop(
-    run: Run,
-    learner: Learner,
-    monitor: Monitor,
-    saved: checkpoint.Checkpoint | None,
-    best: tuple[int, float] | None,
-    unscored: bool,
-    stop: StopRequest,
+def _train(
+    run: Run, learner: Learner, monitor: Monitor, scoring: Scoring, log: Log, start_step: int, stop: StopRequest
 ) -> None:
-    """Steps from the checkpoint that was loaded to the end, with checkpoints, a log, and an exit that loses nothing.
-
-    Args:
-        saved: None of a fresh run.
-        unscored: a signal came before or in the kNN evaluation that is due at its step.
-    """
-    start_step = saved.step if saved is not None else 0
+    """Make the steps from `start_step` to the end, with checkpoints, a log, and an exit that loses nothing."""
     recipe, device, first = run.recipe, run.device, dist.rank() == 0
-    log = Log(run.out)
-    log.add_bad([*run.images.bad, *run.images.gone])
-    allowed_bad = manifest.allowed_bad(run.images, recipe.max_unreadable)
+    log.add_unreadable([*run.images.bad, *run.images.gone])
+    allowed = manifest.allowed_bad(run.images, recipe.max_unreadable)
+    at_a_time = recipe.images_per_forward(dist.world_size())
     views = view_spec(recipe)
     loader = Loader(
         run.images,
@@ -151,108 +137,47 @@ def _loop(
         on_device=device.type == "cuda",
     )
     progress = Progress("pre-training", run.total_steps, start_step, quiet=not first)
-    facts = recipe.ln_prototypes, len(run.images), max(recipe.prototype_heads)
-    watch = Watch(*facts)
-    watch.catch_up(log.recent)
-    clock = Clock()
-    pending: Readback | None = None
-    saved_at, save_time = start_step, time.monotonic()
+    recorder = Recorder(run, learner, monitor, log, progress)
+    saver = Saver(run, learner, monitor, scoring, log, stop, start_step)
+    flags = FlagReader(late=device.type == "cuda")
     done = start_step
-    bad_count, due = 0, False
-    at_a_time = recipe.images_per_forward(dist.world_size())
-    stop.unsaved = lambda: done - saved_at
-
-    def requests() -> tuple[float, ...]:
-        return bad_count > allowed_bad, due, stop.exit_code
-
-    def save() -> None:
-        nonlocal saved_at, save_time
-        dist.on_first(log.check_folder)
-        try:
-            checkpoint.save(
-                run.out / "checkpoints",
-                done,
-                model=learner.network.state_dict(),
-                optim=learner.optimizer_tensors(),
-                local=learner.local_tensors() | monitor.state_dict(),
-                state=state(run, best) | ({"unscored": True} if unscored else {}),
-                keep=recipe.keep_checkpoints,
-                best=best[0] if best else None,
-            )
-        except EnvironmentError_:
-            dist.on_first(log.check_folder)  # it went away in the middle
-            raise
-        saved_at, save_time, stop.saved = done, time.monotonic(), True
-
-    def settle(values: list[float], step: int) -> tuple[bool, int]:
-        """Acts on what a step found on any process; returns whether to save, and the exit code if a signal asks to stop."""
-        not_finite, too_bad, due, asked = values[len(STEP_VALUES) :]
-        if not_finite:
-            raise NumericsError(
-                f"step {step}: the loss or a gradient is not finite (loss {values[0]}); no parameter was changed by it\n"
-                "lower the learning rate, raise epsilon, or use precision=fp32; "
-                + (f"the last checkpoint is step {saved_at}" if saved_at else "there is no checkpoint yet")
-            )
-        if too_bad:
-            raise DataError(
-                f"more than {allowed_bad} unreadable images (max_unreadable={recipe.max_unreadable}), see {run.out}/bad_files.jsonl\n"
-                "put them back or raise max_unreadable=X, and the same command goes on; or begin again without them, in another --out"
-            )
-        return bool(due) and step >= saved_at, round(asked)  # not what was due before the last save
-
+    stop.unsaved = lambda: done - saver.saved_at
     try:
-        if unscored:
-            best, stop_code = _evaluate(run, learner, done, best, log, progress, stop)
-            if stop_code:  # nothing was saved by this command; of several processes the largest code is that of all
-                code, message = max(dist.gather_objects((stop.final_code, stop.message())))
-                raise Stopped(message, code or stop_code)
-            unscored = not dist.broadcast_object(run.labelled is not None)  # labels that are away may be back some day
-            if saved is not None and not unscored:
-                dist.on_first(lambda: _amend(saved, best))
-            unscored = False  # of the steps to come
+        if scoring.put_off:
+            scoring.catch_up(done, learner.network, log, progress, stop)
         for batch in loader:
-            bad_count = log.add_bad(batch.unreadable)
-            due = (
-                recipe.checkpoint_every_minutes > 0
-                and first
-                and time.monotonic() - save_time > 60 * recipe.checkpoint_every_minutes
-            )
+            too_many = log.add_unreadable(batch.unreadable) > allowed
+            save_due = saver.is_due()
             if batch.step == start_step and first:
                 log.check_folder()
                 with not_essential(f"{run.out}/report/views.png"):
                     draw_views(batch, views, run.out)
+
+            def requests(too_many: bool = too_many, save_due: bool = save_due) -> tuple[float, ...]:
+                return too_many, save_due, stop.exit_code
+
             micro_batches = MicroBatches(batch, views, device, at_a_time)
             with environment_errors(memory_advice(at_a_time)):
-                current = Readback(learner.step(micro_batches, batch.step, requests))
+                found = flags.add(batch.step, learner.step(micro_batches, batch.step, requests))
             done = batch.step + 1
-            monitor.watch(learner.embeddings, learner.codes)
-            clock.tick(batch.wait)
-            # A GPU is a step ahead of the host, and what a step found is read when the next is on its way.
-            ready = pending if device.type == "cuda" else current
-            pending = current
-            step_of_ready = batch.step if ready is current else batch.step - 1
-            should_save, stop_code = (False, 0) if ready is None else settle(ready.tolist(), step_of_ready)
-            end_of_epoch = done % run.steps_per_epoch == 0
-            if first and (done % recipe.log_every_steps == 0 or done == run.total_steps):
-                more = {} if learner.scale is None else {"loss_scale": float(learner.scale.value)}
-                line = metrics_line(run, done, pending.tolist(), monitor, clock, **more)
-                log.write(line)
-                if (news := watch.news(log.recent)) is not None:
-                    progress.say(f"step {done}: {news}")
-                progress.update(
-                    done,
-                    f"loss {line['loss']:.3f}  {line['images_per_second']:.0f} images/s  waiting {line['data_wait']:.0%}  {line['memory_gb']:.1f} GB",
-                )
+            recorder.watch(batch.wait)
+            if found is not None:
+                _refuse(found, run, allowed, saver.saved_at)
+            stop_code = 0 if found is None else found.stop_code
+            save_now = found is not None and found.save_due and found.step >= saver.saved_at  # not due before that save
+            if recorder.is_due(done):
+                recorder.record(done, flags.last().values)
             fault_point("step:end")
-            if end_of_epoch:
-                best, code = _evaluate(run, learner, done, best, log, progress, stop, stop_code)
-                unscored, stop_code = bool(code), max(code, stop_code)
+            if done % run.steps_per_epoch == 0:
+                put_off = scoring.evaluate(done, learner.network, log, progress, stop, stop_code)
+                stop_code = max(stop_code, put_off)
                 fault_point("epoch:end")
-            by_step = recipe.checkpoint_every_steps and done % recipe.checkpoint_every_steps == 0
-            if should_save or stop_code or by_step or done == run.total_steps or (best and best[0] == done):
-                settle(pending.tolist(), done - 1)
-                save()
-            if stop_code and (done < run.total_steps or unscored):
+            if save_now or stop_code or saver.is_wanted(done):
+                _refuse(
+                    flags.last(), run, allowed, saver.saved_at
+                )  # read early: a step that was not finite is never saved
+                saver.save(done)
+            if stop_code and (done < run.total_steps or scoring.put_off):
                 raise Stopped(
                     f"stopped by a signal after step {done} of {run.total_steps}; saved, the same command goes on",
                     stop_code,
@@ -261,9 +186,34 @@ def _loop(
         progress.close()
         loader.close()
         log.close()
+
+
+def _refuse(found: Flags, run: Run, allowed: int, saved_at: int) -> None:
+    """End the run where a step cannot be built upon.
+
+    Raises:
+        NumericsError: its loss or a gradient was not finite.
+        DataError: too many images are unreadable.
+    """
+    if found.not_finite:
+        raise NumericsError(
+            f"step {found.step}: the loss or a gradient is not finite (loss {found.values[0]}); no parameter was changed by it\n"
+            "lower the learning rate, raise epsilon, or use precision=fp32; "
+            + (f"the last checkpoint is step {saved_at}" if saved_at else "there is no checkpoint yet")
+        )
+    if found.too_many_unreadable:
+        raise DataError(
+            f"more than {allowed} unreadable images (max_unreadable={run.recipe.max_unreadable}), see {run.out}/bad_files.jsonl\n"
+            "put them back or raise max_unreadable=X, and the same command goes on; or begin again without them, in another --out"
+        )
+
+
+def _finish(run: Run, log: Log) -> None:
+    """Say how the run went, and write its verdict, the exported backbone and the report."""
+    first = dist.rank() == 0
     if first:
         log.check_folder()
-        judgement, advice = verdict(log.recent, *facts)
+        judgement, advice = verdict(log.recent, *run.health_facts)
         with not_essential(f"{run.out}/report/verdict.json"):
             (run.out / "report").mkdir(exist_ok=True)
             write_text_durably(run.out / "report" / "verdict.json", json.dumps({"state": judgement, "advice": advice}))
@@ -275,64 +225,3 @@ def _loop(
             with not_essential(f"{run.out}/report.html"):
                 dist.say(f"report: {write_report(run.out)}")
     dist.say(how_to_use(exported, run.out / FOLDER))
-
-
-def _amend(saved: checkpoint.Checkpoint, best: tuple[int, float] | None) -> None:
-    """Notes in a checkpoint the best score as it is after a late evaluation: RUN@best and the export read it there."""
-    found = {"best_step": best[0], "best_knn": best[1]} if best is not None else {}
-    with not_essential(f"the score of {saved.path}"):
-        checkpoint.amend_state(saved.path, {"unscored": False} | found)
-
-
-def _scored_late(out: Path, step: int) -> float | None:
-    """The top-1 of a last step that an earlier command scored after its checkpoint was saved."""
-    found = [
-        line.get("knn_top1") for line in read_if_possible(out / "metrics.jsonl", is_metrics) if line.get("step") == step
-    ]
-    return next((float(top1) for top1 in found if isinstance(top1, int | float)), None)
-
-
-def _evaluate(
-    run: Run,
-    learner: Learner,
-    done: int,
-    best: tuple[int, float] | None,
-    log: Log,
-    progress: Progress,
-    stop: StopRequest,
-    stop_code: int = 0,
-) -> tuple[tuple[int, float] | None, int]:
-    """kNN at the end of an epoch where one is due and labels exist.
-
-    On millions of images it takes longer than a scheduler waits for a checkpoint: a signal ends it, and the run's next
-    sitting begins with it.
-
-    Args:
-        stop_code: a signal asks all processes for an end already.
-
-    Returns:
-        The best (step, top-1) so far on all processes; and the exit code if the evaluation is yet to be made.
-    """
-    epoch = done // run.steps_per_epoch
-    due = run.recipe.knn_every_epochs and (
-        epoch % max(1, round(run.recipe.knn_every_epochs)) == 0 or done == run.total_steps
-    )
-    if not due:
-        return best, 0
-    scored = None
-    if not stop_code:
-        checkpoint.require_finite(run.out / "checkpoints", done, learner.network.state_dict())  # or it would be scored
-        try:
-            scored = score_by_knn(run, learner.network)
-        except Stopped:
-            stop_code = stop.exit_code
-    if scored is not None:
-        top1, k = scored
-        if not any(line["step"] == done and "knn_top1" in line for line in log.recent):
-            log.write({"step": done, "epoch": epoch, "knn_top1": top1})
-        progress.say(f"epoch {epoch}: kNN top-1 {top1:.2f} (k={k}, {run.recipe.resolution} pixels)")
-        if best is None or top1 > best[1]:
-            best = (done, top1)
-    if run.labelled is None:  # of the first process, whose word counts
-        stop_code = 0
-    return dist.broadcast_object((best, stop_code))  # type: ignore[no-any-return]

@@ -20,8 +20,8 @@ from swav.training.setup import Run, read_settings, refuse_changes, settings_of
 from swav.training.summary import kept_in_words
 
 
-def state(run: Run, best: tuple[int, float] | None) -> dict[str, Any]:
-    """What a checkpoint says beside its tensors."""
+def state(run: Run) -> dict[str, Any]:
+    """Return what a checkpoint says of its run, beside its tensors and scores."""
     return {
         "recipe": run.recipe.model_dump(mode="json"),
         "settings_hash": settings_hash(run.recipe),
@@ -30,8 +30,6 @@ def state(run: Run, best: tuple[int, float] | None) -> dict[str, Any]:
         "pixels": run.images.content_fingerprint if run.images.in_memory else None,  # their names and sizes say nothing
         "world_size": dist.world_size(),
         "versions": versions(),
-        "best_step": best[0] if best else None,
-        "best_knn": best[1] if best else None,
     }
 
 

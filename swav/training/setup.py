@@ -43,6 +43,11 @@ class Run:
         return len(self.images) // self.recipe.batch
 
     @property
+    def health_facts(self) -> tuple[float, int, int]:
+        """What the verdict compares a run with: the loss of equal codes, the number of images, and of prototypes."""
+        return self.recipe.ln_prototypes, len(self.images), max(self.recipe.prototype_heads)
+
+    @property
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.recipe.epochs
 

@@ -288,7 +288,7 @@ def test_a_score_on_the_way_leaves_the_network_in_train_mode(shapes, tmp_path, m
 
 def test_a_timed_checkpoint_is_saved_once(shapes, tmp_path, monkeypatch):
     clock = {"now": 0.0}
-    monkeypatch.setattr("swav.training.loop.time.monotonic", lambda: clock["now"])
+    monkeypatch.setattr("time.monotonic", lambda: clock["now"])
     monkeypatch.setattr(loop, "fault_point", lambda name: clock.update(now=clock["now"] + 20.0 * (name == "step:end")))
     saved: list[int] = []
     real = checkpoint.save
