@@ -3,7 +3,7 @@
 A wrong name, setting or path is then reported at once, before seconds go into the import of torch.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,8 +55,11 @@ def read_request(names: Sequence[str], weights: Sequence[str], overrides: Mappin
     return Request(suite, settings, options, labels, "all" in names)
 
 
-def check_places(request: Request, data: Path, out: Path, dry_run: bool) -> None:
+def check_places(request: Request, data: Path, out: Path, dry_run: bool, modules: Collection[str] = ()) -> None:
     """Refuse a request whose weights, data or folder are not there. Reads no weight and, where there are images, none of them.
+
+    Args:
+        modules: names of weights that are modules in memory.
 
     Raises:
         ConfigError: a weight source names nothing.
@@ -64,7 +67,8 @@ def check_places(request: Request, data: Path, out: Path, dry_run: bool) -> None
         EnvironmentError_: `out` cannot be written.
     """
     for source in request.labels:
-        check_source(source)
+        if source not in modules:
+            check_source(source)
     allow_missing = request.suite.protocol == "smoke"
     if not may_hold_images(data.expanduser()):
         require_some(*open_halves(request.settings, data, None, allow_missing, request.everything), data)

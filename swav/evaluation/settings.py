@@ -274,7 +274,8 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
 
     Args:
         names: of benchmarks, or `all`.
-        overrides: a key of SuiteSettings; a key for all of them (`size`); a key for one of them (`knn.k`), which wins.
+        overrides: a key of SuiteSettings; a key for all of them (`size`); a key for one of them (`knn.k`), which wins, and may
+            be given as a mapping (`knn={"k": 5}`, and `linear_stages={...}`, as no keyword of Python holds a hyphen).
 
     Returns:
         What is said once, and {name: settings} in the order asked for.
@@ -287,6 +288,7 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
         if name not in BENCH_SETTINGS and name != "all":
             known = [*BENCH_SETTINGS, "all"]
             raise ConfigError(f"unknown benchmark '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}")
+    overrides = _dotted(overrides)
     protocol = overrides.get("protocol", "published")
     if protocol == "page":
         raise ConfigError("protocol=page is called protocol=published now")
@@ -304,6 +306,25 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
             values[name][inner] = overrides[key]
     settings = {name: validated(BENCH_SETTINGS[name], values[name], name) for name in wanted}
     return validated(SuiteSettings, once, "benchmarks"), settings
+
+
+def _dotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the settings of one benchmark that are given as a mapping with a key each: `knn.k`."""
+    found: dict[str, Any] = {}
+    for key, value in overrides.items():
+        bench = key if key in BENCH_SETTINGS else key.replace("_", "-")
+        if isinstance(value, Mapping):
+            its = {f"{bench}.{inner}": its_value for inner, its_value in value.items()}
+        elif bench in BENCH_SETTINGS:
+            raise ConfigError(f"{key}: expected settings of this benchmark, as {key}={{'size': 224}}, found {value!r}")
+        else:
+            its = {key: value}
+        if twice := sorted(its.keys() & found.keys()):
+            raise ConfigError(
+                f"{twice[0]}: given twice, found {found[twice[0]]!r} and {its[twice[0]]!r}; give one of them"
+            )
+        found |= its
+    return found
 
 
 def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ every value. A name that is not valid text (a lone surrogate) is shown by its co
 """
 
 import datetime
-import importlib.metadata
 import math
 import os
 import struct
@@ -18,6 +17,7 @@ from swav.reporting.curves import Chart, line_chart, number
 from swav.reporting.run_folder import RunFolder, read_folder, seconds_trained
 from swav.results.render import environment, write_tables
 from swav.results.results import mean_and_spread, remark, text
+from swav.version import swav_version
 from swav.weights.exported import FOLDER, WEIGHTS, usage, which
 
 MAX_BAD_SHOWN = 200
@@ -43,8 +43,8 @@ CURVES: tuple[tuple[str, str, str, float, float | None, str], ...] = (
 )
 
 
-def write_report(folder: Path, other: Path | None = None) -> Path:
-    """Writes the report of a run or of benchmark results, or a comparison of two. Results are also put into the tables of
+def report(folder: str | Path, *, other: str | Path | None = None) -> Path:
+    """Write the report of a run or of benchmark results, or a comparison of two. Results are also put into the tables of
     the published page (formats.write_tables), which the report links.
 
     Args:
@@ -67,9 +67,6 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
     beside.write_bytes(html.encode("utf-8", errors="backslashreplace"))
     beside.replace(page)
     return page
-
-
-report = write_report  # swav.report
 
 
 def _results_of(folder: Path) -> dict[str, Any]:
@@ -96,7 +93,7 @@ def _content(runs: Sequence[RunFolder]) -> dict[str, Any]:
         "bad_total": sum(len(run.bad) for run in runs),
         "settings": settings_table(runs),
         "setting_names": names if len(runs) > 1 else ["value"],
-        "version": importlib.metadata.version("swav"),
+        "version": swav_version(),
         "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
 
