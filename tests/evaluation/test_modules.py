@@ -136,6 +136,19 @@ def test_an_encoder_that_was_changed_is_no_longer_its_file(colours, tmp_path):
     assert {row["weights_sha256"] for row in content["results"]}.isdisjoint({load("random:tiny").sha256})
 
 
+def scored_together(folder: str, out: str) -> list[tuple[str, float]]:
+    torch.manual_seed(1)
+    module = Pooled(torch.amax)
+    quick: dict[str, Any] = {"size": 16, "workers": 0, "knn": {"k": 1}, "linear": {"epochs": 2, "batch": 8}}
+    content = bench(["knn", "linear"], weights=module, name="mine", data=folder, out=out, **quick)
+    return [(row["metric"], row["value"]) for row in content["results"]]
+
+
+def test_two_processes_score_a_module_as_one_does(colours, tmp_path, two_processes):
+    alone = scored_together(str(colours), str(tmp_path / "alone"))
+    assert two_processes(scored_together, str(colours), str(tmp_path / "both")) == [alone, alone]
+
+
 @pytest.mark.parametrize(
     ("module", "words"),
     [
