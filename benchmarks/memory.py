@@ -30,7 +30,7 @@ def measure(name: str, batch: int, micro_batch: int) -> str:
     from swav.system import computes_in_bf16, pick_device
     from swav.training.auto import Facts, derive
     from swav.training.step import Learner
-    from swav.training.views import view_spec
+    from swav.views import view_spec
 
     device = pick_device()
     wanted = load_recipe(name, {"batch": batch, "micro_batch": micro_batch, "queue_length": 0, "workers": 0})

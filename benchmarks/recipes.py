@@ -61,7 +61,7 @@ def one_step(name: str, recipe: Recipe, data: Path, batch: int) -> float:
     with tempfile.TemporaryDirectory() as out:
         run = pretrain(
             name,
-            Path(out) / "run",
+            out=Path(out) / "run",
             data=str(data),
             batch=batch,
             epochs=1,

@@ -37,7 +37,7 @@ HEADLINES = demo.HEADLINES | {"places205": "top-1 best layer", "inat18": "top-1 
 def scores(run: Path, data: Path, seed: int) -> dict[str, tuple[float, float]]:
     """Of random and trained weights [%], per benchmark."""
     weights = [f"random:{run}", str(run)]
-    content = bench(list(HEADLINES), weights, data, run, demo.SETTINGS | {"seed": seed})
+    content = bench(list(HEADLINES), weights=weights, data=data, out=run, **demo.SETTINGS | {"seed": seed})
     found = {(row.bench, row.metric, row.weights): row.value for row in content.results}
     return {
         name: (found[name, metric, weights[0]], found[name, metric, weights[1]]) for name, metric in HEADLINES.items()
@@ -95,7 +95,7 @@ def main() -> None:
             write_shapes(folder / "scored" / home, layout, seed=SCORED_ON)
         found = []
         for seed in arguments.seeds:
-            run = pretrain("demo", folder / f"run{seed}", data=str(folder / "trained"), seed=seed)
+            run = pretrain("demo", out=folder / f"run{seed}", data=str(folder / "trained"), seed=seed)
             found.append(scores(run, folder / "scored", seed))
         text = "\n".join(
             [

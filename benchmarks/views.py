@@ -30,7 +30,7 @@ from swav.data.augment.crops import to_input
 from swav.data.images import Images
 from swav.data.loader import Loader
 from swav.data.sources.open import open_images
-from swav.training.views import view_spec
+from swav.views import view_spec
 
 SCALES = ((0.14, 1.0), (0.05, 0.14))
 

@@ -1,24 +1,106 @@
-"""SwAV: self-supervised pre-training by swapping cluster assignments, and the benchmarks by which it is judged.
+"""SwAV: pre-train vision backbones on images without labels, and measure what they learned.
 
-The names below are fetched when first used, so that `import swav` costs nothing.
+The commands, as functions:
+
+    pretrain(recipe, *, out, ...)              pre-train a network, or resume the run in `out`
+    bench(names, *, weights, data, out, ...)   run benchmarks on weights of any origin, or on a module
+    load(weights)                              an Encoder: normalised images [N, C, H, W] to features [N, F]
+    report(folder)                             write the report of a run or of results
+
+The parts, for a training loop of your own (docs/own_loop.md is a complete one):
+
+    MultiCrop                                  the augmented views of an image
+    ProjectionHead, Prototypes                 features to unit embeddings, and these to scores
+    sinkhorn_codes, swapped_loss, Queue        codes, loss, and embeddings of earlier batches
+    normalize_prototypes_                      at the start of each step
+
+Types and errors: Encoder, Recipe; SwavError is the base of ConfigError, DataError, EnvironmentError_, NumericsError,
+CheckpointError and Stopped.
+
+help(swav.bench), for one, tells what it takes. Every name is imported when it is first used: `import swav` is free of torch.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from swav.algorithm import Queue, normalize_prototypes_, sinkhorn_codes, swapped_loss
+    from swav.config import Recipe
+    from swav.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        EnvironmentError_,
+        NumericsError,
+        Stopped,
+        SwavError,
+    )
+    from swav.evaluation.runner import bench
+    from swav.network.heads import ProjectionHead, Prototypes
+    from swav.reporting.page import report
+    from swav.training.loop import pretrain
+    from swav.views import MultiCrop
+    from swav.weights.encoder import Encoder, load
+
+    __version__: str
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Encoder",
+    "EnvironmentError_",
+    "MultiCrop",
+    "NumericsError",
+    "ProjectionHead",
+    "Prototypes",
+    "Queue",
+    "Recipe",
+    "Stopped",
+    "SwavError",
+    "__version__",
+    "bench",
+    "load",
+    "normalize_prototypes_",
+    "pretrain",
+    "report",
+    "sinkhorn_codes",
+    "swapped_loss",
+]
+
+# What the block above says to type checkers, said to Python.
 _HOMES = {
-    "pretrain": "swav.training.loop",
-    "bench": "swav.evaluation.runner",
-    "load": "swav.weights.encoder",
-    "report": "swav.reporting.page",
-    "sinkhorn_codes": "swav.algorithm",
-    "swapped_loss": "swav.algorithm",
-    "Queue": "swav.algorithm",
+    "swav.algorithm": ("Queue", "normalize_prototypes_", "sinkhorn_codes", "swapped_loss"),
+    "swav.config": ("Recipe",),
+    "swav.views": ("MultiCrop",),
+    "swav.errors": (
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "EnvironmentError_",
+        "NumericsError",
+        "Stopped",
+        "SwavError",
+    ),
+    "swav.evaluation.runner": ("bench",),
+    "swav.network.heads": ("ProjectionHead", "Prototypes"),
+    "swav.reporting.page": ("report",),
+    "swav.training.loop": ("pretrain",),
+    "swav.weights.encoder": ("Encoder", "load"),
 }
-__all__ = ["Queue", "bench", "load", "pretrain", "report", "sinkhorn_codes", "swapped_loss"]
 
+if not TYPE_CHECKING:  # a type checker that saw this function would take every misspelt name for an attribute
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from swav.version import swav_version
+
+            return swav_version()
+        for module, names in _HOMES.items():
+            if name in names:
+                return getattr(importlib.import_module(module), name)
         raise AttributeError(f"module 'swav' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "__all__", "__doc__", "__file__", "__name__", "__path__"})

@@ -70,7 +70,7 @@ def pretrain(
         return
     from swav.training import loop
 
-    folder = loop.pretrain(wanted, out, dry_run)
+    folder = loop.pretrain(wanted, out=out, dry_run=dry_run)
     if _is_first_process():
         print(folder)
 
@@ -110,7 +110,7 @@ def bench(
         check_places(request, Path(data), out, dry_run)
     from swav.evaluation import runner
 
-    results = runner.bench(benches, weights, data, out, overrides, dry_run)
+    results = runner.bench(benches, weights=weights, data=data, out=out, dry_run=dry_run, **overrides)
     if not _is_first_process():
         return
     if as_json:
@@ -127,9 +127,9 @@ def report(
     folder: Path, other: Annotated[Path | None, typer.Argument(help="A second run, to compare.")] = None
 ) -> None:
     """Write (again) the report of a run or of results, or compare two."""
-    from swav.reporting.page import write_report
+    from swav.reporting import page
 
-    print(write_report(folder, other))
+    print(page.report(folder, other=other))
 
 
 @app.command()

@@ -1,12 +1,13 @@
 """`swav demo`: from nothing to a measured backbone in a few minutes, without download or GPU, by the real code path."""
 
 from pathlib import Path
+from typing import Any
 
 from swav.data.synthetic.writers import write_shapes
 from swav.evaluation.runner import bench
 from swav.output import deliver
 from swav.progress import Progress
-from swav.reporting.page import write_report
+from swav.reporting.page import report
 from swav.results.console import format_results
 from swav.results.results import read_results
 from swav.training.loop import pretrain
@@ -24,8 +25,13 @@ HEADLINES = {
 }
 # Protocol smoke at the size of the drawn images. On 2,000 images the published batch and rate of the linear layer would
 # be 40 steps that end in divergence.
-SETTINGS = {"protocol": "smoke", "size": 64, "knn.k": [20], "linear.batch": 32, "linear.lr": 3e-3}
-QUICKER = {"linear.epochs": 4, "linear-stages.epochs": 3, "linear-stages.steps": [2], "semisup.fraction": 0.1}
+SETTINGS: dict[str, Any] = {"protocol": "smoke", "size": 64, "knn.k": [20], "linear.batch": 32, "linear.lr": 3e-3}
+QUICKER: dict[str, Any] = {
+    "linear.epochs": 4,
+    "linear-stages.epochs": 3,
+    "linear-stages.steps": [2],
+    "semisup.fraction": 0.1,
+}
 
 
 def demo(out: str | Path) -> Path:
@@ -50,15 +56,15 @@ def demo(out: str | Path) -> Path:
         write_shapes(data / "imagenet", train=TRAIN, val=VAL, progress=progress)
     with Progress("drawing more, with marks as VOC has them", VOC_TRAIN + VOC_TEST) as progress:
         write_shapes(data / "VOCdevkit", "voc", train=VOC_TRAIN, val=VOC_TEST, progress=progress)
-    pretrain("demo", run, data=str(data / "imagenet"))
+    pretrain("demo", out=run, data=data / "imagenet")
     weights = [f"random:{run}", str(run)]
     if not _measured(run, weights):
-        bench(list(HEADLINES), weights, data, run, SETTINGS | QUICKER)
-    report = write_report(run)
+        bench(list(HEADLINES), weights=weights, data=data, out=run, **SETTINGS | QUICKER)
+    page = report(run)
     found = read_results(run).results
     rows = [row for row in found if row.weights in weights and row.metric == HEADLINES.get(row.bench)]
-    deliver("\n".join(["random vs SwAV", format_results(rows), str(report)]))
-    return report
+    deliver("\n".join(["random vs SwAV", format_results(rows), str(page)]))
+    return page
 
 
 def _measured(run: Path, weights: list[str]) -> bool:

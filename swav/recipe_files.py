@@ -5,6 +5,7 @@ Precedence: defaults, recipe, `key=value`. No torch here: `swav recipes` and eve
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 
 def validated(kind: type[AnySettings], values: Mapping[str, Any], where: str) -> AnySettings:
-    """Builds settings, with a complaint that names the key, what was expected and what was found.
+    """Builds settings, with a complaint that names the key, what was expected and what was found. A Path is taken for its text.
 
     Raises:
         ConfigError: an unknown key, a wrong type, a value out of range, or settings that do not fit together.
@@ -79,7 +80,9 @@ def validated(kind: type[AnySettings], values: Mapping[str, Any], where: str) ->
                 f"{where}: unknown key '{key}'{did_you_mean(str(key), kind.model_fields)}; `swav recipes NAME` prints every key"
             )
     try:
-        return kind.model_validate(dict(values))
+        return kind.model_validate(
+            {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in values.items()}
+        )
     except ValidationError as error:
         problem = _told_first(error.errors())
         message = str(problem["msg"]).removeprefix("Value error, ")

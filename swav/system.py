@@ -15,6 +15,7 @@ import torch
 
 from swav.errors import EnvironmentError_
 from swav.files import DISK_IS_FULL
+from swav.version import swav_version
 
 _passed: dict[str, int] = {}
 
@@ -198,7 +199,7 @@ def _control_group_memory() -> list[int]:
 def versions() -> dict[str, str]:
     """What a number depends on beside its settings."""
     return {
-        "swav": importlib.metadata.version("swav"),
+        "swav": swav_version(),
         "torch": torch.__version__,
         "torchvision": importlib.metadata.version("torchvision"),
         "numpy": importlib.metadata.version("numpy"),

@@ -119,7 +119,7 @@ def test_processes_with_other_settings_do_not_pretrain_together(two_processes, s
 
 def test_processes_with_other_settings_do_not_score_together(two_processes, shapes, tmp_path):
     one = {"names": ["linear"], "weights": ["random:tiny"], "data": str(shapes / "a"), "out": str(tmp_path / "out")}
-    told = two_processes(bench, one, one | {"overrides": {"seed": 3}})
+    told = two_processes(bench, one, one | {"seed": 3})
     assert told[0] == told[1] and "linear.seed: 0 on rank 0, 3 on rank 1" in told[0]
     assert not list(tmp_path.iterdir())
 
@@ -134,7 +134,7 @@ def test_a_list_with_other_images_on_one_machine_is_found(two_processes, shapes,
         "workers": 0,
     }
     one = {"names": ["semisup"], "weights": ["random:tiny"], "data": str(shapes / "a"), "out": str(tmp_path / "out")}
-    told = two_processes(listed_here, one | {"overrides": settings})
+    told = two_processes(listed_here, one | settings)
     assert told[0] == told[1] and "images of semisup" in told[0]
 
 

@@ -24,7 +24,7 @@ from swav.training import step as learner_module
 from swav.training.auto import Facts, derive
 from swav.training.monitor import STEP_VALUES, Monitor
 from swav.training.step import Learner
-from swav.training.views import view_spec
+from swav.views import view_spec
 from tests.host_waits import GPU, FakeGpu, fake_gpu, placed
 
 SMALL: dict[str, Any] = {

@@ -52,7 +52,7 @@ class Interrupted(Exception):
 
 def pretrain(data: Path, out: Path, **changes: Any) -> Path:
     torch.set_num_threads(1)  # in fixtures of the module too: another number is other rounding
-    return loop.pretrain("tiny", out, **SMALL | {"data": str(data)} | changes)
+    return loop.pretrain("tiny", out=out, **SMALL | {"data": str(data)} | changes)
 
 
 def interrupted(data: Path, out: Path, at: int, then: Callable[[], None] = lambda: None) -> Path:
@@ -186,7 +186,7 @@ def test_a_disk_that_refuses_logs_pictures_and_reports_ends_no_run(
     monkeypatch.setattr(os, "open", refusing)
     monkeypatch.setattr(log, "write_views", broken)
     monkeypatch.setattr(log, "_tensorboard", lambda _: Board())
-    monkeypatch.setattr(loop, "write_report", broken)
+    monkeypatch.setattr(loop, "report", broken)
     out = pretrain(shapes, tmp_path / "run")
     assert outcome(out) == whole and len(refused) == 3
     assert steps(out) == list(range(4, LAST + 1))  # a line a step: three were lost
@@ -308,10 +308,13 @@ def test_a_folder_that_goes_away_under_a_benchmark_is_named_and_not_made_again(
     with pytest.raises(EnvironmentError_, match=r"out: was removed or moved during the run"):
         runner.bench(
             [bench],
-            ["random:tiny"],
-            shapes,
-            tmp_path / "out",
-            {"protocol": "smoke", "size": 32, "workers": 0, "device": "cpu"},
+            weights=["random:tiny"],
+            data=shapes,
+            out=tmp_path / "out",
+            protocol="smoke",
+            size=32,
+            workers=0,
+            device="cpu",
         )
     assert not (tmp_path / "out").exists()
 

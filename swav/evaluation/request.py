@@ -4,7 +4,7 @@ A wrong name, setting or path is then reported at once, before seconds go into t
 """
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,8 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
 
     Args:
         names: of benchmarks, or `all`.
-        overrides: a key of SuiteSettings; a key for all of them (`size`); a key for one of them (`knn.k`), which wins.
+        overrides: a key of SuiteSettings; a key for all of them (`size`); a key for one of them (`knn.k`), which wins, and may
+            be given as a mapping (`knn={"k": 5}`, and `linear_stages={...}`, as no keyword of Python holds a hyphen).
 
     Returns:
         What is said once, and {name: settings} in the order asked for.
@@ -78,6 +79,7 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
         if name not in CATALOG and name != "all":
             known = [*CATALOG, "all"]
             raise ConfigError(f"unknown benchmark '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}")
+    overrides = _dotted(overrides)
     protocol = overrides.get("protocol", "published")
     if protocol == "page":
         raise ConfigError("protocol=page is called protocol=published now")
@@ -97,6 +99,25 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
             values[name][inner] = overrides[key]
     settings = {name: validated(CATALOG[name].settings, values[name], name) for name in wanted}
     return validated(SuiteSettings, once, "benchmarks"), settings
+
+
+def _dotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the settings of one benchmark that are given as a mapping with a key each: `knn.k`."""
+    found: dict[str, Any] = {}
+    for key, value in overrides.items():
+        bench = key if key in CATALOG else key.replace("_", "-")
+        if isinstance(value, Mapping):
+            its = {f"{bench}.{inner}": its_value for inner, its_value in value.items()}
+        elif bench in CATALOG:
+            raise ConfigError(f"{key}: expected settings of this benchmark, as {key}={{'size': 224}}, found {value!r}")
+        else:
+            its = {key: value}
+        if twice := sorted(its.keys() & found.keys()):
+            raise ConfigError(
+                f"{twice[0]}: given twice, found {found[twice[0]]!r} and {its[twice[0]]!r}; give one of them"
+            )
+        found |= its
+    return found
 
 
 def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str]) -> None:
@@ -120,8 +141,11 @@ def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str]) -> None:
     )
 
 
-def check_places(request: Request, data: Path, out: Path, dry_run: bool) -> None:
+def check_places(request: Request, data: Path, out: Path, dry_run: bool, modules: Collection[str] = ()) -> None:
     """Refuse a request whose weights, data or folder are not there. Reads no weight and, where there are images, none of them.
+
+    Args:
+        modules: names of weights that are modules in memory.
 
     Raises:
         ConfigError: a weight source names nothing.
@@ -129,7 +153,8 @@ def check_places(request: Request, data: Path, out: Path, dry_run: bool) -> None
         EnvironmentError_: `out` cannot be written.
     """
     for source in request.labels:
-        check_source(source)
+        if source not in modules:
+            check_source(source)
     allow_missing = request.suite.protocol == "smoke"
     if not may_hold_images(data.expanduser()):
         require_some(*open_halves(request.settings, data, None, allow_missing, request.everything), data)

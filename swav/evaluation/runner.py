@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from swav import dist, signals
 from swav.agreement import code, require_agreement, seen
@@ -33,59 +34,66 @@ from swav.weights import encoder
 from swav.weights.encoder import Encoder
 from swav.weights.sources import is_foreign
 
+Weights = str | Path | nn.Module  # an Encoder is a module
 POSSIBLE = "more training images, or other settings"
 
 
 def bench(
-    names: Sequence[str],
-    weights: Sequence[str],
+    names: str | Sequence[str],
+    *,
+    weights: Weights | Sequence[Weights],
     data: str | Path,
     out: str | Path,
-    overrides: Mapping[str, Any] | None = None,
     dry_run: bool = False,
+    **settings: object,
 ) -> Results:
-    """Runs benchmarks and merges their results into OUT/results.json after each; at the end the page's tables are beside it.
+    """Run benchmarks and merge their results into OUT/results.json after each; at the end the tables are beside it.
 
     Args:
-        names: of benchmarks, or `all`, where it is no error but listed in `not_run` that data are missing or too few.
-        weights: sources, as swav.load takes them.
+        names: one benchmark or several, or `all`, where it is no error but listed in `not_run` that data are missing or too few.
+        weights: one or several: a source that swav.load takes; an Encoder; or a module that maps normalised images
+            [N, 3, S, S] to features [N, F]. An Encoder or a module needs a name, `name="mine"`, which is the `weights` of its rows.
+            A copy of it is measured: it is left as it is.
         data: the data set, or a folder of data sets.
         out: folder for results, logs and the state of benchmarks that train.
-        overrides: `protocol`, `seeds`, `name`, `size`, `knn.k` ...; see swav.evaluation.settings. And what other projects'
-            weight files do not say, as `model`; see swav.config.WeightOptions.
         dry_run: say what would be run, and for how long; write nothing.
+        settings: `protocol`, `seeds`, `name` (one for each of the weights), `size`, `precision` ...; those of one benchmark by its
+            name, as `knn={"k": 5}` or `linear_stages={"epochs": 28}`: see swav.evaluation.settings. And what weight files of other
+            projects do not say, as `model`, and modules do not say, `mean` and `std`: see swav.config.WeightOptions.
 
     Returns:
         The content of results.json (of a dry run: what is there, and the rows in `dry_run`).
 
     Raises:
-        ConfigError: a name, a setting or a weight source is unknown, a batch cannot be parted among the processes, or a k
-            of a benchmark asked for by name is larger than the bank.
+        ConfigError: a name, a setting or a weight source is unknown, a module has no name or gives no features, a batch cannot
+            be parted among the processes, or a k of a benchmark asked for by name is larger than the bank.
         DataError: the data of a benchmark asked for by name is missing or at fault.
         CheckpointError: weights are damaged.
         EnvironmentError_: there is no such device, or one of several processes is lost.
         Stopped: a signal asked for an end; finished epochs, features and results are saved.
     """
     out = Path(out)
-    request = read_request(names, weights, overrides or {})
-    suite, settings, options, labels, everything = request
-    devices = {name: pick_device(chosen.device) for name, chosen in settings.items()}
+    sources, modules = _sources(weights, settings.get("name"))
+    request = read_request([names] if isinstance(names, str) else names, sources, settings)
+    suite, by_bench, options, labels, everything = request
+    devices = {name: pick_device(chosen.device) for name, chosen in by_bench.items()}
     with dist.process_group(next(iter(devices.values()))), environment_errors():
         share_cpus(dist.world_size())
-        asked = {"benchmarks": list(settings), "--weights": labels, "--data": str(data), "--out": str(out)}
-        require_agreement(asked | _shared_settings(suite, settings, options) | {"--dry-run": dry_run} | code())
-        dist.on_first(lambda: check_places(request, Path(data), out, dry_run))
+        asked = {"benchmarks": list(by_bench), "--weights": labels, "--data": str(data), "--out": str(out)}
+        require_agreement(asked | _shared_settings(suite, by_bench, options) | {"--dry-run": dry_run} | code())
+        dist.on_first(lambda: check_places(request, Path(data), out, dry_run, modules))
         earlier = read_results(out).results
-        encoders = _encoders(list(labels), options)
+        size = next(iter(by_bench.values())).size
+        encoders = _encoders(list(labels), modules, options, size)
         cache = None if dry_run else out
         halves, missing = dist.on_first(
-            lambda: open_halves(settings, Path(data), cache, suite.protocol == "smoke", everything)
+            lambda: open_halves(by_bench, Path(data), cache, suite.protocol == "smoke", everything)
         )
         require_some(halves, missing, Path(data))
         read = {f"data of {name}": [seen(half, 0) for half in halves[name]] for name in halves}
         require_agreement(read | {f"weights of {network.name}": network.sha256 for network in encoders})
         runs = {
-            name: one_per_seed(settings[name], suite.seeds, len(train), len(score))
+            name: one_per_seed(by_bench[name], suite.seeds, len(train), len(score))
             for name, (train, score) in halves.items()
         }
         tasks = [
@@ -224,10 +232,44 @@ def _check_size(name: str, task: Task[Any]) -> None:
         ) from None
 
 
-def _encoders(sources: Sequence[str], options: Mapping[str, Any]) -> list[Encoder]:
-    """Options are for the foreign ones; where there is none, the first says that it has no use for them."""
-    foreign = [source for source in sources if is_foreign(source)] or sources[:1]
-    return [encoder.load(source, **(options if source in foreign else {})) for source in sources]
+def _sources(weights: Weights | Sequence[Weights], name: object) -> tuple[list[str], dict[str, nn.Module]]:
+    """Weight sources, a module by the name that it is given; and the modules by these names."""
+    given = [weights] if isinstance(weights, str | Path | nn.Module) else list(weights)
+    names = [name] if isinstance(name, str) else list(name) if isinstance(name, list | tuple) else []
+    sources, modules = list[str](), dict[str, nn.Module]()
+    for i, each in enumerate(given):
+        if not isinstance(each, nn.Module):
+            sources.append(str(each))
+            continue
+        if len(names) != len(given):
+            raise ConfigError(
+                f"name: expected a name for each of the weights, as one is a module, found {len(names)} for {len(given)}; "
+                "give name='mine', or a list"
+            )
+        modules[str(names[i])] = each
+        sources.append(str(names[i]))
+    if modules and len(set(sources)) < len(sources):
+        raise ConfigError(f"name: expected different names, found {', '.join(sources)}")
+    return sources, modules
+
+
+def _encoders(
+    sources: Sequence[str], modules: Mapping[str, nn.Module], options: Mapping[str, Any], size: int
+) -> list[Encoder]:
+    """Options are for foreign files and modules; where there is none, the first says that it has no use for them."""
+    takers = [source for source in sources if _takes_options(source, modules)] or sources[:1]
+    found = []
+    for source in sources:
+        its = options if source in takers else {}
+        if source in modules:
+            found.append(encoder.of_module(modules[source], source, size, its))
+        else:
+            found.append(encoder.load(source, **its))
+    return found
+
+
+def _takes_options(source: str, modules: Mapping[str, nn.Module]) -> bool:
+    return not isinstance(modules[source], Encoder) if source in modules else is_foreign(source)
 
 
 def _task(

@@ -10,32 +10,80 @@ from swav.config import Recipe
 from swav.network.backbone import build_trunk, in_channels_last
 
 
+class ProjectionHead(nn.Sequential):
+    """Linear, BatchNorm, ReLU, Linear, unit norm: features [N, F] to embeddings [N, D].
+
+    In training its BatchNorm must see the features of all crops in one call, as in SwavNetwork.
+
+    Args:
+        features: F, of the backbone.
+        hidden: width of the hidden layer.
+        dim: D, dimension of an embedding.
+
+    Source: section A.1.
+    """
+
+    def __init__(self, features: int, hidden: int = 2048, dim: int = 128):
+        super().__init__(
+            nn.Linear(features, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, dim),
+        )
+
+    def forward(self, features: Float[Tensor, "N F"]) -> Float[Tensor, "N D"]:
+        """Unit embeddings of features. Under autocast only their direction is computed in less than float32."""
+        embeddings: Tensor = super().forward(features)  # type: ignore[no-untyped-call]
+        with torch.autocast(embeddings.device.type, enabled=False):
+            own: Tensor = self[-1].weight  # type: ignore[assignment]
+            return nn.functional.normalize(embeddings.to(torch.promote_types(embeddings.dtype, own.dtype)), dim=1)
+
+
+class Prototypes(nn.Linear):
+    """Cluster centres [K, D], without bias: unit embeddings [N, D] to scores [N, K], which are cosines for unit rows.
+
+    Rows are made unit vectors at the start of each step, by algorithm.normalize_prototypes_(prototypes.weight). Scores are never
+    computed under autocast: they go through exp(1 / 0.05).
+
+    Args:
+        dim: D, dimension of an embedding.
+        count: K.
+
+    Source: section 3.1.
+    """
+
+    def __init__(self, dim: int = 128, count: int = 3000):
+        super().__init__(dim, count, bias=False)
+
+    def forward(self, embeddings: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
+        """Scores of embeddings."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return super().forward(embeddings.to(torch.promote_types(embeddings.dtype, self.weight.dtype)))
+
+
 class SwavNetwork(nn.Module):
-    """Trunk, projection head (Linear, BatchNorm, ReLU, Linear, unit norm) and prototypes (no bias).
+    """Trunk, projection head and prototypes.
 
     The trunk runs once per resolution, so its BatchNorm sees the crops of one size together; the head runs once over
     all crops, so its BatchNorm sees them all. Both are part of the method: a head run per resolution is another model.
     Scores are computed outside autocast, in float32 at least: they go through exp(1 / 0.05).
 
     Args:
-        trunk: images [N, C, H, W] to features [N, F], with `num_features`.
+        trunk: images [N, C, H, W] to features [N, F].
         hidden: width of the head's hidden layer.
         dim: D, dimension of an embedding.
         prototypes: K; of all sets together where there are several.
+        num_features: F; None: as the trunk's attribute of that name says.
 
     Source: section A.1; batch statistics as in the released code.
     """
 
-    def __init__(self, trunk: nn.Module, hidden: int, dim: int, prototypes: int):
+    def __init__(self, trunk: nn.Module, hidden: int, dim: int, prototypes: int, num_features: int | None = None):
         super().__init__()
         self.trunk = trunk
-        self.projection_head = nn.Sequential(
-            nn.Linear(int(trunk.num_features), hidden),  # type: ignore[arg-type]
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, dim),
-        )
-        self.prototypes = nn.Linear(dim, prototypes, bias=False)
+        self.num_features = int(trunk.num_features) if num_features is None else num_features  # type: ignore[arg-type]
+        self.projection_head = ProjectionHead(self.num_features, hidden, dim)
+        self.prototypes = Prototypes(dim, prototypes)
 
     def forward(
         self, crops: Sequence[Float[Tensor, "_ C _ _"]], batch: int
@@ -49,12 +97,8 @@ class SwavNetwork(nn.Module):
         Returns:
             Unit embeddings [V, B, D] and their scores [V, B, K], views in the order of `crops`.
         """
-        features = self._features(crops)
-        embeddings = self.projection_head(features)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings = embeddings.to(torch.promote_types(embeddings.dtype, self.prototypes.weight.dtype))
-            embeddings = nn.functional.normalize(embeddings, dim=1)
-            scores = self.prototypes(embeddings)
+        embeddings = self.projection_head(self._features(crops))
+        scores = self.prototypes(embeddings)
         return torch.unflatten(embeddings, 0, (-1, batch)), torch.unflatten(scores, 0, (-1, batch))
 
     def _features(self, crops: Sequence[Tensor]) -> Tensor:

@@ -5,7 +5,6 @@ every value. A name that is not valid text (a lone surrogate) is shown by its co
 """
 
 import datetime
-import importlib.metadata
 import math
 import os
 import struct
@@ -19,6 +18,7 @@ from swav.reporting.run_folder import RunFolder, read_folder, seconds_trained
 from swav.results.render import html_templates, write_tables
 from swav.results.results import Result, Results, Summary, read_damaged_results, summary
 from swav.results.units import decimals_of, known_metric
+from swav.version import swav_version
 from swav.weights.exported import FOLDER, WEIGHTS, usage, which
 
 MAX_BAD_SHOWN = 200
@@ -44,9 +44,9 @@ CURVES: tuple[tuple[str, str, str, float, float | None, str], ...] = (
 )
 
 
-def write_report(folder: Path, other: Path | None = None) -> Path:
-    """Writes the report of a run or of benchmark results, or a comparison of two. Results are also put into the tables of
-    the published page (render.write_tables), which the report links.
+def report(folder: str | Path, *, other: str | Path | None = None) -> Path:
+    """Write the report of a run or of benchmark results, or a comparison of two. Results are also put into the tables of
+    the published page (formats.write_tables), which the report links.
 
     Args:
         folder: of the run; the page is written there.
@@ -68,9 +68,6 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
     beside.write_bytes(html.encode("utf-8", errors="backslashreplace"))
     beside.replace(page)
     return page
-
-
-report = write_report  # swav.report
 
 
 def _results_of(folder: Path) -> Results:
@@ -96,7 +93,7 @@ def _content(runs: Sequence[RunFolder]) -> dict[str, Any]:
         "bad_total": sum(len(run.bad) for run in runs),
         "settings": settings_table(runs),
         "setting_names": names if len(runs) > 1 else ["value"],
-        "version": importlib.metadata.version("swav"),
+        "version": swav_version(),
         "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
 

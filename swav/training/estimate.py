@@ -26,7 +26,7 @@ from swav.network.heads import build_network
 from swav.system import available_memory
 from swav.training.auto import per_second
 from swav.training.step import Crops, Learner
-from swav.training.views import view_spec
+from swav.views import view_spec
 
 SECONDS = 6.0  # of steps that are timed
 LIMIT_SECONDS = 20.0  # after which what was seen must do

@@ -7,7 +7,6 @@ the algorithm.
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from swav import checkpoint, dist
 from swav.agreement import code, require_agreement, seen
@@ -21,7 +20,7 @@ from swav.network.heads import build_network
 from swav.output import deliver
 from swav.progress import Progress
 from swav.recipe_files import load_recipe, to_yaml, validated
-from swav.reporting.page import write_report
+from swav.reporting.page import report
 from swav.signals import StopRequest, work
 from swav.system import environment_errors, fault_point, pick_device, seed_process, share_cpus
 from swav.training.estimate import forecast
@@ -36,13 +35,13 @@ from swav.training.scoring import Scoring
 from swav.training.setup import Run, prepare, shared_settings
 from swav.training.step import Learner
 from swav.training.summary import describe, going_on, memory_advice
-from swav.training.views import view_spec
+from swav.views import view_spec
 from swav.weights.export import export_backbone, export_missing
 from swav.weights.exported import FOLDER, how_to_use
 
 
-def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **settings: Any) -> Path:
-    """Pre-trains a network, or goes on with the run in `out` if it holds one with the same settings.
+def pretrain(recipe: str | Path | Recipe, *, out: str | Path, dry_run: bool = False, **settings: object) -> Path:
+    """Pre-train a network, or resume the run in `out` if it holds one with the same settings.
 
     Args:
         recipe: a recipe's name, a YAML file, or settings.
@@ -58,10 +57,10 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
         ConfigError, DataError, EnvironmentError_, NumericsError, CheckpointError: see swav.errors.
         Stopped: a signal asked for an end; a checkpoint was saved.
     """
-    if isinstance(recipe, str):
-        wanted = load_recipe(recipe, settings)
-    else:
+    if isinstance(recipe, Recipe):
         wanted = validated(Recipe, recipe.model_dump() | settings, "settings")
+    else:
+        wanted = load_recipe(str(recipe), settings)
     device = pick_device(wanted.device)
     with dist.process_group(device), environment_errors(), ExitStack() as stack:
         out = Path(out)
@@ -104,7 +103,7 @@ def pretrain(recipe: str | Recipe, out: str | Path, dry_run: bool = False, **set
             exported = dist.on_first(lambda: export_missing(out, start_step))
             if dist.rank() == 0 and (exported or not (out / "report.html").exists()):
                 with not_essential(f"{out}/report.html"):
-                    write_report(out)
+                    report(out)
             if exported:
                 dist.say(how_to_use(exported, out / FOLDER))
             return out
@@ -223,5 +222,5 @@ def _finish(run: Run, log: Log) -> None:
     finally:
         if first:
             with not_essential(f"{run.out}/report.html"):
-                dist.say(f"report: {write_report(run.out)}")
+                dist.say(f"report: {report(run.out)}")
     dist.say(how_to_use(exported, run.out / FOLDER))

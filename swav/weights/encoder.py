@@ -5,27 +5,32 @@ folder (its newest verified checkpoint; `RUN@best` for the best), one checkpoint
 project's file (foreign.py), or `timm:NAME` (the pre-trained weights of that name that timm finds on this machine).
 """
 
+import copy
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor, nn
 
-from swav import checkpoint
+from swav import checkpoint, dist
 from swav.config import Recipe, WeightOptions
 from swav.data.augment.crops import evaluation_view, to_input
+from swav.data.sources.decode import as_pixels, reason_of
 from swav.errors import CheckpointError, ConfigError
 from swav.files import CHECKPOINTS
-from swav.network.backbone import BACKBONES, check_backbone
+from swav.network.backbone import BACKBONES, check_backbone, in_channels_last
 from swav.network.heads import SwavNetwork, build_network
 from swav.recipe_files import load_recipe, stored, validated
 from swav.tensors import require_same_form, require_sound
 from swav.weights.containers import open_weights
 from swav.weights.exported import FORMAT, is_timms, read_description
-from swav.weights.foreign import Foreign, cached_timm_file, load_foreign
+from swav.weights.foreign import MEAN, Foreign, cached_timm_file, load_foreign
+from swav.weights.key_layouts import STD
 from swav.weights.sources import RANDOM, is_checkpoint, is_export, is_foreign, random_recipe, run_or_checkpoint
 
 
@@ -60,7 +65,7 @@ class Encoder(nn.Module):
         self.settings: dict[str, Any] = {
             key: getattr(recipe, key) for key in ("backbone", "width", "stem", "in_channels", "mean", "std", "seed")
         } | (foreign.settings if foreign is not None else {})
-        self.num_features: int = int(network.trunk.num_features)  # type: ignore[arg-type]
+        self.num_features: int = network.num_features
         self.stage_names: list[str] = list(getattr(network.trunk, "stage_names", ()))
         self.stage_channels: list[int] = list(getattr(network.trunk, "stage_channels", ()))
         self.eval()
@@ -68,7 +73,7 @@ class Encoder(nn.Module):
     @property
     def architecture(self) -> dict[str, Any]:
         """What the trunk's tensors do not tell, and features depend on: as stems of one shape differ in their strides."""
-        told = ("backbone", "width", "stem", "in_channels", "padding")
+        told = ("backbone", "width", "stem", "in_channels", "padding", "response")
         return {key: self.settings[key] for key in told if key in self.settings}
 
     def forward(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
@@ -95,13 +100,22 @@ class Encoder(nn.Module):
             )
         return self.trunk.stages(images)  # type: ignore[operator, no-any-return]
 
-    def preprocess(self, image: UInt8[np.ndarray, "H W 3"], size: int | None = None) -> Float[Tensor, "C S S"]:
-        """Short side to 256/224 of `size`, centre crop, normalise. `size` defaults to the network's own.
+    def preprocess(
+        self, image: str | Path | Image.Image | UInt8[np.ndarray, "H W 3"], size: int | None = None
+    ) -> Float[Tensor, "C S S"]:
+        """Make an image ready for the network: the view that benchmarks compute features of, normalised.
+
+        The short side is resized to 256/224 of `size`, the central square is cut, and the values are normalised.
+
+        Args:
+            image: a file, a PIL image of any mode (turned as its EXIF says), or RGB values 0..255 of type uint8 [H, W, 3].
+            size: side of the view [pixels]; None: the network's own.
 
         Raises:
-            ValueError: an image of another shape or type.
+            DataError: a file or a PIL image cannot be read.
+            ValueError: an array of another shape or type.
         """
-        view = torch.from_numpy(evaluation_view(image, size or self.size))
+        view = torch.from_numpy(evaluation_view(as_pixels(image), size or self.size))
         return to_input(view[None], self.mean, self.std, self.in_channels)[0]
 
     def _check(self, images: Tensor) -> None:
@@ -122,8 +136,8 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load(weights: str | Path, **options: Any) -> Encoder:
-    """Builds the encoder that a weight source names.
+def load(weights: str | Path, **options: object) -> Encoder:
+    """Build the encoder that a weight source names.
 
     Args:
         weights: the source.
@@ -159,6 +173,71 @@ def load(weights: str | Path, **options: Any) -> Encoder:
     seen = saved.state["step"] // (saved.state["num_images"] // recipe.batch)  # whole epochs so far
     encoder.settings |= {"epochs": seen, "batch": recipe.batch}
     return _frozen(encoder)
+
+
+def of_module(module: nn.Module, name: str, size: int, options: Mapping[str, Any]) -> Encoder:
+    """Build the encoder of a module in memory, or of an Encoder that has been changed since it was loaded, from a copy of it.
+
+    Args:
+        module: from normalised images [N, 3, S, S] to features [N, F]. With `stages(images)` beside it, `stage_names` and
+            `stage_channels`, it has stages.
+        name: the weight source, in results.
+        size: S [pixels].
+        options: `mean` and `std`, where they are not ImageNet's usual ones.
+
+    Raises:
+        ConfigError: an option that it has no use for, or a module that cannot be copied or gives something else.
+    """
+    wanted = validated(WeightOptions, options, "weights")
+    takes = () if isinstance(module, Encoder) else ("mean", "std")
+    if idle := [key for key, value in wanted if value is not None and key not in takes]:
+        kind = (
+            "an Encoder, which says itself what it is"
+            if isinstance(module, Encoder)
+            else "a module; give mean= or std="
+        )
+        raise ConfigError(f"{idle[0]}: is for other projects' weight files; {name} is {kind}")
+    try:
+        own = copy.deepcopy(module).cpu().requires_grad_(False).eval()
+    except Exception as error:  # a module may hold anything
+        raise ConfigError(f"{name}: expected a module that can be copied, found {reason_of(error)}") from error
+    if isinstance(own, Encoder):
+        own.name, own.sha256 = name, weights_sha256(own.trunk)
+        return own
+    own = in_channels_last(own)
+    num_features, response = dist.on_first(lambda: _response(own, name, size))
+    mean, std = wanted.mean or MEAN, wanted.std or STD
+    recipe = load_recipe("default", {"mean": mean, "std": std, "eval_size": size})
+    network = SwavNetwork(own, hidden=1, dim=1, prototypes=1, num_features=num_features)
+    encoder = Encoder(network, recipe, name, Foreign(network, recipe, False, False, {}, story=""))
+    encoder.settings = {"backbone": type(module).__qualname__, "response": response} | {
+        key: encoder.settings[key] for key in ("in_channels", "mean", "std")
+    }
+    return _frozen(encoder)
+
+
+def _response(module: nn.Module, name: str, size: int) -> tuple[int, list[str]]:
+    """F, and a few digits of what a module makes of noise: two that share their tensors may differ in what they compute.
+
+    The digits are few, so that another number of threads changes none of them.
+    """
+    expected = f"{name}: expected a module that maps images [N, 3, {size}, {size}] to features [N, F]"
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, size, size, generator=generator)
+    try:
+        with torch.no_grad():
+            features = module(images)
+    except Exception as error:
+        raise ConfigError(f"{expected}, it fails ({reason_of(error)}); check it, or use another size") from error
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2 or features.dtype != torch.float32:
+        found = type(features).__name__
+        if isinstance(features, Tensor):
+            found = f"{str(features.dtype).removeprefix('torch.')} {list(features.shape)} of two images"
+        raise ConfigError(
+            f"{expected}, found {found}; wrap it, as Sequential(module, AdaptiveAvgPool2d(1), Flatten()) does maps"
+        )
+    directions = torch.randn(features.shape[1], 4, generator=generator, dtype=torch.float64)
+    return features.shape[1], [f"{value:.2e}" for value in (features.double() @ directions).flatten().tolist()]
 
 
 def _exported(source: str) -> Encoder:

@@ -10,7 +10,7 @@ from swav.config import Crop, Recipe
 from swav.data.augment.photometric import NUM_PARAMS
 from swav.data.device import MicroBatches
 from swav.data.loader import Batch
-from swav.training.views import view_spec
+from swav.views import view_spec
 
 BATCH = 6
 CROPS = (Crop(count=2, size=10, scale=(0.1, 1.0)), Crop(count=3, size=8, scale=(0.1, 1.0)))

@@ -23,7 +23,7 @@ from swav.data.sources.open import open_images
 from swav.data.sources.walk import ROW, Names
 from swav.errors import DataError, EnvironmentError_
 from swav.signals import STOPPING
-from swav.training.views import view_spec
+from swav.views import view_spec
 from tests.processes import alive, loader_processes
 
 NUM_IMAGES, BATCH = 22, 4

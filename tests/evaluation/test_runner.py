@@ -9,6 +9,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from swav.evaluation.request import check_places, read_request, resolve
 from swav.evaluation.settings import KnnSettings, LinearSettings
 from swav.evaluation.task import Needs, Task
 from swav.recipe_files import parse_overrides
-from swav.reporting.page import write_report
+from swav.reporting.page import report
 from swav.results.console import format_results
 from swav.results.results import DryRunRow, read_results
 from swav.results.units import METRICS, Metric
@@ -33,11 +34,16 @@ from swav.weights import encoder
 from tests.evaluation.dummy import DummySettings
 from tests.network import foreign
 
-QUICK = {"size": 16, "workers": 0, "knn.k": [1, 5], "linear.epochs": 2, "linear.batch": 8}
-QUICK_ALL = QUICK | {"linear-stages.epochs": 1, "linear-stages.steps": [], "semisup.epochs": 1, "semisup.steps": []}
+QUICK: dict[str, Any] = {"size": 16, "workers": 0, "knn.k": [1, 5], "linear.epochs": 2, "linear.batch": 8}
+QUICK_ALL: dict[str, Any] = QUICK | {
+    "linear-stages.epochs": 1,
+    "linear-stages.steps": [],
+    "semisup.epochs": 1,
+    "semisup.steps": [],
+}
 # what cannot run on images in class folders
 OTHER_DATA = ("svm", "lowshot", "places205", "inat18")
-QUICK_KNN = {"size": 16, "workers": 0, "knn.k": [1]}
+QUICK_KNN: dict[str, Any] = {"size": 16, "workers": 0, "knn.k": [1]}
 
 
 def test_every_benchmark_has_a_data_set_and_a_smoke_protocol():
@@ -47,7 +53,9 @@ def test_every_benchmark_has_a_data_set_and_a_smoke_protocol():
 
 
 def test_two_benchmarks_of_two_weights_end_in_one_file(colours, tmp_path):
-    content = runner.bench(["knn", "linear"], ["random:tiny", "random:cifar10"], colours, tmp_path, QUICK)
+    content = runner.bench(
+        ["knn", "linear"], weights=["random:tiny", "random:cifar10"], data=colours, out=tmp_path, **QUICK
+    )
     assert content == read_results(tmp_path)
     rows = content.results
     assert {(row.bench, row.metric, row.weights) for row in rows} == {
@@ -63,33 +71,35 @@ def test_two_benchmarks_of_two_weights_end_in_one_file(colours, tmp_path):
     assert not any(row.comparable for row in rows) and all("3 classes" in row.difference for row in rows)
     assert len({row.weights_sha256 for row in rows}) == 2
     assert all(row.config.mean and row.config.model_dump()["data"] and row.versions["torch"] for row in rows)
-    again = runner.bench(["knn"], ["random:tiny"], colours, tmp_path, QUICK_KNN | {"knn.k": [1, 5]})
+    again = runner.bench(["knn"], weights=["random:tiny"], data=colours, out=tmp_path, **QUICK_KNN | {"knn.k": [1, 5]})
     assert again == content
 
 
 def test_a_folder_of_data_sets_is_searched_for_the_benchmarks_own(colours, tmp_path):
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets" / "imagenette").symlink_to(colours)
-    content = runner.bench(["knn"], ["random:tiny"], tmp_path / "sets", tmp_path / "out", QUICK_KNN)
+    content = runner.bench(["knn"], weights=["random:tiny"], data=tmp_path / "sets", out=tmp_path / "out", **QUICK_KNN)
     assert content.results[0].n == 12
 
 
 def test_missing_data_is_an_error_by_name_and_a_line_under_all(tmp_path):
     with pytest.raises(DataError, match="nowhere"):
-        runner.bench(["knn"], ["random:tiny"], tmp_path / "nowhere", tmp_path / "out")
+        runner.bench(["knn"], weights=["random:tiny"], data=tmp_path / "nowhere", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     for place in ("nowhere", "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)
         for dry_run in (True, False):
             with pytest.raises(DataError, match=f"{place}: expected the data of at least one benchmark, found none"):
-                runner.bench(["all"], ["random:tiny"], tmp_path / place, tmp_path / "out", dry_run=dry_run)
+                runner.bench(
+                    ["all"], weights=["random:tiny"], data=tmp_path / place, out=tmp_path / "out", dry_run=dry_run
+                )
     assert not (tmp_path / "out").exists()
 
 
 def test_what_has_no_data_under_all_is_listed_with_what_it_needs(colours, tmp_path, monkeypatch):
     for name in CATALOG:
         monkeypatch.setattr(runner.protocol_of(name), "run", lambda _: [])
-    content = runner.bench(["all"], ["random:tiny"], colours, tmp_path / "out", QUICK_ALL)
+    content = runner.bench(["all"], weights=["random:tiny"], data=colours, out=tmp_path / "out", **QUICK_ALL)
     assert [row.bench for row in content.not_run] == [
         name for name in CATALOG if name in OTHER_DATA
     ] and content.results == ()
@@ -110,7 +120,9 @@ def test_too_few_images_end_a_benchmark_asked_for_by_name_before_any_work(colour
     ):
         for dry_run in (False, True):
             with pytest.raises(error, match="found"):
-                runner.bench(names, ["random:tiny"], colours, tmp_path / "out", QUICK | words, dry_run=dry_run)
+                runner.bench(
+                    names, weights=["random:tiny"], data=colours, out=tmp_path / "out", **QUICK | words, dry_run=dry_run
+                )
     assert not (tmp_path / "out" / "results.json").exists()
 
 
@@ -123,12 +135,14 @@ def test_too_few_images_end_a_benchmark_asked_for_by_name_before_any_work(colour
 )
 def test_under_all_what_has_too_few_images_is_told_and_the_others_run(colours, tmp_path, words, left, ran):
     weights = ["random:tiny", "random:cifar10"]
-    content = runner.bench(["all"], weights, colours, tmp_path, QUICK_ALL | words)
+    content = runner.bench(["all"], weights=weights, data=colours, out=tmp_path, **QUICK_ALL | words)
     rows = {(row.bench, row.weights) for row in content.results}
     assert rows == {(bench, source) for bench in ran for source in weights}
     missing = {row.bench: row.reason for row in content.not_run}
     assert set(missing) == {left, *OTHER_DATA} and "24" in missing[left]
-    found = runner.bench(["all"], weights[:1], colours, tmp_path, QUICK_ALL | words, dry_run=True).dry_run
+    found = runner.bench(
+        ["all"], weights=weights[:1], data=colours, out=tmp_path, **QUICK_ALL | words, dry_run=True
+    ).dry_run
     assert {row.bench for row in found[: len(ran)]} == ran
     assert {row.bench for row in found[len(ran) :]} == {left, *OTHER_DATA}
 
@@ -142,7 +156,9 @@ def test_a_bank_that_shrinks_below_k_while_decoded_does_not_end_all(colours, tmp
         return halves
 
     monkeypatch.setitem(DATASETS, "labelled", DATASETS["labelled"]._replace(find=then_break))
-    content = runner.bench(["all"], ["random:tiny"], folder, tmp_path / "out", QUICK_ALL | {"knn.k": [24]})
+    content = runner.bench(
+        ["all"], weights=["random:tiny"], data=folder, out=tmp_path / "out", **QUICK_ALL | {"knn.k": [24]}
+    )
     assert {row.bench for row in content.results} == {"linear", "linear-stages", "semisup"}
     told = {row.bench: row.reason for row in content.not_run}
     assert set(told) == {"knn", *OTHER_DATA} and "at most 23" in told["knn"]
@@ -154,12 +170,12 @@ def test_under_all_a_benchmark_that_fails_at_work_is_told_and_the_others_run(col
         raise error("expected better, found this")
 
     monkeypatch.setattr(runner.protocol_of("knn"), "run", fails)
-    content = runner.bench(["all"], ["random:tiny"], colours, tmp_path / "out", QUICK_ALL)
+    content = runner.bench(["all"], weights=["random:tiny"], data=colours, out=tmp_path / "out", **QUICK_ALL)
     assert {row.bench for row in content.results} == {"linear", "linear-stages", "semisup"}
     told = {row.bench: row.reason for row in content.not_run}
     assert told["knn"] == "expected better, found this"
     with pytest.raises(error):
-        runner.bench(["knn", "linear"], ["random:tiny"], colours, tmp_path / "named", QUICK)
+        runner.bench(["knn", "linear"], weights=["random:tiny"], data=colours, out=tmp_path / "named", **QUICK)
 
 
 def too_few(task: object) -> None:
@@ -170,11 +186,11 @@ def test_what_an_earlier_command_measured_is_not_listed_as_not_run(colours, draw
     for name in ("svm", "lowshot"):
         monkeypatch.setattr(runner.protocol_of(name), "check", too_few)
     weights = ["random:tiny", "random:cifar10"]
-    runner.bench(["knn"], weights[:1], colours, tmp_path / "out", QUICK_KNN)
-    content = runner.bench(["all"], weights[:1], drawn, tmp_path / "out", QUICK_KNN)
+    runner.bench(["knn"], weights=weights[:1], data=colours, out=tmp_path / "out", **QUICK_KNN)
+    content = runner.bench(["all"], weights=weights[:1], data=drawn, out=tmp_path / "out", **QUICK_KNN)
     assert {row.bench for row in content.not_run} == set(CATALOG) - {"knn"}
     assert "knn: not run now, its earlier results stay" in capsys.readouterr().err
-    content = runner.bench(["all"], weights, drawn, tmp_path / "out", QUICK_KNN)
+    content = runner.bench(["all"], weights=weights, data=drawn, out=tmp_path / "out", **QUICK_KNN)
     assert "knn" in {row.bench for row in content.not_run}  # of the second weights there is nothing
 
 
@@ -184,7 +200,7 @@ def test_a_folder_that_may_not_be_read_is_an_error_of_the_data(tmp_path, monkeyp
 
     monkeypatch.setitem(DATASETS, "labelled", DATASETS["labelled"]._replace(find=locked))
     with pytest.raises(DataError, match=r"^/locked/imagenet: .*; check --data$"):
-        runner.bench(["knn"], ["random:tiny"], tmp_path, tmp_path / "out", QUICK_KNN)
+        runner.bench(["knn"], weights=["random:tiny"], data=tmp_path, out=tmp_path / "out", **QUICK_KNN)
 
 
 def test_an_image_both_to_learn_from_and_to_score_is_refused(colours, tmp_path):
@@ -194,7 +210,7 @@ def test_an_image_both_to_learn_from_and_to_score_is_refused(colours, tmp_path):
     ]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
     with pytest.raises(DataError, match=r"train/blue/0\.png and 2 more in both"):
-        runner.bench(["knn"], ["random:tiny"], tmp_path / "list.csv", tmp_path / "out", QUICK_KNN)
+        runner.bench(["knn"], weights=["random:tiny"], data=tmp_path / "list.csv", out=tmp_path / "out", **QUICK_KNN)
 
 
 def test_a_damaged_image_is_read_as_pillow_does_counted_and_leaves_the_row_as_it_is(colours, tmp_path):
@@ -203,15 +219,17 @@ def test_a_damaged_image_is_read_as_pillow_does_counted_and_leaves_the_row_as_it
         copy = folder / path.relative_to(colours).with_suffix(".jpg")
         copy.parent.mkdir(parents=True, exist_ok=True)
         Image.open(path).save(copy, quality=95)
-    whole = runner.bench(["knn", "linear"], ["random:tiny"], folder, tmp_path / "whole", QUICK)
+    whole = runner.bench(["knn", "linear"], weights=["random:tiny"], data=folder, out=tmp_path / "whole", **QUICK)
     for path in (folder / "train/blue/3.jpg", folder / "val/red/1.jpg", folder / "val/red/2.jpg"):
         data = path.read_bytes()
         path.write_bytes(data[: len(data) * 2 // 3] + b"\xff\xd9")
     out = tmp_path / "out"
-    first = runner.bench(["knn", "linear"], ["random:tiny"], folder, out, QUICK)
-    again = runner.bench(["knn", "linear"], ["random:tiny"], folder, out, QUICK)  # of what is on disk
+    first = runner.bench(["knn", "linear"], weights=["random:tiny"], data=folder, out=out, **QUICK)
+    again = runner.bench(
+        ["knn", "linear"], weights=["random:tiny"], data=folder, out=out, **QUICK
+    )  # of what is on disk
     with_workers = runner.bench(
-        ["knn", "linear"], ["random:tiny"], folder, tmp_path / "workers", QUICK | {"workers": 1}
+        ["knn", "linear"], weights=["random:tiny"], data=folder, out=tmp_path / "workers", **QUICK | {"workers": 1}
     )
     for content, damaged in ((whole, 0), (first, 3), (again, 3), (with_workers, 3)):
         assert [row.config.model_dump()["damaged_images"] for row in content.results] == [damaged] * len(
@@ -225,20 +243,24 @@ def test_a_damaged_image_is_read_as_pillow_does_counted_and_leaves_the_row_as_it
 
 def test_a_size_that_a_network_does_not_take_is_refused_before_any_work(colours, tmp_path):
     with pytest.raises(ConfigError, match=r"random:timm:test_vit: does not take images of 50 pixels .*knn\.size"):
-        runner.bench(["knn"], ["random:timm:test_vit"], colours, tmp_path / "out", QUICK_KNN | {"size": 50})
+        runner.bench(
+            ["knn"], weights=["random:timm:test_vit"], data=colours, out=tmp_path / "out", **QUICK_KNN | {"size": 50}
+        )
 
 
 def test_settings_are_checked_before_weights_and_weights_before_data(tmp_path):
     with pytest.raises(ConfigError, match=r"knn\.kk"):
-        runner.bench(["knn"], ["nothing"], tmp_path / "nowhere", tmp_path, {"knn.kk": 5})
+        runner.bench(["knn"], weights=["nothing"], data=tmp_path / "nowhere", out=tmp_path, knn={"kk": 5})
     with pytest.raises((ConfigError, CheckpointError), match="nothing"):
-        runner.bench(["knn"], ["nothing"], tmp_path / "nowhere", tmp_path)
+        runner.bench(["knn"], weights=["nothing"], data=tmp_path / "nowhere", out=tmp_path)
 
 
 def test_other_projects_weights_are_scored_beside_ours_with_their_own_normalisation(colours, tmp_path, capsys):
     path = str(foreign.write(tmp_path / "w.pth", foreign.swav_flat(foreign.network("basic", (2, 2, 2, 2)))))
     weights = ["random:tiny", path]
-    content = runner.bench(["knn"], weights, colours, tmp_path / "out", QUICK_KNN | {"mean": [0.5, 0.5, 0.5]})
+    content = runner.bench(
+        ["knn"], weights=weights, data=colours, out=tmp_path / "out", **QUICK_KNN | {"mean": [0.5, 0.5, 0.5]}
+    )
     ours, theirs = content.results[0], content.results[-1]
     assert (ours.weights, ours.config.mean) == ("random:tiny", (0.485, 0.456, 0.406))
     assert (theirs.weights, theirs.config.mean) == (path, (0.5, 0.5, 0.5)) and theirs.config.std == (
@@ -250,11 +272,19 @@ def test_other_projects_weights_are_scored_beside_ours_with_their_own_normalisat
     assert "all 120 trunk keys at 'module.'" in capsys.readouterr().err
     assert f"{path}: normalised by mean [0.5, 0.5, 0.5], std [0.228, 0.224, 0.225]" in format_results(content.results)
     with pytest.raises(ConfigError, match="random:tiny says itself"):
-        runner.bench(["knn"], ["random:tiny"], colours, tmp_path / "out", QUICK_KNN | {"mean": [0.5, 0.5, 0.5]})
+        runner.bench(
+            ["knn"],
+            weights=["random:tiny"],
+            data=colours,
+            out=tmp_path / "out",
+            **QUICK_KNN | {"mean": [0.5, 0.5, 0.5]},
+        )
 
 
 def test_a_dry_run_says_what_there_is_and_writes_nothing(colours, tmp_path, capsys):
-    rows = runner.bench(["all"], ["random:tiny"], colours, tmp_path / "out", QUICK, dry_run=True).dry_run
+    rows = runner.bench(
+        ["all"], weights=["random:tiny"], data=colours, out=tmp_path / "out", **QUICK, dry_run=True
+    ).dry_run
     assert {row.bench for row in rows[:4]} == {"knn", "linear", "linear-stages", "semisup"}
     assert {row.bench for row in rows[4:]} == set(OTHER_DATA)
     assert all(isinstance(row, DryRunRow) and row.hours >= 0 for row in rows[:4])
@@ -299,29 +329,31 @@ def test_settings_answer_without_torch():
 
 def test_a_draw_of_images_is_the_seeds(colours, tmp_path):
     quick = QUICK_KNN | {"train_images": 10, "score_images": 5}
-    rows = runner.bench(["knn"], ["random:tiny"], colours, tmp_path, quick).results
+    rows = runner.bench(["knn"], weights=["random:tiny"], data=colours, out=tmp_path, **quick).results
     assert rows[0].n == 5 and "10 training images" in rows[0].difference
-    assert runner.bench(["knn"], ["random:tiny"], colours, tmp_path, quick).results == rows
+    assert runner.bench(["knn"], weights=["random:tiny"], data=colours, out=tmp_path, **quick).results == rows
 
 
 def test_names_label_the_rows_and_must_be_as_many_as_the_weights(colours, tmp_path):
     weights = ["random:tiny", "random:cifar10"]
     names = ["small | fast", "large"]
-    named: dict[str, object] = QUICK_KNN | {"name": names, "knn.k": [10]}
-    content = runner.bench(["knn"], weights, colours, tmp_path, named)
+    named: dict[str, Any] = QUICK_KNN | {"name": names, "knn.k": [10]}
+    content = runner.bench(["knn"], weights=weights, data=colours, out=tmp_path, **named)
     assert {(row.weights, row.name) for row in content.results} == set(zip(weights, names, strict=True))
     assert "large" in format_results(content.results) and "random:cifar10" not in format_results(content.results)
     assert all("large" in (tmp_path / f"tables.{kind}").read_text() for kind in ("md", "html", "tex"))
-    assert ">large<" in write_report(tmp_path).read_text()
+    assert ">large<" in report(tmp_path).read_text()
     for name in ("alone", ["a", "b", "c"]):
         with pytest.raises(ConfigError, match="one for each of the 2 --weights"):
-            runner.bench(["knn"], weights, colours, tmp_path, QUICK_KNN | {"name": name})
+            runner.bench(["knn"], weights=weights, data=colours, out=tmp_path, **QUICK_KNN | {"name": name})
     with pytest.raises(ConfigError, match="different names"):
-        runner.bench(["knn"], weights, colours, tmp_path, QUICK_KNN | {"name": ["a", "a"]})
+        runner.bench(["knn"], weights=weights, data=colours, out=tmp_path, **QUICK_KNN | {"name": ["a", "a"]})
 
 
 def test_several_seeds_run_what_draws_and_only_that_and_show_mean_and_spread(colours, tmp_path, capsys):
-    content = runner.bench(["knn", "linear"], ["random:tiny"], colours, tmp_path, QUICK | {"seeds": 3, "seed": 5})
+    content = runner.bench(
+        ["knn", "linear"], weights=["random:tiny"], data=colours, out=tmp_path, **QUICK | {"seeds": 3, "seed": 5}
+    )
     seeds: dict[str, set[int]] = {}
     for row in content.results:
         seeds.setdefault(row.bench, set()).add(row.seed)
@@ -330,19 +362,23 @@ def test_several_seeds_run_what_draws_and_only_that_and_show_mean_and_spread(col
     top1 = [row.value or 0.0 for row in content.results if (row.bench, row.metric) == ("linear", "top-1")]
     assert f"{statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f} (n=3)" in format_results(content.results)
     drawn = runner.bench(
-        ["knn"], ["random:tiny"], colours, tmp_path / "b", QUICK_KNN | {"seeds": 2, "train_images": 20}
+        ["knn"],
+        weights=["random:tiny"],
+        data=colours,
+        out=tmp_path / "b",
+        **QUICK_KNN | {"seeds": 2, "train_images": 20},
     )
     assert {row.seed for row in drawn.results} == {0, 1}
     all_there = QUICK_KNN | {"seeds": 2, "train_images": 24, "score_images": 5000}
-    whole = runner.bench(["knn"], ["random:tiny"], colours, tmp_path / "c", all_there)
+    whole = runner.bench(["knn"], weights=["random:tiny"], data=colours, out=tmp_path / "c", **all_there)
     assert {row.seed for row in whole.results} == {0}
 
 
 def test_a_folder_of_other_data_sets_is_not_taken_for_classes(colours, drawn, tmp_path):
     with pytest.raises(DataError, match=r"found other data sets only \(VOCdevkit\)"):
-        runner.bench(["knn"], ["random:tiny"], drawn, tmp_path / "out", QUICK_KNN)
+        runner.bench(["knn"], weights=["random:tiny"], data=drawn, out=tmp_path / "out", **QUICK_KNN)
     with pytest.raises(DataError, match="VOC2007"):
-        runner.bench(["knn"], ["random:tiny"], drawn / "VOCdevkit", tmp_path / "out", QUICK_KNN)
+        runner.bench(["knn"], weights=["random:tiny"], data=drawn / "VOCdevkit", out=tmp_path / "out", **QUICK_KNN)
 
 
 def test_a_forecast_counts_the_images_that_a_benchmark_will_see(colours, drawn, tmp_path, monkeypatch, capsys):
@@ -355,7 +391,9 @@ def test_a_forecast_counts_the_images_that_a_benchmark_will_see(colours, drawn, 
     monkeypatch.setattr(runner, "forecast", remembered)
 
     def needs(benches, data, words):
-        runner.bench(benches, ["random:tiny"], data, tmp_path, parse_overrides(words.split()), dry_run=True)
+        runner.bench(
+            benches, weights=["random:tiny"], data=data, out=tmp_path, **parse_overrides(words.split()), dry_run=True
+        )
         return dict(seen)
 
     words = (
@@ -389,7 +427,7 @@ def test_a_forecast_leaves_out_what_only_the_first_image_takes(colours, monkeypa
 
 def _values(data, out):
     """Of the stages of random:tiny at 32 pixels, as the cache has them."""
-    runner.bench(["svm"], ["random:tiny"], data, out, {"size": 32, "workers": 0, "svm.costs": [1.0]})
+    runner.bench(["svm"], weights=["random:tiny"], data=data, out=out, size=32, workers=0, svm={"costs": [1.0]})
     return [np.load(path, mmap_mode="r").shape[1] for path in next((out / "features").iterdir()).glob("stage*.npy")]
 
 
@@ -400,9 +438,13 @@ def _benched(data, out):
         "semisup.lr_head=0.2"
     )  # rests of 4, 1 and 1 of 24, 17 and 9 images: of one image a process has no share
     words = parse_overrides(quick.split())
-    rows = runner.bench(["knn", "linear", "linear-stages", "semisup"], ["random:tiny"], data, out, words).results
+    rows = runner.bench(
+        ["knn", "linear", "linear-stages", "semisup"], weights=["random:tiny"], data=data, out=out, **words
+    ).results
     words = {"size": 16, "workers": 0, "linear.epochs": 1, "linear.batch": 8, "linear.score_images": 1}
-    few = runner.bench(["linear"], ["random:tiny"], data, out / "few", words).results  # one process has none to score
+    few = runner.bench(
+        ["linear"], weights=["random:tiny"], data=data, out=out / "few", **words
+    ).results  # one process has none to score
     return [*rows, *few]
 
 
@@ -460,8 +502,8 @@ def test_one_module_and_one_entry_make_a_benchmark(colours, tmp_path, monkeypatc
     monkeypatch.setitem(METRICS, "EPE", Metric("px", 3, higher_is_better=False))
     entry = Benchmark("tests.evaluation.dummy", DummySettings, {"size": 16}, distributed=False)
     monkeypatch.setitem(CATALOG, "dummy", entry)
-    overrides = {"protocol": "smoke", "dummy.offset": 1000.0, "workers": 0, "device": "cpu"}
-    (row,) = runner.bench(["dummy"], ["random:tiny"], colours, tmp_path, overrides).results
+    overrides: dict[str, Any] = {"protocol": "smoke", "dummy.offset": 1000.0, "workers": 0, "device": "cpu"}
+    (row,) = runner.bench(["dummy"], weights=["random:tiny"], data=colours, out=tmp_path, **overrides).results
     assert (row.bench, row.metric, row.unit, row.n) == ("dummy", "EPE", "px", 12)
     assert row.value is not None and row.value > 900 and "protocol smoke" in row.difference
     assert (
@@ -473,7 +515,9 @@ def test_one_module_and_one_entry_make_a_benchmark(colours, tmp_path, monkeypatc
         resolve(["dumy"], {})
     with pytest.raises(ConfigError, match=r"did you mean 'dummy.offset'"):
         resolve(["dummy"], {"dummy.ofset": 1})
-    assert runner.bench(["dummy"], ["random:tiny"], colours, tmp_path, overrides, dry_run=True).dry_run
+    assert runner.bench(
+        ["dummy"], weights=["random:tiny"], data=colours, out=tmp_path, **overrides, dry_run=True
+    ).dry_run
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="unknown benchmark 'dummy'"):
         resolve(["dummy"], {})

@@ -5,8 +5,9 @@ Run: pytest tests/network/test_heads.py
 
 import torch
 
+from swav.config import Recipe
 from swav.network.backbone import ResNet, count_parameters
-from swav.network.heads import SwavNetwork, build_network
+from swav.network.heads import ProjectionHead, Prototypes, SwavNetwork, build_network
 from swav.recipe_files import load_recipe
 
 
@@ -72,3 +73,27 @@ def test_resnet50_with_head_and_prototypes_has_the_published_size():
     with torch.device("meta"):
         network = build_network(load_recipe("swav_200ep_bs256"))
     assert round(count_parameters(network) / 1e6, 1) == 28.4  # the size named in the original's tracker
+
+
+def test_head_and_prototypes_alone_give_the_embeddings_and_scores_of_the_network():
+    network = build_network(load_recipe("tiny", {"width": 0.125, "head_hidden": 16, "head_dim": 8, "prototypes": 12}))
+    network.eval()
+    images = torch.rand(4, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        embeddings, scores = network([images], 4)
+        own = network.projection_head(network.trunk(images))
+        own_scores = network.prototypes(own)
+    assert own.dtype == own_scores.dtype == torch.float32
+    assert torch.equal(own[None], embeddings) and torch.equal(own_scores[None], scores)
+    torch.testing.assert_close(own.norm(dim=1), torch.ones(4))
+    assert torch.equal(own_scores, own @ network.prototypes.weight.T)
+
+
+def test_the_paper_is_the_default_of_head_and_prototypes():
+    recipe = Recipe()
+    head, prototypes = ProjectionHead(2048), Prototypes()
+    assert [tuple(tensor.shape) for tensor in head.parameters() if tensor.ndim == 2] == [
+        (recipe.head_hidden, 2048),
+        (recipe.head_dim, recipe.head_hidden),
+    ]
+    assert prototypes.weight.shape == (recipe.prototypes, recipe.head_dim) and prototypes.bias is None

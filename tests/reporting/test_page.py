@@ -15,7 +15,7 @@ import pytest
 from swav.config import Recipe
 from swav.errors import DataError
 from swav.recipe_files import to_yaml
-from swav.reporting.page import write_report
+from swav.reporting.page import report
 from swav.reporting.pictures import write_views
 from swav.weights.exported import metadata, read_description, usage
 
@@ -94,7 +94,7 @@ def run(tmp_path):
 
 
 def test_a_whole_run_gives_a_balanced_page_with_every_part(run):
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert not page.unbalanced and not page.open
     for heading in ("What was learned", "How it went", "What the network saw", "Settings"):
         assert heading in page.text
@@ -107,12 +107,12 @@ def test_a_whole_run_gives_a_balanced_page_with_every_part(run):
 def test_a_spread_is_not_shown_as_a_gain(run):
     rows = [result("random:resnet18", 1.0, metric="spread k=1"), result(run, 3.5, metric="spread k=1")]
     (run / "results.json").write_text(json.dumps({"results": rows, "not_run": []}))
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert "3.50" in page.text and "+2.50" not in page.text
 
 
 def test_the_page_is_accessible(run):
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert page.all("html") == [{"lang": "en"}]
     assert page.all("img") and all(image["alt"] for image in page.all("img"))
     assert page.all("svg") and all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
@@ -121,7 +121,7 @@ def test_the_page_is_accessible(run):
 
 def test_nothing_on_the_page_is_fetched_or_run(run):
     write_lines(run / "bad_files.jsonl", [{"file": "http://evil.example/a.png", "reason": "text only"}])
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert "http://evil.example/a.png" in page.text
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "base", "form"}
     for tag, attributes in page.tags:
@@ -147,7 +147,7 @@ def test_text_from_anywhere_stays_text(run, where):
     )
     (run / "config.yaml").write_text(to_yaml(Recipe(data=text("setting"))))
     (run / "report" / "verdict.json").write_text(json.dumps({"state": "healthy", "advice": text("verdict")}))
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert NASTY in page.text
     assert not page.all("script") and len(page.all("img")) == 1
 
@@ -161,13 +161,13 @@ def test_the_check_of_escaping_can_fail(tmp_path):
 
 def test_names_that_are_not_text_are_shown_by_their_code(run):
     write_lines(run / "bad_files.jsonl", [{"file": SURROGATE, "reason": "not an image"}])
-    assert "old\\udcffname\\ud800.jpg" in Page(write_report(run)).text
+    assert "old\\udcffname\\ud800.jpg" in Page(report(run)).text
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", "metrics.jsonl", "results.json", "report/views.png"])
 def test_a_missing_part_is_left_out(run, missing):
     (run / missing).unlink()
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert not page.unbalanced
     assert bool(page.all("img")) == (missing != "report/views.png")
     assert bool(page.all("svg")) == (missing != "metrics.jsonl")
@@ -177,13 +177,13 @@ def test_a_missing_part_is_left_out(run, missing):
 def test_a_run_without_a_step_has_a_report(tmp_path):
     (tmp_path / "config.yaml").write_text(to_yaml(Recipe()))
     (tmp_path / "metrics.jsonl").write_text("")
-    page = Page(write_report(tmp_path))
+    page = Page(report(tmp_path))
     assert "No step has been logged" in page.text and "no step yet" in page.text and not page.all("svg")
 
 
 def test_a_folder_of_results_alone_has_a_report_without_a_run(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"results": [result("resnet50.pth", 70.5)], "not_run": []}))
-    page = Page(write_report(tmp_path))
+    page = Page(report(tmp_path))
     assert "70.50" in page.text and "How it went" not in page.text and "Settings" not in page.text
 
 
@@ -194,7 +194,7 @@ def test_the_lines_that_use_the_weights_are_text_that_can_be_copied(run):
     header = json.dumps({"__metadata__": metadata(description | {"epochs": 2, "batch": 4})}).encode()
     (folder / "export").mkdir()
     (folder / "export" / "backbone.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    page = Page(write_report(folder))
+    page = Page(report(folder))
     found = read_description(folder / "export" / "backbone.safetensors")
     assert found is not None and "\n".join(usage(found, folder / "export")) in page.text
     assert "step 20, the last; step 10 scored best by kNN" in page.text
@@ -205,7 +205,7 @@ def test_the_lines_that_use_the_weights_are_text_that_can_be_copied(run):
 def test_a_damaged_export_is_left_out(run, content):
     (run / "export").mkdir()
     (run / "export" / "backbone.safetensors").write_bytes(content)
-    assert "Use the weights" not in Page(write_report(run)).text
+    assert "Use the weights" not in Page(report(run)).text
 
 
 @pytest.mark.parametrize("loss", [None, float("nan"), float("inf")])
@@ -213,25 +213,25 @@ def test_values_that_are_not_finite_are_gaps(run, loss):
     lines = metrics()
     lines[10]["loss"] = loss
     write_lines(run / "metrics.jsonl", lines)
-    source = write_report(run).read_text()
+    source = report(run).read_text()
     assert source.count("<polyline") == 4  # the loss in two pieces, prototypes used, learning rate
     write_lines(run / "metrics.jsonl", metrics(loss=loss))
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert "nan" not in page.source.lower().replace("nano", "") and len(page.all("svg")) == 2
 
 
 def test_a_line_cut_by_a_kill_is_passed_over_and_a_damaged_one_is_said(run):
     whole = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(whole + '{"step": 21, "lo')
-    assert "could not be read" not in Page(write_report(run)).text
+    assert "could not be read" not in Page(report(run)).text
     (run / "metrics.jsonl").write_text("garbage\n" + whole)
-    assert "1 line could not be read" in Page(write_report(run)).text
+    assert "1 line could not be read" in Page(report(run)).text
 
 
 def test_a_damaged_file_is_said_and_the_rest_is_shown(run):
     (run / "results.json").write_text("{")
     (run / "config.yaml").write_text("a: [")
-    page = Page(write_report(run))
+    page = Page(report(run))
     assert "results.json: not JSON" in page.text and "config.yaml" in page.text and page.all("svg")
 
 
@@ -241,7 +241,7 @@ def test_seeds_become_mean_and_spread_and_remarks_are_numbered(run):
         for seed, value in enumerate((50.0, 52.0))
     ]
     (run / "results.json").write_text(json.dumps({"results": rows}))
-    text = Page(write_report(run)).text
+    text = Page(report(run)).text
     assert "51.00 ± 1.41" in text and "not comparable with published numbers: other images" in text
 
 
@@ -249,7 +249,7 @@ def test_time_is_summed_over_sittings(run):
     lines = metrics(4)
     lines[2]["seconds"], lines[3]["seconds"] = 1.0, 3.0  # a resume after step 2, at 4 seconds
     write_lines(run / "metrics.jsonl", lines)
-    assert "0:00:07" in Page(write_report(run)).text
+    assert "0:00:07" in Page(report(run)).text
 
 
 def test_two_runs_are_compared_on_a_page_of_their_own(run, tmp_path):
@@ -257,7 +257,7 @@ def test_two_runs_are_compared_on_a_page_of_their_own(run, tmp_path):
     other.mkdir()
     (other / "config.yaml").write_text(to_yaml(Recipe(data="photos", prototypes=60, epsilon=0.03)))
     write_lines(other / "metrics.jsonl", metrics(steps=300))
-    path = write_report(run, other)
+    path = report(run, other=other)
     page = Page(path)
     assert path == run / "compare.html" and not (run / "report.html").exists()
     assert "run against other" in page.text and not page.unbalanced
@@ -270,21 +270,21 @@ def test_a_long_run_gives_a_small_page_that_ends_at_the_last_value(run):
         run / "metrics.jsonl",
         [{"step": s, "epoch": s / 1000, "loss": 5.0 if s < 20000 else 1.25} for s in range(1, 20001)],
     )
-    path = write_report(run)
+    path = report(run)
     assert path.stat().st_size < 200_000
     assert "1.25 nats" in Page(path).text
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"expected config\.yaml, metrics\.jsonl or results\.json"):
-        write_report(tmp_path)
+        report(tmp_path)
     with pytest.raises(DataError, match="found nothing there"):
-        write_report(tmp_path / "missing")
+        report(tmp_path / "missing")
 
 
 def test_the_same_files_give_the_same_page_and_nothing_else_is_left(run):
     before = {path.name for path in run.iterdir()}
-    write_report(run)
+    report(run)
     assert {path.name for path in run.iterdir()} == before | {
         ".results.lock",
         "report.html",
@@ -296,5 +296,5 @@ def test_the_same_files_give_the_same_page_and_nothing_else_is_left(run):
 
 
 def test_reports_need_no_torch(run):
-    code = f"import sys; from swav.reporting.page import write_report; write_report({str(run)!r}); sys.exit('torch' in sys.modules)"
+    code = f"import sys; from swav.reporting.page import report; report({str(run)!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,7 +16,7 @@ import pytest
 
 from swav.errors import DataError
 from swav.evaluation.task import Score
-from swav.reporting.page import write_report
+from swav.reporting.page import report
 from swav.results import layout, render, tables, units
 from swav.results.console import format_results
 from swav.results.published import read_published
@@ -84,7 +84,7 @@ def test_protocol_page_is_read_and_merged_as_published(tmp_path):
     old = {"results": [row("knn", "top-1 k=10", 1.0, protocol="page")], "not_run": []}
     (tmp_path / "results.json").write_text(json.dumps(old))
     assert [each.protocol for each in read_results(tmp_path).results] == ["published"]
-    write_report(tmp_path)
+    report(tmp_path)
     assert (
         "1.0" in (tmp_path / "tables.md").read_text() and "Not comparable" not in (tmp_path / "tables.md").read_text()
     )
@@ -104,7 +104,7 @@ def test_a_newer_format_is_refused_in_one_line_and_never_overwritten(tmp_path, n
         with pytest.raises(DataError, match=f"found format {number}, which a newer swav wrote; update swav") as caught:
             work(tmp_path)
         assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
-    assert f"results.json: expected format 1 or older, found format {number}" in write_report(tmp_path).read_text()
+    assert f"results.json: expected format 1 or older, found format {number}" in report(tmp_path).read_text()
     assert (tmp_path / "results.json").read_text() == text
     assert not (tmp_path / "tables.md").exists()
 
@@ -143,7 +143,7 @@ def test_a_field_of_another_type_counts_as_unknown_and_is_kept(tmp_path, changed
     text = json.dumps({"results": [row("knn", "top-1 k=10", 1.0) | changed], "not_run": [], "later": {"a": 1}})
     (tmp_path / "results.json").write_text(text)
     write_tables(tmp_path)
-    write_report(tmp_path)
+    report(tmp_path)
     content = read_results(tmp_path)
     assert format_results(content.results)
     write_results(tmp_path, [Result(**FIRST[-1])])
@@ -174,7 +174,7 @@ def test_a_metric_in_another_unit_needs_no_other_code(tmp_path, pixels):
     text = format_results(content.results)
     assert re.search(r"\| EPE \[px\] +\|.*\| 3\.5 ± 0\.7 \(n=2\) \|", text) and "top-1 k=10 [%]" in text
     assert "| metric [px] |" in format_results(found)
-    page = write_report(tmp_path).read_text()
+    page = report(tmp_path).read_text()
     assert "<td>px</td>" in page and "+1.8" in page  # 5.25 to 3.5: less is better
     for name in ("tables.md", "tables.html", "tables.tex"):
         shown = (tmp_path / name).read_text()

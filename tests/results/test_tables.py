@@ -13,7 +13,7 @@ import urllib.parse
 import pytest
 
 from swav.errors import DataError
-from swav.reporting.page import write_report
+from swav.reporting.page import report
 from swav.results.published import Published, read_published
 from swav.results.render import html as as_html
 from swav.results.render import latex, markdown, plain, write_tables
@@ -446,7 +446,7 @@ def test_a_results_file_that_is_none_is_refused(tmp_path):
 
 
 def test_a_report_writes_the_tables_and_links_them(tmp_path):
-    page = write_report(folder_of(tmp_path, [result(weights=NASTY.replace("\ud800", "")), {"bench": "knn"}]))
+    page = report(folder_of(tmp_path, [result(weights=NASTY.replace("\ud800", "")), {"bench": "knn"}]))
     for name in ("tables.md", "tables.html", "tables.tex"):
         assert (tmp_path / name).is_file()
         assert f'href="{name}"' in page.read_text()
@@ -456,5 +456,5 @@ def test_a_comparison_leaves_the_tables_alone(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         folder_of(tmp_path / name, [result(weights=name)])
-    assert "tables.html" not in write_report(tmp_path / "a", tmp_path / "b").read_text()
+    assert "tables.html" not in report(tmp_path / "a", other=tmp_path / "b").read_text()
     assert not (tmp_path / "a" / "tables.html").exists()

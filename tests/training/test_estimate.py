@@ -279,7 +279,7 @@ def test_a_checkpoint_takes_what_was_forecast(shapes, tmp_path):
     from swav.training import loop
 
     run = loop.pretrain(
-        "tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "workers": 0, "epochs": 2, "knn_every_epochs": 0}
+        "tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes), "workers": 0, "epochs": 2, "knn_every_epochs": 0}
     )
     checkpoint = max((run / "checkpoints").glob("step_*"))
     size = sum(path.stat().st_size for path in checkpoint.iterdir())

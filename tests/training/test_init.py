@@ -89,7 +89,7 @@ def test_what_does_not_fit_stays_fresh_and_is_said(changes, said, weights, tmp_p
 def test_sets_of_prototypes_come_along_as_sets_only(shapes, tmp_path):
     """[8, 4] and [4, 8] are both 12 prototypes, and none of the one is one of the other."""
     quick: dict[str, Any] = {"data": str(shapes), "prototypes": [8, 4]}
-    first = loop.pretrain("tiny", tmp_path / "first", **RUN | quick)
+    first = loop.pretrain("tiny", out=tmp_path / "first", **RUN | quick)
     for sets, came in (([8, 4], True), ([4, 8], False), (12, False)):
         network, found, words = start(first, tmp_path / "run", prototypes=sets)
         assert ("fresh prototypes (of other sets: [8, 4])" in words) != came
@@ -97,7 +97,7 @@ def test_sets_of_prototypes_come_along_as_sets_only(shapes, tmp_path):
 
 
 def test_another_stem_of_the_same_shapes_is_refused_where_it_is_known(shapes, tmp_path):
-    first = loop.pretrain("tiny", tmp_path / "first", **RUN | {"data": str(shapes), "stem": "small"})
+    first = loop.pretrain("tiny", out=tmp_path / "first", **RUN | {"data": str(shapes), "stem": "small"})
     with pytest.raises(ConfigError, match="stem=half") as caught:
         start(first, tmp_path / "run", stem="half")
     assert "stem=small" in str(caught.value) and len(str(caught.value).splitlines()) <= 3
@@ -138,7 +138,7 @@ def test_it_is_a_path_on_the_command_line_and_shapes_the_weights():
 
 def test_a_run_starts_there_goes_on_without_the_file_and_refuses_another(weights, shapes, tmp_path, capsys):
     settings = RUN | {"data": str(shapes), "init": str(weights), "lr": 1e-9, "final_lr": 1e-9, "warmup_start_lr": 0}
-    run = loop.pretrain("tiny", tmp_path / "run", **settings)
+    run = loop.pretrain("tiny", out=tmp_path / "run", **settings)
     told = capsys.readouterr().err
     assert f"init       {weights}: trunk, head, prototypes" in told and "all 120 trunk keys" in told
     begun = load(weights)
@@ -147,17 +147,17 @@ def test_a_run_starts_there_goes_on_without_the_file_and_refuses_another(weights
     before = (run / "checkpoints/step_00000002/model.safetensors").read_bytes()
 
     weights.unlink()
-    loop.pretrain("tiny", run, **settings)
+    loop.pretrain("tiny", out=run, **settings)
     assert "nothing to do" in capsys.readouterr().err
     for other in ("another.pth", None):
         with pytest.raises(ConfigError, match="init: ") as caught:
-            loop.pretrain("tiny", run, **settings | {"init": other})
+            loop.pretrain("tiny", out=run, **settings | {"init": other})
         assert caught.value.exit_code == 2
     assert (run / "checkpoints/step_00000002/model.safetensors").read_bytes() == before
 
 
 def test_a_run_starts_from_another_run(shapes, tmp_path):
-    first = loop.pretrain("tiny", tmp_path / "first", **RUN | {"data": str(shapes)})
+    first = loop.pretrain("tiny", out=tmp_path / "first", **RUN | {"data": str(shapes)})
     found = weights_to_start_from(load_recipe("tiny", RUN | {"init": str(first)}), tmp_path / "second")
     assert found is not None and found.sha256 == load(first).sha256
 
@@ -181,12 +181,12 @@ def test_bad_weights_are_refused_before_anything_is_written(weights, shapes, tmp
         (tmp_path / "none", ConfigError, 2),
     ):
         with pytest.raises(kind) as caught:
-            loop.pretrain("tiny", tmp_path / "run", **RUN | {"data": str(shapes), "init": str(init)})
+            loop.pretrain("tiny", out=tmp_path / "run", **RUN | {"data": str(shapes), "init": str(init)})
         assert caught.value.exit_code == code and len(str(caught.value).splitlines()) <= 3
         assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_says_what_would_come_along(weights, shapes, tmp_path, capsys):
-    loop.pretrain("tiny", tmp_path / "run", dry_run=True, **RUN | {"data": str(shapes), "init": str(weights)})
+    loop.pretrain("tiny", out=tmp_path / "run", dry_run=True, **RUN | {"data": str(shapes), "init": str(weights)})
     assert f"init       {weights}: trunk, head, prototypes" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

@@ -60,7 +60,7 @@ def lines(run: Path) -> list[dict[str, float]]:
 
 
 def test_a_run_leaves_the_folder_that_is_promised(shapes, tmp_path, capsys):
-    run = loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "knn_every_epochs": 3})
+    run = loop.pretrain("tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes), "knn_every_epochs": 3})
     promised = {"config.yaml", "metrics.jsonl", "checkpoints", "report.html", "export"}
     assert promised <= {path.name for path in run.iterdir()}
     *_, first, last = capsys.readouterr().err.splitlines()
@@ -82,7 +82,7 @@ def test_a_run_leaves_the_folder_that_is_promised(shapes, tmp_path, capsys):
 )
 def test_stopping_and_going_on_gives_the_same_weights_to_the_bit(shapes, tmp_path, monkeypatch, changes):
     settings = SMALL | {"data": str(shapes)} | changes
-    whole = loop.pretrain("tiny", tmp_path / "whole", **settings)
+    whole = loop.pretrain("tiny", out=tmp_path / "whole", **settings)
 
     class Interrupted(Exception):
         pass
@@ -96,9 +96,9 @@ def test_stopping_and_going_on_gives_the_same_weights_to_the_bit(shapes, tmp_pat
     monkeypatch.setattr("swav.training.step.fault_point", interrupt)
     torch.manual_seed(4711)  # torch's generator begins anywhere in a new process
     with pytest.raises(Interrupted):
-        loop.pretrain("tiny", tmp_path / "parts", **settings)
+        loop.pretrain("tiny", out=tmp_path / "parts", **settings)
     monkeypatch.undo()
-    parts = loop.pretrain("tiny", tmp_path / "parts", **settings)
+    parts = loop.pretrain("tiny", out=tmp_path / "parts", **settings)
     for name in ("model.safetensors", "optim.safetensors", "rank_0.safetensors"):
         one, other = (run / "checkpoints" / "step_00000012" / name for run in (whole, parts))
         assert one.read_bytes() == other.read_bytes()
@@ -110,16 +110,16 @@ def test_a_timm_trunk_learns_from_grey_images_and_comes_back(shapes, tmp_path):
     settings = SMALL | {"data": str(shapes), "width": 1, "stem": "imagenet", "epochs": 1, "queue_length": 0}
     changes = {"backbone": "timm:vit_tiny_patch16_224", "in_channels": 1, "warmup_epochs": 0}
     crops = [{"count": 2, "size": 32, "scale": [0.3, 1.0]}, {"count": 1, "size": 16, "scale": [0.1, 0.3]}]
-    run = loop.pretrain("tiny", tmp_path / "run", **settings | changes | {"crops": crops})
+    run = loop.pretrain("tiny", out=tmp_path / "run", **settings | changes | {"crops": crops})
     assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
     encoder = load(run)
     assert encoder(torch.zeros(2, 1, 32, 32)).shape == (2, 192) and len(encoder.stages(torch.zeros(2, 1, 32, 32))) == 12
 
 
 def test_a_finished_run_is_left_alone(shapes, tmp_path):
-    run = loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+    run = loop.pretrain("tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes)})
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
-    loop.pretrain("tiny", run, **SMALL | {"data": str(shapes)})
+    loop.pretrain("tiny", out=run, **SMALL | {"data": str(shapes)})
     after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     assert before == after
 
@@ -128,28 +128,28 @@ def test_a_failed_export_leaves_checkpoint_and_report_and_the_same_command_makes
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "export").write_text("in the way")
     with pytest.raises(EnvironmentError_, match="the checkpoint of step 12 is saved"):
-        loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+        loop.pretrain("tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes)})
     assert checkpoint.newest(tmp_path / "run" / "checkpoints") is not None
     assert "backbone" not in (tmp_path / "run" / "report.html").read_text().partition("settings")[0]
     (tmp_path / "run" / "export").unlink()
     capsys.readouterr()
-    run = loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+    run = loop.pretrain("tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes)})
     assert "backbone.py')['load']()" in capsys.readouterr().err
     assert "backbone.py')['load']()" in html.unescape((run / "report.html").read_text())
 
 
 def test_changed_settings_are_refused_with_a_diff_and_harmless_ones_are_not(shapes, tmp_path):
-    run = loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+    run = loop.pretrain("tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes)})
     with pytest.raises(ConfigError, match=r"epsilon: 0.05 -> 0.04"):
-        loop.pretrain("tiny", run, **SMALL | {"data": str(shapes), "epsilon": 0.04})
-    loop.pretrain("tiny", run, **SMALL | {"data": str(shapes), "keep_checkpoints": 5})
+        loop.pretrain("tiny", out=run, **SMALL | {"data": str(shapes), "epsilon": 0.04})
+    loop.pretrain("tiny", out=run, **SMALL | {"data": str(shapes), "keep_checkpoints": 5})
 
 
 def test_other_images_are_refused_on_resume(shapes, tmp_path):
-    run = loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+    run = loop.pretrain("tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes)})
     write_shapes(tmp_path / "other", "imagenet", train=66, val=32, size=32, seed=1)
     with pytest.raises(ConfigError, match="images"):
-        loop.pretrain("tiny", run, **SMALL | {"data": str(tmp_path / "other")})
+        loop.pretrain("tiny", out=run, **SMALL | {"data": str(tmp_path / "other")})
 
 
 @pytest.mark.parametrize("optimizer", ["larc", "lars", "adam", "adamw"])
@@ -187,7 +187,7 @@ def test_a_run_that_turns_not_finite_stops_with_advice_and_keeps_its_checkpoint(
 
     monkeypatch.setattr("swav.training.step.swapped_loss", poisoned)
     with pytest.raises(NumericsError, match=r"step 6: .*\n.*learning rate.*step 4"):
-        loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+        loop.pretrain("tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes)})
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")] == ["step_00000004"]
 
 
@@ -198,7 +198,7 @@ def test_want_of_memory_names_a_micro_batch(shapes, tmp_path, monkeypatch, error
 
     monkeypatch.setattr("swav.training.step.swapped_loss", fail)
     with pytest.raises(EnvironmentError_, match=r"Tried to allocate 2 GiB\.\)\n16 images .*micro_batch=8") as caught:
-        loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+        loop.pretrain("tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes)})
     assert caught.value.exit_code == 4
 
 
@@ -220,12 +220,12 @@ def test_the_other_processes_hear_why_memory_or_disk_ended_one(shapes, tmp_path,
     monkeypatch.setattr("swav.training.loop.dist.process_group", group)
     monkeypatch.setattr(loop, "build_network", fail)
     with pytest.raises(EnvironmentError_, match="not enough memory"):
-        loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes)})
+        loop.pretrain("tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes)})
     assert met == [EnvironmentError_]
 
 
 def test_a_micro_batched_run_says_whose_statistics_batchnorm_has(shapes, tmp_path, capsys):
-    loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "micro_batch": 4, "epochs": 2})
+    loop.pretrain("tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes), "micro_batch": 4, "epochs": 2})
     assert (
         "4 images at a time of 16 (codes are of the whole batch, BatchNorm's statistics of the 4)"
         in capsys.readouterr().err
@@ -282,7 +282,7 @@ def test_a_score_on_the_way_leaves_the_network_in_train_mode(shapes, tmp_path, m
         return step(learner, *rest)
 
     monkeypatch.setattr(Learner, "step", noted)
-    loop.pretrain("tiny", tmp_path / "run", **SMALL | {"data": str(shapes), "knn_every_epochs": 1, "epochs": 2})
+    loop.pretrain("tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes), "knn_every_epochs": 1, "epochs": 2})
     assert modes == {True} and [line for line in lines(tmp_path / "run") if "knn_top1" in line]
 
 
@@ -299,7 +299,7 @@ def test_a_timed_checkpoint_is_saved_once(shapes, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save", noted)
     settings = SMALL | {"data": str(shapes), "checkpoint_every_steps": 0, "checkpoint_every_minutes": 1.0}
-    loop.pretrain("tiny", tmp_path / "run", **settings)  # 12 steps of 20 seconds: due after more than 3 of them
+    loop.pretrain("tiny", out=tmp_path / "run", **settings)  # 12 steps of 20 seconds: due after more than 3 of them
     assert saved == [5, 10, 12]
 
 
@@ -310,7 +310,7 @@ def test_a_run_without_a_checkpoint_begins_anew_and_keeps_the_old_log(shapes, tm
     (run / "config.yaml").write_text("epochs: 99\n")
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
     (run / "bad_files.jsonl").write_text('{"file": "gone.png", "reason": "cut"}\n')
-    loop.pretrain("tiny", run, **SMALL | {"data": str(shapes)})
+    loop.pretrain("tiny", out=run, **SMALL | {"data": str(shapes)})
     assert "begins anew" in capsys.readouterr().err
     assert (run / "metrics.before.jsonl").read_text() == '{"step": 1}\n'
     assert not (run / "bad_files.jsonl").exists() and lines(run)[-1]["step"] == 12
@@ -320,13 +320,13 @@ def test_a_run_without_a_checkpoint_begins_anew_and_keeps_the_old_log(shapes, tm
 def test_files_of_a_users_own_are_not_overwritten(shapes, tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(ConfigError, match=rf"found {name} without checkpoints/.*use another --out"):
-        loop.pretrain("tiny", tmp_path, **SMALL | {"data": str(shapes)})
+        loop.pretrain("tiny", out=tmp_path, **SMALL | {"data": str(shapes)})
     assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "checkpoints").exists()
 
 
 def test_a_dry_run_prints_every_resolved_setting(shapes, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("swav.training.estimate.SECONDS", 0.1)
-    loop.pretrain("tiny", tmp_path / "run", dry_run=True, **SMALL | {"data": str(shapes)})
+    loop.pretrain("tiny", out=tmp_path / "run", dry_run=True, **SMALL | {"data": str(shapes)})
     printed = capsys.readouterr().out
     assert not [key for key in Recipe.model_fields if f"\n{key}: " not in printed]
     assert not (tmp_path / "run").exists()

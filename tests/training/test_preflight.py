@@ -117,16 +117,16 @@ def test_the_check_for_torch_can_fail(here):
 def test_from_python_the_same_errors_come(here):
     for name, error in (("nowhere", DataError), ("empty", DataError), ("texts", DataError)):
         with pytest.raises(error, match=name):
-            pretrain("tiny", "run", data=name)
+            pretrain("tiny", out="run", data=name)
         with pytest.raises(error, match=name):
-            runner.bench(["knn"], ["random:resnet18"], name, "run")
+            runner.bench(["knn"], weights=["random:resnet18"], data=name, out="run")
     for out in ("file", "file/run"):
         with pytest.raises(EnvironmentError_, match=f"{out}: cannot be written"):
-            pretrain("tiny", out, data="images")
+            pretrain("tiny", out=out, data="images")
         with pytest.raises(EnvironmentError_, match=f"{out}: cannot be written"):
-            runner.bench(["knn"], ["random:resnet18"], "images", out)
+            runner.bench(["knn"], weights=["random:resnet18"], data="images", out=out)
     with pytest.raises(ConfigError, match="nowhere"):
-        runner.bench(["knn"], ["nowhere"], "images", "run")
+        runner.bench(["knn"], weights=["nowhere"], data="images", out="run")
     assert not Path("run").exists()
 
 

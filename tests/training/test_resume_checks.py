@@ -53,7 +53,7 @@ def half(whole, tmp_path) -> Path:
 
 def go_on(shapes: Path, out: Path, **changes: Any) -> Path:
     settings: dict[str, Any] = BRIEF | {"data": str(shapes)} | changes
-    folder: Path = loop.pretrain("tiny", out, **settings)
+    folder: Path = loop.pretrain("tiny", out=out, **settings)
     return folder
 
 

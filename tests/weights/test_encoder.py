@@ -8,12 +8,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from swav import checkpoint
-from swav.errors import CheckpointError, ConfigError
+from swav.data.sources.open import open_images
+from swav.errors import CheckpointError, ConfigError, DataError
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe, to_yaml
 from swav.weights.encoder import Encoder, load
+from tests.data.pictures import picture
+from tests.frozen import pooled_features
 
 RECIPE = load_recipe("tiny", {"width": 0.125, "head_hidden": 16, "head_dim": 8, "prototypes": 12})
 
@@ -160,3 +164,55 @@ def test_random_weights_may_be_timms_and_grey_ones_take_grey_images():
 def test_a_network_that_follows_from_images_is_not_guessed():
     with pytest.raises(ConfigError, match="random:auto: its network follows from images"):
         load("random:auto")
+
+
+def test_preprocess_takes_files_pil_images_and_arrays_and_gives_the_view_of_features(tmp_path):
+    encoder = load("random:tiny")
+    pixels = picture(60, 80)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    with Image.open(tmp_path / "image.png") as opened:
+        given = [tmp_path / "image.png", str(tmp_path / "image.png"), opened, np.asarray(opened), pixels]
+        views = [encoder.preprocess(image, 32) for image in given]
+    assert all(torch.equal(view, views[0]) for view in views)
+    images = open_images(tmp_path, "all")
+    computed = pooled_features(encoder, images, 32, workers=0)
+    assert torch.equal(encoder(views[0][None]), computed.features)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "I"])
+def test_preprocess_takes_a_pil_image_of_any_mode_as_its_file_is_read(tmp_path, mode):
+    encoder = load("random:tiny")
+    grey = Image.fromarray(picture(60, 80)).convert("L")
+    wide = {"I;16": np.uint16, "I": np.int32}  # white is 65535 of both, as in files
+    image = Image.fromarray(np.asarray(grey).astype(wide[mode]) * 257) if mode in wide else grey.convert(mode)
+    assert image.mode == mode
+    view = encoder.preprocess(image, 32)
+    rgb = image if mode in ("1", "P") else grey  # their values are other ones
+    torch.testing.assert_close(view, encoder.preprocess(np.asarray(rgb.convert("RGB")), 32), atol=0.02, rtol=0)
+    ending = "tif" if mode in ("CMYK", "I") else "png"
+    image.save(tmp_path / f"image.{ending}")
+    assert torch.equal(view, encoder.preprocess(tmp_path / f"image.{ending}", 32))
+
+
+def test_preprocess_turns_a_pil_image_as_its_exif_says(tmp_path):
+    encoder = load("random:tiny")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(60, 80)).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as opened:
+        from_pil = encoder.preprocess(opened, 32)
+    assert torch.equal(from_pil, encoder.preprocess(tmp_path / "turned.png", 32))
+    assert not torch.equal(from_pil, encoder.preprocess(picture(60, 80), 32))
+
+
+def test_what_preprocess_cannot_read_is_a_data_error(tmp_path):
+    encoder = load("random:tiny")
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
+    for image, words in (
+        (tmp_path / "cut.png", r"cut\.png: expected an image, found"),
+        (tmp_path / "no.png", r"no\.png: expected an image, found No such file"),
+        (Image.new("F", (20, 20)), "image: expected an image, found floating-point pixels"),
+    ):
+        with pytest.raises(DataError, match=words) as caught:
+            encoder.preprocess(image)
+        assert len(str(caught.value).splitlines()) == 1

@@ -22,7 +22,7 @@ import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -51,6 +51,7 @@ from swav.data.sources.damage import (
     png_pixels,
     with_end,
 )
+from swav.errors import DataError
 
 READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -135,6 +136,30 @@ def decode_as_pillow(data: bytes, name: str) -> tuple[UInt8[np.ndarray, "H W 3"]
         raise
     except Exception as error:  # hostile bytes can make a decoder raise anything
         raise Unreadable(name, reason_of(error)) from error
+
+
+def as_pixels(image: Any) -> Any:
+    """Pixels of a file (str or Path) or a PIL image, uint8 [H, W, 3], as `decode` gives them.
+
+    An array is returned as it is, or copied where torch could not use its memory. So is anything else: whoever takes the pixels
+    checks them.
+
+    Raises:
+        DataError: a file or a PIL image cannot be read.
+    """
+    if not isinstance(image, str | Path | Image.Image):
+        return np.require(image, requirements=["C", "W"]) if isinstance(image, np.ndarray) else image
+    name = str(image) if isinstance(image, str | Path) else str(getattr(image, "filename", "")) or "image"
+    try:
+        if isinstance(image, str | Path):
+            return decode(read_file(os.fsencode(Path(image).expanduser()), name), name)
+        _check_mode(image.mode)
+        return _turned(_rgb(image), _orientation(image))
+    except Unreadable as error:
+        reason = error.reason
+    except Exception as error:  # Pillow reads a file as late as here
+        reason = reason_of(error)
+    raise DataError(f"{printable(name)}: expected an image, found {reason}")
 
 
 def read_header(file: io.BufferedIOBase, name: str) -> Header:

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import resize, resized_crop, to_tensor
 
 from swav.config import Crop, Recipe
 from swav.data.augment.crops import ViewSampler, cut, evaluation_view, planes, squeezed_view, to_input
-from swav.training.views import view_spec
+from swav.views import view_spec
 from tests.data.pictures import cut_alone, photos, picture
 
 SPEC = view_spec(Recipe(crops=(Crop(count=2, size=224, scale=(0.14, 1.0)), Crop(count=2, size=96, scale=(0.05, 0.14)))))

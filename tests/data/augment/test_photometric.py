@@ -33,7 +33,7 @@ from swav.data.augment.photometric import (
     apply_opencv,
     parameters,
 )
-from swav.training.views import view_spec
+from swav.views import view_spec
 from tests.data.pictures import cut_alone, photos, picture
 
 SPEC = view_spec(Recipe(crops=(Crop(count=1, size=224, scale=(0.14, 1.0)), Crop(count=1, size=96, scale=(0.05, 0.14)))))

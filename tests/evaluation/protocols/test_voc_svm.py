@@ -5,6 +5,7 @@ Oracle: scikit-learn's own cross-validation on the same features. Run: pytest te
 
 import json
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,10 +129,10 @@ def test_the_command_runs_both_benchmarks_and_says_what_is_missing(drawn, tmp_pa
     out = tmp_path / "out"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        settings = {"protocol": "smoke", "size": 32, "workers": 0, "lowshot.k": [1, 64]}
-        content = bench(["all"], ["random:tiny"], drawn, out, settings)
+        settings: dict[str, Any] = {"protocol": "smoke", "size": 32, "workers": 0, "lowshot.k": [1, 64]}
+        content = bench(["all"], weights=["random:tiny"], data=drawn, out=out, **settings)
     assert {row.bench for row in content.results} == {"svm", "lowshot"}
     missing = {(row.bench, row.metric) for row in content.not_run}
     assert missing == {(name, "") for name in set(CATALOG) - {"svm", "lowshot"}} | {("lowshot", "mAP k=64")}
     with pytest.raises(DataError, match="VOCtest_06-Nov-2007"):
-        bench(["svm"], ["random:tiny"], tmp_path, tmp_path / "other", {"protocol": "smoke"})
+        bench("svm", weights="random:tiny", data=tmp_path, out=tmp_path / "other", protocol="smoke")
