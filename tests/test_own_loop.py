@@ -52,7 +52,7 @@ def test_the_loop_learns_with_its_queue(ran):
 def test_the_backbone_is_measured_and_left_as_it_was(ran):
     namespace, _, before = ran
     backbone, results = namespace["backbone"], namespace["results"]
-    assert {(row["metric"], row["weights"], row["n"]) for row in results["results"]} == {
+    assert {(row.metric, row.weights, row.n) for row in results.results} == {
         ("top-1 k=1", "mine", 20),
         ("top-5 k=1", "mine", 20),
         ("top-1 k=5", "mine", 20),

@@ -127,7 +127,7 @@ def test_features_of_another_computation_by_the_same_tensors_are_not_taken_from_
 def test_the_cache_is_used_again_for_the_same_module(colours, tmp_path, monkeypatch):
     module = Pooled(torch.amax)
     first = bench("knn", weights=module, name="mine", data=colours, out=tmp_path, **QUICK)
-    monkeypatch.setattr("swav.feature_cache.features_of", None)
+    monkeypatch.setattr("swav.feature_store.features_of", None)
     assert bench("knn", weights=copy.deepcopy(module), name="mine", data=colours, out=tmp_path, **QUICK) == first
 
 

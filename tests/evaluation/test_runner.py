@@ -15,13 +15,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
-from swav.cli import app
 from swav.data.sources.catalog import DATASETS, labelled
 from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.evaluation import resources, runner
-from swav.evaluation.catalog import CATALOG, Benchmark
+from swav.evaluation.catalog import CATALOG
 from swav.evaluation.request import check_places, read_request, resolve
 from swav.evaluation.settings import KnnSettings, LinearSettings
 from swav.evaluation.task import Needs, Task
@@ -29,9 +27,7 @@ from swav.recipe_files import parse_overrides
 from swav.reporting.page import report
 from swav.results.console import format_results
 from swav.results.results import DryRunRow, read_results
-from swav.results.units import METRICS, Metric
 from swav.weights import encoder
-from tests.evaluation.dummy import DummySettings
 from tests.network import foreign
 
 QUICK: dict[str, Any] = {"size": 16, "workers": 0, "knn.k": [1, 5], "linear.epochs": 2, "linear.batch": 8}
@@ -44,12 +40,6 @@ QUICK_ALL: dict[str, Any] = QUICK | {
 # what cannot run on images in class folders
 OTHER_DATA = ("svm", "lowshot", "places205", "inat18")
 QUICK_KNN: dict[str, Any] = {"size": 16, "workers": 0, "knn.k": [1]}
-
-
-def test_every_benchmark_has_a_data_set_and_a_smoke_protocol():
-    assert {entry.settings.data for entry in CATALOG.values()} == DATASETS.keys()
-    for name in CATALOG:
-        assert resolve([name], {"protocol": "smoke"})[1][name] != resolve([name], {})[1][name]
 
 
 def test_two_benchmarks_of_two_weights_end_in_one_file(colours, tmp_path):
@@ -496,33 +486,3 @@ def test_a_data_set_that_may_not_be_read_is_an_error_of_the_data_before_torch_to
         DataError, match=r"/locked/train_places205.csv: expected a folder to read, found Permission denied"
     ):
         check_places(read_request(["places205"], ["random:tiny"], {}), colours, tmp_path / "out", dry_run=False)
-
-
-def test_one_module_and_one_entry_make_a_benchmark(colours, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(METRICS, "EPE", Metric("px", 3, higher_is_better=False))
-    entry = Benchmark("tests.evaluation.dummy", DummySettings, {"size": 16}, distributed=False)
-    monkeypatch.setitem(CATALOG, "dummy", entry)
-    overrides: dict[str, Any] = {"protocol": "smoke", "dummy.offset": 1000.0, "workers": 0, "device": "cpu"}
-    (row,) = runner.bench(["dummy"], weights=["random:tiny"], data=colours, out=tmp_path, **overrides).results
-    assert (row.bench, row.metric, row.unit, row.n) == ("dummy", "EPE", "px", 12)
-    assert row.value is not None and row.value > 900 and "protocol smoke" in row.difference
-    assert (
-        r"EPE \[px\]" in (tmp_path / "tables.md").read_text()
-        and f"{row.value:.3f}" in (tmp_path / "tables.tex").read_text()
-    )
-    assert "dummy" in resolve(["all"], {})[1]
-    with pytest.raises(ConfigError, match="did you mean 'dummy'"):
-        resolve(["dumy"], {})
-    with pytest.raises(ConfigError, match=r"did you mean 'dummy.offset'"):
-        resolve(["dummy"], {"dummy.ofset": 1})
-    assert runner.bench(
-        ["dummy"], weights=["random:tiny"], data=colours, out=tmp_path, **overrides, dry_run=True
-    ).dry_run
-    monkeypatch.undo()
-    with pytest.raises(ConfigError, match="unknown benchmark 'dummy'"):
-        resolve(["dummy"], {})
-
-
-def test_the_help_names_every_benchmark_of_the_catalogue():
-    shown = CliRunner().invoke(app, ["bench", "--help"], env={"COLUMNS": "300", "NO_COLOR": "1"}).output
-    assert f"Benchmarks ({', '.join(CATALOG)}; all)" in " ".join(shown.split())
