@@ -114,14 +114,6 @@ def test_every_page_of_the_docs_is_linked_from_their_index():
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} <= linked
 
 
-def test_the_algorithm_page_quotes_the_code_as_it_is():
-    code = (ROOT / "swav/algorithm.py").read_text(encoding="utf-8")
-    quotes = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs/algorithm.md").read_text(encoding="utf-8"), flags=re.DOTALL
-    )
-    assert len(quotes) >= 5 and not [quote for quote in quotes if quote not in code]
-
-
 def test_the_recipes_page_lists_every_recipe_and_no_other():
     page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8").partition("```")[0]
     assert sorted(re.findall(r"^\| `(.+?)` \|", page, flags=re.MULTILINE)) == recipe_names()
