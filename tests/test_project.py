@@ -3,6 +3,7 @@
 Run: pytest tests/test_project.py
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -53,23 +54,25 @@ def test_help_and_a_typo_answer_without_torch():
     assert not imports_torch(run.format("'pretrian'"))
 
 
-def lint_imports(config: Path) -> subprocess.CompletedProcess[str]:
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Checks the contracts of the pyproject.toml in a folder."""
     code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
-    arguments = [sys.executable, "-c", code, str(config), "--no-cache"]
-    return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
+    arguments = [sys.executable, "-c", code, "--no-cache"]
+    paths = {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=folder, check=False, env=os.environ | paths)
 
 
 def test_imports_go_down_only():
-    done = lint_imports(ROOT / "pyproject.toml")
+    done = lint_imports(ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_check_of_imports_can_fail(tmp_path):
-    (tmp_path / "wrong.toml").write_text(
+    (tmp_path / "pyproject.toml").write_text(
         "[tool.importlinter]\nroot_package = 'swav'\n[[tool.importlinter.contracts]]\nname = 'upside down'\n"
         "type = 'layers'\ncontainers = ['swav']\nlayers = ['errors', 'config']\n"
     )
-    done = lint_imports(tmp_path / "wrong.toml")
+    done = lint_imports(tmp_path)
     assert done.returncode == 1 and "upside down BROKEN" in done.stdout
 
 
