@@ -241,6 +241,18 @@ def test_other_commands_of_the_documentation_exist():
                 raise AssertionError(f"{place}: expected a command that a test knows, found {' '.join(words)}")
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_of_the_source_that_a_sentence_names_exist(page):
+    spans = [found[1] for found in INLINE.finditer(FENCE.sub("", page.read_text(encoding="utf-8")))]
+    paths = [span for span in spans if re.fullmatch(r"[a-z_0-9]+(/[a-z_0-9]+)*/[a-z_0-9]+\.(py|toml)", span)]
+    others = ("export/backbone.py",)  # written by a run
+    assert not [
+        path
+        for path in paths
+        if path not in others and not any((ROOT / home / path).is_file() for home in ("", "swav"))
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

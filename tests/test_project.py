@@ -3,6 +3,7 @@
 Run: pytest tests/test_project.py
 """
 
+import ast
 import os
 import re
 import subprocess
@@ -139,6 +140,62 @@ def test_no_file_is_long():
     ]
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     assert lengths and not {name: length for name, length in lengths.items() if length > MAX_LINES}
+
+
+def imported(*places: str) -> set[str]:
+    """Packages, of others, that Python files import anywhere in them."""
+    files = [path for place in places for path in sorted((ROOT / place).rglob("*.py"))]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_bytes()))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - OURS
+
+
+def declared(requirements: list[str]) -> set[str]:
+    """Names by which the requirements are imported."""
+    names = {re.split(r"[><=\[ ]", text, maxsplit=1)[0].lower().replace("-", "_") for text in requirements}
+    return {IMPORTED_AS.get(name, name) for name in names}
+
+
+OURS = {"swav", "tests", "typechecker"}
+IMPORTED_AS = {
+    "opencv_python_headless": "cv2",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit_learn": "sklearn",
+    "import_linter": "importlinter",
+}
+NOT_IMPORTED = {  # with the reason for which they are declared
+    "torchvision": "exported weights are loaded with it",
+    "matplotlib": "plots of measurements, by hand",
+}
+TOOLS = {"pytest_xdist", "pytest_timeout", "importlinter", "ruff", "mypy", "types_pyyaml"}  # run, or plugins
+
+
+def test_dependencies_are_what_is_imported():
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, groups = content["project"], content["dependency-groups"]
+    needed, dev, bench = map(declared, (project["dependencies"], groups["dev"], groups["bench"]))
+    # faiss: benchmarks/knn.py compares with it where it is installed; tensorboard: through torch
+    of_swav, of_tests, of_benchmarks = imported("swav"), imported("tests"), imported("benchmarks")
+    assert of_swav == needed - NOT_IMPORTED.keys()
+    assert of_tests - needed == dev - TOOLS
+    assert of_benchmarks - needed - dev - {"faiss"} == bench - NOT_IMPORTED.keys()
+    assert "matplotlib" not in of_swav | of_tests | needed
+
+
+def test_the_supported_versions_of_python_are_said_alike():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    versions = [text.rpartition(":: ")[2] for text in project["classifiers"] if re.search(r":: 3\.\d+$", text)]
+    page = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["ci"]
+    assert project["requires-python"] == f">={versions[0]}" and f"Python {versions[0]} to {versions[-1]}" in page
+    assert workflow["strategy"]["matrix"]["python"] == [versions[0], versions[-1]]
+
+
+def test_the_workflow_calls_ci_and_nothing_else():
+    steps = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["ci"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
 
 
 def test_make_and_ci_run_the_same_commands():

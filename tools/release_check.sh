@@ -46,7 +46,8 @@ check_wheel() {
     case $home in "$work"/wheel/*) ;; *) echo "release-check: expected swav of the wheel, found $home" >&2; exit 1 ;; esac
 
     step "wheel: recipes, published numbers, types and templates are in it"
-    "$work/wheel/bin/swav" recipes | grep -q imagenette
+    "$work/wheel/bin/swav" recipes >"$work/recipes.txt" # not into a pipe that grep closes early
+    grep -q imagenette "$work/recipes.txt"
     "$work/wheel/bin/python" - <<'PYTHON'
 from importlib.resources import files
 
