@@ -137,7 +137,7 @@ SECTION = {
     "inat18": ["random resized crop of {size} (area {crop_scale}), flip {flip} | {epochs}; {steps} |"],
     "semisup": [
         "{fraction_percent} of the labels (`semisup.fraction`): {epochs} epochs, batch {batch}, SGD with momentum {momentum}",
-        "learning rates of trunk and layer {few_at} at 1 %, {many_at} at 10 %, x .2 after {steps_and}",
+        "learning rates of backbone and layer {few_at} at 1 %, {many_at} at 10 %, x .2 after {steps_and}",
     ],
     "svm": [
         *(
