@@ -69,12 +69,21 @@ check_lowest() {
     "$work/lowest/bin/python" -m pytest -p no:cacheprovider -n auto --maxprocesses 8 --dist worksteal
 }
 
-[ $# -gt 0 ] || set -- wheel lowest
-for check in "$@"; do
-    case $check in
-    wheel) check_wheel ;;
-    lowest) check_lowest ;;
-    *) echo "release-check: expected wheel or lowest, found $check" >&2; exit 2 ;;
-    esac
-done
-printf '\n== release-check: passed in %d s\n' "$SECONDS"
+main() { # a function, so that the whole file is read before anything runs
+    [ $# -gt 0 ] || set -- wheel lowest
+    local check
+    for check in "$@"; do
+        case $check in
+        wheel) check_wheel ;;
+        lowest) check_lowest ;;
+        *)
+            echo "release-check: expected wheel or lowest, found $check" >&2
+            exit 2
+            ;;
+        esac
+    done
+    printf '\n== release-check: passed in %d s\n' "$SECONDS"
+}
+
+main "$@"
+exit
