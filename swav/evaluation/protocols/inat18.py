@@ -8,7 +8,7 @@ Optimiser   SGD on the sum of the heads' losses, learning rate .01, momentum .9,
 Schedule    84 epochs, learning rate x .1 after 24, 48 and 72. No warm-up.
 Metric      top-1 and top-5 [%] of every head, and of the one whose top-1 is best, at the last epoch, not the best epoch.
 Seeds       one, for initial weights, order and crops: they are a pure function of (seed, epoch, sample).
-Source      MMSelfSup 0.x resnet50_mhead_8xb32-steplr-84e_inat18. The target page names the protocol; no number for SwAV was
+Source      MMSelfSup 0.x resnet50_mhead_8xb32-steplr-84e_inat18. Its SwAV page names the protocol; no number for SwAV was
             ever published.
 Smoke       size 64, 4 epochs (steps 2, 3), batch 64, at most 2,000 + 1,000 images; listed images may be missing.
 """

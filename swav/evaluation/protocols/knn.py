@@ -1,13 +1,12 @@
 """kNN: what a frozen trunk's features are worth without any training.
 
 Data        ImageNet-1k, labelled: the bank is train (1,281,167), the queries are val (50,000). Any labelled set will do.
-Transform   short side to 256/224 of the size, centre crop of the size; both for bank and queries. No augmentation.
+Transform   short side to 256/224 of the size, centre crop of the size (224); both for bank and queries. No augmentation.
 Layer       global average of the last stage, scaled to unit length.
 Vote        the k nearest by cosine, exactly; each votes for its class with weight exp(cosine / T), T = .07.
 Metric      top-1 and top-5 [%], k = 10, 20, 100, 200. A class without a vote is no prediction.
 Seeds       none: nothing is drawn.
-Source      target page: 60.5 60.6 59.0 57.6 (SwAV ResNet-50, 200 epochs, batch 256). MMSelfSup 0.x knn_imagenet.py and
-            test_knn.py, from DINO's eval_knn.py.
+Source      MMSelfSup 0.x knn_imagenet.py and test_knn.py, from DINO's eval_knn.py.
 Where we differ: any number of queries and classes; Pillow's antialiased bilinear resizing as in MMSelfSup 0.x (1.x: cv2).
 Smoke       size 112, at most 5,000 + 1,000 images; a k above the bank is left out instead of refused.
 """

@@ -8,8 +8,7 @@ Optimiser   SGD, learning rate .3, momentum .9, no Nesterov, weight decay 1e-6, 
 Schedule    100 epochs, cosine to 0, constant within an epoch: lr(e) = .3 (1 + cos(pi e / 100)) / 2. No warm-up.
 Metric      top-1 and top-5 [%] at the last epoch, not the best.
 Seeds       one, for initial weights, order and crops: they are a pure function of (seed, epoch, sample).
-Source      target page: 70.5 top-1 (SwAV ResNet-50, 200 epochs, batch 256). MMSelfSup 0.x
-            resnet50_linear-8xb32-coslr-100e_in1k ("SwAV linear evaluation setting"); the paper, section A.4.
+Source      MMSelfSup 0.x resnet50_linear-8xb32-coslr-100e_in1k ("SwAV linear evaluation setting"); the paper, section A.4.
             The last, partial batch of an epoch (143 images of ImageNet) is trained on, as there.
 Where we differ: one process, so one batch of 256 instead of 8 of 32: the same sums, as the trunk's BatchNorm is frozen.
 Smoke       size 64, 8 epochs, at most 5,000 + 1,000 images. The crops are drawn anew in every epoch there, too.

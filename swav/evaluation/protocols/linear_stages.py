@@ -12,8 +12,7 @@ Optimiser   SGD on the sum of the heads' losses, learning rate .01, momentum .9,
 Schedule    90 epochs, learning rate x .1 after 30 and 60. No warm-up.
 Metric      top-1 and top-5 [%] of every head, and of the one whose top-1 is best, at the last epoch, not the best epoch.
 Seeds       one, for initial weights, order, crops and colours: they are a pure function of (seed, epoch, sample).
-Source      target page: 16.98 34.96 49.26 65.98 70.74 (SwAV ResNet-50, 200 epochs, batch 256). MMSelfSup 0.x
-            resnet50_mhead_linear-8xb32-steplr-90e_in1k.
+Source      MMSelfSup 0.x resnet50_mhead_linear-8xb32-steplr-90e_in1k.
 Where we differ: below 224 pixels maps are pooled adaptively to the same grids. Of a trunk that is no ResNet the stages are
             its own, and grids have at most 9,216 values.
 Smoke       size 64, 6 epochs (steps 3, 5), batch 64, at most 2,000 + 1,000 images.

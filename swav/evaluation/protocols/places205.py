@@ -8,8 +8,7 @@ Optimiser   SGD on the sum of the heads' losses, learning rate .01, momentum .9,
 Schedule    28 epochs, learning rate x .1 after 7, 14 and 21. No warm-up.
 Metric      top-1 and top-5 [%] of every head, and of the one whose top-1 is best, at the last epoch, not the best epoch.
 Seeds       one, for initial weights, order and crops: they are a pure function of (seed, epoch, sample).
-Source      target page: 23.33 35.45 43.13 51.98 55.09 (SwAV ResNet-50, 200 epochs, batch 256). MMSelfSup 0.x
-            resnet50_mhead_8xb32-steplr-28e_places205; from which epoch its numbers are is not documented.
+Source      MMSelfSup 0.x resnet50_mhead_8xb32-steplr-28e_places205; from which epoch its numbers are is not documented.
 Smoke       size 64, 4 epochs (steps 2, 3), batch 64, at most 2,000 + 1,000 images; listed images may be missing.
 """
 

@@ -12,7 +12,7 @@ Optimiser   SGD, learning rates of trunk and layer .02 and 5 (1 %), .01 and .2 (
 Schedule    20 epochs, learning rates x .2 after 12 and 16. No warm-up.
 Metric      top-1 and top-5 [%] at the last epoch, not the best.
 Seeds       one, for the drawn images, initial weights, order and crops.
-Source      Caron et al. 2020, section 4.1 and the released evaluation: top-1 53.9 and 70.2 (800 epochs, batch 4096).
+Source      Caron et al. 2020, section 4.1, and the released evaluation.
 Where we differ: at another batch than 256 the rates change in proportion. fraction=1.0 (all labels) is a recipe of ours,
             with the rates of 10 %: no source gives one for SwAV, and its result is never comparable.
 Smoke       size 64, batch 32, at most 5,000 images of which the fraction is taken, 1,000 scored.

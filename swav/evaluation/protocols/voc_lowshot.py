@@ -12,8 +12,7 @@ Search      C of 1, 10, 100, 0.5^4 ... 0.5^19, one for all classes and samples o
 Metric      mean over classes of the average precision under the envelope [%], mean over the samples; `spread` is their
             standard deviation (over n, as published).
 Seeds       one, for the samples.
-Source      target page: 44.68 55.41 67.64 73.67 78.14 81.58 83.98 85.15 (SwAV ResNet-50, 200 epochs, batch 256). MMSelfSup
-            0.x svm_voc07 low-shot, after VISSL's; its samples were drawn without a seed.
+Source      MMSelfSup 0.x svm_voc07 low-shot, after VISSL's; its samples were drawn without a seed.
 Where we differ: as the SVM. The cost by trainval is ours; it uses labels beyond the sample, for the choice of one number.
 Smoke       size 112, at most 2,000 + 2,000 images, k up to 16. A k that some class cannot fill is not run, in any protocol.
 """

@@ -13,7 +13,7 @@ Search      C of 1, 10, 100, 0.5^4 ... 0.5^19, per class: the best mean average 
 Metric      mean over classes of the average precision under the envelope (all-point, not 11-point) [%]. `best layer` is the
             stage with the best test score, as published.
 Seeds       none: nothing is drawn.
-Source      target page: 87.00 (SwAV ResNet-50, 200 epochs, batch 256). MMSelfSup 0.x svm_voc07, after VISSL's.
+Source      MMSelfSup 0.x svm_voc07, after VISSL's.
 Where we differ: the optimum itself, to 1e-5, instead of LIBLINEAR's iterate at tolerance 1e-4 or after 2,000 rounds, which
             depends on a random order; features are kept in float32 after the division.
 Smoke       size 112, at most 2,000 + 2,000 images.
