@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from swav.evaluation.catalog import CATALOG
 from swav.evaluation.protocols import semisup
-from swav.evaluation.settings import BENCH_SETTINGS, SMOKE
 from swav.results.published import read_published
 
 PAGE = (Path(__file__).parents[2] / "docs/protocols.md").read_text(encoding="utf-8")
@@ -175,7 +175,7 @@ def listed(values: tuple[float, ...], last: str = ", ") -> str:
 
 def facts(bench: str) -> dict[str, str]:
     """What phrases are made of: settings of the published protocol, as texts."""
-    settings = BENCH_SETTINGS[bench]()
+    settings = CATALOG[bench].settings()
     values: dict[str, Any] = settings.model_dump()
     found = {key: number(x) for key, x in values.items() if isinstance(x, int | float)}
     found |= {key: listed(x) for key, x in values.items() if isinstance(x, tuple)}
@@ -233,7 +233,7 @@ def braces(template: str) -> str:
     return template.replace("{1..5}", "{{1..5}}")
 
 
-@pytest.mark.parametrize("bench", BENCH_SETTINGS)
+@pytest.mark.parametrize("bench", CATALOG)
 def test_the_docstring_says_the_settings_and_no_other_number(bench):
     phrases = [braces(text).format_map(facts(bench)) for text in DOCSTRING[bench]]
     text = " ".join(docstring(bench).split())
@@ -245,16 +245,16 @@ def test_the_docstring_says_the_settings_and_no_other_number(bench):
         assert not re.findall(r"(?<![a-z_])\.?\d[\d,.e-]*", rest), f"{name}: {rest}"
 
 
-@pytest.mark.parametrize("bench", BENCH_SETTINGS)
+@pytest.mark.parametrize("bench", CATALOG)
 def test_the_page_says_the_settings(bench):
     phrases = [text.format_map(facts(bench)) for text in SECTION[bench]]
     assert phrases and not [phrase for phrase in phrases if phrase not in section(bench)]
 
 
-@pytest.mark.parametrize("bench", BENCH_SETTINGS)
+@pytest.mark.parametrize("bench", CATALOG)
 def test_every_setting_that_shapes_the_number_is_said(bench):
     said = {MADE_OF.get(name, name) for name in fields_of(DOCSTRING[bench]) | fields_of(SECTION[bench])}
-    fields = set(BENCH_SETTINGS[bench].model_fields) - UNSAID - UNSAID_OF.get(bench, set())
+    fields = set(CATALOG[bench].settings.model_fields) - UNSAID - UNSAID_OF.get(bench, set())
     assert not fields - said
 
 
@@ -264,24 +264,26 @@ def test_lowshot_is_solved_as_the_svm_is_and_the_lists_of_few_labels_are_the_sha
         key: lowshot[key] for key in ("costs", "twice", "tolerance", "trained", "scored", "classes", "size")
     }
     assert (
-        dict(zip(BENCH_SETTINGS["semisup"]().model_dump()["fraction"], (12_811, 128_116), strict=True))
+        dict(zip(CATALOG["semisup"].settings().model_dump()["fraction"], (12_811, 128_116), strict=True))
         == semisup.OFFICIAL
     )
 
 
-@pytest.mark.parametrize("bench", SMOKE)
+@pytest.mark.parametrize("bench", CATALOG)
 def test_the_docstring_says_what_smoke_changes_and_no_other_number(bench):
     numbers = [int(found.replace(",", "")) for found in re.findall(r"\d[\d,]*(?<!,)", part(bench, "Smoke"))]
     expected = [
-        n for key, x in SMOKE[bench].items() for n in ([max(x)] if key == "k" else x if isinstance(x, tuple) else [x])
+        n
+        for key, x in CATALOG[bench].smoke.items()
+        for n in ([max(x)] if key == "k" else x if isinstance(x, tuple) else [x])
     ]
     assert sorted(numbers) == sorted(expected)
 
 
 def test_the_page_says_what_smoke_changes():
     rows = {}
-    for bench, changes in SMOKE.items():
-        values = BENCH_SETTINGS[bench](**changes).model_dump()
+    for bench, entry in CATALOG.items():
+        values = entry.settings(**entry.smoke).model_dump()
         length = (
             "; ".join([f"{values['epochs']}", *([listed(values["steps"])] if "steps" in values else [])])
             if "epochs" in values
@@ -299,7 +301,7 @@ def test_the_page_says_what_smoke_changes():
         if line.startswith("| `")
     }
     assert found == rows
-    assert f"k = {listed(SMOKE['lowshot']['k'])} |" in PAGE
+    assert f"k = {listed(CATALOG['lowshot'].smoke['k'])} |" in PAGE
 
 
 def section_lines(title: str) -> list[str]:
@@ -308,7 +310,8 @@ def section_lines(title: str) -> list[str]:
 
 
 def test_the_page_says_of_which_sizes_published_numbers_are():
-    for bench, settings in BENCH_SETTINGS.items():
+    for bench, entry in CATALOG.items():
+        settings = entry.settings
         (line,) = [
             line for line in PAGE.splitlines() if line.count("|") == 6 and re.search(rf"^\| [A-Za-z].*`{bench}`", line)
         ]
@@ -330,7 +333,7 @@ def test_the_page_repeats_the_published_results(bench):
     assert expected and found == expected
 
 
-@pytest.mark.parametrize("bench", BENCH_SETTINGS)
+@pytest.mark.parametrize("bench", CATALOG)
 def test_no_docstring_repeats_published_results(bench):
     assert not re.findall(r"(?<![\d.])\d\d\.\d+\b", docstring(bench))
 
