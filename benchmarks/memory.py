@@ -28,19 +28,19 @@ def measure(name: str, batch: int, micro_batch: int) -> str:
     from swav.progress import memory_gb
     from swav.recipe_files import load_recipe
     from swav.system import computes_in_bf16, pick_device
-    from swav.training.auto import Facts, derive
-    from swav.training.step import Learner
+    from swav.training.auto import MachineAndData, derive
+    from swav.training.step import Trainer
     from swav.views import view_spec
 
     device = pick_device()
     wanted = load_recipe(name, {"batch": batch, "micro_batch": micro_batch, "queue_length": 0, "workers": 0})
-    recipe, _ = derive(wanted, Facts(10 * batch, device=device.type, has_bf16=computes_in_bf16(device)))
-    learner = Learner(recipe, build_network(recipe).to(device), steps_per_epoch=10)
+    recipe, _ = derive(wanted, MachineAndData(10 * batch, device=device.type, has_bf16=computes_in_bf16(device)))
+    trainer = Trainer(recipe, build_network(recipe).to(device), steps_per_epoch=10)
     views = [torch.randint(256, (c.count * batch, c.size, c.size, 3), dtype=torch.uint8) for c in recipe.crops]
     neutral = [torch.zeros(len(kind), NUM_PARAMS) for kind in views] if device.type == "cuda" else None
     given = Batch(0, views, neutral, torch.arange(batch), [])
     began = time.perf_counter()
-    loss = learner.step(MicroBatches(given, view_spec(recipe), device, recipe.images_per_forward(1)), 0)[0].item()
+    loss = trainer.step(MicroBatches(given, view_spec(recipe), device, recipe.images_per_forward(1)), 0)[0].item()
     seconds = time.perf_counter() - began
     assert loss > 0
     size = sum(kind.nbytes for kind in views) / 1e9

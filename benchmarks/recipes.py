@@ -20,7 +20,7 @@ from swav.data.synthetic.writers import write_shapes
 from swav.network.backbone import count_parameters
 from swav.network.heads import SwavNetwork, build_network
 from swav.recipe_files import load_recipe
-from swav.training.auto import Facts, derive
+from swav.training.auto import MachineAndData, derive
 from swav.training.loop import pretrain
 from swav.training.optim import learning_rate
 
@@ -40,13 +40,13 @@ TOO_LARGE = 200e6
 
 HEAD = """# What each published recipe comes to
 
-Command: `python benchmarks/recipes.py --batch {batch}`, torch {torch}. "all" is trunk, head and prototypes; published counts are of
-all for the ResNet-50, of the trunk for wide ones (the original's README and the paper); the others have none. Steps and
+Command: `python benchmarks/recipes.py --batch {batch}`, torch {torch}. "all" is backbone, head and prototypes; published counts are of
+all for the ResNet-50, of the backbone for wide ones (the original's README and the paper); the others have none. Steps and
 learning rates (of the first and the last step) are those on ImageNet ({imagenet:,} images), CIFAR ({cifar:,}), ImageNet-100 ({imagenet100:,})
 or Imagenette ({imagenette:,}). "one step": the loss of one step at batch {batch} on drawn images, by the whole path on a CPU; before
 anything is learned it is a little above ln K, where K is the number of prototypes.
 
-| recipe | trunk [M] | all [M] | published [M] | images | steps an epoch | steps | first rate | last rate | one step | ln K |
+| recipe | backbone [M] | all [M] | published [M] | images | steps an epoch | steps | first rate | last rate | one step | ln K |
 |---|---|---|---|---|---|---|---|---|---|---|
 """
 
@@ -78,7 +78,7 @@ def one_step(name: str, recipe: Recipe, data: Path, batch: int) -> float:
 
 def row(name: str, data: Path, batch: int) -> str:
     images = IMAGES[name]
-    recipe, _ = derive(load_recipe(name, {"data": "-"}), Facts(images))
+    recipe, _ = derive(load_recipe(name, {"data": "-"}), MachineAndData(images))
     network = network_of(recipe)
     trunk, whole = count_parameters(network.trunk), count_parameters(network)
     published = str(PUBLISHED[round(recipe.width)]) if recipe.backbone == "resnet50" else "-"

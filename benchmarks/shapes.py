@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from swav import demo
 from swav.data.images import Images
-from swav.data.sources.open import labelled_halves
+from swav.data.sources.open import labelled_splits
 from swav.data.synthetic.writers import write_shapes
 from swav.evaluation.runner import bench
 from swav.metrics import knn_vote, top_k_accuracy
@@ -51,7 +51,7 @@ def pixels_top1(data: Path) -> float:
         pixels: NDArray[np.float32] = np.stack([images.read(i).ravel() for i in range(len(images))]).astype(np.float32)
         return torch.nn.functional.normalize(torch.from_numpy(pixels), dim=1)
 
-    bank, queries = labelled_halves(data)
+    bank, queries = labelled_splits(data)
     assert bank.labels is not None and queries.labels is not None
     labels, truth = torch.from_numpy(bank.labels), torch.from_numpy(queries.labels)
     ranked = knn_vote(flat(bank), labels, flat(queries), [K], 10, 0.07)

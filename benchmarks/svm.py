@@ -82,7 +82,7 @@ def main() -> None:
     seconds: dict[float, list[float]] = {cost: [] for cost in NAIVE_COSTS}
     unfinished = 0
     for cost in NAIVE_COSTS:
-        apart = []
+        require_disjoint = []
         for k in range(wanted.naive_classes):
             naive = LinearSVC(C=cost, class_weight={1: 2, -1: 1}, tol=1e-4, dual=True, max_iter=2000, random_state=0)
             with warnings.catch_warnings(record=True) as caught:
@@ -91,9 +91,9 @@ def main() -> None:
                 naive.fit(rows, labels[:, k])
                 seconds[cost].append(time.perf_counter() - began)
             unfinished += bool(caught)
-            apart.append(float(np.abs(naive.decision_function(rows) - decisions[cost][:, k].numpy()).max()))
+            require_disjoint.append(float(np.abs(naive.decision_function(rows) - decisions[cost][:, k].numpy()).max()))
         print(
-            f"scikit-learn, C = {cost:.2e}: {np.mean(seconds[cost]):.2f} s per fit; decisions differ by at most {max(apart):.1e}",
+            f"scikit-learn, C = {cost:.2e}: {np.mean(seconds[cost]):.2f} s per fit; decisions differ by at most {max(require_disjoint):.1e}",
             flush=True,
         )
     small = float(np.mean([np.mean(seconds[cost]) for cost in NAIVE_COSTS if cost < 1]))

@@ -14,7 +14,7 @@ The parts, for a training loop of your own (docs/own_loop.md is a complete one):
     sinkhorn_codes, swapped_loss, Queue        codes, loss, and embeddings of earlier batches
     normalize_prototypes_                      at the start of each step
 
-Types and errors: Encoder, Recipe; SwavError is the base of ConfigError, DataError, EnvironmentError_, NumericsError,
+Types and errors: Encoder, Recipe; SwavError is the base of ConfigError, DataError, MachineError, NumericsError,
 CheckpointError and Stopped.
 
 help(swav.bench), for one, tells what it takes. Every name is imported when it is first used: `import swav` is free of torch.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         CheckpointError,
         ConfigError,
         DataError,
-        EnvironmentError_,
+        MachineError,
         NumericsError,
         Stopped,
         SwavError,
@@ -49,7 +49,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Encoder",
-    "EnvironmentError_",
+    "MachineError",
     "MultiCrop",
     "NumericsError",
     "ProjectionHead",
@@ -77,7 +77,7 @@ _HOMES = {
         "CheckpointError",
         "ConfigError",
         "DataError",
-        "EnvironmentError_",
+        "MachineError",
         "NumericsError",
         "Stopped",
         "SwavError",

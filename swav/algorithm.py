@@ -71,7 +71,7 @@ def sinkhorn_codes(scores: Float[Tensor, "B K"], epsilon: float = 0.05, iteratio
     return codes
 
 
-def hardened(codes: Float[Tensor, "*B K"]) -> Float[Tensor, "*B K"]:
+def hard_assignments(codes: Float[Tensor, "*B K"]) -> Float[Tensor, "*B K"]:
     """One-hot codes: all on the largest entry (the first of equal ones). An option, not the paper's choice.
 
     Source: section 3.1 compares both and keeps soft codes ("rounding is a more aggressive optimization step"); the
@@ -227,10 +227,10 @@ class Queue:
         return self.count >= self.embeddings.shape[1]
 
     @torch.no_grad()
-    def push(self, embeddings: Float[Tensor, "A B D"], keep: Tensor | None = None) -> None:
-        """Puts a batch in front and drops the oldest. Where the flag `keep` is true on the device, no embedding does.
+    def push(self, embeddings: Float[Tensor, "A B D"], skip: Tensor | None = None) -> None:
+        """Push a batch in front and drop the oldest; nothing where the flag `skip` is true on the device.
 
-        (`count` is the host's, which does not know the flag: a run that is told to keep stops a step later.)
+        (`count` is the host's, which does not know the flag: a run that is told to skip stops a step later.)
         """
         (views, length, dim), found = self.embeddings.shape, list(embeddings.shape)
         if len(found) != 3 or (found[0], found[2]) != (views, dim):
@@ -238,14 +238,14 @@ class Queue:
                 f"embeddings: expected [A, B, D] = [{views}, B, {dim}] of the code-giving crops, found {found}; "
                 "push all crops at once: queue.push(z[code_views])"
             )
-        if keep is not None and keep.numel() != 1:
-            raise ValueError(f"keep: expected one flag for the whole batch, found {list(keep.shape)}; use keep.any()")
+        if skip is not None and skip.numel() != 1:
+            raise ValueError(f"skip: expected one flag for the whole batch, found {list(skip.shape)}; use skip.any()")
         batch = found[1]
         if batch > length:
             raise ValueError(f"expected at most {length} embeddings per push (the queue's length), found {batch}")
         newest, older = embeddings.detach().to(self.embeddings.dtype), self.embeddings[:, : length - batch]
         shifted = torch.cat([newest, older], dim=1)
-        self.embeddings = shifted if keep is None else torch.where(keep, self.embeddings, shifted)
+        self.embeddings = shifted if skip is None else torch.where(skip, self.embeddings, shifted)
         self.count = min(self.count + batch, length)
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from swav import dist
-from swav.errors import CheckpointError, EnvironmentError_, NumericsError, SwavError
+from swav.errors import CheckpointError, MachineError, NumericsError, SwavError
 from swav.files import (
     DISK_IS_FULL,
     FileLock,
@@ -108,7 +108,7 @@ def save(
 
     Raises:
         NumericsError: a tensor of any process is not finite; nothing was written.
-        EnvironmentError_: the disk is full or refuses; the checkpoints before are untouched.
+        MachineError: the disk is full or refuses; the checkpoints before are untouched.
         CheckpointError: a checkpoint of a newer format is in this one's place.
     """
     require_finite(folder, step, model, optim, local)
@@ -182,16 +182,16 @@ def _together(work: Callable[[], Result], folder: Path, needed: int, temporary: 
     if dist.rank() == 0:
         full, words = failures[0]
         message = _complaint(folder, full, words, sum(size for size, _ in reports))
-    raise EnvironmentError_(dist.broadcast_object(message)) from failure
+    raise MachineError(dist.broadcast_object(message)) from failure
 
 
 def _begin(folder: Path, place: Path) -> Path | None:
     """Makes the temporary folder; None if the checkpoint is there already and verifies."""
     folder.mkdir(exist_ok=True)  # the run's own folder is there, or was removed
-    sweep(folder)
+    remove_partial_saves(folder)
     if place.exists() and damage(place) is None:
         return None
-    temporary = _aside(place)
+    temporary = _set_aside_path(place)
     temporary.mkdir()
     return temporary
 
@@ -207,7 +207,7 @@ def _write(temporary: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: 
 
 
 def _writable(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As safetensors wants them: on the CPU, contiguous, no two in one memory. Copied only where that is not so."""
+    """CPU, contiguous, no shared storage, as safetensors requires. Copies only when needed."""
     ready: dict[str, Tensor] = {}
     memory: set[int] = set()
     for key, tensor in content.items():
@@ -258,18 +258,18 @@ def _may_be_deleted(path: Path) -> bool:
 
 def _delete(path: Path) -> None:
     """Renames, then removes: a kill in between leaves nothing that looks like a checkpoint."""
-    aside = _aside(path)
+    aside = _set_aside_path(path)
     path.rename(aside)
     fault_point("save:retention")
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _aside(place: Path) -> Path:
+def _set_aside_path(place: Path) -> Path:
     """A fresh hidden name beside a checkpoint's place, on the same file system."""
     return place.with_name(f".{place.name}.tmp-{secrets.token_hex(4)}")
 
 
-def sweep(folder: Path) -> None:
+def remove_partial_saves(folder: Path) -> None:
     """Removes what killed saves left behind. Only for who writes here: a reader would take a live save's folder away."""
     for leftover in folder.glob(".step_*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -285,7 +285,7 @@ def _directories(folder: Path) -> list[Path]:
     """Newest first.
 
     Raises:
-        EnvironmentError_: the folder is there and cannot be read.
+        MachineError: the folder is there and cannot be read.
     """
     try:
         entries = patiently(lambda: visible(folder, "step_*"))
@@ -293,7 +293,7 @@ def _directories(folder: Path) -> list[Path]:
     except OSError as error:
         if error.errno in _ABSENT:
             return []
-        raise EnvironmentError_(_unreadable(folder, error)) from None
+        raise MachineError(_unreadable(folder, error)) from None
     return sorted(found, key=_step, reverse=True)
 
 
@@ -304,7 +304,7 @@ def _unreadable(path: Path, error: OSError) -> str:
     )
 
 
-def are_in(folder: Path) -> bool:
+def any_exist(folder: Path) -> bool:
     """Whether a run's folder of checkpoints holds any, damaged or not. (A copy that a user has named step_10.old is none.)"""
     return bool(_directories(folder))
 
@@ -326,7 +326,7 @@ def _complaint(folder: Path, full: bool, words: str, needed: int) -> str:
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     return (
         f"{folder}: the disk is full or a limit is reached ({words}); this checkpoint needs {needed:,} bytes, {free:,} are free\n"
-        "the one before is untouched: make room, and the same command goes on"
+        "the one before is untouched: make room, then rerun the same command to resume"
     )
 
 
@@ -344,7 +344,7 @@ def damage(path: Path) -> str | None:
 
     Raises:
         CheckpointError: it is of a newer format, of which this version cannot tell.
-        EnvironmentError_: a file is there and cannot be read, after some tries.
+        MachineError: a file is there and cannot be read, after some tries.
     """
     try:
         manifest = _manifest(path)
@@ -365,7 +365,7 @@ def damage(path: Path) -> str | None:
                 return f"has a damaged {file.name}"
     except OSError as error:
         if error.errno not in _ABSENT:
-            raise EnvironmentError_(_unreadable(path, error)) from None
+            raise MachineError(_unreadable(path, error)) from None
         return f"cannot be verified ({type(error).__name__}: {error})"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"cannot be verified ({type(error).__name__}: {error})"
@@ -385,7 +385,7 @@ def newest(folder: Path, warn: Callable[[str], None] = warn) -> Path | None:
 
     Raises:
         CheckpointError: there are checkpoints, and none of them verifies; or one of a newer format comes first.
-        EnvironmentError_: one that comes first cannot be read. (Then none before it is used: it may be whole.)
+        MachineError: one that comes first cannot be read. (Then none before it is used: it may be whole.)
     """
     directories = _directories(folder)
     for path in directories:
@@ -407,7 +407,7 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: it is damaged, or of a newer format.
-        EnvironmentError_: it cannot be read.
+        MachineError: it cannot be read.
     """
     found = damage(path)
     if found:
@@ -424,7 +424,7 @@ def read(path: Path) -> Checkpoint:
         )
     except OSError as error:
         if error.errno not in _ABSENT:
-            raise EnvironmentError_(_unreadable(path, error)) from None
+            raise MachineError(_unreadable(path, error)) from None
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
@@ -435,14 +435,14 @@ def read_state(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: it is damaged.
-        EnvironmentError_: it cannot be read.
+        MachineError: it cannot be read.
     """
     try:
         names = ["state.json"] + [_LATE] * (_LATE in _manifest(path)["files"])
         parts = [json.loads(patiently((path / name).read_text)) for name in names]
     except OSError as error:
         if error.errno not in _ABSENT:
-            raise EnvironmentError_(_unreadable(path, error)) from None
+            raise MachineError(_unreadable(path, error)) from None
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
@@ -470,7 +470,7 @@ class RunLock(FileLock):
     """Keeps a second run out of a run's folder, and removes what a killed one left in it.
 
     Raises:
-        EnvironmentError_: another process trains in this folder, or it cannot be written.
+        MachineError: another process trains in this folder, or it cannot be written.
     """
 
     def __init__(self, folder: Path):
@@ -481,10 +481,10 @@ class RunLock(FileLock):
         try:
             super().__enter__()
         except BlockingIOError as error:
-            raise EnvironmentError_(
+            raise MachineError(
                 f"{folder}: another run is at work here ({error.strerror}); wait for it, stop it, or use another --out"
             ) from None
         except OSError as error:
-            raise EnvironmentError_(f"{folder}: cannot be written ({error}); choose an --out that can") from None
-        sweep(folder / "checkpoints")
+            raise MachineError(f"{folder}: cannot be written ({error}); choose an --out that can") from None
+        remove_partial_saves(folder / "checkpoints")
         return self

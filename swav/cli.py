@@ -50,7 +50,7 @@ def pretrain(
         bool, typer.Option("--print-slurm", help="Print a batch script for SLURM that does this, and do nothing.")
     ] = False,
 ) -> None:
-    """Pre-train a network on images without labels. The same command again goes on where it stopped."""
+    """Pre-train a network on images without labels. Rerun the same command to resume."""
     from swav.config import TIMM
     from swav.recipe_files import load_recipe, parse_overrides
 
@@ -207,9 +207,9 @@ def _is_first_process() -> bool:
 
 
 def _is_ours_to_tell(error: BaseException) -> bool:
-    """One of several processes tells what is wrong: the one that met it, or the first where all did."""
-    if isinstance(error, SwavError | SignalExit) and error.is_echo is not None:
-        return not error.is_echo
+    """Let one of several processes report an error: the one that met it, or the first where all did."""
+    if isinstance(error, SwavError | SignalExit) and error.reported_elsewhere is not None:
+        return not error.reported_elsewhere
     return _is_first_process()
 
 

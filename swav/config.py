@@ -126,8 +126,8 @@ class Recipe(Settings):
 
     # -- network (appendix A.1)
     backbone: Backbone = Field("resnet50", description="trunk: resnet18, resnet34, resnet50, or timm:NAME")
-    in_channels: Channels = Field(3, description="channels that the trunk takes: 3 (RGB) or 1 (luma of the image)")
-    width: Positive = Field(1.0, description="factor on all channels of the trunk (released: 1, 2, 4, 5)")
+    in_channels: Channels = Field(3, description="channels that the backbone takes: 3 (RGB) or 1 (luma of the image)")
+    width: Positive = Field(1.0, description="factor on all channels of the backbone (released: 1, 2, 4, 5)")
     stem: Stem = Field(
         "imagenet",
         description="imagenet: 7x7/2 and max-pool; half: 3x3/2 and max-pool; small: 3x3 alone, for 32-pixel images",
@@ -252,14 +252,14 @@ class Recipe(Settings):
         return max(self.view_sizes) if self.eval_size == "auto" else self.eval_size
 
     @property
-    def prototype_heads(self) -> tuple[int, ...]:
+    def prototype_sets(self) -> tuple[int, ...]:
         """Number of prototypes in each set; most often there is one."""
         return self.prototypes if isinstance(self.prototypes, tuple) else (self.prototypes,)
 
     @property
-    def ln_prototypes(self) -> float:
+    def log_prototypes(self) -> float:
         """Mean over the sets of ln K: the loss where every code is uniform, as after a collapse [nats]."""
-        return sum(math.log(count) for count in self.prototype_heads) / len(self.prototype_heads)
+        return sum(math.log(count) for count in self.prototype_sets) / len(self.prototype_sets)
 
     def images_per_forward(self, world_size: int) -> int:
         """Images that a process takes through the network at a time: a micro-batch, or its share of the batch."""
@@ -319,8 +319,8 @@ class WeightOptions(Settings):
     """What another project's weight file does not say. With several files they hold for each."""
 
     model: str | None = Field(None, description="the network: a backbone's name, module:function or timm:NAME")
-    prefix: str | None = Field(None, description="what the trunk's names begin with, where two trunks are there")
-    stem: Stem | None = Field(None, description="the trunk's stem; 3x3 is taken for small")
+    prefix: str | None = Field(None, description="what the backbone's names begin with, where two backbones are there")
+    stem: Stem | None = Field(None, description="the backbone's stem; 3x3 is taken for small")
     mean: tuple[float, float, float] | None = Field(None, description="subtracted, in the order of `channels`")
     std: tuple[Positive, Positive, Positive] | None = Field(None, description="divides, in the order of `channels`")
     channels: Literal["rgb", "bgr"] | None = Field(None, description="order in which the network saw them")

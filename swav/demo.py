@@ -49,7 +49,7 @@ def demo(out: str | Path) -> Path:
     Raises:
         DataError: `out` holds other files where the shapes go.
         ConfigError: `out` holds a run with other settings.
-        EnvironmentError_: the disk is full.
+        MachineError: the disk is full.
     """
     data, run = Path(out) / "data", Path(out) / "run"
     with Progress("drawing shapes", TRAIN + VAL) as progress:

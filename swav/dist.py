@@ -17,7 +17,7 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from swav import output, signals
-from swav.errors import ConfigError, EnvironmentError_, SignalExit, Stopped, SwavError
+from swav.errors import ConfigError, MachineError, SignalExit, Stopped, SwavError
 
 Result = TypeVar("Result")
 
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 # connections close); with NCCL it is torchrun that ends the others of a machine, within 30 seconds.
 TIMEOUT_MINUTES = 10.0
 # Objects travel by gloo in a group of their own: one process may score or save for longer while the others wait.
-_patient: Any = None
+_timeout_message: Any = None
 _PATIENCE = datetime.timedelta(days=1)
 
 
@@ -105,7 +105,7 @@ def gather_objects(value: Any) -> list[Any]:
     if not is_active():
         return [value]
     values: list[Any] = [None] * world_size()
-    torch_dist.all_gather_object(values, value, group=_patient)
+    torch_dist.all_gather_object(values, value, group=_timeout_message)
     return values
 
 
@@ -114,11 +114,11 @@ def broadcast_object(value: Any) -> Any:
     if not is_active():
         return value
     box = [value]
-    torch_dist.broadcast_object_list(box, src=0, group=_patient)
+    torch_dist.broadcast_object_list(box, src=0, group=_timeout_message)
     return box[0]
 
 
-def on_first(work: Callable[[], Result]) -> Result:
+def on_rank0(work: Callable[[], Result]) -> Result:
     """Does the work on the first process and returns its result on every process, where its error is raised too.
 
     Without this, an error on one process leaves the others waiting for it.
@@ -137,7 +137,7 @@ def on_first(work: Callable[[], Result]) -> Result:
     return cast(Result, result)
 
 
-def on_every(work: Callable[[], Result]) -> list[Result]:
+def on_all_ranks(work: Callable[[], Result]) -> list[Result]:
     """Does the work on every process and returns all results, in order of rank; an error of one is raised on all."""
     result, problem = None, None
     try:
@@ -177,12 +177,12 @@ def process_group(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES
 
     Raises:
         ConfigError: the launcher's variables are malformed.
-        EnvironmentError_: not all processes came, or one died or fell silent.
+        MachineError: not all processes came, or one died or fell silent.
     """
     if is_active() or (launched_world_size() == 1 and "RANK" not in os.environ):
         yield
         return
-    global _patient
+    global _timeout_message
     _environment_int("RANK", 0)
     timeout = datetime.timedelta(minutes=timeout_minutes)
     try:
@@ -194,45 +194,45 @@ def process_group(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES
             world_size=size,
             timeout=timeout,
         )
-        _patient = torch_dist.new_group(backend="gloo", timeout=_PATIENCE)
+        _timeout_message = torch_dist.new_group(backend="gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
-        alone = EnvironmentError_(
+        alone = MachineError(
             f"the {launched_world_size()} processes could not meet ({_first_line(error)})\n"
             "start all of them with torchrun, which sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
         )
-        alone.is_echo = False  # there is nobody to agree with
+        alone.reported_elsewhere = False  # there is nobody to agree with
         raise alone from None
     try:
         yield
     except (SwavError, SignalExit) as error:
         signals.note_ending()
-        _agree_who_tells(store, error)
+        _elect_reporter(store, error)
         raise
     except RuntimeError as error:
         if not _tells_of_a_lost_process(error):
             raise
-        lost = EnvironmentError_(
-            f"process {own_rank} of {size} lost another one, which died or fell silent ({_first_line(error)})\n"
-            "most often one was killed for want of memory: the same command goes on from the last checkpoint"
+        lost = MachineError(
+            f"rank {own_rank} of {size}: another process exited or stopped responding ({_first_line(error)})\n"
+            "usually out of memory; rerun the same command to resume from the last checkpoint"
         )
-        _agree_who_tells(store, lost)
+        _elect_reporter(store, lost)
         raise lost from None
     finally:
-        _patient = None
+        _timeout_message = None
         torch_dist.destroy_process_group()
 
 
-def _agree_who_tells(store: Store, error: SwavError | SignalExit) -> None:
-    """The first process that fails tells why, and gives the exit code of all: what follows is only its echo."""
+def _elect_reporter(store: Store, error: SwavError | SignalExit) -> None:
+    """The first failing rank reports the error and sets the exit code; later failures are consequences and stay silent."""
     store.set_timeout(datetime.timedelta(seconds=5))
     try:
-        error.is_echo = store.add("swav/failures", 1) > 1
-        if error.is_echo:
+        error.reported_elsewhere = store.add("swav/failures", 1) > 1
+        if error.reported_elsewhere:
             error.exit_code = int(store.get("swav/exit_code"))
         else:
             store.set("swav/exit_code", str(error.exit_code))
     except RuntimeError:  # the store died with its process: then every survivor tells what it knows
-        error.is_echo = False
+        error.reported_elsewhere = False
 
 
 def _tells_of_a_lost_process(error: RuntimeError) -> bool:

@@ -13,11 +13,11 @@ EXIT_INTERRUPTED = 130  # Ctrl-C
 class SwavError(Exception):
     """Base of every error that a user can mend. `exit_code` is what the command returns.
 
-    `is_echo`, of several processes: whether another one has told the reason. None: they have not asked each other.
+    `reported_elsewhere`, of several processes: whether another one has told the reason. None: they have not asked each other.
     """
 
     exit_code = 1
-    is_echo: bool | None = None
+    reported_elsewhere: bool | None = None
 
 
 class ConfigError(SwavError, ValueError):
@@ -32,7 +32,7 @@ class DataError(SwavError):
     exit_code = 3
 
 
-class EnvironmentError_(SwavError):
+class MachineError(SwavError):
     """Disk, memory or device do not allow the work."""
 
     exit_code = 4
@@ -63,7 +63,7 @@ class Stopped(SwavError):
 class SignalExit(BaseException):
     """A signal ends the command at once, as there is nothing to save. No Exception: no library may take it for a failure."""
 
-    is_echo: bool | None = None  # as SwavError's
+    reported_elsewhere: bool | None = None  # as SwavError's
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)

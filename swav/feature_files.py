@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from swav.errors import EnvironmentError_
+from swav.errors import MachineError
 from swav.files import patiently, write_text_durably
 from swav.system import available_cpus
 
@@ -73,16 +73,14 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty where the file is none.
 
     Raises:
-        EnvironmentError_: the file is there and cannot be read, also not a little later: that is no reason to lose it.
+        MachineError: the file is there and cannot be read, also not a little later: that is no reason to lose it.
     """
     try:
         content = json.loads(patiently(lambda: path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     except OSError as error:
-        raise EnvironmentError_(
-            f"{path}: cannot be read just now ({error.strerror}); the same command continues"
-        ) from None
+        raise MachineError(f"{path}: cannot be read just now ({error.strerror}); the same command continues") from None
     return content if isinstance(content, dict) else {}
 
 
@@ -137,24 +135,22 @@ def mapped(path: Path, shape: tuple[int, int], mode: Any) -> "np.memmap[Any, Any
     """An array of float32 on disk, if it is one of this shape.
 
     Raises:
-        EnvironmentError_: as read_object.
+        MachineError: as read_object.
     """
     try:
         array = patiently(lambda: np.load(path, mmap_mode=mode))
     except OSError as error:
         if error.errno is None or isinstance(error, FileNotFoundError | NotADirectoryError):
             return None
-        raise EnvironmentError_(
-            f"{path}: cannot be read just now ({error.strerror}); the same command continues"
-        ) from None
+        raise MachineError(f"{path}: cannot be read just now ({error.strerror}); the same command continues") from None
     except Exception:  # a damaged header can make NumPy raise anything
         return None
-    fits = array.shape == shape and array.dtype == np.dtype("<f4") and array.flags.c_contiguous
-    return array if fits else None
+    batch_fits = array.shape == shape and array.dtype == np.dtype("<f4") and array.flags.c_contiguous
+    return array if batch_fits else None
 
 
 def array_to_fill(path: Path, shape: tuple[int, int], keep: bool) -> "np.memmap[Any, Any]":
-    """The file to fill: that of an earlier sitting, or a new one."""
+    """Return the array to fill: that of an interrupted pass, or a new one."""
     if keep and (array := mapped(path, shape, "r+")) is not None:
         return array
     path.unlink(missing_ok=True)  # a new file beside an old one, not in it

@@ -26,7 +26,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from swav.data.images import Images
-from swav.errors import DataError, EnvironmentError_, NumericsError
+from swav.errors import DataError, MachineError, NumericsError
 from swav.feature_files import Noted, Notes, Part, array_to_fill, read_notes, read_object, verified, write_notes
 from swav.features import EvaluationView, Precision, features_of, read_views, stage_features_of
 from swav.files import FileLock, remove_leftovers, sync_folder, visible
@@ -96,7 +96,7 @@ class FeatureStore:
             ConfigError: stages are asked for, and the backbone has none.
             DataError: no image can be read.
             NumericsError: a feature is not finite (where they are kept in a folder).
-            EnvironmentError_: a loader process died, or the disk is full or does not give back what was written.
+            MachineError: a loader process died, or the disk is full or does not give back what was written.
             Stopped: a signal asked for an end; what was computed is saved.
         """
         kinds = stage_kinds(self.encoder) if stages else []
@@ -236,9 +236,7 @@ def _computed(work: _Work, kinds: Sequence[str]) -> Found:
         work.progress.update(base)
     found = _there(work, kinds)
     if found is None:
-        raise EnvironmentError_(
-            f"{work.folder}: expected what was written, found other bytes; check the disk and memory"
-        )
+        raise MachineError(f"{work.folder}: expected what was written, found other bytes; check the disk and memory")
     return found
 
 

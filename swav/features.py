@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
-from swav.data.augment.crops import evaluation_view, squeezed_view, to_input
+from swav.data.augment.crops import resize_view, to_input, val_view
 from swav.data.images import Images, Unreadable
 from swav.data.workers import Workers
-from swav.errors import EnvironmentError_
+from swav.errors import MachineError
 from swav.network.backbone import ResNet
 from swav.system import autocast
 from swav.weights.encoder import Encoder
@@ -24,8 +24,8 @@ from swav.weights.encoder import Encoder
 Precision = Literal["fp32", "bf16"]
 ViewKind = Literal["centre", "squeezed"]
 VIEWS: dict[ViewKind, Callable[[UInt8[np.ndarray, "H W 3"], int], UInt8[np.ndarray, "S S 3"]]] = {
-    "centre": evaluation_view,
-    "squeezed": squeezed_view,
+    "centre": val_view,
+    "squeezed": resize_view,
 }
 
 # Sides of the grids that feature1..feature5 are pooled to, and, of maps of an image of 224 pixels, by which windows:
@@ -74,7 +74,7 @@ def stage_features_of(
         lighting: of each image, see views.to_input.
 
     Raises:
-        ConfigError: the trunk has no stages.
+        ConfigError: the backbone has no stages.
     """
     at_a_time = len(views) if device.type == "cuda" else 32  # the maps of 32 images at 224 pixels: .3 GB of a ResNet-50
     grids, parts = stage_grids(encoder.stage_channels), []
@@ -84,7 +84,7 @@ def stage_features_of(
             images = to_input(part.to(device, non_blocking=True), encoder.mean, encoder.std, encoder.in_channels, lit)
             maps = encoder.stages(images)
             found = [one.float() for one in pool_stages(maps, grids)]
-            if pooled:  # of our own trunks it is the last map's average; timm's pool in ways of their own
+            if pooled:  # of our own backbones it is the last map's average; timm's pool in ways of their own
                 found.append(
                     maps[-1].mean((2, 3)).float() if isinstance(encoder.trunk, ResNet) else encoder(images).float()
                 )
@@ -93,7 +93,7 @@ def stage_features_of(
 
 
 def stage_grids(channels: Sequence[int]) -> tuple[int, ...]:
-    """Sides of the grids that a trunk's maps are pooled to.
+    """Sides of the grids that a backbone's maps are pooled to.
 
     Five stages: the page's 12, 6, 4, 3, 2, whatever their channels. Others, as the blocks of a transformer: the largest
     grid of at most 9,216 values, a rule that gives the page's for the page's ResNet-50.
@@ -150,7 +150,7 @@ class _Views:
                 image = self.images.read(i)
             except Unreadable as error:
                 if self.insist and error.passing:
-                    raise EnvironmentError_(
+                    raise MachineError(
                         f"{error.name}: cannot be read just now ({error.reason}); what was computed is kept, and the same "
                         "command continues"
                     ) from None
@@ -175,7 +175,7 @@ def read_views(
         insist: on an error of the disk that may pass, end instead of leaving the image out.
 
     Raises:
-        EnvironmentError_: a loader process died; or, where `insist` is set, an image cannot be read just now.
+        MachineError: a loader process died; or, where `insist` is set, an image cannot be read just now.
     """
     make = _Views(images, view, insist)
     parts = [range(first, min(first + batch, len(images))) for first in range(start, len(images), batch)]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
-from swav.errors import EnvironmentError_, SwavError
+from swav.errors import MachineError, SwavError
 from swav.output import say
 from swav.signals import stop_if_asked
 
@@ -59,7 +59,7 @@ def check_writable(folder: Path) -> None:
     """Find out whether files can be written in a folder, which need not be there yet. Leaves nothing behind.
 
     Raises:
-        EnvironmentError_: they cannot, as where a file is in the way.
+        MachineError: they cannot, as where a file is in the way.
     """
     place = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())
     try:
@@ -68,7 +68,7 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         if error.errno in DISK_IS_FULL:  # there may be room for what is wanted; who writes it says so
             return
-        raise EnvironmentError_(
+        raise MachineError(
             f"{folder}: cannot be written ({place}: {error.strerror}); choose an --out that can"
         ) from None
 
@@ -205,7 +205,7 @@ class FolderGuard:
         """Compare the folder of this name with the one at the first check.
 
         Raises:
-            EnvironmentError_: there is none, or another one.
+            MachineError: there is none, or another one.
         """
         try:
             if self._begun is None:
@@ -225,7 +225,7 @@ class FolderGuard:
         """Where the work inside fails and the folder is gone, that is the reason to give.
 
         Raises:
-            EnvironmentError_: see check.
+            MachineError: see check.
         """
         try:
             yield
@@ -234,9 +234,9 @@ class FolderGuard:
             raise
 
 
-def gone(folder: Path) -> EnvironmentError_:
+def gone(folder: Path) -> MachineError:
     """The error of a folder that was there when the work began."""
-    return EnvironmentError_(
+    return MachineError(
         f"{folder}: was removed or moved during the run (or its disk unmounted); nothing more was written there\n"
         "put it back, and the same command continues from what was saved in it"
     )
@@ -246,7 +246,7 @@ def make_below(base: Path, folder: Path) -> None:
     """Make a folder and those above it up to `base`, which must be there: a new one would lack what was in it.
 
     Raises:
-        EnvironmentError_: `base` is gone.
+        MachineError: `base` is gone.
         OSError: a folder cannot be made.
         ValueError: `folder` is not below `base`.
     """
@@ -277,7 +277,7 @@ class FileLock(contextlib.AbstractContextManager["FileLock"]):
 
     Raises:
         BlockingIOError: another process holds the lock, and `waiting_for` is None; its text names the owner.
-        EnvironmentError_: the lock file of one that is waited for cannot be made.
+        MachineError: the lock file of one that is waited for cannot be made.
         OSError: another one's cannot, or the disk is full.
         RuntimeError: a lock that is waited for is asked for while this process holds one (a fault of the caller).
     """
@@ -306,9 +306,7 @@ class FileLock(contextlib.AbstractContextManager["FileLock"]):
                 raise gone(self.base) from None
             if self.waiting_for is None or error.errno in DISK_IS_FULL:
                 raise
-            raise EnvironmentError_(
-                f"{self.path}: cannot be written ({error.strerror}); choose an --out that can"
-            ) from None
+            raise MachineError(f"{self.path}: cannot be written ({error.strerror}); choose an --out that can") from None
         try:
             self._acquire(self._file)
         except BaseException:

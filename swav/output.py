@@ -8,7 +8,7 @@ import stat
 import sys
 from typing import Any
 
-from swav.errors import EnvironmentError_
+from swav.errors import MachineError
 
 PATIENCE_SECONDS = 10.0  # for who reads messages slowly; who has stopped (Ctrl-S, a pager) must not stop the work
 
@@ -100,13 +100,13 @@ def deliver(text: str) -> None:
     """Print on stdout what the command was asked for. A reader that has left (`| head`) has had enough.
 
     Raises:
-        EnvironmentError_: it could not be written, as on a full disk.
+        MachineError: it could not be written, as on a full disk.
     """
     print(text, flush=True)
     buffer = getattr(sys.stdout, "buffer", None)
     problem = getattr(getattr(buffer, "raw", buffer), "problem", None)
     if problem is not None and not isinstance(problem, BrokenPipeError):
-        raise EnvironmentError_(f"the output could not be written ({problem.strerror}); write it to another place")
+        raise MachineError(f"the output could not be written ({problem.strerror}); write it to another place")
 
 
 def say(text: str) -> None:

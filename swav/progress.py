@@ -25,7 +25,7 @@ class Progress:
     Args:
         label: what is being done.
         total: units of work.
-        done: units already done (by an earlier sitting).
+        done: units already done (by an earlier command).
         quiet: show nothing (all processes but the first).
         every_seconds: between plain lines.
     """
@@ -58,7 +58,7 @@ class Progress:
             say(f"{self.label} {done}/{self.total}  ETA {self.eta()}  {text}".rstrip())
 
     def eta(self) -> str:
-        """Time left, by the monotonic clock and the pace of this sitting."""
+        """Time left, by the monotonic clock and the throughput since the start of this command."""
         if self.done <= self.start:
             return "-"
         seconds = (time.monotonic() - self.began) / (self.done - self.start) * (self.total - self.done)

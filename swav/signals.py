@@ -157,8 +157,8 @@ class StopRequest:
         else:
             by = "interrupted" if self.signal == signal.SIGINT else f"stopped by {signal.Signals(self.signal).name}"
         if self.saved:
-            return f"{by}; what is finished is saved, the same command continues from there"
-        return f"{by}; nothing was saved yet, and nothing of before is lost"
+            return f"{by}; what is finished is saved; rerun the same command to resume"
+        return f"{by}; nothing was saved yet, and nothing saved before is lost"
 
     @property
     def exit_code(self) -> int:

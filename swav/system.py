@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from swav.errors import EnvironmentError_
+from swav.errors import MachineError
 from swav.files import DISK_IS_FULL
 from swav.version import swav_version
 
@@ -46,7 +46,7 @@ def environment_errors(
         memory_advice: what to do where memory is lacking. (Inside another one the inner one's advice is given.)
 
     Raises:
-        EnvironmentError_: in place of OSError (of the system), MemoryError, torch.OutOfMemoryError and the RuntimeError of
+        MachineError: in place of OSError (of the system), MemoryError, torch.OutOfMemoryError and the RuntimeError of
             torch's allocator on a CPU.
     """
     try:
@@ -56,17 +56,17 @@ def environment_errors(
         if not told and "DefaultCPUAllocator" not in str(error):
             raise
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EnvironmentError_(f"not enough memory ({first.partition(' GPU ')[0]})\n{memory_advice}") from error
+        raise MachineError(f"not enough memory ({first.partition(' GPU ')[0]})\n{memory_advice}") from error
     except OSError as error:
         if error.errno is None:
             raise
         if error.errno not in DISK_IS_FULL:
-            raise EnvironmentError_(
+            raise MachineError(
                 f"{error.filename or 'a file'}: {error.strerror}; look at the disk and --out, then give the same command again"
             ) from error
-        raise EnvironmentError_(
+        raise MachineError(
             f"{error.filename or 'a file'}: the disk is full or a limit is reached ({error.strerror})\n"
-            "what was saved is untouched: make room, and the same command goes on"
+            "what was saved is untouched: make room, then rerun the same command to resume"
         ) from error
 
 
@@ -74,12 +74,12 @@ def pick_device(wanted: str = "auto") -> torch.device:
     """The device to compute on; on CUDA the one of this process (LOCAL_RANK).
 
     Raises:
-        EnvironmentError_: a GPU is asked for and there is none.
+        MachineError: a GPU is asked for and there is none.
     """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise EnvironmentError_(
+        raise MachineError(
             "device=cuda: no GPU is visible to PyTorch; check the driver and CUDA_VISIBLE_DEVICES, or use device=cpu"
         )
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -104,8 +104,8 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """Computes in the half type of a precision (bf16, fp16) what bears it; fp32 leaves all as it is."""
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return contextlib.nullcontext() if half is None else torch.autocast(device.type, dtype=half)
+    split = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return contextlib.nullcontext() if split is None else torch.autocast(device.type, dtype=split)
 
 
 def _cpu_vendor() -> str:

@@ -20,7 +20,7 @@ from swav.network import heads
 from swav.network.backbone import ResNet
 from swav.training import optim
 from swav.training import step as of_a_step
-from swav.training.step import Learner
+from swav.training.step import Trainer
 from tests.checks import Run
 
 TOLERANCE = 1e-9  # the issue's; a fresh implementation in float64 reaches 2e-14
@@ -104,7 +104,7 @@ def trace_difference(trace: Mapping[str, Any], two_processes: Run, steps: int | 
 
 def run_trace(trace: Mapping[str, Any], steps: int | None = None) -> dict[str, Any]:
     """This process's part of a trace: after every step its rate, its loss and what the file tells of the parameters."""
-    learner = Learner(_recipe(trace), _network(trace), _steps_per_epoch(trace))
+    trainer = Trainer(_recipe(trace), _network(trace), _steps_per_epoch(trace))
     losses: list[float] = []
     real_loss = vars(of_a_step)["swapped_loss"]
 
@@ -116,11 +116,11 @@ def run_trace(trace: Mapping[str, Any], steps: int | None = None) -> dict[str, A
     rows = []
     with mock.patch.object(of_a_step, "swapped_loss", noted):
         for step in range(len(trace["steps"][:steps])):
-            learner.step([_crops(trace, step)], step)
-            (rate,) = {group["lr"] for group in learner.optimizer.param_groups}
-            rows.append({"lr": rate, "loss": losses[-1], **_told(learner.network)})
-    norm = torch.stack([p.detach().norm() for p in learner.network.parameters()]).norm().item()
-    queue = None if learner.queue is None else learner.queue.embeddings.norm().item()
+            trainer.step([_crops(trace, step)], step)
+            (rate,) = {group["lr"] for group in trainer.optimizer.param_groups}
+            rows.append({"lr": rate, "loss": losses[-1], **_told(trainer.network)})
+    norm = torch.stack([p.detach().norm() for p in trainer.network.parameters()]).norm().item()
+    queue = None if trainer.queue is None else trainer.queue.embeddings.norm().item()
     return {"steps": rows, "norm": norm, "queue": queue}
 
 

@@ -70,7 +70,7 @@ def started_from(folders: list[str], settings: dict[str, Any]) -> str:
 
 def sample(folder: str, missing: list[str]) -> str:
     """What a process sees on whose disk some files are not, or are others."""
-    images = dist.on_first(lambda: open_images(folder, "train", Path(folder).parent / "cache"))
+    images = dist.on_rank0(lambda: open_images(folder, "train", Path(folder).parent / "cache"))
     if dist.rank() == 1:
         assert isinstance(images.storage, Files)
         images.storage.root = Path(missing[0])

@@ -264,9 +264,9 @@ def test_a_push_with_the_flag_set_leaves_every_embedding_as_it_is():
     queue = Queue(4, 3, 2)
     queue.push(embeddings(1, 2))
     before = queue.embeddings.clone()
-    queue.push(embeddings(3, 2), keep=torch.tensor(True))
+    queue.push(embeddings(3, 2), skip=torch.tensor(True))
     assert torch.equal(queue.embeddings, before)
-    queue.push(embeddings(3, 2), keep=torch.tensor(False))
+    queue.push(embeddings(3, 2), skip=torch.tensor(False))
     assert numbers(queue) == [3, 4, 1, 2]
 
 

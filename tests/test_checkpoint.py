@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 
 from swav import checkpoint, dist
-from swav.errors import CheckpointError, EnvironmentError_
+from swav.errors import CheckpointError, MachineError
 from swav.files import write_text_durably
 
 ROOT = Path(__file__).parents[1]
@@ -250,7 +250,7 @@ def test_nothing_is_deleted_if_the_new_one_does_not_verify(tmp_path, monkeypatch
             flip_a_bit(folder / step_name(3) / "model.safetensors")
 
     monkeypatch.setattr(checkpoint, "fault_point", rot)
-    with pytest.raises(EnvironmentError_, match="read back"):
+    with pytest.raises(MachineError, match="read back"):
         save(folder, 3, keep=1)
     assert checkpoint.newest(folder, lambda warning: None) == folder / step_name(2)
 
@@ -319,7 +319,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_names_the_bytes(tmp_path):
     _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # no file may grow beyond it: EFBIG
     try:
-        with pytest.raises(EnvironmentError_, match=r"full or a limit.*400,068 bytes, [\d,]+ are free") as caught:
+        with pytest.raises(MachineError, match=r"full or a limit.*400,068 bytes, [\d,]+ are free") as caught:
             save(folder, 2, model={"w": torch.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -349,7 +349,7 @@ def test_any_failure_of_a_save_removes_its_folder_and_leaves_the_one_before(tmp_
         raise error
 
     monkeypatch.setattr(checkpoint, place, fail)
-    with pytest.raises(EnvironmentError_, match=words) as caught:
+    with pytest.raises(MachineError, match=words) as caught:
         save(folder, 2)
     assert len(str(caught.value).splitlines()) <= 3
     assert names(folder) == [step_name(1)] and checkpoint.newest(folder) == folder / step_name(1)
@@ -392,7 +392,7 @@ def fail_on_rank_1(folder: str) -> str:
             patch.setattr(checkpoint, "save_file", full)
         try:
             save(Path(folder), 5)
-        except EnvironmentError_ as error:
+        except MachineError as error:
             return str(error)
     return "no error"
 
@@ -437,7 +437,7 @@ def test_a_second_run_is_refused_while_the_first_lives_and_welcome_once_it_is_ki
         assert first.stdout is not None
         child = int(first.stdout.readline())
         try:
-            refused = pytest.raises(EnvironmentError_, match=f"process {first.pid} on ")
+            refused = pytest.raises(MachineError, match=f"process {first.pid} on ")
             with refused as caught, checkpoint.RunLock(tmp_path):
                 pass
             assert caught.value.exit_code == 4
@@ -452,7 +452,7 @@ def test_a_second_run_is_refused_while_the_first_lives_and_welcome_once_it_is_ki
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(EnvironmentError_, match="cannot be written"), checkpoint.RunLock(tmp_path / "file" / "run"):
+    with pytest.raises(MachineError, match="cannot be written"), checkpoint.RunLock(tmp_path / "file" / "run"):
         pass
 
 

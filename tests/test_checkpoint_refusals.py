@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from swav import checkpoint, dist, files
-from swav.errors import CheckpointError, EnvironmentError_, NumericsError
+from swav.errors import CheckpointError, MachineError, NumericsError
 from tests.test_checkpoint import change_the_manifest, flip_a_bit, names, save, step_name, weights
 
 APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
@@ -106,10 +106,10 @@ def test_what_cannot_be_read_is_not_passed_over_and_costs_nothing(tmp_path, monk
     path = save(folder, 2)
     failing(monkeypatch, number, 10**6)
     for work in (lambda: checkpoint.newest(folder), lambda: checkpoint.read(path), lambda: save(folder, 2)):
-        with pytest.raises(EnvironmentError_, match=r"step_00000002: cannot be read just now \(E[A-Z]+\)") as caught:
+        with pytest.raises(MachineError, match=r"step_00000002: cannot be read just now \(E[A-Z]+\)") as caught:
             work()
         assert caught.value.exit_code == 4 and len(str(caught.value).splitlines()) <= 3
-    monkeypatch.undo()
+    monkeypatch.snapshot()
     assert checkpoint.newest(folder, lambda warning: pytest.fail(warning)) == path
     assert names(folder) == [step_name(1), step_name(2)]
 
@@ -139,8 +139,8 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatc
         raise OSError(number, errno.errorcode[number])
 
     monkeypatch.setattr(checkpoint, "visible", refuse)
-    for work in (checkpoint.newest, checkpoint.are_in):
-        with pytest.raises(EnvironmentError_, match="cannot be read just now"):
+    for work in (checkpoint.newest, checkpoint.any_exist):
+        with pytest.raises(MachineError, match="cannot be read just now"):
             work(tmp_path)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from swav import cli
 from swav.data.synthetic.writers import LAYOUTS
 from swav.evaluation import runner
+from swav.results.results import Results
 from swav.signals import STOPPING
 from tests.network import foreign
 

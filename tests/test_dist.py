@@ -74,14 +74,14 @@ def failing_on_the_second() -> str:
         return 7
 
     try:
-        return f"got {dist.on_every(work)}"
+        return f"got {dist.on_all_ranks(work)}"
     except DataError as error:
         return str(error)
 
 
 def test_an_error_on_one_process_is_raised_on_every_process(two_processes):
     assert two_processes(failing_on_the_second) == ["only here", "only here"]
-    assert dist.on_every(lambda: 5) == [5]
+    assert dist.on_all_ranks(lambda: 5) == [5]
 
 
 def test_without_a_launcher_no_group_is_made():

@@ -209,9 +209,9 @@ def test_rows_agree_though_an_image_could_not_be_read_at_another_time(images, en
 
 
 def test_networks_of_the_same_tensors_and_other_strides_do_not_share_features(images, tmp_path):
-    half, small = (network(stem=stem) for stem in ("half", "small"))
-    assert half.sha256 == small.sha256
-    first, second = (features(one, images, tmp_path).pooled for one in (half, small))
+    split, small = (network(stem=stem) for stem in ("half", "small"))
+    assert split.sha256 == small.sha256
+    first, second = (features(one, images, tmp_path).pooled for one in (split, small))
     assert first is not None and second is not None and not torch.allclose(first, second, atol=1e-3)
 
 
@@ -226,7 +226,7 @@ def test_features_that_are_not_finite_are_an_error_and_no_score(images, tmp_path
 def test_a_trunk_without_stages_is_refused(images, tmp_path, monkeypatch):
     bare = network()
     monkeypatch.setattr(bare, "stage_channels", [])
-    with pytest.raises(ConfigError, match="expected a trunk with stages"):
+    with pytest.raises(ConfigError, match="expected a backbone with stages"):
         features(bare, images, tmp_path)
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from swav import feature_store
 from swav.data.images import Unreadable
-from swav.data.sources.open import labelled_halves
-from swav.errors import DataError, EnvironmentError_
+from swav.data.sources.open import labelled_splits
+from swav.errors import DataError, MachineError
 from swav.features import EvaluationView, pool_stages, read_views, stage_grids
 from swav.metrics import knn_vote, top_k_accuracy
 from swav.network.backbone import BACKBONES
@@ -34,12 +34,12 @@ VIEW = EvaluationView("centre", 24)
 @pytest.fixture
 def folder(tmp_path) -> Path:
     rng = np.random.default_rng(0)
-    for half, count in (("train", 7), ("val", 3)):
+    for split, count in (("train", 7), ("val", 3)):
         for k, name in enumerate(("dark", "light")):
-            (tmp_path / half / name).mkdir(parents=True)
+            (tmp_path / split / name).mkdir(parents=True)
             for i in range(count):
                 pixels = rng.integers(100 * k, 100 * k + 150, (30 + i, 40 - i, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / half / name / f"{i}.png")
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
     return Path(tmp_path)
 
 
@@ -52,7 +52,7 @@ def encoder() -> Encoder:
 @pytest.mark.parametrize(("batch", "workers"), [(64, 0), (4, 0), (4, 2)])
 def test_features_are_those_of_each_image_alone_in_order(folder, encoder, monkeypatch, batch, workers):
     monkeypatch.setattr(feature_store, "BATCH", {"cpu": batch})
-    train, _ = labelled_halves(folder)
+    train, _ = labelled_splits(folder)
     found = pooled_features(encoder, train, 24, workers=workers)
     alone = torch.cat([encoder(encoder.preprocess(train.read(i), 24)[None]) for i in range(len(train))])
     torch.testing.assert_close(found.features, alone, rtol=1e-4, atol=1e-5)
@@ -62,7 +62,7 @@ def test_features_are_those_of_each_image_alone_in_order(folder, encoder, monkey
 
 def test_what_cannot_be_read_is_left_out_with_its_label(folder, encoder, monkeypatch):
     monkeypatch.setattr(feature_store, "BATCH", {"cpu": 3})
-    train, _ = labelled_halves(folder)
+    train, _ = labelled_splits(folder)
     broken = [train.name(i) for i in (0, 5, 6)]
     for name in broken:
         (train.root / name).write_bytes(b"gone bad")
@@ -76,14 +76,14 @@ def test_what_cannot_be_read_is_left_out_with_its_label(folder, encoder, monkeyp
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_evaluation_leaves_the_random_state_of_the_training_alone(folder, encoder, workers):
-    train, val = labelled_halves(folder)
+    train, val = labelled_splits(folder)
     before = torch.get_rng_state()
     knn_top1(encoder, train, val, VIEW, 3, CPU, workers)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_nothing_readable_is_an_error(folder, encoder):
-    train, _ = labelled_halves(folder)
+    train, _ = labelled_splits(folder)
     for i in range(len(train)):
         (train.root / train.name(i)).write_bytes(b"gone bad")
     with pytest.raises(DataError, match="none among 14"):
@@ -91,7 +91,7 @@ def test_nothing_readable_is_an_error(folder, encoder):
 
 
 def test_a_signal_to_all_processes_does_not_end_the_workers(folder, encoder, monkeypatch):
-    train, _ = labelled_halves(folder)
+    train, _ = labelled_splits(folder)
     read = train.read
 
     def read_when_asked_to_stop(i):
@@ -106,26 +106,26 @@ def test_a_signal_to_all_processes_does_not_end_the_workers(folder, encoder, mon
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_of_the_disk_that_may_pass_is_not_kept_as_a_missing_image(folder, encoder, monkeypatch, workers):
-    train, _ = labelled_halves(folder)
+    train, _ = labelled_splits(folder)
 
     def away(i):
         raise Unreadable(train.name(i), "Stale file handle", passing=True)
 
     monkeypatch.setattr(train, "read", away)
     assert [len(places) for _, places in read_views(train, VIEW, 64, workers)] == [0]
-    with pytest.raises(EnvironmentError_, match=r"cannot be read just now \(Stale file handle\)"):
+    with pytest.raises(MachineError, match=r"cannot be read just now \(Stale file handle\)"):
         list(read_views(train, VIEW, 64, workers, 0, True))
 
 
 def test_the_death_of_a_worker_is_an_error_of_the_machine(folder, encoder, monkeypatch):
-    train, _ = labelled_halves(folder)
+    train, _ = labelled_splits(folder)
     monkeypatch.setattr(train, "read", lambda _: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(EnvironmentError_, match="fewer workers"):
+    with pytest.raises(MachineError, match="fewer workers"):
         pooled_features(encoder, train, 24, workers=1)
 
 
 def test_bf16_is_asked_for_and_gives_float32_near_the_same(folder, encoder):
-    _, val = labelled_halves(folder)
+    _, val = labelled_splits(folder)
     exact, rough = (
         pooled_features(encoder, val, 24, workers=0, precision=precision).features for precision in ("fp32", "bf16")
     )
@@ -134,14 +134,14 @@ def test_bf16_is_asked_for_and_gives_float32_near_the_same(folder, encoder):
 
 
 def test_knn_while_training_is_the_vote_of_the_bank(folder, encoder):
-    train, val = labelled_halves(folder)
-    bank, queries = (pooled_features(encoder, half, 24, workers=0) for half in (train, val))
+    train, val = labelled_splits(folder)
+    bank, queries = (pooled_features(encoder, split, 24, workers=0) for split in (train, val))
     ranked = knn_vote(bank.features, bank.labels, queries.features, [3], 2)
     assert knn_top1(encoder, train, val, VIEW, 3, CPU, 0) == (top_k_accuracy(ranked[3], queries.labels, 1), 3)
 
 
 def test_a_bank_smaller_than_k_is_used_whole_and_that_is_told(folder, encoder):
-    train, val = labelled_halves(folder)
+    train, val = labelled_splits(folder)
     bank = len(pooled_features(encoder, train, 24, workers=0).labels)
     whole = knn_top1(encoder, train, val, VIEW, bank, CPU, 0)
     assert knn_top1(encoder, train, val, VIEW, 1000, CPU, 0) == whole and whole[1] == bank

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from swav import files
-from swav.errors import EnvironmentError_
+from swav.errors import MachineError
 from swav.files import is_run, patiently, visible
 
 ROOT = Path(__file__).parents[1]
@@ -187,7 +187,7 @@ def test_a_folder_that_is_no_longer_the_same_is_noticed_and_not_made_again(tmp_p
     guard.check()
     befall(tmp_path / "out")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(EnvironmentError_, match=r"out: was removed or moved during the run.*\nput it back") as caught:
+    with pytest.raises(MachineError, match=r"out: was removed or moved during the run.*\nput it back") as caught:
         guard.check()
     assert caught.value.exit_code == 4 and sorted(tmp_path.iterdir()) == before
 
@@ -201,12 +201,12 @@ def test_a_file_system_that_does_not_answer_is_no_folder_that_is_gone(tmp_path, 
 
 
 def test_a_folder_below_that_is_removed_just_now_is_not_the_one_that_is_gone(tmp_path, monkeypatch):
-    with pytest.raises(EnvironmentError_, match="away: was removed or moved"):
+    with pytest.raises(MachineError, match="away: was removed or moved"):
         files.make_below(tmp_path / "away", tmp_path / "away" / "features" / "key")
     (tmp_path / "features").symlink_to(tmp_path / "nothing")
     with pytest.raises(OSError, match="features"):
         files.make_below(tmp_path, tmp_path / "features" / "key")
     lock = tmp_path / "dangling"
     lock.symlink_to(tmp_path / "nothing" / "lock")
-    with pytest.raises(EnvironmentError_, match="dangling: cannot be written"):
+    with pytest.raises(MachineError, match="dangling: cannot be written"):
         files.FileLock(lock, "the features", base=tmp_path).__enter__()

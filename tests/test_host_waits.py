@@ -21,9 +21,9 @@ from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
 from swav.system import Readback
 from swav.training import step as learner_module
-from swav.training.auto import Facts, derive
+from swav.training.auto import MachineAndData, derive
 from swav.training.monitor import STEP_VALUES, Monitor
-from swav.training.step import Learner
+from swav.training.step import Trainer
 from swav.views import view_spec
 from tests.host_waits import GPU, FakeGpu, fake_gpu, placed
 
@@ -78,7 +78,7 @@ class Counted(MicroBatches):
 
 
 def settled(changes: dict[str, Any]) -> Recipe:
-    return derive(load_recipe("tiny", SMALL | changes), Facts(num_images=32))[0]
+    return derive(load_recipe("tiny", SMALL | changes), MachineAndData(num_images=32))[0]
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # by a copy of a network
@@ -92,23 +92,23 @@ def test_the_host_never_waits_in_a_step_and_makes_each_piece_once_a_pass(changes
     network = build_network(recipe)
     at_a_time = recipe.images_per_forward(1)
     with fake_gpu() as gpu:
-        ours = Learner(recipe, placed(network), steps_per_epoch=8)
-        monitor = Monitor(sum(recipe.prototype_heads), recipe.head_dim, GPU)
+        ours = Trainer(recipe, placed(network), steps_per_epoch=8)
+        monitor = Monitor(sum(recipe.prototype_sets), recipe.head_dim, GPU)
         gpu.waits.clear()
         for step in range(3):  # prototypes frozen and free, the queue empty, filling and full
-            pieces = Counted(batch(recipe, step), view_spec(recipe), GPU, at_a_time)
-            values = ours.step(pieces, step, lambda: (True, 0.5, 75))
+            micro_batches = Counted(batch(recipe, step), view_spec(recipe), GPU, at_a_time)
+            values = ours.step(micro_batches, step, lambda: (True, 0.5, 75))
             monitor.watch(ours.embeddings, ours.codes)
             once = 2 if step == 0 and recipe.in_channels == 3 else 0  # mean and std are brought there once and for all
             assert [wait.partition(":")[0] for wait in gpu.waits] == once * ["_to_copy cpu to cuda at crops.py"]
             gpu.waits.clear()
-            assert pieces.made == dict.fromkeys(range(8 // at_a_time), 1 if at_a_time == 8 else 2)
+            assert micro_batches.made == dict.fromkeys(range(8 // at_a_time), 1 if at_a_time == 8 else 2)
             assert values.device == GPU and values.shape == (len(STEP_VALUES) + 4,)
             assert ours.embeddings.device == GPU
 
 
 def test_what_is_asked_for_in_a_step_comes_back_as_it_was():
-    ours = Learner(settled({}), build_network(settled({})), steps_per_epoch=8)
+    ours = Trainer(settled({}), build_network(settled({})), steps_per_epoch=8)
     crops = [torch.randn(count * 8, 3, size, size) for count, size in ((1, 16), (2, 24))]
     assert ours.step([crops], 0, lambda: (True, 0.5, 75)).tolist()[-4:] == [0, 1, 0.5, 75]
 

@@ -24,7 +24,7 @@ import torch
 
 from swav import checkpoint, files, jsonl
 from swav.data.synthetic.writers import write_shapes
-from swav.errors import CheckpointError, ConfigError, DataError, EnvironmentError_
+from swav.errors import CheckpointError, ConfigError, DataError, MachineError
 from swav.evaluation import runner
 from swav.recipe_files import checked_yaml
 from swav.training import log, loop, setup
@@ -204,7 +204,7 @@ def test_a_bad_file_that_could_not_be_listed_counts_and_is_listed_later(tmp_path
     of_run = log.Log(tmp_path)
     monkeypatch.setattr(log, "append", lambda *_: False)
     assert of_run.add_unreadable([("a", "cut"), ("b", "cut")]) == 2 and of_run.add_unreadable([]) == 2
-    monkeypatch.undo()
+    monkeypatch.snapshot()
     assert of_run.add_unreadable([("a", "cut"), ("c", "cut")]) == 3
     assert [line["file"] for line in jsonl.read_lines(tmp_path / "bad_files.jsonl").values] == ["a", "b", "c"]
 
@@ -227,7 +227,7 @@ def test_a_full_disk_under_a_checkpoint_is_exit_4(shapes, tmp_path, monkeypatch)
         raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(EnvironmentError_, match="the disk is full") as caught:
+    with pytest.raises(MachineError, match="the disk is full") as caught:
         pretrain(shapes, tmp_path / "run")
     assert caught.value.exit_code == 4 and steps(tmp_path / "run") == [1, 2, 3, 4]
 
@@ -260,7 +260,7 @@ def test_a_folder_that_goes_away_ends_the_run_and_is_not_made_again(
             befall(tmp_path / "run")
 
     monkeypatch.setattr("swav.training.step.fault_point", step)
-    with pytest.raises(EnvironmentError_, match=r"run: was removed or moved during the run") as caught:
+    with pytest.raises(MachineError, match=r"run: was removed or moved during the run") as caught:
         pretrain(shapes, tmp_path / "run", log_every_steps=log_every_steps)
     assert caught.value.exit_code == 4 and passed.count("step:middle") == found_at
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
@@ -277,7 +277,7 @@ def test_a_folder_that_goes_away_while_a_checkpoint_is_written_is_named(shapes, 
         return real(*arguments)
 
     monkeypatch.setattr(checkpoint, before, at_once_removed)
-    with pytest.raises(EnvironmentError_, match=r"run: was removed or moved during the run"):
+    with pytest.raises(MachineError, match=r"run: was removed or moved during the run"):
         pretrain(shapes, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -305,7 +305,7 @@ def test_a_folder_that_goes_away_under_a_benchmark_is_named_and_not_made_again(
         return real(*arguments, **more)
 
     monkeypatch.setattr(before, at_once_removed)
-    with pytest.raises(EnvironmentError_, match=r"out: was removed or moved during the run"):
+    with pytest.raises(MachineError, match=r"out: was removed or moved during the run"):
         runner.bench(
             [bench],
             weights=["random:tiny"],

@@ -15,10 +15,10 @@ from torch import Tensor
 from swav.config import Recipe
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
-from swav.training.auto import Facts, derive
+from swav.training.auto import MachineAndData, derive
 from swav.training.monitor import STEP_VALUES
 from swav.training.optim import LossScale
-from swav.training.step import Learner
+from swav.training.step import Trainer
 
 ROOT = Path(__file__).parents[1]
 # No crop below 17 pixels: over a map of one pixel, PyTorch 2.15's bfloat16 gradient of a 3x3 convolution of stride 2 reads
@@ -40,10 +40,10 @@ STEPS = 8
 CLOSE = {"bf16": 0.02, "fp16": 0.01}  # measured: .007 and .002, while the loss falls by .41
 
 
-def learner(precision: str, device: str = "cpu", **changes: Any) -> Learner:
+def trainer(precision: str, device: str = "cpu", **changes: Any) -> Trainer:
     wanted: Recipe = load_recipe("tiny", SMALL | {"data": "unused", "precision": precision, "device": device} | changes)
-    recipe, _ = derive(wanted, Facts(64, device=device, has_bf16=True))
-    return Learner(recipe, build_network(recipe).to(device), steps_per_epoch=4)
+    recipe, _ = derive(wanted, MachineAndData(64, device=device, has_bf16=True))
+    return Trainer(recipe, build_network(recipe).to(device), steps_per_epoch=4)
 
 
 def crops(device: str = "cpu", count: int = 1) -> list[list[Tensor]]:
@@ -63,7 +63,7 @@ def crops(device: str = "cpu", count: int = 1) -> list[list[Tensor]]:
 
 
 def losses(precision: str, device: str = "cpu", **changes: Any) -> list[float]:
-    ours = learner(precision, device, **changes)
+    ours = trainer(precision, device, **changes)
     if ours.scale is not None:
         ours.scale.value.fill_(2.0**8)  # so small that no step is skipped
     return [float(ours.step(crops(device), step)[0]) for step in range(STEPS)]
@@ -90,7 +90,7 @@ def test_on_a_gpu_the_first_losses_are_those_of_float32_compiled_or_not(precisio
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", *CLOSE])
 def test_a_step_on_a_gpu_never_makes_the_host_wait(precision):
-    ours = learner(precision, "cuda")
+    ours = trainer(precision, "cuda")
     ours.step(crops("cuda"), 0)
     batch = crops("cuda")
     torch.cuda.set_sync_debug_mode("error")
@@ -102,7 +102,7 @@ def test_a_step_on_a_gpu_never_makes_the_host_wait(precision):
 
 @pytest.mark.parametrize("precision", ["fp32", *CLOSE])
 def test_the_second_pass_over_pieces_makes_the_embeddings_of_the_first_to_the_bit(precision):
-    ours = learner(precision)
+    ours = trainer(precision)
     seen: list[Tensor] = []
     ours.network.register_forward_hook(lambda network, given, made: seen.append(made[0].detach().clone()))
     values = ours.step(crops(count=2), 0)
@@ -113,7 +113,7 @@ def test_the_second_pass_over_pieces_makes_the_embeddings_of_the_first_to_the_bi
 # -- the loss scale
 
 
-def state(ours: Learner) -> list[Tensor]:
+def state(ours: Trainer) -> list[Tensor]:
     assert ours.queue is not None
     momentum = [value for values in ours.optimizer.state.values() for value in values.values()]
     kept = [buffer for buffer in ours.network.buffers() if buffer.is_floating_point()]
@@ -121,7 +121,7 @@ def state(ours: Learner) -> list[Tensor]:
 
 
 def test_an_overflow_skips_the_step_and_halves_the_scale_and_only_at_the_floor_is_it_an_error():
-    ours = learner("fp16", width=0.125, freeze_prototypes_steps=0)
+    ours = trainer("fp16", width=0.125, freeze_prototypes_steps=0)
     assert ours.scale is not None
     ours.step(crops(), 0)
     weight = dict(ours.network.named_parameters())["projection_head.0.weight"]
@@ -139,7 +139,7 @@ def test_an_overflow_skips_the_step_and_halves_the_scale_and_only_at_the_floor_i
 
 
 def test_a_scale_that_begins_too_high_falls_by_itself_and_the_run_goes_on():
-    ours = learner("fp16", width=0.125)
+    ours = trainer("fp16", width=0.125)
     assert ours.scale is not None
     ours.scale.value.fill_(2.0**20)
     values = [ours.step(crops(), step) for step in range(10)]
@@ -149,7 +149,7 @@ def test_a_scale_that_begins_too_high_falls_by_itself_and_the_run_goes_on():
 
 
 def test_a_loss_that_is_not_finite_is_an_error_at_any_scale():
-    ours = learner("fp16")
+    ours = trainer("fp16")
     poisoned = crops()
     poisoned[0][0][0, 0, 0, 0] = float("nan")
     assert ours.step(poisoned, 0)[len(STEP_VALUES)] == 1
@@ -159,7 +159,7 @@ def test_the_scale_itself_changes_no_gradient():
     """A power of two divides out exactly, up to what float16 loses."""
     norms = []
     for scale in (2.0**4, 2.0**8):
-        ours = learner("fp16", width=0.125)
+        ours = trainer("fp16", width=0.125)
         assert ours.scale is not None
         ours.scale.value.fill_(scale)
         norms.append(float(ours.step(crops(), 0)[STEP_VALUES.index("gradient_norm")]))

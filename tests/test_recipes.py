@@ -12,7 +12,7 @@ import pytest
 from swav.config import Recipe
 from swav.recipe_files import load_recipe, recipe_names, recipe_text, to_yaml, validated
 from swav.strict_yaml import read_yaml
-from swav.training.auto import FOLLOWING, Facts, derive
+from swav.training.auto import DEPENDENT, MachineAndData, derive
 
 IMAGENET = 1_281_167
 MULTI, WIDE = "2x224(.14-1) 6x96(.05-.14)", "2x224(.14-1) 4x96(.05-.14)"
@@ -84,7 +84,7 @@ PAGE_DIFFERS: dict[str, Any] = {
 
 
 def resolved(name: str, num_images: int = IMAGENET) -> Recipe:
-    facts = Facts(num_images, fits=lambda recipe, most: (most, ""), has_bf16=True)
+    facts = MachineAndData(num_images, batch_fits=lambda recipe, most: (most, ""), has_bf16=True)
     return derive(load_recipe(name, {"data": "photos"}), facts)[0]
 
 
@@ -106,7 +106,7 @@ def test_a_recipe_becomes_settings_and_comes_back_from_its_saved_form_before_and
 
     wanted, chosen = load_recipe(name, {"data": "photos"}), resolved(name, 10_000)
     assert saved_and_read(wanted) == wanted and saved_and_read(chosen) == chosen
-    assert not chosen.left_at_auto(*set(Recipe.model_fields) - set(FOLLOWING))
+    assert not chosen.left_at_auto(*set(Recipe.model_fields) - set(DEPENDENT))
 
 
 @pytest.mark.parametrize("name", RELEASED)

@@ -20,7 +20,7 @@ from swav.network.backbone import ResNet
 from swav.network.heads import SwavNetwork
 from swav.network.sync_batch_norm import SynchronisedBatchNorm
 from swav.training.monitor import STEP_VALUES
-from swav.training.step import Learner
+from swav.training.step import Trainer
 
 TOLERANCE = 1e-9
 BATCH, STEPS = 16, 8
@@ -47,13 +47,13 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe(**settings | changes)
 
 
-def learner(settings: Recipe) -> Learner:
+def trainer(settings: Recipe) -> Trainer:
     torch.manual_seed(1)
     network = SwavNetwork(ResNet("basic", (1, 1, 1, 1), width=0.125), hidden=16, dim=8, prototypes=12).double()
-    return Learner(settings, network, steps_per_epoch=4)
+    return Trainer(settings, network, steps_per_epoch=4)
 
 
-def pieces(step: int, count: int = 1) -> list[list[Tensor]]:
+def micro_batches(step: int, count: int = 1) -> list[list[Tensor]]:
     """This process's images of a step, in so many pieces: the same images whatever the processes and pieces."""
     cut: list[list[Tensor]] = [[] for _ in range(count)]
     for kind, crop in enumerate(CROPS):
@@ -71,7 +71,7 @@ def trained(
 
     Codes and gradients are those of this process; all else is to be the same on every process.
     """
-    ours = learner(settings)
+    ours = trainer(settings)
     ours.network.train(not evaluating)
     own: dict[str, Any] = {}
     shared: dict[str, Any] = {}
@@ -85,7 +85,7 @@ def trained(
     update = ours._update
     with mock.patch.object(ours, "_update", noted):
         for step in range(steps):
-            values = ours.step(pieces(step, count), step)
+            values = ours.step(micro_batches(step, count), step)
             shared[f"loss {step}"] = values[: len(STEP_VALUES)].double()
             own[f"codes {step}"] = torch.cat(ours.codes, dim=2)
             own[f"embeddings {step}"] = ours.embeddings
@@ -153,8 +153,8 @@ def test_without_synchronised_statistics_two_processes_are_not_one(two_processes
 
 def grouped(size: int) -> list[int]:
     """Of how many processes the statistics of each BatchNorm are, a teacher's too, after a step."""
-    ours = learner(recipe(sync_bn_group=size, teacher_momentum=0.9))
-    ours.step(pieces(0), 0)
+    ours = trainer(recipe(sync_bn_group=size, teacher_momentum=0.9))
+    ours.step(micro_batches(0), 0)
     assert ours.teacher is not None
     parts = (ours.network, ours.teacher.network)
     layers = [module for part in parts for module in part.modules() if isinstance(module, SynchronisedBatchNorm)]
@@ -186,7 +186,7 @@ def test_pieces_on_two_processes_are_the_whole_on_one(two_processes):
 
 def test_the_second_pass_makes_the_embeddings_of_the_first_to_the_bit_and_statistics_follow_it_alone():
     """In train mode, with the queue on, dropout included: whatever the network draws is drawn again."""
-    ours = learner(recipe())
+    ours = trainer(recipe())
     ours.network.projection_head.insert(3, torch.nn.Dropout(0.5))
     seen: list[Tensor] = []
     means: list[Tensor] = []
@@ -200,7 +200,7 @@ def test_the_second_pass_makes_the_embeddings_of_the_first_to_the_bit_and_statis
         before = ours.network.get_buffer("trunk.bn1.running_mean").clone()
         seen.clear()
         means.clear()
-        ours.step(pieces(step, 4), step)
+        ours.step(micro_batches(step, 4), step)
         first, second = torch.cat(seen[:4], dim=1), torch.cat(seen[4:], dim=1)
         assert torch.equal(first, second) and torch.equal(first, ours.embeddings)
         assert all(torch.equal(mean, before) for mean in means[:4])
@@ -210,17 +210,17 @@ def test_the_second_pass_makes_the_embeddings_of_the_first_to_the_bit_and_statis
 
 
 def test_codes_of_pieces_are_those_of_the_whole_batch_not_of_each():
-    ours = learner(recipe(queue_length=0))
-    ours.step(pieces(0, 4), 0)
-    scores = ours.embeddings[:2] @ torch.nn.functional.normalize(learner(recipe()).prototypes.detach(), dim=1).T
+    ours = trainer(recipe(queue_length=0))
+    ours.step(micro_batches(0, 4), 0)
+    scores = ours.embeddings[:2] @ torch.nn.functional.normalize(trainer(recipe()).prototypes.detach(), dim=1).T
     expected = torch.stack([sinkhorn_codes(view) for view in scores])
     torch.testing.assert_close(ours.codes[0], expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("evil", [0, 3])
 def test_a_piece_that_is_not_finite_leaves_everything_as_it_is(evil):
-    ours = learner(recipe(freeze_prototypes_steps=0))
-    ours.step(pieces(0, 4), 0)
+    ours = trainer(recipe(freeze_prototypes_steps=0))
+    ours.step(micro_batches(0, 4), 0)
 
     def state() -> list[Tensor]:
         assert ours.queue is not None
@@ -228,16 +228,16 @@ def test_a_piece_that_is_not_finite_leaves_everything_as_it_is(evil):
         kept = [b for b in ours.network.buffers() if b.is_floating_point()]
         return [t.detach().clone() for t in (*ours.network.parameters(), *kept, *momentum, ours.queue.embeddings)]
 
-    before, poisoned = state(), pieces(1, 4)
+    before, poisoned = state(), micro_batches(1, 4)
     poisoned[evil][1][0, 0, 0, 0] = float("inf")
     assert ours.step(poisoned, 1)[len(STEP_VALUES)] == 1
     assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
-    assert ours.step(pieces(2, 4), 2)[len(STEP_VALUES)] == 0
+    assert ours.step(micro_batches(2, 4), 2)[len(STEP_VALUES)] == 0
 
 
 def all_reduces(count: int) -> int:
     """How often gradients travel in a step of so many pieces."""
-    ours = learner(recipe())
+    ours = trainer(recipe())
     calls: list[int] = []
 
     def counted(
@@ -250,7 +250,7 @@ def all_reduces(count: int) -> int:
         return future
 
     ours.parallel.register_comm_hook(None, counted)  # type: ignore[operator]
-    ours.step(pieces(0, count), 0)
+    ours.step(micro_batches(0, count), 0)
     return len(calls)
 
 

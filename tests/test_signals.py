@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from swav import checkpoint, cli, dist, files, signals
-from swav.data.sources.open import labelled_halves
+from swav.data.sources.open import labelled_splits
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import SignalExit, Stopped
 from swav.evaluation import supervised, svm_solver
@@ -59,7 +59,7 @@ def test_work_only_remembers_a_signal_and_its_code_says_whether_something_was_sa
         signals.stop_if_asked()
         send(number)
         code, message = signals.end_asked_for()
-        assert code == 128 + number and message.endswith("nothing was saved yet, and nothing of before is lost")
+        assert code == 128 + number and message.endswith("nothing was saved yet, and nothing saved before is lost")
         signals.note_saved()
         assert signals.end_asked_for()[0] == stop.exit_code == (130 if number == signal.SIGINT else 75)
         with pytest.raises(Stopped, match="is saved"):
@@ -148,7 +148,9 @@ def test_an_import_that_is_cut_short_is_one_line_and_the_code_of_the_signal(caps
 
     with StopRequest(at_once=True):
         assert cli._run(command, debug=False) == 128 + signal.SIGUSR2
-    assert capsys.readouterr().err == "swav: stopped by SIGUSR2; nothing was saved yet, and nothing of before is lost\n"
+    assert (
+        capsys.readouterr().err == "swav: stopped by SIGUSR2; nothing was saved yet, and nothing saved before is lost\n"
+    )
 
 
 def test_an_end_keeps_its_code_on_the_way_to_other_processes():
@@ -206,7 +208,9 @@ def test_a_process_that_is_busy_in_c_acknowledges_ctrl_c_and_ends_at_the_second_
     assert working.stderr.read() == "swav: interrupted; the 12 steps since the last checkpoint are lost\n"
     assert working.wait() == 130
     importing.send_signal(signal.SIGTERM)
-    assert importing.stderr.read() == "swav: stopped by SIGTERM; nothing was saved yet, and nothing of before is lost\n"
+    assert (
+        importing.stderr.read() == "swav: stopped by SIGTERM; nothing was saved yet, and nothing saved before is lost\n"
+    )
     assert importing.wait() == 143
 
 
@@ -234,7 +238,7 @@ with signals.StopRequest(at_once=True) as stop:
 @pytest.mark.parametrize(
     ("how", "code", "said"),
     [
-        ("lost", 143, "swav: stopped by SIGTERM; nothing was saved yet, and nothing of before is lost\n"),
+        ("lost", 143, "swav: stopped by SIGTERM; nothing was saved yet, and nothing saved before is lost\n"),
         ("ending", 7, ""),
     ],
 )
@@ -245,8 +249,8 @@ def test_a_signal_that_a_destructor_swallowed_ends_the_command_all_the_same(how,
 
 @pytest.fixture
 def task(tmp_path) -> Task[LinearSettings]:
-    halves = labelled_halves(write_set(tmp_path / "colours"))
-    return Task(fresh(), *halves, LinearSettings(**FAST), "published", torch.device("cpu"), made(tmp_path / "out"))
+    splits = labelled_splits(write_set(tmp_path / "colours"))
+    return Task(fresh(), *splits, LinearSettings(**FAST), "published", torch.device("cpu"), made(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(("point", "code", "steps"), [("_resumed", 143, 0), ("_step", 75, 1), ("_save", 75, 3)])
@@ -298,7 +302,7 @@ def _stopped_together() -> tuple[int, str]:
 
 
 def test_a_signal_to_one_process_ends_all_with_its_code(two_processes):
-    message = "stopped by SIGUSR2; what is finished is saved, the same command continues from there"
+    message = "stopped by SIGUSR2; what is finished is saved; rerun the same command to resume"
     assert two_processes(_stopped_together) == [(75, message)] * 2
 
 
@@ -337,7 +341,7 @@ SETTINGS = ("batch=16", "width=0.125", "prototypes=12", "queue_length=32", "chec
 MOMENTS = {
     "import": ("torch", None),
     "header check": ("swav.data.sources.header_index:_header", None),
-    "step": ("swav.training.step:Learner.step", "saved"),
+    "step": ("swav.training.step:Trainer.step", "saved"),
     "save": ("swav.checkpoint:_publish", "saved"),
     "kNN": ("swav.features:features_of", "saved"),
 }
@@ -398,7 +402,7 @@ def test_a_signal_at_any_moment_loses_nothing_and_says_by_its_code_whether_somet
     assert "Traceback" not in stopped.stderr
     complaints = [line for line in stopped.stderr.splitlines() if line.startswith("swav: ")]
     assert len(complaints) == 1, stopped.stderr
-    assert (checkpoint.are_in(out / "checkpoints")) == (saved is not None)
+    assert (checkpoint.any_exist(out / "checkpoints")) == (saved is not None)
     if saved is not None:
         done = pretrain(shapes, out)
         assert done.returncode == 0, done.stderr

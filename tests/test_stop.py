@@ -136,7 +136,7 @@ def test_the_death_of_one_process_ends_the_others_soon_with_one_message(start, s
     print(f"rank {rank} killed: the other ended after {time.monotonic() - began:.1f} s with {codes[1 - rank]}")
     assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == 4
     (complaint,) = complaints(lines)
-    assert complaint.startswith(f"swav: process {1 - rank} of 2 lost another one, which died or fell silent (")
+    assert complaint.startswith(f"swav: rank {1 - rank} of 2: another process exited or stopped responding (")
 
 
 ALONE = """

@@ -40,7 +40,7 @@ def as_users_import_it(module: ModuleType) -> ModuleType:
 algorithm, metrics, views, encoder = map(
     as_users_import_it, (swav.algorithm, swav.metrics, swav.data.augment.crops, swav.weights.encoder)
 )
-encoder.evaluation_view = views.evaluation_view  # type: ignore[attr-defined]  # which it would take from the checked one
+encoder.val_view = views.val_view  # type: ignore[attr-defined]  # which it would take from the checked one
 Z = torch.zeros
 IMAGE = np.zeros((9, 8, 3), np.uint8)
 NORMAL = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
@@ -66,9 +66,9 @@ CASES: dict[str, tuple[Callable[[], Any], list[Callable[[], Any]], str]] = {
         [partial(algorithm.sinkhorn_codes, Z(s)) for s in [(2, 4, 3), (4,), (), (0, 3), (4, 0), (1, 2, 4, 3)]],
         r"\[sinkhorn_codes\(s\) for s in scores\[:2\]\]",
     ),
-    "hardened": (
-        lambda: algorithm.hardened(Z(2, 4, 3)),
-        [lambda: algorithm.hardened(Z(())), lambda: algorithm.hardened(Z(4, 0))],
+    "hard_assignments": (
+        lambda: algorithm.hard_assignments(Z(2, 4, 3)),
+        [lambda: algorithm.hard_assignments(Z(())), lambda: algorithm.hard_assignments(Z(4, 0))],
         "sinkhorn_codes",
     ),
     "swapped_loss": (
@@ -105,7 +105,7 @@ CASES: dict[str, tuple[Callable[[], Any], list[Callable[[], Any]], str]] = {
     "Queue.push, flag": (
         lambda: queue().push(Z(2, 3, 4), torch.tensor([True])),
         [partial(queue().push, Z(2, 3, 4), Z(s) > 0) for s in [(4,), (6, 1), (0,)]],
-        r"keep\.any\(\)",
+        r"skip\.any\(\)",
     ),
     "Queue.load_state_dict": (
         lambda: queue().load_state_dict(state(2, 6, 4)),
@@ -175,9 +175,9 @@ CASES: dict[str, tuple[Callable[[], Any], list[Callable[[], Any]], str]] = {
         ],
         r"convert\('RGB'\)",
     ),
-    "squeezed_view": (
-        lambda: views.squeezed_view(IMAGE, 4),
-        [lambda: views.squeezed_view(IMAGE.transpose(2, 0, 1), 4), lambda: views.squeezed_view(IMAGE / 255, 4)],
+    "resize_view": (
+        lambda: views.resize_view(IMAGE, 4),
+        [lambda: views.resize_view(IMAGE.transpose(2, 0, 1), 4), lambda: views.resize_view(IMAGE / 255, 4)],
         r"convert\('RGB'\)",
     ),
     "to_input": (

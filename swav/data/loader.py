@@ -18,19 +18,19 @@ import torch.multiprocessing  # so that tensors in shared memory can be sent to 
 from jaxtyping import Int64
 from torch import Tensor
 
-from swav.data.augment.crops import ViewSampler, centre_view, cut, generator, planes
+from swav.data.augment.crops import ViewSampler, center_crop_view, cut, generator, planes
 from swav.data.augment.photometric import NUM_PARAMS, apply_opencv
 from swav.data.augment.spec import ViewSpec
 from swav.data.images import Images, Unreadable
 from swav.data.workers import FORKS, Workers
-from swav.errors import DataError, EnvironmentError_
+from swav.errors import DataError, MachineError
 
 _AHEAD = 2  # stretches of a batch that each worker may be ahead of the training
 _STRETCH = 256  # images that a worker makes at a time: at a batch of 4096 all workers share one, and few are in memory
 _CHUNK = (
     16  # images that are cut before they are coloured: their crops stay in the cache, and so does each kind of code
 )
-_ADVICE = "use fewer workers=N or a smaller batch: the same command continues from the last checkpoint"
+_ADVICE = "use fewer workers=N or a smaller batch: rerun the same command to resume from the last checkpoint"
 _REPLACEMENTS = 100  # images tried in place of one that cannot be read
 
 
@@ -135,7 +135,7 @@ class _Maker:
         for b in chunk:
             image = self._read(samples[b], unreadable)
             if self.spec.square is not None:
-                image = centre_view(image, self.spec.square, self.spec.square)
+                image = center_crop_view(image, self.spec.square, self.spec.square)
             source = planes(image)
             for v, box in enumerate(draws.boxes(b, *image.shape[:2])):
                 cut(source, box, places[v][b : b + 1])
@@ -194,7 +194,7 @@ class Loader:
 
     Raises:
         DataError: hardly an image can be read.
-        EnvironmentError_: a worker died, or there is no memory for the batches.
+        MachineError: a worker died, or there is no memory for the batches.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class Loader:
         try:
             self._slots = [self._maker.slot(shared=True) for _ in range(slots)]
         except (OSError, RuntimeError) as error:
-            raise EnvironmentError_(
+            raise MachineError(
                 f"no memory for {slots} batches ({error}); use fewer workers=N or a smaller batch"
             ) from None
         self._workers = Workers(_Stretches(self._maker, self._slots), self._num_workers, _ADVICE)

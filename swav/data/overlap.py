@@ -11,11 +11,11 @@ from swav.errors import DataError
 
 
 class SharedImages(DataError):
-    """The halves of a data set have images in common."""
+    """The splits of a data set have images in common."""
 
 
 def refuse_same_folder(train: Path, score: Path) -> None:
-    """Refuses halves that are one folder.
+    """Refuse splits that are one folder.
 
     Raises:
         SharedImages: by the two paths.
@@ -28,7 +28,7 @@ def refuse_same_folder(train: Path, score: Path) -> None:
 
 
 def refuse_shared(train: Images, score: Images) -> None:
-    """Refuses halves that have an image in common: what is learned from and scored would flatter.
+    """Refuse splits that have an image in common: what is learned from and scored would flatter.
 
     Of links to one file device and inode agree. (Some file systems have none: 0.) Copies are not found: `swav data scan` is
     what compares content.
@@ -44,17 +44,17 @@ def refuse_shared(train: Images, score: Images) -> None:
     if not found:
         return
     i, j = found[0]
-    first, second = (printable(os.path.join(half.root, half.name(k))) for half, k in ((train, i), (score, j)))  # noqa: PTH118
+    first, second = (printable(os.path.join(split.root, split.name(k))) for split, k in ((train, i), (score, j)))  # noqa: PTH118
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
     where = f"{first}{more} in both" if first == second else f"{first} and {second} to be one file{more}"
     raise SharedImages(
         f"{printable(str(train.root))}: expected no image both to learn from and to score, found {where}; "
-        "list each image once, and in one half only"
+        "list each image once, and in one split only"
     )
 
 
 def _same_files(train: Images, score: Images) -> list[tuple[int, int]]:
-    """Places in both halves of images that are one file."""
+    """Places in both splits of images that are one file."""
     if train.inodes is None or score.inodes is None:
         return []
     places = np.flatnonzero(np.isin(train.inodes[:, 1], score.inodes[:, 1]) & (train.inodes[:, 1] != 0))
@@ -66,9 +66,9 @@ def _same_files(train: Images, score: Images) -> list[tuple[int, int]]:
     return [(int(i), scored[key]) for i, key in zip(places, _keys(train, places), strict=True) if key in scored]
 
 
-def _keys(half: Images, places: np.ndarray) -> list[tuple[int, ...]]:
+def _keys(split: Images, places: np.ndarray) -> list[tuple[int, ...]]:
     """Device, inode and size. (Sizes of one file agree; without them, a file system that numbers badly would be believed.)"""
-    assert half.inodes is not None
+    assert split.inodes is not None
     return list(
-        map(tuple, np.column_stack([half.inodes[places], half.rows["size"][places].astype(np.uint64)]).tolist())
+        map(tuple, np.column_stack([split.inodes[places], split.rows["size"][places].astype(np.uint64)]).tolist())
     )

@@ -11,8 +11,8 @@ import numpy as np
 
 from swav.data.images import Images
 from swav.data.sources.decode import Unreadable, decode, printable
-from swav.data.sources.header_index import Told
-from swav.data.sources.open import find_layout, labelled_halves, open_images
+from swav.data.sources.header_index import ProgressCallback
+from swav.data.sources.open import find_layout, labelled_splits, open_images
 from swav.data.sources.walk import NOT_READ
 from swav.errors import DataError
 
@@ -28,7 +28,7 @@ class Reading(NamedTuple):
     reason: str | None
 
 
-def scan(path: str | Path, cache: Path | None = None, progress: Told | None = None) -> dict[str, Any]:
+def scan(path: str | Path, cache: Path | None = None, progress: ProgressCallback | None = None) -> dict[str, Any]:
     """Counts images, formats, sizes, duplicates and unreadable files, and says what would be trained on and scored.
 
     Every image is decoded, as only this finds the truncated ones.
@@ -99,7 +99,7 @@ def render_scan(found: dict[str, Any]) -> str:
     return "\n".join([printable(found["path"]), *(f"  {key:<12}{text}" for key, text in rows)])
 
 
-def _read_all(images: Images, progress: Told | None) -> list[Reading]:
+def _read_all(images: Images, progress: ProgressCallback | None) -> list[Reading]:
     sizes = images.rows["size"]
     values, counts = np.unique(sizes, return_counts=True)
     shared = np.isin(sizes, values[counts > 1])  # only files of the same size can have the same content
@@ -135,7 +135,7 @@ def _duplicates(images: Images, readings: list[Reading]) -> list[list[str]]:
 
 def _scored(path: str | Path, cache: Path | None) -> dict[str, Any]:
     try:
-        score = labelled_halves(path, cache)[1]
+        score = labelled_splits(path, cache)[1]
     except DataError as error:
         return {"images": 0, "note": str(error)}
     return {"images": len(score), "note": score.note}
@@ -177,7 +177,7 @@ def _duplicate_line(same: dict[str, Any]) -> str:
     if not same["files"]:
         return "none"
     leak = (
-        f"; {same['in_both_halves']} times in both halves, which flatters the score" if same["in_both_halves"] else ""
+        f"; {same['in_both_halves']} times in both splits, which flatters the score" if same["in_both_halves"] else ""
     )
     return f"{same['files']} files repeat the content of another{leak}"
 

@@ -155,7 +155,7 @@ class InMemory:
 
 
 def joined(parts: Sequence[Files | InMemory]) -> Files | InMemory:
-    """Return storages of one kind and root as one. Inodes are dropped: they tell halves apart."""
+    """Return storages of one kind and root as one. Inodes are dropped: they tell splits apart."""
     names = [name for part in parts for name in part.names]
     rows: np.ndarray[Any, Any] = np.concatenate([part.rows for part in parts])
     arrays = [part.pixels for part in parts if isinstance(part, InMemory)]

@@ -22,7 +22,7 @@ import cv2
 import torch
 
 from swav import signals
-from swav.errors import EnvironmentError_, SwavError
+from swav.errors import MachineError, SwavError
 
 FORKS = sys.platform == "linux"  # elsewhere forking is not safe, and workers are started afresh
 START_SECONDS = 20.0  # within which a forked worker must answer: some milliseconds suffice
@@ -49,7 +49,7 @@ class Workers:
         advice: what to do if one dies, for the message.
 
     Raises:
-        EnvironmentError_: a worker cannot be started.
+        MachineError: a worker cannot be started.
     """
 
     def __init__(self, answer: Callable[..., Any], count: int, advice: str):
@@ -78,7 +78,7 @@ class Workers:
         except OSError as error:
             ours.close()
             theirs.close()
-            raise EnvironmentError_(f"a loader process cannot be started ({error}); {self._advice}") from None
+            raise MachineError(f"a loader process cannot be started ({error}); {self._advice}") from None
         theirs.close()  # so that a worker's death ends the pipe
         return _Worker(process, ours)
 
@@ -90,7 +90,7 @@ class Workers:
             if not FORKS or self._workers[number].connection.poll(START_SECONDS):
                 self.receive(number)
                 return
-        raise EnvironmentError_(
+        raise MachineError(
             f"a loader process did not start within {START_SECONDS:.0f} s, {START_ATTEMPTS} times; {self._advice}"
         )
 
@@ -98,7 +98,7 @@ class Workers:
         """Send a question to a worker.
 
         Raises:
-            EnvironmentError_: it died.
+            MachineError: it died.
         """
         try:
             self._workers[number].connection.send(question)
@@ -111,7 +111,7 @@ class Workers:
         Raises:
             SwavError: raised by `answer`.
             RuntimeError: another exception in `answer`, with its traceback.
-            EnvironmentError_: the worker died.
+            MachineError: the worker died.
         """
         try:
             answer = self._workers[number].connection.recv()
@@ -149,7 +149,7 @@ class Workers:
         process.join(timeout=5)
         code = process.exitcode or 0
         how = f"was killed (signal {-code})" if code < 0 else f"ended (exit code {code})"
-        raise EnvironmentError_(f"a loader process {how}, most often for lack of memory; {self._advice}")
+        raise MachineError(f"a loader process {how}, most often for lack of memory; {self._advice}")
 
 
 def _end(worker: _Worker) -> None:
@@ -185,6 +185,6 @@ def _tried(answer: Callable[..., Any], question: tuple[Any, ...]) -> Any:
     except SwavError as error:
         return error
     except MemoryError as error:
-        return EnvironmentError_(f"not enough memory in a loader process ({error}); use fewer workers=N")
+        return MachineError(f"not enough memory in a loader process ({error}); use fewer workers=N")
     except Exception:
         return RuntimeError(f"in a loader process:\n{traceback.format_exc()}")

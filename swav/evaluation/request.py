@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swav.config import RENAMED, WeightOptions
-from swav.data.sources.catalog import DATASETS, Halves, apart
+from swav.data.sources.catalog import DATASETS, Splits, require_disjoint
 from swav.data.sources.decode import printable, reason_of
 from swav.data.sources.walk import may_hold_images
 from swav.errors import ConfigError, DataError, did_you_mean
@@ -150,14 +150,14 @@ def check_places(request: Request, data: Path, out: Path, dry_run: bool, modules
     Raises:
         ConfigError: a weight source names nothing.
         DataError: there is no image, or results.json is none.
-        EnvironmentError_: `out` cannot be written.
+        MachineError: `out` cannot be written.
     """
     for source in request.labels:
         if source not in modules:
             check_source(source)
     allow_missing = request.suite.protocol == "smoke"
     if not may_hold_images(data.expanduser()):
-        require_some(*open_halves(request.settings, data, None, allow_missing, request.everything), data)
+        require_some(*open_splits(request.settings, data, None, allow_missing, request.everything), data)
     elif not request.everything:
         for name in request.settings:
             try:
@@ -169,13 +169,13 @@ def check_places(request: Request, data: Path, out: Path, dry_run: bool, modules
     read_results(out)
 
 
-def require_some(halves: Mapping[str, Halves], absent: Sequence[NotRun], data: Path) -> None:
+def require_some(splits: Mapping[str, Splits], absent: Sequence[NotRun], data: Path) -> None:
     """Refuse to run nothing at all.
 
     Raises:
         DataError: there are data of no benchmark.
     """
-    if not halves:
+    if not splits:
         raise DataError(
             f"{printable(str(data))}: expected the data of at least one benchmark, found none; check --data ({absent[0].reason})"
         )
@@ -195,27 +195,27 @@ def _labels(weights: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     return dict(zip(weights, names or weights, strict=True))
 
 
-def open_halves(
+def open_splits(
     names: Iterable[str], data: Path, cache: Path | None, allow_missing: bool, everything: bool
-) -> tuple[dict[str, Halves], list[NotRun]]:
+) -> tuple[dict[str, Splits], list[NotRun]]:
     """The data of each benchmark, opened once per set; under `all` also which are missing, elsewhere an error."""
-    opened: dict[str, Halves | DataError] = {}
-    halves, absent = dict[str, Halves](), list[NotRun]()
+    opened: dict[str, Splits | DataError] = {}
+    splits, absent = dict[str, Splits](), list[NotRun]()
     for name in names:
         wanted = CATALOG[name].settings.data
         if wanted not in opened:
             try:
-                opened[wanted] = apart(DATASETS[wanted].find(data, cache, allow_missing))
+                opened[wanted] = require_disjoint(DATASETS[wanted].find(data, cache, allow_missing))
             except DataError as error:
                 opened[wanted] = error
             except PermissionError as error:
                 opened[wanted] = _locked(error, data)
         found = opened[wanted]
         if not isinstance(found, DataError):
-            halves[name] = found
+            splits[name] = found
         elif not everything:
             raise found
         else:
             reason = str(found).splitlines()[0]
             absent.append(NotRun(bench=name, reason=reason, expected=DATASETS[wanted].expected))
-    return halves, absent
+    return splits, absent

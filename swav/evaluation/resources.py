@@ -8,16 +8,16 @@ from typing import Any
 import torch
 
 from swav.errors import DataError
-from swav.evaluation.task import Needs, Task, drawn
+from swav.evaluation.task import ResourceEstimate, Task, drawn
 from swav.features import EvaluationView, features_of, read_views
 from swav.results.results import DryRunRow
 
 SAMPLE = 64  # images that are timed
 STEP = 3  # forwards that a training step takes: there, and back for activations and for weights
-DOUBT = "hours follow from the first images read here; half or twice as much is possible"
+DOUBT = f"extrapolated from {SAMPLE} images; expect a factor of 2 either way"
 
 
-def forecast(bench: str, task: Task[Any], needs: Needs) -> DryRunRow:
+def forecast(bench: str, task: Task[Any], estimate_resources: ResourceEstimate) -> DryRunRow:
     """A row: what a benchmark would take, from the time of some images on this machine."""
     seconds = _seconds_per_image(task)
     return DryRunRow(
@@ -25,9 +25,10 @@ def forecast(bench: str, task: Task[Any], needs: Needs) -> DryRunRow:
         weights=task.encoder.name,
         seed=task.settings.seed,
         data=f"{task.train.note}: {len(task.train)}; {task.score.note}: {len(task.score)}",
-        hours=(seconds * (needs.forwards + STEP * needs.trained) + needs.solving) / 3600,
-        memory_gb=needs.memory / 1e9,
-        disk_gb=needs.disk / 1e9,
+        hours=(seconds * (estimate_resources.forwards + STEP * estimate_resources.trained) + estimate_resources.solving)
+        / 3600,
+        memory_gb=estimate_resources.memory / 1e9,
+        disk_gb=estimate_resources.disk / 1e9,
     )
 
 

@@ -16,10 +16,10 @@ from torch import nn
 
 from swav import dist, signals
 from swav.agreement import code, require_agreement, seen
-from swav.data.sources.catalog import Halves, as_pillow
+from swav.data.sources.catalog import Splits, as_pillow
 from swav.errors import ConfigError, DataError, NumericsError
 from swav.evaluation.catalog import CATALOG
-from swav.evaluation.request import check_places, open_halves, read_request, require_some
+from swav.evaluation.request import check_places, open_splits, read_request, require_some
 from swav.evaluation.resources import forecast, format_rows
 from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, one_per_seed
 from swav.evaluation.task import NoScore, ProtocolModule, Score, Task, drawn
@@ -69,7 +69,7 @@ def bench(
             be parted among the processes, or a k of a benchmark asked for by name is larger than the bank.
         DataError: the data of a benchmark asked for by name is missing or at fault.
         CheckpointError: weights are damaged.
-        EnvironmentError_: there is no such device, or one of several processes is lost.
+        MachineError: there is no such device, or one of several processes is lost.
         Stopped: a signal asked for an end; finished epochs, features and results are saved.
     """
     out = Path(out)
@@ -81,31 +81,31 @@ def bench(
         share_cpus(dist.world_size())
         asked = {"benchmarks": list(by_bench), "--weights": labels, "--data": str(data), "--out": str(out)}
         require_agreement(asked | _shared_settings(suite, by_bench, options) | {"--dry-run": dry_run} | code())
-        dist.on_first(lambda: check_places(request, Path(data), out, dry_run, modules))
+        dist.on_rank0(lambda: check_places(request, Path(data), out, dry_run, modules))
         earlier = read_results(out).results
         size = next(iter(by_bench.values())).size
         encoders = _encoders(list(labels), modules, options, size)
         cache = None if dry_run else out
-        halves, missing = dist.on_first(
-            lambda: open_halves(by_bench, Path(data), cache, suite.protocol == "smoke", everything)
+        splits, missing = dist.on_rank0(
+            lambda: open_splits(by_bench, Path(data), cache, suite.protocol == "smoke", everything)
         )
-        require_some(halves, missing, Path(data))
-        read = {f"data of {name}": [seen(half, 0) for half in halves[name]] for name in halves}
+        require_some(splits, missing, Path(data))
+        read = {f"data of {name}": [seen(split, 0) for split in splits[name]] for name in splits}
         require_agreement(read | {f"weights of {network.name}": network.sha256 for network in encoders})
         runs = {
             name: one_per_seed(by_bench[name], suite.seeds, len(train), len(score))
-            for name, (train, score) in halves.items()
+            for name, (train, score) in splits.items()
         }
         tasks = [
-            (name, _task(network, halves[name], seeded, suite.protocol, devices[name], out))
+            (name, _task(network, splits[name], seeded, suite.protocol, devices[name], out))
             for network in encoders
             for name in runs
             for seeded in runs[name]
         ]
-        chosen, absent = dist.on_first(lambda: _possible(tasks, everything))
+        chosen, absent = dist.on_rank0(lambda: _possible(tasks, everything))
         tasks, absent = [tasks[i] for i in chosen], [*missing, *absent]
         if dist.rank() == 0:
-            _announce(encoders, halves, [name for name in runs if len(runs[name]) < suite.seeds])
+            _announce(encoders, splits, [name for name in runs if len(runs[name]) < suite.seeds])
         if dry_run:
             return _foretold(tasks, absent, out)
         if dist.rank() == 0:
@@ -115,17 +115,17 @@ def bench(
         with signals.work():
             for name, task in tasks:
                 dist.stop_together()
-                dist.on_first(guard.check)
+                dist.on_rank0(guard.check)
                 with guard.explaining() if dist.rank() == 0 else nullcontext():
                     rows, lacking = _run(name, task, labels[task.encoder.name], everything)
-                    dist.on_first(guard.check)
+                    dist.on_rank0(guard.check)
                     if dist.rank() == 0:
                         write_results(out, rows, lacking, make=False)
                 if rows:
                     signals.note_saved()
         if dist.rank() == 0:
             write_tables(out)
-        return dist.on_first(lambda: read_results(out))
+        return dist.on_rank0(lambda: read_results(out))
 
 
 def protocol_of(name: str) -> ProtocolModule:
@@ -145,15 +145,15 @@ def _shared_settings(
     return suite.model_dump(mode="json") | of_benches | dict(options)
 
 
-def _announce(encoders: Sequence[Encoder], halves: Mapping[str, Halves], fixed: Sequence[str]) -> None:
+def _announce(encoders: Sequence[Encoder], splits: Mapping[str, Splits], fixed: Sequence[str]) -> None:
     """Says how weight files were read, what was left out of the data, and which benchmarks no other seed would change."""
     for network in encoders:
-        if network.story:
-            say(network.story)
-    for note in dict.fromkeys(half.note for both in halves.values() for half in both if half.left_out):
+        if network.provenance:
+            say(network.provenance)
+    for note in dict.fromkeys(split.note for both in splits.values() for split in both if split.left_out):
         say(f"data: {note}")
     if fixed:
-        say(f"run once, as no seed makes a difference: {', '.join(fixed)}")
+        say(f"run once (deterministic): {', '.join(fixed)}")
 
 
 def _never_run(
@@ -176,7 +176,7 @@ def _run(name: str, task: Task[Any], label: str, everything: bool) -> tuple[list
     run = protocol_of(name).run
     task.encoder.to(task.device)
     try:
-        scores = run(task) if CATALOG[name].distributed else dist.on_first(lambda: _by_itself(run, task))
+        scores = run(task) if CATALOG[name].distributed else dist.on_rank0(lambda: _by_itself(run, task))
     except (ConfigError, DataError, NumericsError) as error:  # as of a bank that undecodable images left smaller than k
         of_one = isinstance(error, DataError) and CATALOG[name].distributed and dist.is_active()
         if not everything or of_one:  # of one process: the others still wait for it in the benchmark
@@ -219,7 +219,7 @@ def _possible(tasks: Sequence[tuple[str, Task[Any]]], everything: bool) -> tuple
 
 
 def _check_size(name: str, task: Task[Any]) -> None:
-    """Complains of a network that does not take images of this size, as a transformer whose patches do not divide it."""
+    """Refuse a network that does not take images of this size, as a transformer whose patches do not divide it."""
     if isinstance(task.encoder.trunk, ResNet):  # takes all
         return
     try:
@@ -273,10 +273,10 @@ def _takes_options(source: str, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _task(
-    network: Encoder, halves: Halves, settings: BenchSettings, protocol: Protocol, device: Any, out: Path
+    network: Encoder, splits: Splits, settings: BenchSettings, protocol: Protocol, device: Any, out: Path
 ) -> Task[Any]:
-    train = drawn(halves[0], settings.train_images, settings.seed)
-    score = drawn(halves[1], settings.score_images, settings.seed)
+    train = drawn(splits[0], settings.train_images, settings.seed)
+    score = drawn(splits[1], settings.score_images, settings.seed)
     return Task(network, *as_pillow((train, score)), settings, protocol, device, out)
 
 
@@ -315,11 +315,11 @@ def _foretold(tasks: Sequence[tuple[str, Task[Any]]], absent: Sequence[NotRun], 
     """What is there, what each benchmark would take, and what cannot be run."""
 
     def rows() -> list[DryRunRow]:
-        found = [forecast(name, task, protocol_of(name).needs(task)) for name, task in tasks]
+        found = [forecast(name, task, protocol_of(name).estimate_resources(task)) for name, task in tasks]
         say(format_rows(found))
         return found
 
-    found = dist.on_first(rows)
+    found = dist.on_rank0(rows)
     if absent and dist.rank() == 0:
         say(format_results([], absent))
     missing = [NotRun(**dict(row)) for row in absent]  # with every field, as the other rows have them

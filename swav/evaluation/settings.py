@@ -51,7 +51,7 @@ class BenchSettings(Settings):
     train_images: Steps = Field(0, description="images to learn labels from, drawn by the seed; 0: all")
     score_images: Steps = Field(0, description="images to score, drawn by the seed; 0: all")
     seed: Steps = Field(0, description="of what is drawn")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the trunk; features are float32 in any case")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the backbone; features are float32 in any case")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     workers: Steps | Auto = Field("auto", description="loader processes")
 
@@ -169,7 +169,7 @@ class SemisupSettings(TrainSettings):
     list: str | None = Field(None, description="file that names the images of the one fraction; none: drawn per class")
     epochs: Count = Field(20, description="passes over the training images")
     lr_trunk: Positive | Auto = Field(
-        "auto", description="learning rate of the trunk: .02 below 5 %, else .01, times batch / 256"
+        "auto", description="learning rate of the backbone: .02 below 5 %, else .01, times batch / 256"
     )
     lr_head: Positive | Auto = Field("auto", description="of the layer on it: 5 below 5 %, else .2, times batch / 256")
     steps: tuple[Count, ...] = Field((12, 16), description="epochs after which learning rates are a fifth")

@@ -1,4 +1,4 @@
-"""Linear layers on every stage of a frozen trunk, trained at once: what linear-stages, places205 and inat18 share."""
+"""Linear layers on every stage of a frozen backbone, trained at once: what linear-stages, places205 and inat18 share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from swav.errors import ConfigError
 from swav.evaluation import classification, supervised
 from swav.evaluation.settings import StageTraining
 from swav.evaluation.stages import pooling, stage_name
-from swav.evaluation.task import Needs, Score, Task
+from swav.evaluation.task import ResourceEstimate, Score, Task
 from swav.features import stage_features_of
 
 
@@ -43,28 +43,28 @@ class StageHeads(nn.Module):
 
 
 def check_heads(task: Task[Any], bench: str) -> None:
-    """Complains of what can be known without any work.
+    """Validate settings and data before any computation.
 
     Raises:
-        ConfigError: the trunk has no stages, the batch cannot be parted among the processes, or the last
+        ConfigError: the backbone has no stages, the batch cannot be parted among the processes, or the last
             one of an epoch cannot be normalised.
     """
     if not task.encoder.stage_channels:
         raise ConfigError(
-            f"{task.encoder.name}: expected a trunk with stages for {bench}, found {task.encoder.settings['backbone']}, "
+            f"{task.encoder.name}: expected a backbone with stages for {bench}, found {task.encoder.settings['backbone']}, "
             "which has none; use another, or linear"
         )
     classification.check_batch(task, bench)
     classification.check_last_batch(task, bench, len(task.train))
 
 
-def needs(task: Task[Any]) -> Needs:
-    """What a run takes: every augmented image once through the trunk, for all heads together."""
+def estimate_resources(task: Task[Any]) -> ResourceEstimate:
+    """What a run takes: every augmented image once through the backbone, for all heads together."""
     settings: StageTraining = task.settings
     values = sum(task.stage_values())
     layers = 4 * task.num_classes * values
     scores = classification.num_evaluations(settings) * len(task.score)
-    return Needs(
+    return ResourceEstimate(
         settings.epochs * len(task.train) + scores,
         memory=3 * layers + 2 * 4 * values * settings.batch,
         disk=supervised.KEPT * 2 * layers,
@@ -72,7 +72,7 @@ def needs(task: Task[Any]) -> Needs:
 
 
 def train_heads(task: Task[Any], bench: str, views: ViewSpec) -> list[Score]:
-    """Trains and scores all heads at once, going on from the last finished epoch of an earlier sitting.
+    """Trains and scores all heads at once, continuing from the state of an interrupted training.
 
     Args:
         bench: its name.
@@ -82,7 +82,7 @@ def train_heads(task: Task[Any], bench: str, views: ViewSpec) -> list[Score]:
         Top-1 and top-5 of each head, and of the one whose top-1 is best.
 
     Raises:
-        ConfigError: the trunk has no stages.
+        ConfigError: the backbone has no stages.
         DataError: no image of a half can be read.
         NumericsError: the loss is not finite.
         CheckpointError: there is saved state, and none of it verifies.

@@ -18,7 +18,7 @@ from swav.weights.encoder import Encoder
 
 
 class Marked(NamedTuple):
-    """Marks of both halves: 1 present, 0 ignored (difficult), -1 absent."""
+    """Marks of both splits: 1 present, 0 ignored (difficult), -1 absent."""
 
     train: Int8[np.ndarray, "N C"]
     score: Int8[np.ndarray, "M C"]
@@ -29,7 +29,7 @@ class Marked(NamedTuple):
         """Checks that the task has what the benchmarks on VOC need.
 
         Raises:
-            ConfigError: the trunk has no stages.
+            ConfigError: the backbone has no stages.
             DataError: images have one label instead of marks.
         """
         if not task.encoder.stage_channels:
@@ -43,7 +43,7 @@ class Marked(NamedTuple):
 
 
 def stage_name(encoder: Encoder, place: int) -> str:
-    """feature1 ... feature5, as the page has it; of trunks that are not ResNets with the stage's own name."""
+    """feature1 ... feature5, as the page has it; of backbones that are not ResNets with the stage's own name."""
     own = "" if isinstance(encoder.trunk, ResNet) else f" ({encoder.stage_names[place]})"
     return f"feature{place + 1}{own}"
 

@@ -197,7 +197,7 @@ def _fit(
     out: Path,
 ) -> TrainingResult:
     guard = FolderGuard(plan.folder)
-    dist.on_first(guard.check)
+    dist.on_rank0(guard.check)
     seed_process(plan.seed, dist.rank())
     state = _resumed(objective, plan, device)
     for images, names in zip((train, score), state.damaged, strict=True):
@@ -209,7 +209,7 @@ def _fit(
         nonlocal saved_at, saved_time
         state.unreadable = set().union(*dist.gather_objects(state.unreadable))
         state.damaged = _damaged_of_all(train, score)
-        dist.on_first(guard.check)  # saving would make a new one
+        dist.on_rank0(guard.check)  # saving would make a new one
         _save(objective, plan, state, device)
         signals.note_saved()
         saved_at, saved_time = state.step, time.monotonic()
@@ -287,7 +287,7 @@ def _line(objective: Objective[B], plan: TrainingPlan, step: int, totals: Tensor
 def _resumed(objective: Objective[B], plan: TrainingPlan, device: torch.device) -> _State:
     """Bring model, optimiser and random numbers to where an interrupted training was; return how far it is."""
     totals = torch.zeros(2, dtype=torch.float64, device=device)
-    path = dist.on_first(lambda: checkpoint.newest(plan.folder / "checkpoints"))
+    path = dist.on_rank0(lambda: checkpoint.newest(plan.folder / "checkpoints"))
     if path is None:
         return _State(0, [], set(), ([], []), totals)
     saved = checkpoint.read(path)
@@ -377,5 +377,5 @@ def _the_only_one(plan: TrainingPlan, out: Path) -> Iterator[None]:
                 stack.enter_context(lock)
             remove_leftovers(plan.folder / LOG)
 
-        dist.on_first(acquire)
+        dist.on_rank0(acquire)
         yield

@@ -49,7 +49,7 @@ class Task(Generic[AnyBench]):
 
     @property
     def workers(self) -> int:
-        """One core is left for the trunk; more than eight decode faster than any trunk takes."""
+        """One core is left for the backbone; more than eight decode faster than any backbone takes."""
         workers = self.settings.workers
         return min(8, max(1, available_cpus() - 1)) if workers == "auto" else workers
 
@@ -110,7 +110,7 @@ class Task(Generic[AnyBench]):
     def features(
         self, label: str, *, stages: bool, pooled: bool, view: ViewKind = "centre"
     ) -> tuple[FrozenFeatures, FrozenFeatures]:
-        """Return features of both halves, kept in `out`: for benchmarks that augment nothing.
+        """Return features of both splits, kept in `out`: for benchmarks that augment nothing.
 
         Args:
             label: of the progress.
@@ -134,12 +134,12 @@ class Task(Generic[AnyBench]):
 
 
 @dataclasses.dataclass(frozen=True)
-class Needs:
+class ResourceEstimate:
     """What a benchmark takes, in units that a short probe turns into time.
 
     Attributes:
-        forwards: images through the frozen trunk, reading and cropping included.
-        trained: images through the trunk and back.
+        forwards: images through the frozen backbone, reading and cropping included.
+        trained: images through the backbone and back.
         solving: seconds of two cores beside that, as measured on our machine (benchmarks/results).
         memory: bytes, beside the network's.
         disk: bytes below OUT.
@@ -210,7 +210,7 @@ class ProtocolModule(Protocol):
         """Return the scores."""
         ...
 
-    def needs(self, task: Task[Any]) -> Needs:
+    def estimate_resources(self, task: Task[Any]) -> ResourceEstimate:
         """Estimate time, memory and disk."""
         ...
 

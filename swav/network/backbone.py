@@ -1,6 +1,6 @@
-"""The trunk: image to features. Our ResNets (resnet.py) by name, and any model of timm's, with fresh weights.
+"""The backbone: image to features. Our ResNets (resnet.py) by name, and any model of timm's, with fresh weights.
 
-Every trunk has `num_features` (F), `stages(images)`, and `stage_names` and `stage_channels`, which agree with it.
+Every backbone has `num_features` (F), `stages(images)`, and `stage_names` and `stage_channels`, which agree with it.
 """
 
 import functools
@@ -71,7 +71,7 @@ class TimmShape(NamedTuple):
 
 
 def check_backbone(name: str, sizes: Sequence[int], in_channels: int = 3) -> None:
-    """Finds out, without weights and without time, whether a trunk exists and takes images of these sides.
+    """Finds out, without weights and without time, whether a backbone exists and takes images of these sides.
 
     Raises:
         ConfigError: it does not.
@@ -131,7 +131,7 @@ def _timm_model(name: str, in_channels: int) -> nn.Module:
 
 @functools.cache
 def timm_options(name: str, in_channels: int) -> dict[str, Any]:
-    """Arguments of timm.create_model for a trunk: no classifier, and crops of any size where the model can take them."""
+    """Arguments of timm.create_model for a backbone: no classifier, and crops of any size where the model can take them."""
     options = {"num_classes": 0, "in_chans": in_channels}
     try:
         with torch.device("meta"):
@@ -156,7 +156,7 @@ def _timm() -> ModuleType:
 
 
 def build_trunk(name: str, *, width: float, stem: str, zero_init_residual: bool, in_channels: int) -> nn.Module:
-    """A trunk with fresh weights: one of BACKBONES, or timm:NAME (whose shape and initialisation are timm's own)."""
+    """A backbone with fresh weights: one of BACKBONES, or timm:NAME (whose shape and initialisation are timm's own)."""
     if name.startswith(TIMM):
         return TimmTrunk(name.removeprefix(TIMM), in_channels)
     return BACKBONES[name](width=width, stem=stem, zero_init_residual=zero_init_residual, in_channels=in_channels)

@@ -1,4 +1,4 @@
-"""What SwAV puts on a trunk: a projection to unit embeddings, and prototypes that score them."""
+"""What SwAV puts on a backbone: a projection to unit embeddings, and prototypes that score them."""
 
 from collections.abc import Sequence
 
@@ -64,16 +64,16 @@ class Prototypes(nn.Linear):
 class SwavNetwork(nn.Module):
     """Trunk, projection head and prototypes.
 
-    The trunk runs once per resolution, so its BatchNorm sees the crops of one size together; the head runs once over
+    The backbone runs once per resolution, so its BatchNorm sees the crops of one size together; the head runs once over
     all crops, so its BatchNorm sees them all. Both are part of the method: a head run per resolution is another model.
     Scores are computed outside autocast, in float32 at least: they go through exp(1 / 0.05).
 
     Args:
-        trunk: images [N, C, H, W] to features [N, F].
+        backbone: images [N, C, H, W] to features [N, F].
         hidden: width of the head's hidden layer.
         dim: D, dimension of an embedding.
         prototypes: K; of all sets together where there are several.
-        num_features: F; None: as the trunk's attribute of that name says.
+        num_features: F; None: as the backbone's attribute of that name says.
 
     Source: section A.1; batch statistics as in the released code.
     """
@@ -117,9 +117,9 @@ def build_network(recipe: Recipe, prototypes: int | None = None) -> SwavNetwork:
 
     Args:
         recipe: settings.
-        prototypes: where the recipe says `auto`; 1 will do for a trunk alone.
+        prototypes: where the recipe says `auto`; 1 will do for a backbone alone.
     """
-    num_prototypes = prototypes or 1 if recipe.left_at_auto("prototypes") else sum(recipe.prototype_heads)
+    num_prototypes = prototypes or 1 if recipe.left_at_auto("prototypes") else sum(recipe.prototype_sets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         trunk = build_trunk(

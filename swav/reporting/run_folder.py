@@ -85,7 +85,7 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def seconds_trained(metrics: list[dict[str, Any]]) -> float:
-    """Seconds over all sittings: the clock of metrics.jsonl starts again at every resume."""
+    """Seconds over all resumes: the clock of metrics.jsonl starts again at each."""
     total = before = 0.0
     for line in metrics:
         now = line.get("seconds")

@@ -18,7 +18,7 @@ from swav.errors import DataError, did_you_mean
 from swav.results.units import PERCENT, metric_of
 
 FILE = "published.toml"
-_STAGE = r"(feature\d+( \(.+\))?|best layer)"  # a name in brackets: stages of trunks that are no ResNets
+_STAGE = r"(feature\d+( \(.+\))?|best layer)"  # a name in brackets: stages of backbones that are no ResNets
 
 # The scores of each benchmark, named as `swav bench` writes them into results.json.
 SCORE_NAMES = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jinja2
 
-from swav.errors import EnvironmentError_
+from swav.errors import MachineError
 from swav.files import remove_leftovers, write_text_durably
 from swav.results.layout import Link, Source, Table, TableRow
 from swav.results.published import read_published
@@ -37,7 +37,7 @@ def write_tables(folder: Path, read: Callable[[Path], Results] = read_results) -
 
     Raises:
         DataError: there is a results.json that is none.
-        EnvironmentError_: the folder cannot be written.
+        MachineError: the folder cannot be written.
     """
     folder = Path(folder)
     try:
@@ -54,9 +54,7 @@ def write_tables(folder: Path, read: Callable[[Path], Results] = read_results) -
                 remove_leftovers(folder / name)
                 write_text_durably(folder / name, words)
     except OSError as error:
-        raise EnvironmentError_(
-            f"{folder}: tables cannot be written ({error}); make room, or use another --out"
-        ) from None
+        raise MachineError(f"{folder}: tables cannot be written ({error}); make room, or use another --out") from None
     return [folder / name for name in TABLES]
 
 
@@ -168,7 +166,7 @@ def html(tables: Sequence[Table]) -> str:
     numbers = {id(table): i for i, table in enumerate(tables, start=1)}
     parts = [(section, [(numbers[id(table)], table) for table in inside]) for section, inside in _parts(tables)]
     return shown.get_template("tables.html").render(
-        parts=parts, apart=APART, sources=_sources(tables), sources_title=SOURCES
+        parts=parts, require_disjoint=APART, sources=_sources(tables), sources_title=SOURCES
     )
 
 

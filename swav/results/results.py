@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, Strict, ValidationError, model_serializer
 
-from swav.errors import DataError, EnvironmentError_, NumericsError, counted
+from swav.errors import DataError, MachineError, NumericsError, counted
 from swav.files import FileLock, remove_leftovers, warn, write_text_durably
 
 FILE = "results.json"
@@ -271,7 +271,7 @@ def read_results(folder: Path) -> Results:
 
     Raises:
         DataError: the file is not what this module writes, or of a newer format. (It is never overwritten then.)
-        EnvironmentError_: it cannot be read.
+        MachineError: it cannot be read.
     """
     path = folder / FILE
     try:
@@ -279,7 +279,7 @@ def read_results(folder: Path) -> Results:
     except FileNotFoundError:
         return Results()
     except OSError as error:
-        raise EnvironmentError_(f"{path}: cannot be read just now ({error.strerror}); try again") from None
+        raise MachineError(f"{path}: cannot be read just now ({error.strerror}); try again") from None
     except ValueError as error:
         raise DataError(f"{path}: expected JSON, found: {error}; move it away or use another --out") from None
     if problem := _unknown_format(content):
@@ -344,7 +344,7 @@ def write_results(
 
     Raises:
         DataError: there is a results.json that is none, or of a newer format.
-        EnvironmentError_: the folder cannot be written.
+        MachineError: the folder cannot be written.
     """
     try:
         with results_lock(folder, base=None if make else folder):
@@ -352,9 +352,7 @@ def write_results(
             text = json.dumps(content.model_dump(), indent=1, allow_nan=False) + "\n"
             write_text_durably(folder / FILE, text)
     except OSError as error:
-        raise EnvironmentError_(
-            f"{folder / FILE}: cannot be written ({error}); make room, or use another --out"
-        ) from None
+        raise MachineError(f"{folder / FILE}: cannot be written ({error}); make room, or use another --out") from None
     return Results.from_json(json.loads(text))
 
 

@@ -138,8 +138,8 @@ def _reasons(column: Column, not_run: Iterable[NotRun], weights: str) -> list[st
     for lack in not_run:
         meant = lack.metric == "" or score_of(column, [(lack.bench, lack.metric)]) is not None
         if lack.bench == column.bench and meant and lack.weights in ("", weights):
-            needs = f"; needs {lack.expected}" if lack.expected else ""
-            words.append(f"{lack.bench} was not run: {lack.reason}{needs}")
+            estimate_resources = f"; needs {lack.expected}" if lack.expected else ""
+            words.append(f"{lack.bench} was not run: {lack.reason}{estimate_resources}")
     return words
 
 
@@ -227,7 +227,7 @@ def _remarks(
 
 
 def _stages(layout: TableLayout, found: Mapping[ScoreName, Sequence[Result]]) -> list[str]:
-    """Names of stages of a trunk that is no ResNet, and the numbers of those for which the page has no column."""
+    """Names of stages of a backbone that is no ResNet, and the numbers of those for which the page has no column."""
     if not any(column.name.startswith("Feature") for column in layout.columns):
         return []
     named, beyond = [], []

@@ -15,8 +15,8 @@ from swav.errors import ConfigError, DataError, counted
 from swav.recipe_files import validated
 
 # `auto` is a value of these: they follow from the crops whatever those are, and from the processes of each sitting.
-FOLLOWING = ("code_crops", "eval_size", "sync_bn")
-RULED = frozenset(  # settings that have a rule
+DEPENDENT = ("code_crops", "eval_size", "sync_bn")
+EXPLAINED = frozenset(  # settings that have a rule
     {
         *("device", "precision", "workers"),
         *("crops", "jitter", "grayscale", "blur"),
@@ -35,7 +35,7 @@ def _not_measured(*_: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class MachineAndData:
     """What settings follow from.
 
     Attributes:
@@ -58,8 +58,8 @@ class Facts:
     cpus: int = 1
     has_bf16: bool = False
     is_grey: Callable[[], bool] = lambda: False
-    fits: Callable[[Recipe, int], tuple[int, str]] = _not_measured
-    pace: Callable[[Recipe], float] = _not_measured
+    batch_fits: Callable[[Recipe, int], tuple[int, str]] = _not_measured
+    throughput: Callable[[Recipe], float] = _not_measured
 
 
 class _Choices:
@@ -81,7 +81,7 @@ class _Choices:
             self.reasons[key] = reason
 
 
-def derive(recipe: Recipe, facts: Facts) -> tuple[Recipe, dict[str, str]]:
+def derive(recipe: Recipe, facts: MachineAndData) -> tuple[Recipe, dict[str, str]]:
     """Replaces every `auto` by a value, and says why.
 
     Returns:
@@ -90,7 +90,7 @@ def derive(recipe: Recipe, facts: Facts) -> tuple[Recipe, dict[str, str]]:
     Raises:
         ConfigError: the batch is not a multiple of the number of processes, or derived values do not fit with given ones.
         DataError: there are fewer images than the smallest batch needs.
-        EnvironmentError_: from `facts.fits`, where memory has no room for a single image.
+        MachineError: from `facts.fits`, where memory has no room for a single image.
     """
     if not recipe.left_at_auto("batch") and recipe.batch % facts.world_size:
         raise ConfigError(
@@ -99,7 +99,7 @@ def derive(recipe: Recipe, facts: Facts) -> tuple[Recipe, dict[str, str]]:
         )
     choices = _Choices(recipe)
     for key, field in Recipe.model_fields.items():
-        if key not in FOLLOWING and key not in RULED:
+        if key not in DEPENDENT and key not in EXPLAINED:
             choices.choose(key, field.default, "the default")
     for rule in (_machine, _views, _colour, _network, _batch, _check_forward, _codes, _optimiser, _length):
         rule(choices, facts)
@@ -114,7 +114,7 @@ def derive(recipe: Recipe, facts: Facts) -> tuple[Recipe, dict[str, str]]:
     return chosen, choices.reasons
 
 
-def _check_forward(choices: _Choices, facts: Facts) -> None:
+def _check_forward(choices: _Choices, facts: MachineAndData) -> None:
     """Every process must have as much as every other, in whole micro-batches. Looked at before anything is timed."""
     recipe, processes = choices.recipe, facts.world_size
     share, size = recipe.batch // processes, recipe.images_per_forward(processes)
@@ -154,7 +154,7 @@ def _divisor(number: int, most: int) -> int:
 # -- machine
 
 
-def _machine(choices: _Choices, facts: Facts) -> None:
+def _machine(choices: _Choices, facts: MachineAndData) -> None:
     on_gpu = facts.device == "cuda"
     choices.choose("device", facts.device, "a GPU is there" if on_gpu else "no GPU was found")
     choices.choose(
@@ -172,7 +172,7 @@ def _machine(choices: _Choices, facts: Facts) -> None:
 # -- views
 
 
-def _views(choices: _Choices, facts: Facts) -> None:
+def _views(choices: _Choices, facts: MachineAndData) -> None:
     on_gpu = choices.recipe.device == "cuda"
     most = 224 if on_gpu else 64
     large = _crop_size(min(most, facts.side))
@@ -198,7 +198,7 @@ def _crop_size(pixels: int) -> int:
     return max(8, pixels // 16 * 16 if pixels >= 48 else pixels // 4 * 4)
 
 
-def _colour(choices: _Choices, facts: Facts) -> None:
+def _colour(choices: _Choices, facts: MachineAndData) -> None:
     recipe = choices.recipe
     largest = max(recipe.view_sizes)
     if largest >= 128:
@@ -225,7 +225,7 @@ def _colour(choices: _Choices, facts: Facts) -> None:
 # -- network
 
 
-def _network(choices: _Choices, facts: Facts) -> None:
+def _network(choices: _Choices, facts: MachineAndData) -> None:
     on_gpu = choices.recipe.device == "cuda"
     choices.choose(
         "backbone",
@@ -258,34 +258,34 @@ def _network(choices: _Choices, facts: Facts) -> None:
 # -- batch
 
 
-def _batch(choices: _Choices, facts: Facts) -> None:
+def _batch(choices: _Choices, facts: MachineAndData) -> None:
     """What teaches well is the batch; what memory has room for is the micro-batch, if that may be chosen too."""
     world_size = facts.world_size
     if choices.recipe.left_at_auto("batch"):
         share, reason = _share_that_suits(choices.recipe, facts)
         if not choices.recipe.left_at_auto("micro_batch") and choices.recipe.micro_batch == 0:
-            fits, how = facts.fits(choices.recipe, share)
-            if fits < share:
+            batch_fits, how = facts.batch_fits(choices.recipe, share)
+            if batch_fits < share:
                 share, reason = (
-                    _power_of_two(fits),
+                    _power_of_two(batch_fits),
                     f"what fits into memory ({how}); more would be {share * world_size}",
                 )
         choices.choose("batch", share * world_size, reason)
     if choices.recipe.left_at_auto("micro_batch"):
         share = choices.recipe.batch // world_size
-        fits, how = facts.fits(choices.recipe, share)
-        if fits >= share:
+        batch_fits, how = facts.batch_fits(choices.recipe, share)
+        if batch_fits >= share:
             choices.choose(
                 "micro_batch",
                 0,
                 f"{counted(share, 'image')} of a step and process, all at once, fit into memory ({how})",
             )
         choices.choose(
-            "micro_batch", _divisor(share, max(1, fits)), f"of {share} images, what fits into memory ({how})"
+            "micro_batch", _divisor(share, max(1, batch_fits)), f"of {share} images, what fits into memory ({how})"
         )
 
 
-def _share_that_suits(recipe: Recipe, facts: Facts) -> tuple[int, str]:
+def _share_that_suits(recipe: Recipe, facts: MachineAndData) -> tuple[int, str]:
     """Images per step and process, whatever the memory."""
     images, world_size, on_gpu = facts.num_images, facts.world_size, recipe.device == "cuda"
     if images < 2 * world_size:
@@ -304,8 +304,8 @@ def _share_that_suits(recipe: Recipe, facts: Facts) -> tuple[int, str]:
 # -- codes
 
 
-def _codes(choices: _Choices, facts: Facts) -> None:
-    batch, prototypes = choices.recipe.batch, max(choices.recipe.prototype_heads)
+def _codes(choices: _Choices, facts: MachineAndData) -> None:
+    batch, prototypes = choices.recipe.batch, max(choices.recipe.prototype_sets)
     if prototypes < _FEW_PROTOTYPES and batch < 256:
         choices.choose(
             "epsilon", 0.02, f"sharper codes start sooner with few samples in the balance ({batch}); docs/log.md"
@@ -321,14 +321,14 @@ def _codes(choices: _Choices, facts: Facts) -> None:
     )
 
 
-def _steps_per_epoch(choices: _Choices, facts: Facts) -> int:
+def _steps_per_epoch(choices: _Choices, facts: MachineAndData) -> int:
     return max(1, facts.num_images // choices.recipe.batch)
 
 
 # -- optimiser
 
 
-def _optimiser(choices: _Choices, facts: Facts) -> None:
+def _optimiser(choices: _Choices, facts: MachineAndData) -> None:
     batch = choices.recipe.batch
     choices.choose(
         "optimizer",
@@ -348,7 +348,7 @@ def _optimiser(choices: _Choices, facts: Facts) -> None:
 # -- length
 
 
-def _length(choices: _Choices, facts: Facts) -> None:
+def _length(choices: _Choices, facts: MachineAndData) -> None:
     if choices.recipe.left_at_auto("epochs"):
         choices.choose("epochs", *_epochs(choices.recipe, facts))
     epochs, batch, images = choices.recipe.epochs, choices.recipe.batch, facts.num_images
@@ -374,22 +374,22 @@ def _length(choices: _Choices, facts: Facts) -> None:
     )
 
 
-def _epochs(recipe: Recipe, facts: Facts) -> tuple[int, str]:
+def _epochs(recipe: Recipe, facts: MachineAndData) -> tuple[int, str]:
     images = facts.num_images
     if recipe.hours is None:
         epochs = _between(round(200 * (1.28e6 / images) ** 0.25), 100, 800)
         return epochs, f"200 on ImageNet; fewer images ({images}) need more passes"
-    pace = facts.pace(recipe)
-    fit = int(recipe.hours * 3600 * pace / images)
-    reason = f"{counted(recipe.hours, 'hour')} at {per_second(pace)}, as measured just now"
+    throughput = facts.throughput(recipe)
+    fit = int(recipe.hours * 3600 * throughput / images)
+    reason = f"{counted(recipe.hours, 'hour')} at {per_second(throughput)}, as measured just now"
     if fit < 1:
         return 1, reason + f", are less than one pass over {images} images"
     return min(fit, _MOST_EPOCHS), reason + (f"; at most {_MOST_EPOCHS}" if fit > _MOST_EPOCHS else "")
 
 
-def per_second(pace: float) -> str:
+def per_second(throughput: float) -> str:
     """A pace in words: whole images per second, or two digits of a slow one."""
-    return f"{pace:.0f} images/s" if pace >= 10 else f"{pace:.2g} images/s"
+    return f"{throughput:.0f} images/s" if throughput >= 10 else f"{throughput:.2g} images/s"
 
 
 def _power_of_two(count: int) -> int:

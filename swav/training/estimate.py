@@ -1,6 +1,6 @@
 """A look ahead before the first step: how many images fit into memory, how fast a run will be, what it will take.
 
-What is measured is the step that a run makes (Learner.step), by this process alone: all but what goes between processes
+What is measured is the step that a run makes (Trainer.step), by this process alone: all but what goes between processes
 (gradients, BatchNorm's statistics, sums of Sinkhorn-Knopp), the queue's rows in the balance, and compiling. Networks made
 here are thrown away.
 """
@@ -20,12 +20,12 @@ from swav.config import Recipe
 from swav.data.device import MicroBatches
 from swav.data.images import Images
 from swav.data.loader import Loader
-from swav.errors import EnvironmentError_, counted
+from swav.errors import MachineError, counted
 from swav.network.backbone import count_parameters
 from swav.network.heads import build_network
 from swav.system import available_memory
 from swav.training.auto import per_second
-from swav.training.step import Crops, Learner
+from swav.training.step import Crops, Trainer
 from swav.views import view_spec
 
 SECONDS = 6.0  # of steps that are timed
@@ -38,10 +38,10 @@ _CPU_STEP_SECONDS = 1.0  # a probing step on a CPU is made of as few images as t
 # -- memory
 
 
-def fits(recipe: Recipe, device: torch.device, most: int) -> tuple[int, str]:
+def batch_fits(recipe: Recipe, device: torch.device, most: int) -> tuple[int, str]:
     """The most images at a time, up to `most`, that a process has memory for; and how that was found, in words.
 
-    On a GPU tried: see `largest_that_fits`. On a CPU by the rule that a step may take CPU_SHARE of the memory that is
+    On a GPU tried: see `max_batch_that_fits`. On a CPU by the rule that a step may take CPU_SHARE of the memory that is
     available now, shared by all processes, and that it takes what a forward of two images keeps for the backward, per
     image, times _OVERHEAD, beside weights, gradients and the optimiser's state. (A CPU that runs out of memory kills;
     there is nothing to try.)
@@ -50,29 +50,29 @@ def fits(recipe: Recipe, device: torch.device, most: int) -> tuple[int, str]:
         recipe: machine, views, network and prototypes settled.
 
     Raises:
-        EnvironmentError_: not even one image fits.
+        MachineError: not even one image fits.
     """
 
     def found() -> int:
         if device.type == "cuda":
-            return largest_that_fits(_gpu_peak(recipe, device), most, int(GPU_SHARE * available_memory(device)))
+            return max_batch_that_fits(_gpu_peak(recipe, device), most, int(GPU_SHARE * available_memory(device)))
         return min(most, _fits_cpu(recipe))
 
-    count = min(dist.on_every(found))
+    count = min(dist.on_all_ranks(found))
     how = (
         "tried on this GPU"
         if device.type == "cuda"
         else f"half of the {_gb(available_memory(device))} that are available"
     )
     if count < 1:
-        raise EnvironmentError_(
+        raise MachineError(
             f"expected memory for a step of at least one image, found too little on {device.type}: use smaller crops or a "
             "smaller backbone, or end other programs"
         )
     return count, how
 
 
-def largest_that_fits(peak: Callable[[int], int | None], most: int, budget: int) -> int:
+def max_batch_that_fits(peak: Callable[[int], int | None], most: int, budget: int) -> int:
     """`most`, or else the largest power of two below it, whose step stays within a budget; 0 if none does.
 
     Two small steps tell what an image takes, hence how many fit; steps of that size, halved as often as needed, verify.
@@ -126,7 +126,7 @@ def cpu_bytes(recipe: Recipe) -> tuple[int, int]:
     """What a training step takes on a CPU, by what a forward of two images keeps: bytes whatever the batch, and per image."""
     device, images = torch.device("cpu"), 2
     steps = _Steps(recipe, device)
-    network = steps.learner.network
+    network = steps.trainer.network
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, int] = {}
 
@@ -150,20 +150,22 @@ def _checkpoint_bytes(recipe: Recipe, network: nn.Module) -> int:
 # -- speed
 
 
-def pace(images: Images, recipe: Recipe, device: torch.device) -> float:
+def throughput(images: Images, recipe: Recipe, device: torch.device) -> float:
     """Images per second of all processes together, by training for some seconds on the data itself.
 
     Args:
         recipe: settled but for the length of the run.
     """
-    return dist.world_size() * min(dist.on_every(lambda: _own_pace(images, recipe, device)))
+    return dist.world_size() * min(dist.on_all_ranks(lambda: _own_throughput(images, recipe, device)))
 
 
-def _own_pace(images: Images, recipe: Recipe, device: torch.device) -> float:
+def _own_throughput(images: Images, recipe: Recipe, device: torch.device) -> float:
     processes = dist.world_size()
     at_a_time = recipe.images_per_forward(processes)
-    pieces = 1 if at_a_time == recipe.batch // processes else 2  # of two pieces an image costs what it costs of many
-    steps, count = _Steps(recipe, device), pieces * at_a_time
+    micro_batches = (
+        1 if at_a_time == recipe.batch // processes else 2
+    )  # of two pieces an image costs what it costs of many
+    steps, count = _Steps(recipe, device), micro_batches * at_a_time
     if device.type == "cpu":
         count = _short_enough(recipe, steps, count)
     batch, views = count * processes, view_spec(recipe)
@@ -183,7 +185,7 @@ def _own_pace(images: Images, recipe: Recipe, device: torch.device) -> float:
     ends: list[float] = []
     try:
         for made in loader:
-            steps.make(MicroBatches(made, views, device, count // pieces), count)
+            steps.make(MicroBatches(made, views, device, count // micro_batches), count)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             ends.append(time.monotonic())
@@ -224,18 +226,18 @@ class _Steps:
         settled |= dict.fromkeys(("lr", "final_lr", "warmup_epochs", "queue_length", "freeze_prototypes_steps"), 0)
         settled |= {"batch": 1, "micro_batch": 0, "epochs": 1, "compile": False}
         with dist.alone():
-            self.learner = Learner(
+            self.trainer = Trainer(
                 recipe.model_copy(update=settled), build_network(recipe).to(device), steps_per_epoch=1
             )
 
-    def make(self, pieces: Sequence[Crops], images: int) -> None:
+    def make(self, micro_batches: Sequence[Crops], images: int) -> None:
         """A step of so many images, whole or in pieces."""
-        self.learner.batch = images
+        self.trainer.batch = images
         try:
             with dist.alone():
-                self.learner.step(pieces, 0)
+                self.trainer.step(micro_batches, 0)
         finally:  # where memory ran out, too
-            self.learner.optimizer.zero_grad()
+            self.trainer.optimizer.zero_grad()
 
 
 def _random_crops(recipe: Recipe, images: int, device: torch.device) -> list[Tensor]:
@@ -261,7 +263,7 @@ def forecast(
         speed: images per second, where they are known.
     """
     if speed is None:
-        speed = pace(images, recipe, device)
+        speed = throughput(images, recipe, device)
     evaluations = math.ceil(recipe.epochs / max(1, round(recipe.knn_every_epochs))) if scored else 0
     # An evaluation is a forward of one view; a step is worth three forwards of all crops. Decoding is the same.
     pixels = sum(crop.count * crop.size**2 for crop in recipe.crops)

@@ -12,10 +12,10 @@ from swav.errors import ConfigError
 from swav.network.heads import SwavNetwork, build_network
 from swav.weights.encoder import Encoder, load
 
-_SHAPING = ("backbone", "width", "stem", "in_channels")  # the keys that make a trunk
+_SHAPING = ("backbone", "width", "stem", "in_channels")  # the keys that make a backbone
 
 
-def weights_to_start_from(recipe: Recipe, out: Path) -> Encoder | None:
+def load_init_weights(recipe: Recipe, out: Path) -> Encoder | None:
     """Reads what `init` names, and finds out whether it fits; writes nothing.
 
     Args:
@@ -27,10 +27,10 @@ def weights_to_start_from(recipe: Recipe, out: Path) -> Encoder | None:
         file, and `resume` refuses another `init`, as any setting that shapes the weights.)
 
     Raises:
-        ConfigError: there are no such weights, or they are of another trunk than the recipe's.
+        ConfigError: there are no such weights, or they are of another backbone than the recipe's.
         CheckpointError: they cannot be read.
     """
-    if recipe.init is None or checkpoint.are_in(out / "checkpoints"):
+    if recipe.init is None or checkpoint.any_exist(out / "checkpoints"):
         return None
     if recipe.init.startswith("random:"):
         raise ConfigError(f"init={recipe.init}: expected existing weights; fresh ones come from the seed, without init")
@@ -38,31 +38,33 @@ def weights_to_start_from(recipe: Recipe, out: Path) -> Encoder | None:
     with torch.device("meta"):
         expected = build_network(recipe).trunk
     difference = _difference(start.trunk, expected)
-    if difference is None and not start.story and start.settings["stem"] != recipe.stem:  # of equal shapes: half, small
+    if (
+        difference is None and not start.provenance and start.settings["stem"] != recipe.stem
+    ):  # of equal shapes: half, small
         difference = "the stem"
     if difference is not None:
         found = ", ".join(f"{key}={start.settings[key]}" for key in _SHAPING)
         wanted = ", ".join(f"{key}={getattr(recipe, key)}" for key in _SHAPING)
         raise ConfigError(
-            f"init={recipe.init}: expected the trunk of {wanted}\n"
+            f"init={recipe.init}: expected the backbone of {wanted}\n"
             f"found another ({found}; first difference at {difference}); set these keys to what the weights are of"
         )
     return start
 
 
-def take_over(network: SwavNetwork, start: Encoder, recipe: Recipe) -> str:
-    """Puts weights in the place of fresh ones: the trunk, and head and prototypes if they are there and fit.
+def init_from(network: SwavNetwork, start: Encoder, recipe: Recipe) -> str:
+    """Puts weights in the place of fresh ones: the backbone, and head and prototypes if they are there and fit.
 
     Args:
         network: of a run before its first step.
-        start: of `weights_to_start_from`.
+        start: of `load_init_weights`.
         recipe: of the run.
 
     Returns:
         What came along, what did not, and what the weights were used to that is otherwise here, in words.
     """
     network.trunk.load_state_dict(start.trunk.state_dict())
-    came, stayed = ["trunk"], []
+    came, stayed = ["backbone"], []
     for name, theirs, ours in (
         ("head", start.head, network.projection_head),
         ("prototypes", start.prototypes, network.prototypes),
@@ -72,8 +74,8 @@ def take_over(network: SwavNetwork, start: Encoder, recipe: Recipe) -> str:
             why = "none there"
         elif _difference(theirs, ours):
             why = "of another size"
-        elif name == "prototypes" and start.prototype_heads != recipe.prototype_heads:
-            why = f"of other sets: {list(start.prototype_heads)}"
+        elif name == "prototypes" and start.prototype_sets != recipe.prototype_sets:
+            why = f"of other sets: {list(start.prototype_sets)}"
         elif name == "prototypes" and "head" not in came:
             why = "of another head"
         if theirs is None or why is not None:
@@ -82,7 +84,7 @@ def take_over(network: SwavNetwork, start: Encoder, recipe: Recipe) -> str:
             ours.load_state_dict(theirs.state_dict())
             came.append(name)
     words = "; ".join([f"{start.name}: {', '.join(came)}", *stayed, *_otherwise(start, recipe)])
-    return words + (f"\n{start.story}" if start.story else "")
+    return words + (f"\n{start.provenance}" if start.provenance else "")
 
 
 def _otherwise(start: Encoder, recipe: Recipe) -> list[str]:
@@ -92,7 +94,10 @@ def _otherwise(start: Encoder, recipe: Recipe) -> list[str]:
     differ = [key for key in here if key in there and there[key] != here[key]]
     if recipe.backbone.startswith(TIMM):
         differ = [key for key in differ if key != "stem"]
-    return [f"they are used to {key} {_plain(there[key])}, here it is {_plain(here[key])}" for key in differ]
+    return [
+        f"note: weights were trained with {key}={_plain(there[key])}; this run uses {key}={_plain(here[key])}"
+        for key in differ
+    ]
 
 
 def _plain(value: Any) -> str:

@@ -17,10 +17,10 @@ from swav.files import FolderGuard, not_essential
 from swav.jsonl import append, is_bad_file, is_metrics, read_if_possible
 from swav.progress import Progress, memory_gb
 from swav.reporting.pictures import write_views
-from swav.training.monitor import STEP_VALUES, Monitor, Watch
+from swav.training.monitor import STEP_VALUES, HealthCheck, Monitor
 from swav.training.optim import learning_rate
 from swav.training.setup import Run
-from swav.training.step import Learner
+from swav.training.step import Trainer
 
 
 class Log:
@@ -28,7 +28,7 @@ class Log:
     folder is another one, or gone, does.
 
     Attributes:
-        recent: lines of metrics.jsonl, those of earlier sittings included.
+        recent: lines of metrics.jsonl, those of earlier commands included.
         bad: names of the files that are listed in bad_files.jsonl, or would be if it could be written.
     """
 
@@ -51,7 +51,7 @@ class Log:
         """On the first process, before it writes.
 
         Raises:
-            EnvironmentError_: the run's folder was removed, moved or unmounted.
+            MachineError: the run's folder was removed, moved or unmounted.
         """
         if dist.rank() == 0:
             self._guard.check()
@@ -109,9 +109,9 @@ def _tensorboard(folder: Path) -> Any:
 class Recorder:
     """Records how steps go: a line of metrics, warnings about the run's health, and the progress line."""
 
-    def __init__(self, run: Run, learner: Learner, monitor: Monitor, log: Log, progress: Progress):
-        self._run, self._learner, self._monitor, self._log, self._progress = run, learner, monitor, log, progress
-        self._health = Watch(*run.health_facts)
+    def __init__(self, run: Run, trainer: Trainer, monitor: Monitor, log: Log, progress: Progress):
+        self._run, self._learner, self._monitor, self._log, self._progress = run, trainer, monitor, log, progress
+        self._health = HealthCheck(*run.health_facts)
         self._health.catch_up(log.recent)
         self._clock = _Clock()
 
@@ -152,7 +152,7 @@ class Recorder:
             "step": done,
             "epoch": done / run.steps_per_epoch,
             **named,
-            "loss_gap": run.recipe.ln_prototypes - named["loss"],
+            "loss_gap": run.recipe.log_prototypes - named["loss"],
             **self._monitor.summary(),
             "lr": learning_rate(run.recipe, done - 1, run.steps_per_epoch),
             "images_per_second": steps_per_second * run.recipe.batch,

@@ -1,6 +1,6 @@
 """Pre-training: from a recipe and a folder of images to a run folder, in reading order.
 
-`pretrain` prepares the run, `_train` makes its steps, `_finish` writes what it leaves; `Learner.step` (step.py) is one step of
+`pretrain` prepares the run, `_train` makes its steps, `_finish` writes what it leaves; `Trainer.step` (step.py) is one step of
 the algorithm.
 """
 
@@ -25,16 +25,16 @@ from swav.signals import StopRequest, work
 from swav.system import environment_errors, fault_point, pick_device, seed_process, share_cpus
 from swav.training.estimate import forecast
 from swav.training.flags import FlagReader, Flags
-from swav.training.init import take_over, weights_to_start_from
+from swav.training.init import init_from, load_init_weights
 from swav.training.log import Log, Recorder, draw_views
 from swav.training.monitor import Monitor, verdict
 from swav.training.preflight import check_pretraining
-from swav.training.resume import own_share, resume
+from swav.training.resume import local_shard, resume
 from swav.training.saving import Saver
 from swav.training.scoring import Scoring
 from swav.training.setup import Run, prepare, shared_settings
-from swav.training.step import Learner
-from swav.training.summary import describe, going_on, memory_advice
+from swav.training.step import Trainer
+from swav.training.summary import describe, memory_advice, resume_message
 from swav.views import view_spec
 from swav.weights.export import export_backbone, export_missing
 from swav.weights.exported import FOLDER, how_to_use
@@ -54,7 +54,7 @@ def pretrain(recipe: str | Path | Recipe, *, out: str | Path, dry_run: bool = Fa
         The run's folder: config.yaml, metrics.jsonl, checkpoints/, report.html, export/.
 
     Raises:
-        ConfigError, DataError, EnvironmentError_, NumericsError, CheckpointError: see swav.errors.
+        ConfigError, DataError, MachineError, NumericsError, CheckpointError: see swav.errors.
         Stopped: a signal asked for an end; a checkpoint was saved.
     """
     if isinstance(recipe, Recipe):
@@ -66,18 +66,18 @@ def pretrain(recipe: str | Path | Recipe, *, out: str | Path, dry_run: bool = Fa
         out = Path(out)
         share_cpus(dist.world_size())
         require_agreement(shared_settings(wanted) | {"--out": str(out), "--dry-run": dry_run} | code())
-        dist.on_first(lambda: check_pretraining(wanted, out, dry_run))
+        dist.on_rank0(lambda: check_pretraining(wanted, out, dry_run))
         run = prepare(wanted, out, device, dry_run)
         own_view = {"images": run.images.fingerprint, "steps": run.total_steps, "data": seen(run.images, wanted.seed)}
         require_agreement(shared_settings(run.recipe) | own_view)
-        start = weights_to_start_from(run.recipe, out)
+        start = load_init_weights(run.recipe, out)
         require_agreement({f"init={run.recipe.init}": start.sha256 if start is not None else None})
         if dry_run:
             scored = sum(map(len, run.labelled)) if run.labelled else 0
             dist.say("trying some steps, to estimate time and memory")
             lines = forecast(run.images, scored, run.recipe, device, out, run.speed)
             taken = (
-                f"\ninit       {take_over(build_network(run.recipe), start, run.recipe)}" if start is not None else ""
+                f"\ninit       {init_from(build_network(run.recipe), start, run.recipe)}" if start is not None else ""
             )
             if dist.rank() == 0:
                 deliver(f"{describe(run)}{taken}\n{lines}\n\n{to_yaml(run.recipe)}".rstrip("\n"))
@@ -85,37 +85,37 @@ def pretrain(recipe: str | Path | Recipe, *, out: str | Path, dry_run: bool = Fa
         if dist.rank() == 0:
             stack.enter_context(checkpoint.RunLock(out))
         network = build_network(run.recipe)
-        taken = f"\ninit       {take_over(network, start, run.recipe)}" if start is not None else ""
+        taken = f"\ninit       {init_from(network, start, run.recipe)}" if start is not None else ""
         del start  # its memory is the network's to use
-        learner = Learner(run.recipe, network.to(device), run.steps_per_epoch)
-        monitor = Monitor(sum(run.recipe.prototype_heads), run.recipe.head_dim, device)
+        trainer = Trainer(run.recipe, network.to(device), run.steps_per_epoch)
+        monitor = Monitor(sum(run.recipe.prototype_sets), run.recipe.head_dim, device)
         saved = resume(run)
         require_agreement({"checkpoint": None if saved is None else checkpoint.fingerprint(saved)})
         start_step = saved.step if saved is not None else 0
         seed_process(run.recipe.seed, start_step, dist.rank())
         if saved is not None:
-            own = own_share(saved)
-            learner.load(saved, own)
+            own = local_shard(saved)
+            trainer.load(saved, own)
             monitor.load_state_dict(own, f"{saved.path}/rank_{dist.rank()}.safetensors")
         scoring = Scoring(run, saved)
         if start_step == run.total_steps and not scoring.put_off:
             dist.say(f"{out}: finished at step {start_step}; nothing to do")
-            exported = dist.on_first(lambda: export_missing(out, start_step))
+            exported = dist.on_rank0(lambda: export_missing(out, start_step))
             if dist.rank() == 0 and (exported or not (out / "report.html").exists()):
                 with not_essential(f"{out}/report.html"):
                     report(out)
             if exported:
                 dist.say(how_to_use(exported, out / FOLDER))
             return out
-        dist.say(describe(run) + taken if saved is None else going_on(run, saved))
+        dist.say(describe(run) + taken if saved is None else resume_message(run, saved))
         log = Log(run.out)
-        _train(run, learner, monitor, scoring, log, start_step, stack.enter_context(work()))
+        _train(run, trainer, monitor, scoring, log, start_step, stack.enter_context(work()))
         _finish(run, log)
     return out
 
 
 def _train(
-    run: Run, learner: Learner, monitor: Monitor, scoring: Scoring, log: Log, start_step: int, stop: StopRequest
+    run: Run, trainer: Trainer, monitor: Monitor, scoring: Scoring, log: Log, start_step: int, stop: StopRequest
 ) -> None:
     """Make the steps from `start_step` to the end, with checkpoints, a log, and an exit that loses nothing."""
     recipe, device, first = run.recipe, run.device, dist.rank() == 0
@@ -136,14 +136,14 @@ def _train(
         on_device=device.type == "cuda",
     )
     progress = Progress("pre-training", run.total_steps, start_step, quiet=not first)
-    recorder = Recorder(run, learner, monitor, log, progress)
-    saver = Saver(run, learner, monitor, scoring, log, stop, start_step)
+    recorder = Recorder(run, trainer, monitor, log, progress)
+    saver = Saver(run, trainer, monitor, scoring, log, stop, start_step)
     flags = FlagReader(late=device.type == "cuda")
     done = start_step
     stop.unsaved = lambda: done - saver.saved_at
     try:
         if scoring.put_off:
-            scoring.catch_up(done, learner.network, log, progress, stop)
+            scoring.catch_up(done, trainer.network, log, progress, stop)
         for batch in loader:
             too_many = log.add_unreadable(batch.unreadable) > allowed
             save_due = saver.is_due()
@@ -157,7 +157,7 @@ def _train(
 
             micro_batches = MicroBatches(batch, views, device, at_a_time)
             with environment_errors(memory_advice(at_a_time)):
-                found = flags.add(batch.step, learner.step(micro_batches, batch.step, requests))
+                found = flags.add(batch.step, trainer.step(micro_batches, batch.step, requests))
             done = batch.step + 1
             recorder.watch(batch.wait)
             if found is not None:
@@ -168,7 +168,7 @@ def _train(
                 recorder.record(done, flags.last().values)
             fault_point("step:end")
             if done % run.steps_per_epoch == 0:
-                put_off = scoring.evaluate(done, learner.network, log, progress, stop, stop_code)
+                put_off = scoring.evaluate(done, trainer.network, log, progress, stop, stop_code)
                 stop_code = max(stop_code, put_off)
                 fault_point("epoch:end")
             if save_now or stop_code or saver.is_wanted(done):
@@ -178,7 +178,7 @@ def _train(
                 saver.save(done)
             if stop_code and (done < run.total_steps or scoring.put_off):
                 raise Stopped(
-                    f"stopped by a signal after step {done} of {run.total_steps}; saved, the same command goes on",
+                    f"stopped by a signal after step {done} of {run.total_steps}; checkpoint saved, rerun the same command to resume",
                     stop_code,
                 )
     finally:
@@ -203,7 +203,7 @@ def _refuse(found: Flags, run: Run, allowed: int, saved_at: int) -> None:
     if found.too_many_unreadable:
         raise DataError(
             f"more than {allowed} unreadable images (max_unreadable={run.recipe.max_unreadable}), see {run.out}/bad_files.jsonl\n"
-            "put them back or raise max_unreadable=X, and the same command goes on; or begin again without them, in another --out"
+            "put them back or raise max_unreadable=X and rerun the same command to resume; or start a new run without them, in another --out"
         )
 
 
@@ -218,7 +218,7 @@ def _finish(run: Run, log: Log) -> None:
             write_text_durably(run.out / "report" / "verdict.json", json.dumps({"state": judgement, "advice": advice}))
         dist.say(f"{judgement}: {advice}")
     try:
-        exported = dist.on_first(lambda: export_backbone(run.out))
+        exported = dist.on_rank0(lambda: export_backbone(run.out))
     finally:
         if first:
             with not_essential(f"{run.out}/report.html"):

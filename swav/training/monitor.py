@@ -102,7 +102,7 @@ class Monitor:
         }
 
 
-class Watch:
+class HealthCheck:
     """Judges a run while it goes on, and speaks up where the judgement changes.
 
     Args:
@@ -146,7 +146,7 @@ def verdict(
 
     Args:
         history: lines of metrics.jsonl.
-        ln_k: the loss of uniform codes, Recipe.ln_prototypes [nats].
+        ln_k: the loss of uniform codes, Recipe.log_prototypes [nats].
         images: that are trained on.
         prototypes: of the largest set.
 

@@ -231,7 +231,7 @@ class Adam(Optimizer):
             torch._foreach_sub_(steps, [self.found_inf] * len(steps))
 
 
-class Undo:
+class Snapshot:
     """Takes back what a step did to tensors, where a flag on the device says so.
 
     Args:
@@ -247,7 +247,7 @@ class Undo:
         return torch.cat([tensor.flatten() for tensor in self.tensors])
 
     @torch.no_grad()
-    def where(self, flag: Tensor) -> None:
+    def restore_if(self, flag: Tensor) -> None:
         chosen = torch.where(flag, self.before, self._flat())
         parts = torch.split(chosen, [tensor.numel() for tensor in self.tensors])
         torch._foreach_copy_(

@@ -24,7 +24,7 @@ def check_pretraining(wanted: Recipe, out: Path, dry_run: bool) -> None:
     Raises:
         ConfigError: `data` is missing, or `init` names nothing.
         DataError: there are no images.
-        EnvironmentError_: `out` cannot be written.
+        MachineError: `out` cannot be written.
     """
     if wanted.data is None:
         raise ConfigError("data: expected data=PATH (a folder of images, a list file, or CIFAR), found nothing")

@@ -40,10 +40,10 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
         ConfigError: settings that shape the weights differ from those of the run in `out`, or of its checkpoint, or its
             images do.
         CheckpointError: there are checkpoints, and none verifies.
-        EnvironmentError_: a checkpoint cannot be read just now.
+        MachineError: a checkpoint cannot be read just now.
     """
     config = run.out / CONFIG
-    path = dist.on_first(lambda: checkpoint.newest(run.out / CHECKPOINTS))
+    path = dist.on_rank0(lambda: checkpoint.newest(run.out / CHECKPOINTS))
     if path is None:
         if dist.rank() == 0:
             _begin(run, config)
@@ -62,7 +62,7 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
     assert before is not None
     refuse_changes(run.out, before, run.recipe)
     _check_origin(run, saved)
-    dist.on_first(lambda: _repair(run, before, saved.step))
+    dist.on_rank0(lambda: _repair(run, before, saved.step))
     if run.kept:
         dist.say(f"auto: {kept_in_words(run)}")
     if saved.state["best_step"] is not None and run.labelled is None and dist.rank() == 0:
@@ -134,7 +134,7 @@ def _begin(run: Run, config: Path) -> None:
     (run.out / "bad_files.jsonl").unlink(missing_ok=True)
 
 
-def own_share(saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
+def local_shard(saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
     """What belongs to this process alone in a checkpoint, whatever the number of processes that wrote it.
 
     Of another number: its share of the queue that all of them held, and the monitor's window of the process of its rank,
@@ -160,12 +160,12 @@ def own_share(saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
     shards = [local["queue/embeddings"] for local in saved.locals]
     count = sum(int(local["queue/count"]) for local in saved.locals) // processes
     return window | {
-        "queue/embeddings": dealt(shards, saved.state["recipe"]["batch"], processes)[rank],
+        "queue/embeddings": reshard(shards, saved.state["recipe"]["batch"], processes)[rank],
         "queue/count": torch.tensor(count),
     }
 
 
-def dealt(shards: Sequence[Float[Tensor, "A _ D"]], batch: int, processes: int) -> list[Float[Tensor, "A _ D"]]:
+def reshard(shards: Sequence[Float[Tensor, "A _ D"]], batch: int, processes: int) -> list[Float[Tensor, "A _ D"]]:
     """Queues of the processes that wrote a checkpoint, in order of rank, as so many processes would hold them.
 
     Each holds its rows of the last batches, newest batch first. So batch by batch the rows of all ranks are put together

@@ -3,14 +3,14 @@
 import time
 
 from swav import checkpoint, dist
-from swav.errors import EnvironmentError_
+from swav.errors import MachineError
 from swav.signals import StopRequest
 from swav.training.log import Log
 from swav.training.monitor import Monitor
 from swav.training.resume import state
 from swav.training.scoring import Scoring
 from swav.training.setup import Run
-from swav.training.step import Learner
+from swav.training.step import Trainer
 
 
 class Saver:
@@ -25,9 +25,9 @@ class Saver:
     """
 
     def __init__(
-        self, run: Run, learner: Learner, monitor: Monitor, scoring: Scoring, log: Log, stop: StopRequest, step: int
+        self, run: Run, trainer: Trainer, monitor: Monitor, scoring: Scoring, log: Log, stop: StopRequest, step: int
     ):
-        self._run, self._learner, self._monitor, self._scoring = run, learner, monitor, scoring
+        self._run, self._learner, self._monitor, self._scoring = run, trainer, monitor, scoring
         self._log, self._stop = log, stop
         self.saved_at, self._time = step, time.monotonic()
 
@@ -46,10 +46,10 @@ class Saver:
         """Save everything that the next step reads.
 
         Raises:
-            EnvironmentError_: the disk is full or refuses, or the run's folder is gone.
+            MachineError: the disk is full or refuses, or the run's folder is gone.
             NumericsError: a weight is not finite; the checkpoint before stays.
         """
-        dist.on_first(self._log.check_folder)
+        dist.on_rank0(self._log.check_folder)
         best = self._scoring.best
         try:
             checkpoint.save(
@@ -62,7 +62,7 @@ class Saver:
                 keep=self._run.recipe.keep_checkpoints,
                 best=best[0] if best else None,
             )
-        except EnvironmentError_:
-            dist.on_first(self._log.check_folder)  # it went away in the middle
+        except MachineError:
+            dist.on_rank0(self._log.check_folder)  # it went away in the middle
             raise
         self.saved_at, self._time, self._stop.saved = done, time.monotonic(), True

@@ -41,7 +41,7 @@ class Scoring:
         if saved.state["best_step"] is not None:
             self.best = saved.state["best_step"], saved.state["best_knn"]
         self.put_off = bool(saved.state.get("unscored"))
-        if self.put_off and (top1 := dist.on_first(lambda: _scored_late(run.out, saved.step))) is not None:
+        if self.put_off and (top1 := dist.on_rank0(lambda: _scored_late(run.out, saved.step))) is not None:
             self._note(saved.step, top1)
             self.put_off = False
             self._amend()
@@ -119,7 +119,7 @@ class Scoring:
             with not_essential(f"the score of {saved.path}"):
                 checkpoint.amend_state(saved.path, {"unscored": False} | found)
 
-        dist.on_first(amend)
+        dist.on_rank0(amend)
 
 
 def score_by_knn(run: Run, network: SwavNetwork) -> tuple[float, int] | None:

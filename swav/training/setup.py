@@ -1,4 +1,4 @@
-"""A run before its first step: its folder, images and settings; and what it goes on from."""
+"""Settings, images and folder of a run before its first step."""
 
 import dataclasses
 import json
@@ -13,15 +13,15 @@ from swav.data import manifest
 from swav.data.images import Images
 from swav.data.overlap import SharedImages
 from swav.data.sample import is_grey, short_side
-from swav.data.sources.open import labelled_halves, open_images
-from swav.errors import ConfigError, DataError, EnvironmentError_
+from swav.data.sources.open import labelled_splits, open_images
+from swav.errors import ConfigError, DataError, MachineError
 from swav.files import CHECKPOINTS, CONFIG, warn_once
 from swav.network.backbone import check_backbone
 from swav.recipe_files import stored, validated, verified_yaml
 from swav.strict_yaml import read_yaml
 from swav.system import available_cpus, computes_in_bf16, has_compiler
 from swav.training import estimate
-from swav.training.auto import FOLLOWING, Facts, derive
+from swav.training.auto import DEPENDENT, MachineAndData, derive
 
 
 @dataclasses.dataclass
@@ -35,7 +35,7 @@ class Run:
     labelled: tuple[Images, Images] | None
     unlabelled: str  # why there is nothing to score by
     device: torch.device
-    kept: list[str] = dataclasses.field(default_factory=list)  # settings left at `auto` that an earlier sitting chose
+    kept: list[str] = dataclasses.field(default_factory=list)  # settings left at `auto` that an earlier command chose
     speed: float | None = None  # images per second, where it had to be measured
 
     @property
@@ -45,7 +45,7 @@ class Run:
     @property
     def health_facts(self) -> tuple[float, int, int]:
         """What the verdict compares a run with: the loss of equal codes, the number of images, and of prototypes."""
-        return self.recipe.ln_prototypes, len(self.images), max(self.recipe.prototype_heads)
+        return self.recipe.log_prototypes, len(self.images), max(self.recipe.prototype_sets)
 
     @property
     def total_steps(self) -> int:
@@ -62,7 +62,7 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
         wanted, kept = _as_before(before, wanted, out)
     cache, path = None if dry_run else out, wanted.data
     assert path is not None
-    images = dist.on_first(lambda: _open(path, cache, None if before is None else out, wanted))
+    images = dist.on_rank0(lambda: _open(path, cache, None if before is None else out, wanted))
     if not wanted.left_at_auto("batch") and len(images) < wanted.batch:
         raise DataError(
             f"{wanted.data}: expected at least one batch of {wanted.batch} images, found {len(images)}; use batch={_power_of_two(len(images))} or more images"
@@ -72,13 +72,13 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
     check_backbone(recipe.backbone, (*recipe.view_sizes, recipe.resolution), recipe.in_channels)
     _check_bad(images, recipe)
     if recipe.compile and not has_compiler():
-        raise EnvironmentError_(
+        raise MachineError(
             "compile=true: expected a C compiler (cc, gcc or clang), found none; install one, as `apt install gcc`"
         )
     labelled, unlabelled = None, "not asked for"
     if recipe.knn_every_epochs and dist.rank() == 0:
         try:
-            labelled = labelled_halves(path, cache=cache)
+            labelled = labelled_splits(path, cache=cache)
         except SharedImages:  # a score that flatters is worse than none
             raise
         except DataError as error:
@@ -93,34 +93,34 @@ def shared_settings(recipe: Recipe) -> dict[str, Any]:
 
 def _open(path: str, cache: Path | None, resumed: Path | None, wanted: Recipe) -> Images:
     """What a run trains on: the images under a path, or of a run in the folder `resumed` those that it began with."""
-    now = open_images(path, half="train", cache=cache)
+    now = open_images(path, split="train", cache=cache)
     return now if resumed is None else manifest.as_begun(resumed / manifest.FILE, now, wanted.max_unreadable)
 
 
-def _facts(images: Images, device: torch.device, speeds: list[float]) -> Facts:
+def _facts(images: Images, device: torch.device, speeds: list[float]) -> MachineAndData:
     """What settings are derived from; what takes time is looked at only where a setting depends on it. A speed that was
     measured is noted in `speeds`."""
 
-    def fits(recipe: Recipe, most: int) -> tuple[int, str]:
+    def batch_fits(recipe: Recipe, most: int) -> tuple[int, str]:
         if device.type == "cuda":
             dist.say("trying how many images fit into the GPU's memory")
-        return estimate.fits(recipe, device, most)
+        return estimate.batch_fits(recipe, device, most)
 
-    def pace(recipe: Recipe) -> float:
+    def throughput(recipe: Recipe) -> float:
         dist.say(f"measuring the speed of this machine, in about {estimate.SECONDS:g} s of training")
-        speeds.append(estimate.pace(images, recipe, device))
+        speeds.append(estimate.throughput(images, recipe, device))
         return speeds[0]
 
-    return Facts(
+    return MachineAndData(
         num_images=len(images),
         side=short_side(images),
         world_size=dist.world_size(),
         device=device.type,
         cpus=available_cpus(),
         has_bf16=computes_in_bf16(device),
-        is_grey=lambda: dist.on_first(lambda: is_grey(images)),
-        fits=fits,
-        pace=pace,
+        is_grey=lambda: dist.on_rank0(lambda: is_grey(images)),
+        batch_fits=batch_fits,
+        throughput=throughput,
     )
 
 
@@ -132,7 +132,7 @@ def settings_of(out: Path) -> Recipe | None:
     Raises:
         CheckpointError: no checkpoint verifies either.
     """
-    if not checkpoint.are_in(out / CHECKPOINTS):
+    if not checkpoint.any_exist(out / CHECKPOINTS):
         return None
     try:
         return read_settings(out / CONFIG)
@@ -161,7 +161,7 @@ def read_settings(config: Path) -> Recipe:
 def _as_before(before: Recipe, wanted: Recipe, out: Path) -> tuple[Recipe, list[str]]:
     """The settings of a run that goes on, and the keys that were left at `auto` and keep what was chosen then.
 
-    So another machine, GPU or number of cores doesn't change a run by itself; device and workers are this sitting's.
+    So another machine, GPU or number of cores doesn't change a run by itself; device and workers are this command's.
 
     Raises:
         ConfigError: a setting that shapes the weights is given, and differs.
@@ -171,7 +171,7 @@ def _as_before(before: Recipe, wanted: Recipe, out: Path) -> tuple[Recipe, list[
     of_this_sitting = {key: given[key] for key in HARMLESS if key in given} | {
         key: given.get(key, AUTO) for key in ("device", "workers")
     }
-    kept = [key for key in Recipe.model_fields if key not in given and key not in (*of_this_sitting, *FOLLOWING)]
+    kept = [key for key in Recipe.model_fields if key not in given and key not in (*of_this_sitting, *DEPENDENT)]
     return validated(Recipe, before.model_dump() | of_this_sitting | {"hours": None}, "settings"), kept
 
 

@@ -1,6 +1,6 @@
 """One step of SwAV, and all that it moves: network, teacher, optimiser, queue.
 
-`Learner.step` is the algorithm's pseudo-code (the paper, appendix A) with what a real run needs around it. The loop that
+`Trainer.step` is the algorithm's pseudo-code (the paper, appendix A) with what a real run needs around it. The loop that
 calls it is loop.py; its tensors in, tensors out are algorithm.py.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from swav import checkpoint, dist
-from swav.algorithm import Queue, hardened, koleo_loss, normalize_prototypes_, sinkhorn_codes, swapped_loss
+from swav.algorithm import Queue, hard_assignments, koleo_loss, normalize_prototypes_, sinkhorn_codes, swapped_loss
 from swav.config import Recipe
 from swav.network.ddp import gradients_averaged, in_parallel
 from swav.network.heads import SwavNetwork
@@ -23,7 +23,7 @@ from swav.tensors import require_same_form
 from swav.training.monitor import code_statistics
 from swav.training.optim import (
     LossScale,
-    Undo,
+    Snapshot,
     build_optimizer,
     learning_rate,
     load_optimizer_tensors,
@@ -33,7 +33,7 @@ from swav.training.optim import (
 Crops = Sequence[Tensor]  # normalised images, one tensor per kind of crop [count * B, C, S, S], crop-major
 
 
-class Learner:
+class Trainer:
     """Network, teacher, optimiser and queue of one process, and the step that moves them.
 
     Args:
@@ -83,7 +83,9 @@ class Learner:
         if self.teacher is not None:
             self._touched.append(self.teacher.prototypes.data)
 
-    def step(self, pieces: Sequence[Crops], step: int, requests: Callable[[], Sequence[float]] = lambda: ()) -> Tensor:
+    def step(
+        self, micro_batches: Sequence[Crops], step: int, requests: Callable[[], Sequence[float]] = lambda: ()
+    ) -> Tensor:
         """One step of SwAV: codes from the code-giving crops, predicted by the other crops.
 
         Args:
@@ -100,21 +102,21 @@ class Learner:
             changes no parameter, no statistic, no momentum, no teacher and no queue. In fp16 a gradient that is not
             finite is reported only once the loss cannot be scaled down further.
         """
-        undo = Undo(self._touched)
+        snapshot = Snapshot(self._touched)
         normalize_prototypes_(self.prototypes.data)
         if self.teacher is not None:
             normalize_prototypes_(self.teacher.prototypes.data)
         self.optimizer.zero_grad()
 
-        if len(pieces) == 1:
-            crops = pieces[0]
+        if len(micro_batches) == 1:
+            crops = micro_batches[0]
             embeddings, scores = self._forward(crops, self.batch, self.model)
-            givers, their_scores = self._code_givers(crops, embeddings, scores)
+            target_embeddings, target_scores = self._targets(crops, embeddings, scores)
             del crops  # in a half type the network keeps copies of its own for the way back
-            codes = self._codes(their_scores)
+            codes = self._codes(target_scores)
             loss = self._learn(embeddings, scores, codes)
         else:
-            embeddings, givers, codes, loss = self._by_pieces(pieces)
+            embeddings, target_embeddings, codes, loss = self._accumulated(micro_batches)
         fault_point("step:middle")
 
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
@@ -131,17 +133,17 @@ class Learner:
             self.scale.update_(skip > 0)
 
         self._update(step, skip)
-        undo.where(skip > 0)
+        snapshot.restore_if(skip > 0)
         if self.teacher is not None:
-            self.teacher.follow(self.network, skip > 0)
+            self.teacher.ema_update(self.network, skip > 0)
         if self.queue is not None and step >= self._queue_start_step:
-            self.queue.push(givers, keep=skip > 0)
+            self.queue.push(target_embeddings, skip=skip > 0)
 
         self.embeddings, self.codes = embeddings.detach(), codes
         values = dist.all_reduce_mean(torch.stack([loss, *code_statistics(codes), gradient_norm]))
         return torch.cat([values, stop[None].to(values.dtype), shared[2:].to(values.dtype)])
 
-    def _by_pieces(self, pieces: Sequence[Crops]) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor]:
+    def _accumulated(self, micro_batches: Sequence[Crops]) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor]:
         """A batch larger than memory: as `step` goes through a whole one; gradients are left in the parameters.
 
         Pass 1 runs all crops without gradient, for the codes of the whole batch. Pass 2 runs them again, to the same
@@ -153,25 +155,25 @@ class Learner:
         """
         seen, states = [], []
         with torch.no_grad(), running_statistics_kept(self.network):
-            for crops in pieces:
+            for crops in micro_batches:
                 states.append(random_state(self.device))
                 own = self._forward(crops, self._images(crops), self.model) if self.teacher is None else ()
-                seen.append(self._code_givers(crops, *own))
+                seen.append(self._targets(crops, *own))
             del crops
-        givers, their_scores = (torch.cat(parts, dim=1) for parts in zip(*seen, strict=True))
-        codes = self._codes(their_scores)
-        its_codes = zip(*(of_a_head.chunk(len(pieces), dim=1) for of_a_head in codes), strict=True)
+        target_embeddings, target_scores = (torch.cat(parts, dim=1) for parts in zip(*seen, strict=True))
+        codes = self._codes(target_scores)
+        its_codes = zip(*(of_a_head.chunk(len(micro_batches), dim=1) for of_a_head in codes), strict=True)
         loss = torch.zeros((), dtype=codes[0].dtype, device=self.device)
         embedded = []
         for i, of_a_piece in enumerate(its_codes):
             set_random_state(states[i], self.device)  # whatever a network draws, it draws again
-            with gradients_averaged(self.parallel, now=i == len(pieces) - 1):
-                crops = pieces[i]
+            with gradients_averaged(self.parallel, now=i == len(micro_batches) - 1):
+                crops = micro_batches[i]
                 embeddings, scores = self._forward(crops, self._images(crops), self.model)
                 del crops
-                loss += self._learn(embeddings, scores, of_a_piece, share=1 / len(pieces))
+                loss += self._learn(embeddings, scores, of_a_piece, share=1 / len(micro_batches))
             embedded.append(embeddings.detach())
-        return torch.cat(embedded, dim=1), givers, codes, loss
+        return torch.cat(embedded, dim=1), target_embeddings, codes, loss
 
     def _forward(self, crops: Crops, batch: int, model: Callable[..., Any]) -> tuple[Tensor, Tensor]:
         """Embeddings [V, B, D] and scores [V, B, K] of a piece, where K counts the prototypes of all sets."""
@@ -182,7 +184,7 @@ class Learner:
         return len(crops[0]) // self.recipe.crops[0].count
 
     @torch.no_grad()
-    def _code_givers(self, crops: Crops, *own: Tensor) -> tuple[Tensor, Tensor]:
+    def _targets(self, crops: Crops, *own: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings [A, B, D] and scores [A, B, K] that codes are made of: the network's `own`, or the teacher's."""
         if self.teacher is None:
             embeddings, scores = own
@@ -203,15 +205,15 @@ class Learner:
             scores = torch.cat([self.queue.embeddings @ prototypes.T, scores], dim=1)
         codes = []
         with dist.alone() if recipe.sinkhorn == "local" else nullcontext():
-            for of_a_head in torch.split(scores, list(recipe.prototype_heads), dim=2):
+            for of_a_head in torch.split(scores, list(recipe.prototype_sets), dim=2):
                 balanced = [sinkhorn_codes(view, recipe.epsilon, recipe.sinkhorn_iterations) for view in of_a_head]
                 codes.append(torch.stack([view[-self.batch :] for view in balanced]))
-        return tuple(hardened(part) for part in codes) if recipe.hard_codes else tuple(codes)
+        return tuple(hard_assignments(part) for part in codes) if recipe.hard_codes else tuple(codes)
 
     def _learn(self, embeddings: Tensor, scores: Tensor, codes: Sequence[Tensor], share: float = 1.0) -> Tensor:
         """Adds the gradients of a piece that is a `share` of the batch; returns its share of the swapped loss."""
         recipe, views = self.recipe, self.recipe.code_views
-        predictions = torch.split(scores, list(recipe.prototype_heads), dim=2)
+        predictions = torch.split(scores, list(recipe.prototype_sets), dim=2)
         losses = [swapped_loss(s, q, views, recipe.temperature) for s, q in zip(predictions, codes, strict=True)]
         loss = share * torch.stack(losses).mean()
         total = loss + share * recipe.koleo * koleo_loss(_of_views(embeddings, views)) if recipe.koleo else loss
@@ -304,7 +306,7 @@ class Teacher:
             return self.network(crops, batch)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def follow(self, network: SwavNetwork, skip: Tensor) -> None:
+    def ema_update(self, network: SwavNetwork, skip: Tensor) -> None:
         """A step after the network; none where the flag `skip` is true on the device."""
         own: list[Tensor] = list(self.network.parameters())
         followed: list[Tensor] = list(network.parameters())

@@ -30,7 +30,7 @@ def describe(run: Run) -> str:
             f"warning    sinkhorn=local: codes are balanced over each process ({dist.world_size()}) alone, as the "
             "benchmark page's code base did by mistake; this is not SwAV"
         )
-    if (why := too_few(len(run.images), max(recipe.prototype_heads))) is not None:
+    if (why := too_few(len(run.images), max(recipe.prototype_sets))) is not None:
         lines.append(f"warning    {why}")
     if (
         recipe.queue_length
@@ -42,13 +42,13 @@ def describe(run: Run) -> str:
     return "\n".join(lines)
 
 
-def going_on(run: Run, saved: checkpoint.Checkpoint) -> str:
-    """The line of a run that goes on."""
-    line = f"{run.out}: goes on from step {saved.step} of {run.total_steps}"
+def resume_message(run: Run, saved: checkpoint.Checkpoint) -> str:
+    """Return the message of a run that resumes."""
+    line = f"{run.out}: resumes from step {saved.step} of {run.total_steps}"
     before, now = len(saved.locals), dist.world_size()
     if before == now:
         return line
-    return f"{line}; on {counted(now, 'process')} instead of {before}: same batches, the queue is dealt out anew, bits will differ"
+    return f"{line}; on {counted(now, 'process')} instead of {before}: same batches; the queue is re-sharded, so results are not bitwise identical"
 
 
 def _forward_in_words(recipe: Recipe, processes: int) -> str:
@@ -84,7 +84,7 @@ def _network_in_words(recipe: Recipe) -> str:
 
 
 def _prototypes_in_words(recipe: Recipe) -> str:
-    words = f"{' + '.join(map(str, recipe.prototype_heads))} prototypes"
+    words = f"{' + '.join(map(str, recipe.prototype_sets))} prototypes"
     if recipe.teacher_momentum:
         words += f", codes from a teacher of momentum {recipe.teacher_momentum:g}"
     if recipe.hard_codes:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from swav.errors import CheckpointError
-from swav.weights.pickle_vm import Machine, Malformed, Stored, shown
+from swav.weights.pickle_vm import FormatError, PickleVM, TensorRef, shown
 from swav.weights.sources import format_of
 
 # What reading damaged bytes leads to, in zipfile, in safetensors and in torch.
@@ -49,9 +49,9 @@ class WeightFile:
     path: Path
     tree: Any
     inert: frozenset[str]
-    _read: Callable[[Sequence[Stored]], Iterable[Tensor]]
+    _read: Callable[[Sequence[TensorRef]], Iterable[Tensor]]
 
-    def tensors(self, wanted: Mapping[str, Stored]) -> dict[str, Tensor]:
+    def tensors(self, wanted: Mapping[str, TensorRef]) -> dict[str, Tensor]:
         """Reads tensors, with their checksums where the format has some.
 
         Raises:
@@ -72,7 +72,7 @@ def open_weights(path: Path) -> WeightFile:
     try:
         opened = {"zip": _open_zip, "safetensors": _open_safetensors, "pickle": _open_legacy}
         found = opened[format_of(path)](path)
-    except Malformed as error:
+    except FormatError as error:
         raise CheckpointError(
             f"{path}: expected weights (a file of torch.save, or safetensors), found {error}"
         ) from None
@@ -90,24 +90,24 @@ def _open_zip(path: Path) -> WeightFile:
             entries = {info.filename: info for info in archive.infolist()}
             roots = [name.removesuffix("data.pkl") for name in entries if name.count("/") == 1 and "/data.pkl" in name]
             if len(roots) != 1:
-                raise Malformed("a zip file without data.pkl; unpack it, and give the file in it")
+                raise FormatError("a zip file without data.pkl; unpack it, and give the file in it")
             root = roots[0]
             if f"{root}constants.pkl" in entries:
-                raise Malformed("a TorchScript program; save its state_dict()")
+                raise FormatError("a TorchScript program; save its state_dict()")
             if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
-                raise Malformed("a compressed archive, which torch.save does not write")
+                raise FormatError("a compressed archive, which torch.save does not write")
             if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
-                raise Malformed("big-endian numbers; save it again on a little-endian machine")
-            machine = Machine()
+                raise FormatError("big-endian numbers; save it again on a little-endian machine")
+            machine = PickleVM()
             tree = machine.run(io.BytesIO(archive.read(f"{root}data.pkl")))
     except BROKEN as error:
-        raise Malformed(f"a zip file that is cut short or damaged ({shown(str(error))}); fetch it again") from None
+        raise FormatError(f"a zip file that is cut short or damaged ({shown(str(error))}); fetch it again") from None
     for storage in machine.storages.values():
         info = entries.get(f"{root}data/{storage.key}")
         if info is None or info.file_size < storage.nbytes:
-            raise Malformed(f"storage {storage.key} cut short or missing; fetch it again")
+            raise FormatError(f"storage {storage.key} cut short or missing; fetch it again")
 
-    def read(wanted: Sequence[Stored]) -> Iterable[Tensor]:
+    def read(wanted: Sequence[TensorRef]) -> Iterable[Tensor]:
         with zipfile.ZipFile(path) as archive:
             yield from _tensors(wanted, lambda key: archive.read(f"{root}data/{key}"))  # reading checks the CRC
 
@@ -119,31 +119,31 @@ def _open_zip(path: Path) -> WeightFile:
 
 
 def _open_legacy(path: Path) -> WeightFile:
-    machine = Machine()
+    machine = PickleVM()
     places: dict[str, int] = {}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if Machine().run(content) != LEGACY_MAGIC:
-            raise Malformed("a pickle that torch.save did not write")
-        Machine().run(content)
-        system = Machine().run(content)
+        if PickleVM().run(content) != LEGACY_MAGIC:
+            raise FormatError("a pickle that torch.save did not write")
+        PickleVM().run(content)
+        system = PickleVM().run(content)
         if isinstance(system, dict) and system.get("little_endian") is False:
-            raise Malformed("big-endian numbers; save it again on a little-endian machine")
+            raise FormatError("big-endian numbers; save it again on a little-endian machine")
         tree = machine.run(content)
-        keys = Machine().run(content)
+        keys = PickleVM().run(content)
         place, end = content.tell(), len(content)
         for key in keys if isinstance(keys, list) else []:
             storage = machine.storages.get(str(key) if isinstance(key, str | int) else "")
             if storage is None:
-                raise Malformed("a storage that nothing uses")
+                raise FormatError("a storage that nothing uses")
             count = int.from_bytes(content[place : place + 8], "little")
             if count != storage.count or place + 8 + storage.nbytes > end:
-                raise Malformed(f"storage {key} cut short; fetch it again")
+                raise FormatError(f"storage {key} cut short; fetch it again")
             places[storage.key] = place + 8
             place += 8 + storage.nbytes
     if missing := sorted(set(machine.storages) - set(places)):
-        raise Malformed(f"storage {missing[0]} missing; fetch it again")
+        raise FormatError(f"storage {missing[0]} missing; fetch it again")
 
-    def read(wanted: Sequence[Stored]) -> Iterable[Tensor]:
+    def read(wanted: Sequence[TensorRef]) -> Iterable[Tensor]:
         with path.open("rb") as file:
 
             def content(key: str) -> bytes:
@@ -164,11 +164,13 @@ def _open_safetensors(path: Path) -> WeightFile:
             tree = {}
             for name in content.keys():  # noqa: SIM118  # it is no mapping
                 shape = tuple(content.get_slice(name).get_shape())
-                tree[name] = Stored(name, shape)
+                tree[name] = TensorRef(name, shape)
     except BROKEN as error:
-        raise Malformed(f"safetensors that are cut short or damaged ({shown(str(error))}); fetch them again") from None
+        raise FormatError(
+            f"safetensors that are cut short or damaged ({shown(str(error))}); fetch them again"
+        ) from None
 
-    def read(wanted: Sequence[Stored]) -> Iterable[Tensor]:
+    def read(wanted: Sequence[TensorRef]) -> Iterable[Tensor]:
         with safe_open(path, framework="pt") as content:
             for stored in wanted:
                 yield content.get_tensor(stored.key)
@@ -176,7 +178,7 @@ def _open_safetensors(path: Path) -> WeightFile:
     return WeightFile(path, tree, frozenset(), read)
 
 
-def _tensors(wanted: Sequence[Stored], content: Callable[[str], bytes]) -> Iterable[Tensor]:
+def _tensors(wanted: Sequence[TensorRef], content: Callable[[str], bytes]) -> Iterable[Tensor]:
     """Tensors as views of their storages, each read once: many tensors of a file may share one (flattened parameters).
 
     Args:
@@ -190,7 +192,7 @@ def _tensors(wanted: Sequence[Stored], content: Callable[[str], bytes]) -> Itera
         yield _tensor(stored, storages[stored.key])
 
 
-def _tensor(stored: Stored, content: bytearray) -> Tensor:
+def _tensor(stored: TensorRef, content: bytearray) -> Tensor:
     if 0 in stored.shape:
         return torch.empty(stored.shape, dtype=stored.dtype)
     count = len(content) // stored.dtype.itemsize

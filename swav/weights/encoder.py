@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from swav import checkpoint, dist
 from swav.config import Recipe, WeightOptions
-from swav.data.augment.crops import evaluation_view, to_input
+from swav.data.augment.crops import to_input, val_view
 from swav.data.sources.decode import as_pixels, reason_of
 from swav.errors import CheckpointError, ConfigError
 from swav.files import CHECKPOINTS
@@ -29,36 +29,36 @@ from swav.recipe_files import load_recipe, stored, validated
 from swav.tensors import require_same_form, require_sound
 from swav.weights.containers import open_weights
 from swav.weights.exported import FORMAT, is_timms, read_description
-from swav.weights.foreign import MEAN, Foreign, cached_timm_file, load_foreign
+from swav.weights.foreign import MEAN, ForeignWeights, cached_timm_file, load_foreign
 from swav.weights.key_layouts import STD
 from swav.weights.sources import RANDOM, is_checkpoint, is_export, is_foreign, random_recipe, run_or_checkpoint
 
 
 class Encoder(nn.Module):
-    """A trunk in eval mode. `forward` takes normalised images [N, C, H, W] and returns features [N, F].
+    """A backbone in eval mode. `forward` takes normalised images [N, C, H, W] and returns features [N, F].
 
     Attributes:
-        trunk, head, prototypes: the parts, as pre-trained; head and prototypes are None where a file has none.
+        backbone, head, prototypes: the parts, as pre-trained; head and prototypes are None where a file has none.
         name: the weight source, as the user gave it.
-        prototype_heads: number of prototypes in each set.
-        sha256: of the trunk's tensors, names and bytes.
+        prototype_sets: number of prototypes in each set.
+        sha256: of the backbone's tensors, names and bytes.
         mean, std: of the normalisation, for RGB in 0..1.
         in_channels: C, 3 or 1.
         size: side of images that the network was made for [pixels].
         settings: what built the network, for results; of a run's weights also the epochs behind them and the batch.
         story: what was found in another project's file, in words; empty for our own.
         num_features: F.
-        stage_names, stage_channels: of the maps that `stages` gives; empty where the trunk has no stages.
+        stage_names, stage_channels: of the maps that `stages` gives; empty where the backbone has no stages.
     """
 
-    def __init__(self, network: SwavNetwork, recipe: Recipe, name: str, foreign: Foreign | None = None):
+    def __init__(self, network: SwavNetwork, recipe: Recipe, name: str, foreign: ForeignWeights | None = None):
         super().__init__()
         self.trunk = network.trunk
         self.head = network.projection_head if foreign is None or foreign.has_head else None
         self.prototypes = network.prototypes if foreign is None or foreign.has_prototypes else None
         sets = foreign is None and not recipe.left_at_auto("prototypes")
-        self.prototype_heads = recipe.prototype_heads if sets else (len(network.prototypes.weight),)
-        self.story = foreign.story if foreign is not None else ""
+        self.prototype_sets = recipe.prototype_sets if sets else (len(network.prototypes.weight),)
+        self.provenance = foreign.provenance if foreign is not None else ""
         self.name, self.sha256 = name, weights_sha256(network.trunk)
         self.mean, self.std, self.size = recipe.mean, recipe.std, recipe.resolution
         self.in_channels = recipe.in_channels
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """What the trunk's tensors do not tell, and features depend on: as stems of one shape differ in their strides."""
+        """Settings that change features but not tensor shapes (stems may differ only in stride)."""
         told = ("backbone", "width", "stem", "in_channels", "padding", "response")
         return {key: self.settings[key] for key in told if key in self.settings}
 
@@ -91,12 +91,12 @@ class Encoder(nn.Module):
 
         Raises:
             ValueError: images of another shape or type.
-            ConfigError: the trunk has none.
+            ConfigError: the backbone has none.
         """
         self._check(images)
         if not self.stage_channels:
             raise ConfigError(
-                f"{self.name}: expected a trunk with stages, found {self.settings['backbone']}, which has none"
+                f"{self.name}: expected a backbone with stages, found {self.settings['backbone']}, which has none"
             )
         return self.trunk.stages(images)  # type: ignore[operator, no-any-return]
 
@@ -115,7 +115,7 @@ class Encoder(nn.Module):
             DataError: a file or a PIL image cannot be read.
             ValueError: an array of another shape or type.
         """
-        view = torch.from_numpy(evaluation_view(as_pixels(image), size or self.size))
+        view = torch.from_numpy(val_view(as_pixels(image), size or self.size))
         return to_input(view[None], self.mean, self.std, self.in_channels)[0]
 
     def _check(self, images: Tensor) -> None:
@@ -205,11 +205,11 @@ def of_module(module: nn.Module, name: str, size: int, options: Mapping[str, Any
         own.name, own.sha256 = name, weights_sha256(own.trunk)
         return own
     own = in_channels_last(own)
-    num_features, response = dist.on_first(lambda: _response(own, name, size))
+    num_features, response = dist.on_rank0(lambda: _response(own, name, size))
     mean, std = wanted.mean or MEAN, wanted.std or STD
     recipe = load_recipe("default", {"mean": mean, "std": std, "eval_size": size})
     network = SwavNetwork(own, hidden=1, dim=1, prototypes=1, num_features=num_features)
-    encoder = Encoder(network, recipe, name, Foreign(network, recipe, False, False, {}, story=""))
+    encoder = Encoder(network, recipe, name, ForeignWeights(network, recipe, False, False, {}, provenance=""))
     encoder.settings = {"backbone": type(module).__qualname__, "response": response} | {
         key: encoder.settings[key] for key in ("in_channels", "mean", "std")
     }
@@ -241,7 +241,7 @@ def _response(module: nn.Module, name: str, size: int) -> tuple[int, list[str]]:
 
 
 def _exported(source: str) -> Encoder:
-    """A trunk that a run exported (export.py); the file describes it."""
+    """A backbone that a run exported (export.py); the file describes it."""
     found = read_description(Path(source)) or {}
     if found["format"] != FORMAT:
         raise CheckpointError(
@@ -263,7 +263,7 @@ def _exported(source: str) -> Encoder:
     model.load_state_dict(tensors)
     network = SwavNetwork(trunk, hidden=1, dim=1, prototypes=1)
     seen = {"epochs": found["epochs"], "batch": found["batch"]}
-    return Encoder(network, recipe, source, Foreign(network, recipe, False, False, seen, story=""))
+    return Encoder(network, recipe, source, ForeignWeights(network, recipe, False, False, seen, provenance=""))
 
 
 def _of_another_project(source: str, options: WeightOptions) -> Encoder:

@@ -1,4 +1,4 @@
-"""The trained trunk for other programs: at the end of a run OUT/export holds files that need nothing of swav.
+"""The trained backbone for other programs: at the end of a run OUT/export holds files that need nothing of swav.
 
 A ResNet that is torchvision's goes by torchvision's names, a model of timm's by timm's. Of any other ResNet the code goes
 beside the weights: it is the text of resnet.py, which needs torch alone.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from swav import checkpoint
 from swav.config import TIMM
-from swav.errors import CheckpointError, EnvironmentError_
+from swav.errors import CheckpointError, MachineError
 from swav.files import remove_leftovers, replaced_durably, warn, write_text_durably
 from swav.network import resnet
 from swav.network.backbone import timm_options
@@ -35,7 +35,7 @@ def export_missing(out: Path, step: int) -> dict[str, Any] | None:
 
     Raises:
         CheckpointError: the checkpoint is damaged.
-        EnvironmentError_: the files cannot be written.
+        MachineError: the files cannot be written.
     """
     folder = out / FOLDER
     there = read_description(folder / WEIGHTS)
@@ -73,7 +73,7 @@ def export_backbone(out: Path) -> dict[str, Any]:
         with replaced_durably(folder / WEIGHTS) as beside:
             _write(_trunk(path, description), description, beside)
     except (OSError, SafetensorError) as error:
-        raise EnvironmentError_(
+        raise MachineError(
             f"{folder}: cannot be written ({error})\nthe checkpoint of step {description['step']} is saved: make room, and "
             "the same command writes the files"
         ) from error
@@ -109,7 +109,7 @@ def _needs_no_code(description: Mapping[str, Any]) -> bool:
 
 
 def _description(path: Path) -> dict[str, Any]:
-    """The settings behind a checkpoint's trunk; nothing that differs between runs with the same weights."""
+    """The settings behind a checkpoint's backbone; nothing that differs between runs with the same weights."""
     state = checkpoint.read_state(path)
     recipe = stored(state["recipe"], f"{path.name}/state.json")
     keys = ("backbone", "width", "stem", "in_channels", "mean", "std", "seed", "batch")
@@ -125,7 +125,7 @@ def _description(path: Path) -> dict[str, Any]:
 
 
 def _trunk(path: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The trunk's tensors, by the names of whoever is to load them."""
+    """The backbone's tensors, by the names of whoever is to load them."""
     prefix = "trunk.model." if is_timms(description) else "trunk."
     with safe_open(path / "model.safetensors", framework="pt") as content:
         names = [name for name in content.keys() if name.startswith(prefix)]  # noqa: SIM118  # it is no mapping

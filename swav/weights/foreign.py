@@ -1,4 +1,4 @@
-"""Other projects' weights in a network of ours: the whole trunk or none; head and prototypes where they are there and fit.
+"""Other projects' weights in a network of ours: the whole backbone or none; head and prototypes where they are there and fit.
 
 What a file holds is found by key_layouts.py; this file says what it found, fills the network, and lets the user say what
 the file does not (config.WeightOptions).
@@ -42,7 +42,7 @@ MEAN: Triple = (0.485, 0.456, 0.406)
 
 
 @dataclasses.dataclass
-class Foreign:
+class ForeignWeights:
     """Another project's weights.
 
     Attributes:
@@ -58,10 +58,10 @@ class Foreign:
     has_head: bool
     has_prototypes: bool
     settings: dict[str, Any]
-    story: str
+    provenance: str
 
 
-def load_foreign(path: Path, options: WeightOptions) -> Foreign:
+def load_foreign(path: Path, options: WeightOptions) -> ForeignWeights:
     """Reads another project's weights into a network of ours. Nothing in the file is run.
 
     Args:
@@ -70,7 +70,7 @@ def load_foreign(path: Path, options: WeightOptions) -> Foreign:
 
     Raises:
         ConfigError: `model` is unknown or cannot be made.
-        CheckpointError: the file is damaged, or the whole trunk of one known network is not in it.
+        CheckpointError: the file is damaged, or the whole backbone of one known network is not in it.
     """
     file = open_weights(path)
     tensors = tensors_by_name(file)
@@ -101,9 +101,9 @@ def load_foreign(path: Path, options: WeightOptions) -> Foreign:
         "channels": channels,
         "normalisation": source,
     } | ({"padding": padding} if padding else {})
-    story = _story(path, tensors, fit, layout, parts, lengths)
-    story += f"\n{path}: images normalised by mean {list(mean)}, std {list(std)}, channels {channels} ({source})"
-    return Foreign(network, recipe, bool(parts.head), bool(parts.prototypes), found, story)
+    provenance = _story(path, tensors, fit, layout, parts, lengths)
+    provenance += f"\n{path}: images normalised by mean {list(mean)}, std {list(std)}, channels {channels} ({source})"
+    return ForeignWeights(network, recipe, bool(parts.head), bool(parts.prototypes), found, provenance)
 
 
 # -- what it may be
@@ -285,7 +285,7 @@ def _story(path: Path, tensors: Tensors, fit: Fit, layout: Layout, parts: _Parts
     if settings.get("stem", "imagenet") != "imagenet":
         kind += f" stem {settings['stem']}" + (f" padded by {layout.padding}" if layout.padding != 1 else "")
     numbered = ", children by number" if fit.numbered else ""
-    words = [f"{path}: {layout.name}: {kind}, all {len(fit.places)} trunk keys at '{shown(fit.prefix)}'{numbered}"]
+    words = [f"{path}: {layout.name}: {kind}, all {len(fit.places)} backbone keys at '{shown(fit.prefix)}'{numbered}"]
     words.append(f"head to {parts.hidden} to {parts.dim}" if parts.head else "no head that fits")
     words.append(f"{parts.count} prototypes" if parts.prototypes else "no prototypes that fit")
     if parts.prototypes and f"{layout.prototypes}bias" in tensors:

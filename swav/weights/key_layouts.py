@@ -1,7 +1,7 @@
 """What network a file of weights holds, found from its tensors' names and shapes alone.
 
 Projects give the same ResNet different names: a prefix (`module.`, `backbone.`), or children by number. Any one of them
-that makes the whole trunk fit is accepted. A layout adds where the project keeps head and prototypes, and how it
+that makes the whole backbone fit is accepted. A layout adds where the project keeps head and prototypes, and how it
 normalised images.
 """
 
@@ -16,11 +16,11 @@ from torch import nn
 
 from swav.errors import CheckpointError
 from swav.weights.containers import WeightFile
-from swav.weights.pickle_vm import Stored, shown
+from swav.weights.pickle_vm import TensorRef, shown
 
 Triple = tuple[float, float, float]
 Shape = tuple[int, ...]
-Tensors = Mapping[str, Stored]
+Tensors = Mapping[str, TensorRef]
 
 STD: Triple = (0.229, 0.224, 0.225)
 ORIGINAL_STD: Triple = (0.228, 0.224, 0.225)  # a slip that the released runs and their evaluations share
@@ -32,10 +32,10 @@ class Layout:
 
     Attributes:
         name: of the project.
-        trunk: what its keys begin with.
+        backbone: what its keys begin with.
         head: what those of the projection head (a Sequential) begin with; empty: not kept.
         prototypes: likewise.
-        marks: beginnings of keys, one of which tells this layout from others with the same trunk; none: nothing need.
+        marks: beginnings of keys, one of which tells this layout from others with the same backbone; none: nothing need.
         beside: a name beside the state_dict that tells it.
         std: that images were divided by, where that is known. (All subtract the same mean.)
         padding: of a 3x3 first convolution, which no tensor tells.
@@ -91,7 +91,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
 VISSL_PLACE = ("classy_state_dict", "base_model", "model")
 
 
-def tensors_by_name(file: WeightFile) -> dict[str, Stored]:
+def tensors_by_name(file: WeightFile) -> dict[str, TensorRef]:
     """The state_dict of a file, wherever it lies in it.
 
     Raises:
@@ -118,13 +118,13 @@ def tensors_by_name(file: WeightFile) -> dict[str, Stored]:
     )
 
 
-def _own(value: Any) -> dict[str, Stored]:
+def _own(value: Any) -> dict[str, TensorRef]:
     if not isinstance(value, dict):
         return {}
-    return {name: stored for name, stored in value.items() if isinstance(name, str) and isinstance(stored, Stored)}
+    return {name: stored for name, stored in value.items() if isinstance(name, str) and isinstance(stored, TensorRef)}
 
 
-def _joined(value: Any) -> dict[str, Stored]:
+def _joined(value: Any) -> dict[str, TensorRef]:
     """Of dicts in a dict, as in {"trunk": {...}, "heads": {...}}."""
     if not isinstance(value, dict):
         return {}
@@ -137,7 +137,7 @@ def _joined(value: Any) -> dict[str, Stored]:
 
 
 def layout_of(prefix: str, tensors: Tensors, tree: Any) -> Layout:
-    """The layout of a file whose trunk has this prefix."""
+    """The layout of a file whose backbone has this prefix."""
     for layout in LAYOUTS:
         marked = not layout.marks or any(name.startswith(layout.marks) for name in tensors)
         beside = not layout.beside or (isinstance(tree, dict) and layout.beside in tree)
@@ -146,7 +146,7 @@ def layout_of(prefix: str, tensors: Tensors, tree: Any) -> Layout:
     return Layout(f"names that begin with '{shown(prefix)}'" if prefix else "plain names", prefix)
 
 
-# -- the trunk
+# -- the backbone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Model:
         name: of it.
         shapes: of its tensors, by our names.
         settings: of a recipe, that build it.
-        trunk: the network itself, where no recipe can build it.
+        backbone: the network itself, where no recipe can build it.
     """
 
     name: str
@@ -172,7 +172,7 @@ class Fit:
 
     Attributes:
         model: which.
-        prefix: of the trunk's names in the file.
+        prefix: of the backbone's names in the file.
         numbered: its children have numbers for names.
         places: {our name: the file's name}, of those that agree.
         missing, wrong, surplus: names, in words, of those that do not.
@@ -194,21 +194,21 @@ class Fit:
 def find_trunk(
     path: Path, tensors: Tensors, models: Callable[[Shape | None], Sequence[Model]], prefix: str | None, tree: Any
 ) -> Fit:
-    """The one model whose whole trunk is in the file.
+    """The one model whose whole backbone is in the file.
 
     Args:
         path: of the file, for messages.
         tensors: of the file, by name.
         models: those that may be meant, for the shape of the first convolution (None: it is not there).
-        prefix: of the trunk's names, where the user says it.
+        prefix: of the backbone's names, where the user says it.
         tree: of the file.
 
     Raises:
-        CheckpointError: no model's whole trunk is there, or more than one.
+        CheckpointError: no model's whole backbone is there, or more than one.
     """
-    fits = list(_fits(tensors, models, prefix))
-    whole = [fit for fit in fits if fit.faults == 0]
-    if len(whole) > 1:  # a project's own trunk goes before a copy that it keeps, as a momentum teacher
+    batch_fits = list(_fits(tensors, models, prefix))
+    whole = [fit for fit in batch_fits if fit.faults == 0]
+    if len(whole) > 1:  # a project's own backbone goes before a copy that it keeps, as a momentum teacher
         known = [fit for fit in whole if layout_of(fit.prefix, tensors, tree) in LAYOUTS]
         whole = known if len(known) == 1 else whole
     if len(whole) == 1:
@@ -216,9 +216,9 @@ def find_trunk(
     if whole:
         found = ", ".join(f"'{shown(fit.prefix)}'" for fit in whole)
         raise CheckpointError(
-            f"{path}: expected one trunk, found {len(whole)}, at {found}; say which: prefix={shown(whole[0].prefix)}"
+            f"{path}: expected one backbone, found {len(whole)}, at {found}; say which: prefix={shown(whole[0].prefix)}"
         )
-    _complain(path, tensors, fits, tree)
+    _complain(path, tensors, batch_fits, tree)
 
 
 def _fits(tensors: Tensors, models: Callable[[Shape | None], Sequence[Model]], prefix: str | None) -> Iterator[Fit]:
@@ -265,7 +265,7 @@ def _stages(by_number: Mapping[int, Mapping[str, str]], tensors: Tensors) -> dic
 
 
 def _starts(names: Mapping[str, str], models: Sequence[Model]) -> list[str]:
-    """What a trunk's names may begin with: all that comes before one of a few names that every such trunk has."""
+    """What a backbone's names may begin with: all that comes before one of a few names that every such backbone has."""
     anchors = {"layer1.0.conv1.weight", "layer4.0.conv1.weight"}
     for model in models:
         if not anchors & set(model.shapes):
@@ -301,20 +301,20 @@ def _is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
-def _complain(path: Path, tensors: Tensors, fits: Sequence[Fit], tree: Any) -> NoReturn:
+def _complain(path: Path, tensors: Tensors, batch_fits: Sequence[Fit], tree: Any) -> NoReturn:
     names = ", ".join(map(shown, list(tensors)[:4]))
-    if not fits and (layer := _lone_layer(tensors)) is not None:
+    if not batch_fits and (layer := _lone_layer(tensors)) is not None:
         raise CheckpointError(
-            f"{path}: expected a trunk's tensors, found a linear layer alone ({shown(layer)} {list(tensors[layer].shape)}), as an "
+            f"{path}: expected a backbone's tensors, found a linear layer alone ({shown(layer)} {list(tensors[layer].shape)}), as an "
             "evaluation on frozen features leaves it\ngive the weights that it was trained on; the layer is not used here"
         )
-    if not fits:
+    if not batch_fits:
         raise CheckpointError(
-            f"{path}: expected a trunk's tensors (layer1.0.conv1.weight behind any prefix, or children by number with "
+            f"{path}: expected a backbone's tensors (layer1.0.conv1.weight behind any prefix, or children by number with "
             f"room for activation and max-pool), found {len(tensors)} others: {names} ...\n"
             "model=timm:NAME or module:function names another network that they are of"
         )
-    near = min(fits, key=lambda fit: fit.faults)
+    near = min(batch_fits, key=lambda fit: fit.faults)
     layout = layout_of(near.prefix, tensors, tree)
     faults = [
         f"{word} {', '.join(which[:3])}{f' and {len(which) - 3} more' if len(which) > 3 else ''}"
@@ -322,7 +322,7 @@ def _complain(path: Path, tensors: Tensors, fits: Sequence[Fit], tree: Any) -> N
         if which
     ]
     raise CheckpointError(
-        f"{path}: expected the whole trunk of a known network, found none; nearest: {near.model.name} in the layout of "
+        f"{path}: expected the whole backbone of a known network, found none; nearest: {near.model.name} in the layout of "
         f"{layout.name}, {len(near.places)} of {len(near.model.shapes)} keys at '{shown(near.prefix)}'\n"
         f"{'; '.join(faults)}\nmodel=NAME or module:function names the network, prefix=TEXT its place"
     )
@@ -351,8 +351,8 @@ def head_places(tensors: Tensors, layout: Layout, features: int) -> dict[str, st
     if len(first) != 2 or len(last) != 2 or first[1] != features or last[1] != first[0]:
         return {}
     vectors = {key: last[0] if key == "3.bias" else first[0] for key in there if len(tensors[there[key]].shape) == 1}
-    fits = all(tensors[there[key]].shape == (size,) for key, size in vectors.items())
-    return there if fits and needed - {"0.weight", "3.weight"} <= set(vectors) else {}
+    batch_fits = all(tensors[there[key]].shape == (size,) for key, size in vectors.items())
+    return there if batch_fits and needed - {"0.weight", "3.weight"} <= set(vectors) else {}
 
 
 # A plain weight, or a weight-normalised one: as torch named its parts before 2.0 (magnitude, direction), and since.

@@ -44,7 +44,7 @@ _HOSTILE = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class TensorRef:
     """A tensor that lies in the file: part of a storage.
 
     Attributes:
@@ -61,7 +61,7 @@ class Stored:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Inert:
+class Opaque:
     """What stands for an object that is not looked into."""
 
     name: str
@@ -89,11 +89,11 @@ class Storage:
         return self.count * self.dtype.itemsize
 
 
-class Malformed(Exception):
+class FormatError(Exception):
     """Not the file that was expected; says what it is instead."""
 
 
-class Machine:
+class PickleVM:
     """Runs a pickle's opcodes on values that do nothing.
 
     Attributes:
@@ -130,7 +130,7 @@ class Machine:
             EOFError,
         ) as error:
             detail = shown(str(error)) or type(error).__name__
-            raise Malformed(f"a pickle that is cut short or damaged ({detail}); fetch it again") from None
+            raise FormatError(f"a pickle that is cut short or damaged ({detail}); fetch it again") from None
 
     def _step(self, name: str, argument: Any) -> None:
         stack = self._stack
@@ -238,12 +238,12 @@ class Machine:
         if name == "torch.Size":
             return arguments[0]
         self.inert.add(name)
-        return Inert(name)
+        return Opaque(name)
 
     def _storage(self, identity: Any) -> Any:
         """What stands for ("storage", class, key, place, count[, view])."""
         if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
-            return Inert("an object outside the pickle")
+            return Opaque("an object outside the pickle")
         kind, key, count, views = identity[1], identity[2], identity[4], identity[5:]
         dtype = DTYPES.get(kind.name.rpartition(".")[2]) if isinstance(kind, _Name) else None
         if dtype is None or any(view is not None for view in views):
@@ -255,11 +255,11 @@ class Machine:
     def _stored(self, arguments: tuple[Any, ...]) -> Any:
         storage, offset, shape, strides, *rest = arguments
         if not isinstance(storage, Storage):
-            return Inert("a tensor without storage")
+            return Opaque("a tensor without storage")
         dtype = storage.dtype
         if names := [value for value in rest if isinstance(value, _Name) and value.module == "torch"]:  # v3 has a dtype
             if names[0].name not in _BY_NAME:
-                return Inert(str(names[0]))
+                return Opaque(str(names[0]))
             dtype = _BY_NAME[names[0].name]
         numbers = [offset, *shape, *strides]
         if len(shape) != len(strides) or len(shape) > MAX_RANK or not all(map(_is_count, numbers)):
@@ -271,7 +271,7 @@ class Machine:
         held = storage.nbytes // dtype.itemsize
         if count and max(last, count - 1) >= held:  # a small storage could claim to be a tensor that fills the memory
             raise ValueError("a tensor larger than its storage")
-        return Stored(storage.key, tuple(shape), dtype, tuple(strides), offset)
+        return TensorRef(storage.key, tuple(shape), dtype, tuple(strides), offset)
 
 
 def _named(module: Any, name: Any) -> _Name:
@@ -279,7 +279,7 @@ def _named(module: Any, name: Any) -> _Name:
         raise ValueError("a name that is no text")
     found = _Name("builtins" if module == "__builtin__" else module, name)
     if _HOSTILE.fullmatch(str(found)):
-        raise Malformed(
+        raise FormatError(
             f"a call of {shown(str(found))}, as in an attack; nothing in it was run, do not open it elsewhere"
         )
     return found
@@ -296,4 +296,4 @@ def _is_count(value: Any) -> bool:
 
 def _key(value: Any) -> Any:
     """A key of a dict. (A tuple may be nested so deep that its hash overflows the interpreter's own stack.)"""
-    return value if isinstance(value, str | int | float | bytes | bool | None) else Inert("a key")
+    return value if isinstance(value, str | int | float | bytes | bool | None) else Opaque("a key")

@@ -31,10 +31,10 @@ def batch(left_to_the_device: bool) -> Batch:
 def test_pieces_put_together_are_the_whole_batch(size, left_to_the_device):
     given = batch(left_to_the_device)
     (whole,) = MicroBatches(given, SPEC, CPU, BATCH)
-    pieces = MicroBatches(given, SPEC, CPU, size)
-    assert len(pieces) == BATCH // size == len(list(pieces))
+    micro_batches = MicroBatches(given, SPEC, CPU, size)
+    assert len(micro_batches) == BATCH // size == len(list(micro_batches))
     for kind, crop in enumerate(CROPS):
-        rows = [torch.unflatten(piece[kind], 0, (crop.count, size)) for piece in pieces]
+        rows = [torch.unflatten(piece[kind], 0, (crop.count, size)) for piece in micro_batches]
         assert torch.equal(torch.cat(rows, dim=1).flatten(0, 1), whole[kind])
         assert whole[kind].dtype == torch.float32 and whole[kind].shape == (crop.count * BATCH, 3, crop.size, crop.size)
 
@@ -42,8 +42,8 @@ def test_pieces_put_together_are_the_whole_batch(size, left_to_the_device):
 def test_a_piece_asked_for_twice_has_the_same_bits_and_the_batch_is_left_alone():
     given = batch(True)
     before = [view.clone() for view in given.views]
-    pieces = MicroBatches(given, SPEC, CPU, 2)
-    assert all(torch.equal(a, b) for a, b in zip(pieces[1], pieces[1], strict=True))
+    micro_batches = MicroBatches(given, SPEC, CPU, 2)
+    assert all(torch.equal(a, b) for a, b in zip(micro_batches[1], micro_batches[1], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(before, given.views, strict=True))
     with pytest.raises(IndexError):
-        pieces[3]
+        micro_batches[3]

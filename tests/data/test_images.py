@@ -17,7 +17,7 @@ from PIL import Image
 from swav.data.images import Images
 from swav.data.scan import render_scan, scan
 from swav.data.sources.decode import Unreadable
-from swav.data.sources.open import labelled_halves, open_images
+from swav.data.sources.open import labelled_splits, open_images
 from swav.data.sources.walk import walk
 from swav.data.storage import InMemory
 from swav.errors import DataError
@@ -49,7 +49,7 @@ def labels_of(images):
     return images.labels.tolist()
 
 
-def halves(root, train=("cat/1.png", "dog/1.png"), val=("cat/2.png", "dog/2.png"), score="val"):
+def splits(root, train=("cat/1.png", "dog/1.png"), val=("cat/2.png", "dog/2.png"), score="val"):
     put_all(root, *(f"train/{name}" for name in train))
     return put_all(root, *(f"{score}/{name}" for name in val))
 
@@ -217,7 +217,7 @@ def test_a_file_that_is_no_list_is_refused(tmp_path):
 
 
 def test_an_empty_half_is_refused_even_where_the_other_is_full(tmp_path):
-    halves(tmp_path)
+    splits(tmp_path)
     for path in (tmp_path / "val").rglob("*.png"):
         path.unlink()
     assert "val" in message(open_images, tmp_path, "score")
@@ -258,7 +258,7 @@ def test_files_that_break_later_are_unreadable_by_name(tmp_path):
 
 
 def test_train_beside_val_is_one_data_set_of_which_train_is_trained_on(tmp_path):
-    halves(tmp_path)
+    splits(tmp_path)
     put_all(tmp_path, "extra.png", "test/cat/3.png")
     train, score = open_images(tmp_path), open_images(tmp_path, "score")
     assert names_of(train) == ["train/cat/1.png", "train/dog/1.png"]
@@ -268,8 +268,8 @@ def test_train_beside_val_is_one_data_set_of_which_train_is_trained_on(tmp_path)
 
 
 def test_test_serves_where_there_is_no_val(tmp_path):
-    halves(tmp_path, score="test")
-    bank, score = labelled_halves(tmp_path)
+    splits(tmp_path, score="test")
+    bank, score = labelled_splits(tmp_path)
     assert names_of(score) == ["test/cat/2.png", "test/dog/2.png"]
     assert bank.classes == score.classes == ["cat", "dog"] and labels_of(score) == [0, 1]
 
@@ -280,8 +280,8 @@ def test_train_alone_is_no_data_set_of_halves(tmp_path):
 
 
 def test_classes_that_differ_between_halves_are_named(tmp_path):
-    halves(tmp_path, train=("cat/1.png", "dog/1.png", "ox/1.png"), val=("cat/2.png", "dog/2.png", "yak/2.png"))
-    text = message(labelled_halves, tmp_path)
+    splits(tmp_path, train=("cat/1.png", "dog/1.png", "ox/1.png"), val=("cat/2.png", "dog/2.png", "yak/2.png"))
+    text = message(labelled_splits, tmp_path)
     assert "only in train: ox" in text and "only in val: yak" in text
     assert len(open_images(tmp_path)) == 3  # pre-training doesn't care
     both = open_images(tmp_path, "all")
@@ -289,17 +289,17 @@ def test_classes_that_differ_between_halves_are_named(tmp_path):
 
 
 def test_flat_halves_have_no_labels_and_that_is_said(tmp_path):
-    halves(tmp_path, train=("1.png", "2.png"), val=("3.png",))
+    splits(tmp_path, train=("1.png", "2.png"), val=("3.png",))
     assert open_images(tmp_path).labels is None
-    assert "expected labels" in message(labelled_halves, tmp_path)
+    assert "expected labels" in message(labelled_splits, tmp_path)
 
 
 def test_class_folders_are_split_by_a_fixed_seed_for_scoring_only(tmp_path):
     put_all(tmp_path, *(f"{name}/{i:02}.png" for name in "ab" for i in range(20)))
-    bank, score = labelled_halves(tmp_path)
+    bank, score = labelled_splits(tmp_path)
     assert (len(bank), len(score)) == (32, 8) and np.bincount(labels_of(score)).tolist() == [4, 4]
     assert sorted(names_of(bank) + names_of(score)) == names_of(open_images(tmp_path))
-    assert names_of(labelled_halves(tmp_path)[1]) == names_of(score) == names_of(open_images(tmp_path, "score"))
+    assert names_of(labelled_splits(tmp_path)[1]) == names_of(score) == names_of(open_images(tmp_path, "score"))
     assert "20 %" in score.note and "seed" in score.note
     for images in (bank, score):
         assert [(images.classes or [])[label] for label in labels_of(images)] == [name[0] for name in names_of(images)]
@@ -315,16 +315,16 @@ def test_a_tree_that_is_not_class_folders_has_no_labels(tmp_path, names):
 
 
 def test_a_broken_file_takes_its_label_along(tmp_path):
-    halves(tmp_path, train=("cat/1.png", "cat/2.png", "dog/3.png"))
+    splits(tmp_path, train=("cat/1.png", "cat/2.png", "dog/3.png"))
     (tmp_path / "train/cat/1.png").write_bytes(b"")
     images = open_images(tmp_path)
     assert names_of(images) == ["train/cat/2.png", "train/dog/3.png"] and labels_of(images) == [0, 1]
 
 
 def test_a_class_of_which_nothing_is_readable_does_not_shift_the_others(tmp_path):
-    halves(tmp_path, train=("a/1.png", "b/2.png", "c/3.png"), val=("a/1.png", "c/3.png"))
+    splits(tmp_path, train=("a/1.png", "b/2.png", "c/3.png"), val=("a/1.png", "c/3.png"))
     (tmp_path / "train/b/2.png").write_bytes(b"")
-    bank, score = labelled_halves(tmp_path)
+    bank, score = labelled_splits(tmp_path)
     assert bank.classes == score.classes == ["a", "c"] and labels_of(bank) == labels_of(score) == [0, 1]
 
 
@@ -356,7 +356,7 @@ def test_a_csv_gives_labels_and_splits(tmp_path):
     ]
     path = tmp_path / "list.csv"
     path.write_text("\n".join(rows))
-    bank, score = labelled_halves(path)
+    bank, score = labelled_splits(path)
     assert names_of(bank) == names_of(open_images(path)) == ["0.png", "1.png", "4.png"]
     assert names_of(score) == names_of(open_images(path, "score")) == ["2.png", "3.png"]
     assert bank.classes == ["9", "10"] and labels_of(bank) == [1, 0, 0] and labels_of(score) == [0, 1]
@@ -369,12 +369,12 @@ def test_a_csv_gives_labels_and_splits(tmp_path):
 )
 def test_a_csv_and_folders_choose_the_same_half_and_name_it(tmp_path, there, chosen):
     rows = ["path,label,split"]
-    for half in ("train", *there):
+    for split in ("train", *there):
         for name in "ab":
-            put(tmp_path / half / name / "1.png")
-            rows.append(f"{half}/{name}/1.png,{name},{half}")
+            put(tmp_path / split / name / "1.png")
+            rows.append(f"{split}/{name}/1.png,{name},{split}")
     (tmp_path / "list.csv").write_text("\n".join(rows))
-    for train, score in (labelled_halves(tmp_path), labelled_halves(tmp_path / "list.csv")):
+    for train, score in (labelled_splits(tmp_path), labelled_splits(tmp_path / "list.csv")):
         assert names_of(score) == [f"{chosen}/a/1.png", f"{chosen}/b/1.png"]
         assert names_of(train) == ["train/a/1.png", "train/b/1.png"]
         assert chosen in score.note.split(" of ")[0].split("split is ")[-1] and f"{chosen}" in train.note
@@ -384,14 +384,14 @@ def test_a_csv_whose_split_leaves_nothing_to_score_says_so(tmp_path):
     put_all(tmp_path, "0.png", "1.png")
     (tmp_path / "list.csv").write_text("path,label,split\n0.png,a,train\n1.png,b,train\n")
     assert len(open_images(tmp_path / "list.csv")) == 2
-    assert "list.csv" in message(labelled_halves, tmp_path / "list.csv")
+    assert "list.csv" in message(labelled_splits, tmp_path / "list.csv")
 
 
 def test_a_csv_without_split_is_trained_on_whole_and_a_fifth_is_scored(tmp_path):
     put_all(tmp_path, *(f"{i}.png" for i in range(10)))
     (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(10)))
     assert len(open_images(tmp_path / "list.csv")) == 10
-    assert [len(images) for images in labelled_halves(tmp_path / "list.csv")] == [8, 2]
+    assert [len(images) for images in labelled_splits(tmp_path / "list.csv")] == [8, 2]
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def test_a_csv_without_labels_says_so_when_they_are_needed(tmp_path):
     put(tmp_path / "a.png")
     (tmp_path / "list.csv").write_text("path\na.png\n")
     assert len(open_images(tmp_path / "list.csv")) == 1
-    assert "column label" in message(labelled_halves, tmp_path / "list.csv")
+    assert "column label" in message(labelled_splits, tmp_path / "list.csv")
 
 
 # -- the sequence
@@ -470,12 +470,12 @@ def test_what_was_left_out_is_said_of_drawn_halves_too(tmp_path):
         put(tmp_path / name)
     (tmp_path / "a/run/config.yaml").touch()
     (tmp_path / "a/run/checkpoints").mkdir()
-    for half in labelled_halves(tmp_path):
-        assert "without 1 folder of runs" in half.note and half.left_out
+    for split in labelled_splits(tmp_path):
+        assert "without 1 folder of runs" in split.note and split.left_out
 
 
 def test_it_survives_pickling(tmp_path):
-    halves(tmp_path)
+    splits(tmp_path)
     images = open_images(tmp_path)
     copy = pickle.loads(pickle.dumps(images))
     assert names_of(copy) == names_of(images) and copy.fingerprint == images.fingerprint
@@ -486,7 +486,7 @@ def test_it_survives_pickling(tmp_path):
 
 
 def test_imagenette_is_two_halves_of_ten_classes(data_root):
-    train, score = labelled_halves(data_root / "imagenette")
+    train, score = labelled_splits(data_root / "imagenette")
     assert (len(train), len(score)) == (5000, 1000) and train.bad == score.bad == []
     assert np.bincount(labels_of(score)).tolist() == [100] * 10 and train.classes == score.classes
     assert train.read(4999).shape == (224, 224, 3)

@@ -21,7 +21,7 @@ from swav.data.images import Images, Unreadable
 from swav.data.loader import Loader, epoch_order
 from swav.data.sources.open import open_images
 from swav.data.sources.walk import ROW, Names
-from swav.errors import DataError, EnvironmentError_
+from swav.errors import DataError, MachineError
 from swav.signals import STOPPING
 from swav.views import view_spec
 from tests.processes import alive, loader_processes
@@ -157,12 +157,12 @@ def test_the_number_of_workers_changes_nothing(workers, on_device):
 
 
 def test_two_processes_make_the_halves_of_one_processs_batches():
-    for whole, *halves in zip(
+    for whole, *splits in zip(
         kept(load()), kept(load(rank=0, world_size=2)), kept(load(rank=1, world_size=2)), strict=True
     ):
-        assert whole[3].tolist() == [*halves[0][3].tolist(), *halves[1][3].tolist()]
+        assert whole[3].tolist() == [*splits[0][3].tolist(), *splits[1][3].tolist()]
         for kind, crop in enumerate(CROPS):
-            parts = [half[1][kind].unflatten(0, (crop.count, BATCH // 2)) for half in halves]
+            parts = [split[1][kind].unflatten(0, (crop.count, BATCH // 2)) for split in splits]
             torch.testing.assert_close(torch.cat(parts, dim=1).flatten(0, 1), whole[1][kind], rtol=0, atol=0)
 
 
@@ -260,7 +260,7 @@ def test_if_nothing_can_be_read_the_error_says_so_in_one_line(workers):
 
 def test_a_workers_death_is_an_error_with_advice():
     images = made(action=lambda: os.kill(os.getpid(), signal.SIGKILL), at=int(epoch_order(0, 0, NUM_IMAGES)[-3]))
-    with pytest.raises(EnvironmentError_, match=r"signal 9.*memory.*workers=N"):
+    with pytest.raises(MachineError, match=r"signal 9.*memory.*workers=N"):
         list(load(images, workers=2))
     assert not loader_processes()
 

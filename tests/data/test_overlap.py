@@ -11,24 +11,24 @@ import pytest
 from PIL import Image
 
 from swav.data.overlap import SharedImages
-from swav.data.sources.catalog import DATASETS, apart
-from swav.data.sources.open import labelled_halves
+from swav.data.sources.catalog import DATASETS, require_disjoint
+from swav.data.sources.open import labelled_splits
 from swav.data.storage import Files
 
 
 def write_halves(folder, val=True):
     rng = np.random.default_rng(0)
-    for half in ("train", "val") if val else ("train",):
+    for split in ("train", "val") if val else ("train",):
         for name in ("a", "b"):
-            (folder / half / name).mkdir(parents=True)
+            (folder / split / name).mkdir(parents=True)
             for i in range(4):
                 pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / half / name / f"{half}{i}.png")
+                Image.fromarray(pixels).save(folder / split / name / f"{split}{i}.png")
     return folder
 
 
 def both(folder, cache):
-    return apart(DATASETS["labelled"].find(folder, cache, False))
+    return require_disjoint(DATASETS["labelled"].find(folder, cache, False))
 
 
 def test_halves_without_a_common_file_are_not_refused_though_all_are_links(tmp_path):
@@ -72,40 +72,40 @@ def test_a_link_among_the_images_of_a_list_and_of_a_tree_is_found(tmp_path):
     rows = [f"{path},{path.parent.name},train" for path in sorted((folder / "train").rglob("*.png"))]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows, f"{folder}/link.png,a,val"]))
     with pytest.raises(SharedImages, match=r"train1\.png and \S+link\.png to be one file"):
-        labelled_halves(tmp_path / "list.csv", tmp_path / "cache")
+        labelled_splits(tmp_path / "list.csv", tmp_path / "cache")
     for i in range(1, 4):  # all of a class are one file: some of them are scored
         path = folder / "train" / "a" / f"train{i}.png"
         path.unlink()
         os.link(folder / "train" / "a" / "train0.png", path)
     with pytest.raises(SharedImages, match="one file"):
-        labelled_halves(folder / "train", tmp_path / "cache")
+        labelled_splits(folder / "train", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("inode", [0, 7])
 def test_a_file_system_that_numbers_no_files_or_gives_two_one_number_is_not_believed(tmp_path, inode):
-    train, score = labelled_halves(write_halves(tmp_path / "set"), tmp_path / "cache")
-    for half, size in ((train, 100), (score, 100 if inode == 0 else 101)):
-        assert isinstance(half.storage, Files)
-        half.storage.inodes = np.full((len(half), 2), (1, inode), dtype=np.uint64)
-        half.rows["size"] = size
-    apart((train, score))
+    train, score = labelled_splits(write_halves(tmp_path / "set"), tmp_path / "cache")
+    for split, size in ((train, 100), (score, 100 if inode == 0 else 101)):
+        assert isinstance(split.storage, Files)
+        split.storage.inodes = np.full((len(split), 2), (1, inode), dtype=np.uint64)
+        split.rows["size"] = size
+    require_disjoint((train, score))
 
 
 def test_a_linked_strip_or_batch_of_cifar_is_found(tmp_path):
     rng = np.random.default_rng(0)
-    for half in ("train", "test"):
-        (tmp_path / half).mkdir()
-        np.save(tmp_path / f"labels_{half}.npy", np.arange(4, dtype=np.uint8) % 2)
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        np.save(tmp_path / f"labels_{split}.npy", np.arange(4, dtype=np.uint8) % 2)
         strip = Image.fromarray(rng.integers(0, 256, (128, 32, 3), dtype=np.uint8))
-        strip.save(tmp_path / half / "0.webp", lossless=True)
-    labelled_halves(tmp_path)
+        strip.save(tmp_path / split / "0.webp", lossless=True)
+    labelled_splits(tmp_path)
     (tmp_path / "test" / "0.webp").unlink()
     (tmp_path / "test" / "0.webp").symlink_to("../train/0.webp")
     with pytest.raises(SharedImages, match=r"train/0\.webp#0 and \S+test/0\.webp#0 to be one file and 3 more"):
-        labelled_halves(tmp_path)
+        labelled_splits(tmp_path)
     binary = tmp_path / "binary"
     binary.mkdir()
     (binary / "data_batch_1.bin").write_bytes(bytes(3073 * 2))
     (binary / "test_batch.bin").symlink_to("data_batch_1.bin")
     with pytest.raises(SharedImages, match=r"data_batch_1\.bin#0 and \S+test_batch\.bin#0"):
-        labelled_halves(binary)
+        labelled_splits(binary)

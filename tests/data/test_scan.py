@@ -25,13 +25,13 @@ def put_all(root, *names):
     return root
 
 
-def halves(root, train=("cat/1.png", "dog/1.png"), val=("cat/2.png", "dog/2.png"), score="val"):
+def splits(root, train=("cat/1.png", "dog/1.png"), val=("cat/2.png", "dog/2.png"), score="val"):
     put_all(root, *(f"train/{name}" for name in train))
     return put_all(root, *(f"{score}/{name}" for name in val))
 
 
 def test_scan_counts_what_is_there(tmp_path):
-    halves(tmp_path, train=("cat/1.png", "cat/2.png", "dog/3.png"))
+    splits(tmp_path, train=("cat/1.png", "cat/2.png", "dog/3.png"))
     put(tmp_path / "train/dog/big.jpg", size=(100, 50))
     Image.new("L", (8, 6)).save(tmp_path / "train/dog/grey.png")
     (tmp_path / "val/cat/copy.png").write_bytes((tmp_path / "train/cat/2.png").read_bytes())

@@ -11,7 +11,7 @@ import pytest
 
 from swav.data import workers as workers_module
 from swav.data.workers import FORKS, Workers
-from swav.errors import DataError, EnvironmentError_
+from swav.errors import DataError, MachineError
 from tests.processes import alive, loader_processes
 
 ADVICE = "use fewer workers=N"
@@ -68,7 +68,7 @@ def test_a_worker_that_hangs_at_its_start_is_replaced(monkeypatch):
 def test_where_none_starts_the_error_says_so_and_no_process_is_left(monkeypatch):
     first_ones_hang(monkeypatch, 100)
     monkeypatch.setattr(workers_module, "START_SECONDS", 0.1)
-    with pytest.raises(EnvironmentError_, match=r"did not start within .* 3 times; use fewer workers=N"):
+    with pytest.raises(MachineError, match=r"did not start within .* 3 times; use fewer workers=N"):
         Workers(double, 1, ADVICE)
     assert not loader_processes()
 
@@ -84,7 +84,7 @@ def test_a_fork_that_the_system_refuses_leaves_no_worker(monkeypatch):
         return fork()
 
     monkeypatch.setattr(os, "fork", refuse_the_third)
-    with pytest.raises(EnvironmentError_, match=r"cannot be started \(.*unavailable\); use fewer workers=N"):
+    with pytest.raises(MachineError, match=r"cannot be started \(.*unavailable\); use fewer workers=N"):
         Workers(double, 4, ADVICE)
     assert len(calls) == 3 and not loader_processes()
 
@@ -93,7 +93,7 @@ def test_no_memory_in_a_worker_is_an_error_of_the_machine():
     def hungry(_):
         raise MemoryError
 
-    with Workers(hungry, 1, ADVICE) as workers, pytest.raises(EnvironmentError_, match="not enough memory in a loader"):
+    with Workers(hungry, 1, ADVICE) as workers, pytest.raises(MachineError, match="not enough memory in a loader"):
         list(workers.map([1]))
 
 

@@ -20,12 +20,12 @@ def write_set(folder: Path, train: int = 8, val: int = 4, seed: int = 0) -> Path
     """CLASS folders of 28 x 20 pixels, told apart by colour, with noise."""
     rng = np.random.default_rng(seed)
     colours = {"blue": (60, 60, 190), "grey": (120, 120, 120), "red": (190, 60, 60)}
-    for half, count in (("train", train), ("val", val)):
+    for split, count in (("train", train), ("val", val)):
         for name in CLASSES:
-            (folder / half / name).mkdir(parents=True)
+            (folder / split / name).mkdir(parents=True)
             for i in range(count):
                 pixels = np.array(colours[name]) + rng.normal(0, 25, 3) + rng.normal(0, 25, (20, 28, 3))
-                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / half / name / f"{i}.png")
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / split / name / f"{i}.png")
     return folder
 
 

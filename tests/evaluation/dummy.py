@@ -3,7 +3,7 @@
 from typing import Any
 
 from swav.evaluation.settings import BenchSettings
-from swav.evaluation.task import Needs, Score, Task
+from swav.evaluation.task import ResourceEstimate, Score, Task
 
 
 class DummySettings(BenchSettings):
@@ -16,9 +16,9 @@ def check(task: Task[Any]) -> None:
     """Everything can be had."""
 
 
-def needs(task: Task[Any]) -> Needs:
+def estimate_resources(task: Task[Any]) -> ResourceEstimate:
     """Return one forward pass per image."""
-    return Needs(len(task.train) + len(task.score))
+    return ResourceEstimate(len(task.train) + len(task.score))
 
 
 def run(task: Task[Any]) -> list[Score]:

@@ -14,7 +14,7 @@ COLOURS = np.array(
 )
 
 
-class Half(NamedTuple):
+class Split(NamedTuple):
     """Images in the order of their paths, as Pillow reads them, and labels [N], or marks [N, C] as VOC's."""
 
     images: list[Image.Image]
@@ -38,30 +38,30 @@ def picture(
     return Image.fromarray((pixels + rng.normal(0, 6, pixels.shape)).clip(0, 255).astype(np.uint8))
 
 
-def write_folders(root: Path, train: int = 10, val: int = 6) -> tuple[Half, Half]:
+def write_folders(root: Path, train: int = 10, val: int = 6) -> tuple[Split, Split]:
     """Writes CLASS folders of six classes."""
-    rng, halves = np.random.default_rng(0), list[Half]()
-    for half, count in (("train", train), ("val", val)):
+    rng, splits = np.random.default_rng(0), list[Split]()
+    for split, count in (("train", train), ("val", val)):
         paths = []
         for k, colour in enumerate(COLOURS):
-            (root / half / f"class{k}").mkdir(parents=True)
+            (root / split / f"class{k}").mkdir(parents=True)
             for i in range(count):
-                paths.append(root / half / f"class{k}" / f"{i:02d}.png")
+                paths.append(root / split / f"class{k}" / f"{i:02d}.png")
                 width, height = rng.integers(60, 120, 2).tolist()
                 picture(width, height, rng, colour + rng.normal(0, 20, 3)).save(paths[-1])
-        halves.append(Half(pipeline.opened(paths), np.repeat(np.arange(len(COLOURS)), count)))
-    return halves[0], halves[1]
+        splits.append(Split(pipeline.opened(paths), np.repeat(np.arange(len(COLOURS)), count)))
+    return splits[0], splits[1]
 
 
-def write_voc(root: Path, train: int = 64, test: int = 40) -> tuple[Half, Half]:
+def write_voc(root: Path, train: int = 64, test: int = 40) -> tuple[Split, Split]:
     """Writes VOC 2007 with three classes; an image may show several, some only as a small patch ("difficult").
 
     All are wider than high: squeezing others, Pillow and torch round in another order (see data/augment/test_crops.py).
     """
-    rng, halves = np.random.default_rng(0), list[Half]()
+    rng, splits = np.random.default_rng(0), list[Split]()
     for folder in ("JPEGImages", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
-    for half, first, count in (("trainval", 0, train), ("test", train, test)):
+    for split, first, count in (("trainval", 0, train), ("test", train, test)):
         marks = rng.choice([1, 0, -1], p=[0.22, 0.08, 0.7], size=(count, 3))
         names = [f"{first + i:06d}" for i in range(count)]
         for name, row in zip(names, marks, strict=True):
@@ -71,6 +71,6 @@ def write_voc(root: Path, train: int = 64, test: int = 40) -> tuple[Half, Half]:
             picture(width, height, rng, colour, patches).save(root / f"JPEGImages/{name}.jpg", quality=95)
         for c in range(3):
             lines = [f"{name} {row[c]:2d}\n" for name, row in zip(names, marks, strict=True)]
-            (root / f"ImageSets/Main/class{c}_{half}.txt").write_text("".join(lines))
-        halves.append(Half(pipeline.opened([root / f"JPEGImages/{name}.jpg" for name in names]), marks))
-    return halves[0], halves[1]
+            (root / f"ImageSets/Main/class{c}_{split}.txt").write_text("".join(lines))
+        splits.append(Split(pipeline.opened([root / f"JPEGImages/{name}.jpg" for name in names]), marks))
+    return splits[0], splits[1]

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from swav.data.sources.open import labelled_halves
-from swav.data.sources.voc import classification_halves
+from swav.data.sources.open import labelled_splits
+from swav.data.sources.voc import classification_splits
 from swav.evaluation.protocols import knn, voc_lowshot, voc_svm
 from swav.evaluation.settings import KnnSettings, LowshotSettings, SvmSettings
 from swav.evaluation.task import Score, Task
@@ -49,15 +49,15 @@ def voc(tmp_path_factory) -> Voc:
     folder = tmp_path_factory.mktemp("voc")
     train, test = write_voc(folder / "VOC2007")
     network = pipeline.trunk()
-    halves = [
-        [maps.numpy() for maps in pipeline.stages(network, torch.stack(list(map(pipeline.squeezed, half.images))))]
-        for half in (train, test)
+    splits = [
+        [maps.numpy() for maps in pipeline.stages(network, torch.stack(list(map(pipeline.squeezed, split.images))))]
+        for split in (train, test)
     ]
     encoder = encoder_of(network, folder)
     task: Task[Any] = Task(
-        encoder, *classification_halves(folder), SvmSettings(**COMMON), "published", CPU, made(folder / "out")
+        encoder, *classification_splits(folder), SvmSettings(**COMMON), "published", CPU, made(folder / "out")
     )
-    return Voc(task, list(zip(*halves, strict=True)), train.labels, test.labels)
+    return Voc(task, list(zip(*splits, strict=True)), train.labels, test.labels)
 
 
 def log_of(task: Task[Any], row: Score) -> dict[str, Any]:
@@ -75,9 +75,11 @@ def test_knn_is_the_published_vote_from_files_to_percent(tmp_path):
     train, val = write_folders(tmp_path / "set")
     network = pipeline.trunk()
     with torch.no_grad():
-        bank, queries = (network(torch.stack(list(map(pipeline.centre, half.images)))).numpy() for half in (train, val))
+        bank, queries = (
+            network(torch.stack(list(map(pipeline.centre, split.images)))).numpy() for split in (train, val)
+        )
     settings = KnnSettings(**COMMON, k=(1, 3, 40))
-    task = Task(encoder_of(network, tmp_path), *labelled_halves(tmp_path / "set"), settings, "published", CPU, tmp_path)
+    task = Task(encoder_of(network, tmp_path), *labelled_splits(tmp_path / "set"), settings, "published", CPU, tmp_path)
     ours = {score.metric: score.value for score in knn.run(task)}
     one = 100 / len(val.images)  # whose first two classes may be as good as equal
     for k in settings.k:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from swav import checkpoint
 from swav.data.augment.crops import generator
-from swav.data.sources.open import labelled_halves
+from swav.data.sources.open import labelled_splits
 from swav.evaluation.protocols import inat18, linear, linear_stages, places205, semisup
 from swav.evaluation.settings import (
     Inat18Settings,
@@ -35,7 +35,7 @@ from swav.evaluation.task import Score, Task
 from swav.weights.encoder import load
 from tests.evaluation import pipeline
 from tests.evaluation.conftest import made
-from tests.evaluation.sets import Half, write_folders
+from tests.evaluation.sets import Split, write_folders
 
 CPU = torch.device("cpu")
 EPOCHS, BATCH, CLASSES = (
@@ -50,12 +50,12 @@ OF_A_LOSS, OF_STATISTICS, OF_A_LAYER, OF_A_TRUNK = 0.002, 0.005, 0.05, 0.4  # sh
 class Given(NamedTuple):
     root: Path
     weights: Path
-    train: Half
-    val: Half
+    train: Split
+    val: Split
 
     def task(self, settings: TrainSettings, out: Path) -> Task[Any]:
         encoder = load(self.weights, model="resnet18", mean=pipeline.MEAN, std=pipeline.STD)
-        return Task(encoder, *labelled_halves(self.root), settings, "published", CPU, out)
+        return Task(encoder, *labelled_splits(self.root), settings, "published", CPU, out)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +92,11 @@ class Theirs:
         self.losses: list[float] = []
 
     def train(
-        self, optimizer: torch.optim.Optimizer, half: Half, view: Any, rates: Callable[[int], list[float]]
+        self, optimizer: torch.optim.Optimizer, split: Split, view: Any, rates: Callable[[int], list[float]]
     ) -> None:
-        found = pipeline.trained(self.model, optimizer, *half, view, self.seen, batch=BATCH, epochs=EPOCHS, rates=rates)
+        found = pipeline.trained(
+            self.model, optimizer, *split, view, self.seen, batch=BATCH, epochs=EPOCHS, rates=rates
+        )
         self.losses = list(found)
 
     def off(self, ours: dict[str, Tensor], prefix: str = "") -> dict[str, float]:
@@ -186,7 +188,7 @@ def test_semi_supervised_is_the_published_training_from_files_to_percent(given, 
     theirs = Theirs(OneHead(trunk=network, layer=layer), given, lambda x: x)
     groups = [{"params": list(network.parameters())}, {"params": list(layer.parameters())}]
     optimizer = torch.optim.SGD(groups, lr=1, momentum=0.9)
-    few = Half([given.train.images[i] for i in chosen], given.train.labels[chosen])
+    few = Split([given.train.images[i] for i in chosen], given.train.labels[chosen])
     share = BATCH / 256
     theirs.train(
         optimizer, few, pipeline.training_view, lambda epoch: [0.02 * share * 0.2**epoch, 5 * share * 0.2**epoch]

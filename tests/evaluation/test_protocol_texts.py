@@ -89,7 +89,7 @@ DOCSTRING = {
     "semisup": [
         *("ImageNet-1k", "({scored})", *LABELS, *CROP, *SCORING, "momentum {momentum}, no Nesterov, {no} weight decay"),
         *("batch {batch}", "{epochs} epochs, learning rates x .2 after {steps_and}"),
-        "learning rates of trunk and layer {few} (1 %), {many} (10 %)",
+        "learning rates of backbone and layer {few} (1 %), {many} (10 %)",
     ],
     "svm": [
         *(
@@ -349,4 +349,4 @@ def test_the_check_of_docstrings_can_fail(monkeypatch):
         monkeypatch.setattr(module, "__doc__", str(module.__doc__).replace(right, wrong))
         with pytest.raises(AssertionError):
             test_the_docstring_says_the_settings_and_no_other_number("linear")
-        monkeypatch.undo()
+        monkeypatch.snapshot()

@@ -22,7 +22,7 @@ from swav.evaluation import resources, runner
 from swav.evaluation.catalog import CATALOG
 from swav.evaluation.request import check_places, read_request, resolve
 from swav.evaluation.settings import KnnSettings, LinearSettings
-from swav.evaluation.task import Needs, Task
+from swav.evaluation.task import ResourceEstimate, Task
 from swav.recipe_files import parse_overrides
 from swav.reporting.page import report
 from swav.results.console import format_results
@@ -141,9 +141,9 @@ def test_a_bank_that_shrinks_below_k_while_decoded_does_not_end_all(colours, tmp
     folder = shutil.copytree(colours, tmp_path / "set")
 
     def then_break(*rest, **named):
-        halves = labelled(*rest, **named)
-        (folder / halves[0].name(0)).write_bytes(b"gone bad")
-        return halves
+        splits = labelled(*rest, **named)
+        (folder / splits[0].name(0)).write_bytes(b"gone bad")
+        return splits
 
     monkeypatch.setitem(DATASETS, "labelled", DATASETS["labelled"]._replace(find=then_break))
     content = runner.bench(
@@ -259,7 +259,7 @@ def test_other_projects_weights_are_scored_beside_ours_with_their_own_normalisat
         0.225,
     )
     assert theirs.config.model_dump()["network"]["layout"] == "facebookresearch/swav"
-    assert "all 120 trunk keys at 'module.'" in capsys.readouterr().err
+    assert "all 120 backbone keys at 'module.'" in capsys.readouterr().err
     assert f"{path}: normalised by mean [0.5, 0.5, 0.5], std [0.228, 0.224, 0.225]" in format_results(content.results)
     with pytest.raises(ConfigError, match="random:tiny says itself"):
         runner.bench(
@@ -348,7 +348,7 @@ def test_several_seeds_run_what_draws_and_only_that_and_show_mean_and_spread(col
     for row in content.results:
         seeds.setdefault(row.bench, set()).add(row.seed)
     assert seeds == {"knn": {0}, "linear": {5, 6, 7}}  # nothing is drawn for knn
-    assert "run once, as no seed makes a difference: knn" in capsys.readouterr().err
+    assert "run once (deterministic): knn" in capsys.readouterr().err
     top1 = [row.value or 0.0 for row in content.results if (row.bench, row.metric) == ("linear", "top-1")]
     assert f"{statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f} (n=3)" in format_results(content.results)
     drawn = runner.bench(
@@ -372,15 +372,15 @@ def test_a_folder_of_other_data_sets_is_not_taken_for_classes(colours, drawn, tm
 
 
 def test_a_forecast_counts_the_images_that_a_benchmark_will_see(colours, drawn, tmp_path, monkeypatch, capsys):
-    seen = dict[str, Needs]()
+    seen = dict[str, ResourceEstimate]()
 
-    def remembered(name, task, needs):
-        seen[name] = needs
+    def remembered(name, task, estimate_resources):
+        seen[name] = estimate_resources
         return DryRunRow(bench=name, weights="", seed=0, data="", hours=0.0, memory_gb=0.0, disk_gb=0.0)
 
     monkeypatch.setattr(runner, "forecast", remembered)
 
-    def needs(benches, data, words):
+    def estimate_resources(benches, data, words):
         runner.bench(
             benches, weights=["random:tiny"], data=data, out=tmp_path, **parse_overrides(words.split()), dry_run=True
         )
@@ -389,12 +389,12 @@ def test_a_forecast_counts_the_images_that_a_benchmark_will_see(colours, drawn, 
     words = (
         "size=32 knn.k=5 linear.epochs=5 linear.batch=8 linear-stages.epochs=25 linear-stages.batch=8 semisup.batch=1"
     )
-    found = needs(["knn", "linear", "linear-stages", "semisup"], colours, words)
+    found = estimate_resources(["knn", "linear", "linear-stages", "semisup"], colours, words)
     assert found["knn"].forwards == 24 + 12  # bank and queries, once
     assert found["linear"].forwards == 5 * 24 + 12  # scored images once: their features are kept
     assert found["linear-stages"].forwards == 25 * 24 + 3 * 12  # scored after epochs 10, 20 and 25
     assert found["semisup"].trained == 20 * (3 + 3)  # 1 % and 10 % of 8 images a class: one and one
-    found = needs(["svm", "lowshot"], drawn, "size=32 lowshot.k=1 svm.workers=0")
+    found = estimate_resources(["svm", "lowshot"], drawn, "size=32 lowshot.k=1 svm.workers=0")
     assert found["svm"].forwards == found["lowshot"].forwards == 80 + 40
     assert found["svm"].disk == found["lowshot"].disk == 4 * (80 + 40) * sum(_values(drawn, tmp_path))
 
@@ -410,9 +410,9 @@ def test_a_forecast_leaves_out_what_only_the_first_image_takes(colours, monkeypa
 
     monkeypatch.setattr("swav.evaluation.resources.time.monotonic", lambda: clock[0])
     monkeypatch.setattr(resources, "features_of", slow_at_first)
-    halves, settings = labelled(colours), resolve(["knn"], parse_overrides(["size=16"]))[1]["knn"]
-    task = Task(encoder.load("random:tiny"), *halves, settings, "published", torch.device("cpu"), colours)
-    assert resources.forecast("knn", task, Needs(3600)).hours == pytest.approx(0.5)
+    splits, settings = labelled(colours), resolve(["knn"], parse_overrides(["size=16"]))[1]["knn"]
+    task = Task(encoder.load("random:tiny"), *splits, settings, "published", torch.device("cpu"), colours)
+    assert resources.forecast("knn", task, ResourceEstimate(3600)).hours == pytest.approx(0.5)
 
 
 def _values(data, out):

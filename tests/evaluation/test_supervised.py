@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from swav import checkpoint, signals, system
-from swav.data.sources.open import labelled_halves
-from swav.errors import CheckpointError, EnvironmentError_, NumericsError, Stopped
+from swav.data.sources.open import labelled_splits
+from swav.errors import CheckpointError, MachineError, NumericsError, Stopped
 from swav.evaluation import classification, supervised
 from swav.evaluation.protocols import linear_stages
 from swav.evaluation.settings import StagesSettings
@@ -49,7 +49,7 @@ def encoder_of(**changed) -> Encoder:
 def task(colours, tmp_path) -> Task[StagesSettings]:
     settings = StagesSettings(size=16, epochs=2, batch=8, workers=0)
     return Task(
-        encoder_of(), *labelled_halves(colours), settings, "published", torch.device("cpu"), made(tmp_path / "out")
+        encoder_of(), *labelled_splits(colours), settings, "published", torch.device("cpu"), made(tmp_path / "out")
     )
 
 
@@ -135,11 +135,11 @@ def test_a_state_of_the_loop_that_dropped_partial_batches_is_not_gone_on_from(ta
 
 def test_corrected_labels_and_other_strides_begin_a_state_of_their_own(task):
     before = classification.state_folder(task, "x", task.train)
-    for half in ("train", "score"):
-        corrected = getattr(task, half).select(range(len(getattr(task, half))))
+    for split in ("train", "score"):
+        corrected = getattr(task, split).select(range(len(getattr(task, split))))
         corrected.labels[0] = 2 - corrected.labels[0]
-        assert corrected.fingerprint == getattr(task, half).fingerprint
-        assert classification.state_folder(dataclasses.replace(task, **{half: corrected}), "x", task.train) != before
+        assert corrected.fingerprint == getattr(task, split).fingerprint
+        assert classification.state_folder(dataclasses.replace(task, **{split: corrected}), "x", task.train) != before
     other = encoder_of(stem="half" if task.encoder.settings["stem"] != "half" else "small")
     assert other.sha256 == task.encoder.sha256
     assert classification.state_folder(dataclasses.replace(task, encoder=other), "x", task.train) != before
@@ -176,7 +176,7 @@ def test_a_folder_that_goes_away_is_found_after_the_epoch_and_not_made_again(tas
         return real(*arguments)
 
     monkeypatch.setattr(supervised, "_line", line)
-    with pytest.raises(EnvironmentError_, match="was removed or moved during the run"):
+    with pytest.raises(MachineError, match="was removed or moved during the run"):
         linear_stages.run(task)
     assert not task.out.exists()
 

@@ -16,7 +16,7 @@ COSTS = SvmSettings().costs
 
 
 def problem(n, f, classes=3, seed=0):
-    """Features of a trunk's kind (not negative, with a common direction), and classes that they half tell."""
+    """Features of a backbone's kind (not negative, with a common direction), and classes that they half tell."""
     rng = np.random.default_rng(seed)
     positive = rng.random((n, classes)) < 0.2
     features = np.maximum(0, rng.normal(size=(n, f)) + 0.4 + positive @ rng.normal(size=(classes, f)))

@@ -1,4 +1,4 @@
-"""The trunk is torchvision's ResNet, at every width and stem: same names, same numbers, right maps; or timm's model, with
+"""The backbone is torchvision's ResNet, at every width and stem: same names, same numbers, right maps; or timm's model, with
 its own features, and refused in words where there is none or where it can't take the crops.
 
 Run: pytest tests/network/test_backbone.py
@@ -52,7 +52,7 @@ def test_width_multiplies_all_channels(width):
     with torch.device("meta"):
         trunk = BACKBONES["resnet50"](width=width)
     assert trunk.stage_channels == [64 * width, 256 * width, 512 * width, 1024 * width, 2048 * width]
-    # the paper and the original's README: 24 M (trunk alone: 23.5), 94 M, 375 M, 586 M
+    # the paper and the original's README: 24 M (backbone alone: 23.5), 94 M, 375 M, 586 M
     published = {1.0: 23.5e6, 2.0: 94e6, 4.0: 375e6, 5.0: 586e6}[width]
     assert count_parameters(trunk) == pytest.approx(published, rel=0.005)
 

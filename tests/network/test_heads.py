@@ -1,4 +1,4 @@
-"""The SwAV network: batch statistics per resolution in the trunk, over all crops in the head; views keep their order.
+"""The SwAV network: batch statistics per resolution in the backbone, over all crops in the head; views keep their order.
 
 Run: pytest tests/network/test_heads.py
 """

@@ -128,12 +128,12 @@ def test_a_step_needs_no_compiler_and_no_package_that_imports_it():
     code = """
 import sys, torch, swav.training.loop
 from swav.recipe_files import load_recipe
-from swav.training.step import Learner
+from swav.training.step import Trainer
 from swav.network.heads import build_network
 for optimizer in ("larc", "adam"):
     recipe = load_recipe("tiny", {"optimizer": optimizer, "batch": 4, "queue_length": 0, "precision": "fp32"})
     recipe = recipe.model_copy(update={"freeze_prototypes_steps": 0, "final_lr": 0.0})
-    learner = Learner(recipe, build_network(recipe), 10)
+    learner = Trainer(recipe, build_network(recipe), 10)
     crops = [torch.randn(crop.count * 4, 3, crop.size, crop.size) for crop in recipe.crops]
     learner.step([crops], 0)
 print(sorted({"torch._dynamo", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "sympy"} & set(sys.modules)))

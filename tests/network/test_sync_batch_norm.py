@@ -98,8 +98,8 @@ def test_groups_of_two_among_four_processes_are_two_independent_batchnorms(four_
     torch.manual_seed(5)
     plain, x, target = nn.BatchNorm2d(CHANNELS).double(), *torch.randn(2, SAMPLES, CHANNELS, 2, 3).double()
     parts = four_processes(in_pairs)
-    for pair, half, its_target in zip((parts[:2], parts[2:]), x.chunk(2), target.chunk(2), strict=True):
-        alone, given = nn.BatchNorm2d(CHANNELS).double(), half.clone().requires_grad_()
+    for pair, split, its_target in zip((parts[:2], parts[2:]), x.chunk(2), target.chunk(2), strict=True):
+        alone, given = nn.BatchNorm2d(CHANNELS).double(), split.clone().requires_grad_()
         output = alone(given)
         (output.sin() * its_target).sum().backward()
         assert given.grad is not None and alone.running_var is not None

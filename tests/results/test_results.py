@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from swav.errors import DataError, EnvironmentError_, NumericsError
+from swav.errors import DataError, MachineError, NumericsError
 from swav.results.console import format_results
 from swav.results.render import write_tables
 from swav.results.results import NotRun, Result, read_results, write_results
@@ -105,7 +105,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(EnvironmentError_, match="No space left"):
+    with pytest.raises(MachineError, match="No space left"):
         write_results(tmp_path, [result(value=1.0)])
     assert (tmp_path / "results.json").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", ".results.lock"}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from swav.config import HARMLESS, Recipe, settings_hash
 from swav.errors import ConfigError, DataError
 from swav.recipe_files import load_recipe
-from swav.training.auto import FOLLOWING, RULED, Facts, derive
+from swav.training.auto import DEPENDENT, EXPLAINED, MachineAndData, derive
 
 
 def everything_fits(recipe: Recipe, most: int) -> tuple[int, str]:
@@ -30,7 +30,7 @@ def derived(
     num_images: int, recipe: str = "auto", facts: dict[str, Any] | None = None, **given: Any
 ) -> tuple[Recipe, dict[str, str]]:
     known = {"fits": everything_fits} | (facts or {})
-    return derive(load_recipe(recipe, {"data": "photos"} | given), Facts(num_images, **known))
+    return derive(load_recipe(recipe, {"data": "photos"} | given), MachineAndData(num_images, **known))
 
 
 GPU: dict[str, Any] = {"device": "cuda", "cpus": 16, "has_bf16": True}
@@ -54,20 +54,20 @@ def test_every_auto_becomes_a_value_with_a_reason_for_any_images_and_machine(
     wanted = load_recipe(
         "default", dict.fromkeys(set(Recipe.model_fields) - {"data", "hours"}, "auto") | {"hours": hours}
     )
-    facts = Facts(
+    facts = MachineAndData(
         images,
         side,
         world_size,
         device,
         is_grey=lambda: grey,
-        fits=lambda recipe, most: (min(most, room), "tried"),
-        pace=lambda recipe: 100.0,
+        batch_fits=lambda recipe, most: (min(most, room), "tried"),
+        throughput=lambda recipe: 100.0,
     )
     chosen, reasons = derive(wanted, facts)
     left = {key for key in Recipe.model_fields if chosen.left_at_auto(key)}
-    assert left == set(FOLLOWING)
-    assert set(reasons) == set(Recipe.model_fields) - set(FOLLOWING) - {"data", "hours"} and all(reasons.values())
-    assert {key for key, reason in reasons.items() if reason != "the default"} == RULED
+    assert left == set(DEPENDENT)
+    assert set(reasons) == set(Recipe.model_fields) - set(DEPENDENT) - {"data", "hours"} and all(reasons.values())
+    assert {key for key, reason in reasons.items() if reason != "the default"} == EXPLAINED
     assert chosen.batch <= images and chosen.batch % world_size == 0
     assert chosen.queue_length == 0 or chosen.queue_length % chosen.batch == 0
     assert max(chosen.view_sizes) <= max(side, 8)
@@ -240,7 +240,7 @@ def test_hours_become_epochs_at_the_measured_pace(hours, images, epochs, words):
 def test_the_pace_is_asked_of_settings_that_lack_nothing_but_the_length():
     def check(recipe: Recipe) -> float:
         left = {key for key in Recipe.model_fields if recipe.left_at_auto(key)}
-        assert left <= {*FOLLOWING, "epochs", "warmup_epochs", "queue_length", "queue_start_epoch"}
+        assert left <= {*DEPENDENT, "epochs", "warmup_epochs", "queue_length", "queue_start_epoch"}
         return 900.0
 
     settled(10_000, facts={"pace": check}, hours=1, flip="auto", blur_sigma="auto", seed="auto")
@@ -266,21 +266,23 @@ def test_the_pace_is_asked_of_settings_that_lack_nothing_but_the_length():
 )
 def test_what_the_processes_cannot_share_is_refused_with_a_number_that_fits(changes, complaint):
     with pytest.raises(ConfigError) as caught:
-        derive(Recipe(**changes), Facts(1000, world_size=3))
+        derive(Recipe(**changes), MachineAndData(1000, world_size=3))
     assert complaint in str(caught.value)
 
 
 @pytest.mark.parametrize("changes", [{"micro_batch": 5}, {"koleo": 0.1, "batch": 3}])
 def test_what_cannot_be_shared_is_refused_before_anything_is_timed(changes):
     with pytest.raises(ConfigError):
-        derive(Recipe(epochs="auto", hours=1.0, **changes), Facts(1000, world_size=3 if "koleo" in changes else 1))
+        derive(
+            Recipe(epochs="auto", hours=1.0, **changes), MachineAndData(1000, world_size=3 if "koleo" in changes else 1)
+        )
 
 
 @pytest.mark.parametrize(
     ("micro_batch", "world_size", "at_a_time"), [(0, 1, 256), (0, 4, 64), (64, 2, 64), (500, 2, 128)]
 )
 def test_a_micro_batch_is_at_most_what_a_process_has(micro_batch, world_size, at_a_time):
-    chosen, _ = derive(Recipe(micro_batch=micro_batch), Facts(1000, world_size=world_size))
+    chosen, _ = derive(Recipe(micro_batch=micro_batch), MachineAndData(1000, world_size=world_size))
     assert chosen.images_per_forward(world_size) == at_a_time
 
 
@@ -290,7 +292,7 @@ def test_a_micro_batch_is_at_most_what_a_process_has(micro_batch, world_size, at
 def test_statistics_are_shared_where_there_are_several_processes_and_auto_stays_right_for_another_number(
     sync_bn, alone, together
 ):
-    chosen, _ = derive(Recipe(sync_bn=sync_bn), Facts(1000, world_size=2))
+    chosen, _ = derive(Recipe(sync_bn=sync_bn), MachineAndData(1000, world_size=2))
     assert chosen.sync_bn == sync_bn
     assert (chosen.synchronises(1), chosen.synchronises(2)) == (alone, together)
 
@@ -299,13 +301,15 @@ def test_statistics_are_shared_where_there_are_several_processes_and_auto_stays_
     ("group", "processes", "shared"), [(None, 6, 6), (8, 64, 8), (8, 8, 8), (8, 3, 3), (2, 6, 2), (1, 4, 1), (8, 1, 1)]
 )
 def test_statistics_are_of_a_group_or_of_all_where_there_are_fewer(group, processes, shared):
-    chosen, _ = derive(Recipe(sync_bn_group=group, batch=192, queue_length=0), Facts(1000, world_size=processes))
+    chosen, _ = derive(
+        Recipe(sync_bn_group=group, batch=192, queue_length=0), MachineAndData(1000, world_size=processes)
+    )
     assert chosen.sync_bn_group == group and chosen.processes_per_statistic(processes) == shared
 
 
 def test_a_group_that_does_not_divide_the_processes_is_refused():
     with pytest.raises(ConfigError, match=r"a divisor of the 12 processes, found 8; use sync_bn_group=6, or null"):
-        derive(Recipe(sync_bn_group=8, batch=192), Facts(1000, world_size=12))
+        derive(Recipe(sync_bn_group=8, batch=192), MachineAndData(1000, world_size=12))
     with pytest.raises(ValueError, match="sync_bn_group: expected null with sync_bn=false, found 8"):
         Recipe(sync_bn=False, sync_bn_group=8)
 
@@ -318,5 +322,5 @@ def test_a_run_of_before_there_were_groups_has_the_same_hash():
 
 def test_compiling_on_a_cpu_is_refused_with_the_reason():
     with pytest.raises(ConfigError, match=r"compile=true: expected a GPU, found device=cpu, where .* gains nothing"):
-        derive(Recipe(compile=True), Facts(1000))
-    assert derive(Recipe(compile=True), Facts(1000, device="cuda"))[0].compile
+        derive(Recipe(compile=True), MachineAndData(1000))
+    assert derive(Recipe(compile=True), MachineAndData(1000, device="cuda"))[0].compile

@@ -18,13 +18,13 @@ from swav import algorithm, dist
 from swav.config import Recipe
 from swav.data.sources.open import open_images
 from swav.data.synthetic.writers import write_shapes
-from swav.errors import EnvironmentError_
+from swav.errors import MachineError
 from swav.network.backbone import count_parameters
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
 from swav.training import estimate
-from swav.training.auto import Facts, derive
-from swav.training.step import Learner, Teacher
+from swav.training.auto import MachineAndData, derive
+from swav.training.step import Teacher, Trainer
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
@@ -41,7 +41,9 @@ SMALL: dict[str, Any] = {
 
 
 def recipe(**changes: object) -> Recipe:
-    return derive(load_recipe("tiny", SMALL | {"data": "unused", "workers": 0} | changes), Facts(num_images=64))[0]
+    return derive(
+        load_recipe("tiny", SMALL | {"data": "unused", "workers": 0} | changes), MachineAndData(num_images=64)
+    )[0]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def test_what_is_found_fits_and_twice_as_much_would_not(
         return takes(batch) if takes(batch) <= 1.1 * budget else None  # memory runs out above the budget
 
     tried: list[int] = []
-    found = estimate.largest_that_fits(peak, most, budget)
+    found = estimate.max_batch_that_fits(peak, most, budget)
     assert found == 0 or (found <= most and takes(found) <= budget and found in tried)
     assert max(tried) <= most and len(tried) <= 15
     if bend == 1:
@@ -91,7 +93,7 @@ def test_the_largest_batch_is_found_in_a_few_steps(fixed: int, budget: int, foun
         tried.append(batch)
         return fixed + 100 * batch
 
-    assert estimate.largest_that_fits(peak, 256, budget) == found
+    assert estimate.max_batch_that_fits(peak, 256, budget) == found
     assert found == 0 or len(tried) <= 5
 
 
@@ -119,13 +121,13 @@ def test_a_step_on_a_cpu_keeps_so_much_per_image_and_so_much_anyway():
 def test_on_a_cpu_half_of_the_available_memory_is_the_bound(monkeypatch):
     fixed, per_image = estimate.cpu_bytes(recipe())
     monkeypatch.setattr(estimate, "available_memory", lambda _: 2 * (fixed + 5 * per_image) + 2)
-    count, how = estimate.fits(recipe(), CPU, most=16)
+    count, how = estimate.batch_fits(recipe(), CPU, most=16)
     assert count == 5 and "half of the" in how
     monkeypatch.setattr(estimate, "available_memory", lambda _: 10**12)
-    assert estimate.fits(recipe(), CPU, most=16)[0] == 16
+    assert estimate.batch_fits(recipe(), CPU, most=16)[0] == 16
     monkeypatch.setattr(estimate, "available_memory", lambda _: fixed)
-    with pytest.raises(EnvironmentError_, match="at least one image"):
-        estimate.fits(recipe(), CPU, most=16)
+    with pytest.raises(MachineError, match="at least one image"):
+        estimate.batch_fits(recipe(), CPU, most=16)
 
 
 # -- speed
@@ -146,12 +148,12 @@ def timed(monkeypatch: pytest.MonkeyPatch, clock: Clock, seconds: Callable[[int]
     """Replaces the step by the passing of time; returns the list of images per piece that each is given."""
     steps: list[list[int]] = []
 
-    def step(learner: Learner, pieces: Sequence[list[torch.Tensor]], number: int) -> None:
-        steps.append([len(piece[0]) // 2 for piece in pieces])
-        assert sum(steps[-1]) == learner.batch
+    def step(trainer: Trainer, micro_batches: Sequence[list[torch.Tensor]], number: int) -> None:
+        steps.append([len(piece[0]) // 2 for piece in micro_batches])
+        assert sum(steps[-1]) == trainer.batch
         clock.now += seconds(len(steps))
 
-    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr("swav.training.estimate.time.monotonic", clock)
     return steps
 
@@ -163,22 +165,22 @@ def of_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_pace_is_that_of_the_steps_after_the_first_ones(shapes, monkeypatch):
     of_whole_batches(monkeypatch)
     steps = timed(monkeypatch, Clock(), lambda n: 30.0 if n == 1 else 0.9)
-    pace = estimate.pace(open_images(shapes), recipe(), CPU)
-    assert pace == pytest.approx(16 / 1.0)
+    throughput = estimate.throughput(open_images(shapes), recipe(), CPU)
+    assert throughput == pytest.approx(16 / 1.0)
     assert steps == [[16]] * len(steps) and len(steps) <= 3 + estimate.SECONDS / 1.0 + 1
 
 
 def test_a_batch_in_micro_batches_is_timed_by_two_of_these_in_a_step(shapes, monkeypatch):
     of_whole_batches(monkeypatch)
     steps = timed(monkeypatch, Clock(), lambda n: 0.9)
-    assert estimate.pace(open_images(shapes), recipe(micro_batch=4), CPU) == pytest.approx(8 / 1.0)
+    assert estimate.throughput(open_images(shapes), recipe(micro_batch=4), CPU) == pytest.approx(8 / 1.0)
     assert steps == [[4, 4]] * len(steps)
 
 
 def test_slow_steps_are_not_waited_for_longer_than_the_limit(shapes, monkeypatch):
     of_whole_batches(monkeypatch)
     steps = timed(monkeypatch, Clock(), lambda n: 49.9)
-    assert estimate.pace(open_images(shapes), recipe(workers=0), CPU) == pytest.approx(16 / 50)
+    assert estimate.throughput(open_images(shapes), recipe(workers=0), CPU) == pytest.approx(16 / 50)
     assert len(steps) == 3
 
 
@@ -197,16 +199,16 @@ def test_all_that_a_step_does_is_timed(micro_batch, shapes, monkeypatch):
     monkeypatch.setattr(Teacher, "__call__", counted("a teacher", Teacher.__call__))
     monkeypatch.setattr("swav.training.step.koleo_loss", counted("KoLeo", algorithm.koleo_loss))
     monkeypatch.setattr("swav.training.step.sinkhorn_codes", counted("codes", algorithm.sinkhorn_codes))
-    monkeypatch.setattr(Learner, "_forward", counted("network", Learner._forward))
+    monkeypatch.setattr(Trainer, "_forward", counted("network", Trainer._forward))
     monkeypatch.setattr(estimate, "SECONDS", 0.0)
     monkeypatch.setattr(estimate, "_CPU_STEP_SECONDS", 0.0)
     options: dict[str, Any] = {"teacher_momentum": 0.9, "koleo": 0.1, "prototypes": [12, 5], "micro_batch": micro_batch}
     of_whole_batches(monkeypatch)
-    assert estimate.pace(open_images(shapes), recipe(**options), CPU) > 0
-    pieces = 2 if micro_batch else 1
+    assert estimate.throughput(open_images(shapes), recipe(**options), CPU) > 0
+    micro_batches = 2 if micro_batch else 1
     steps = calls["codes"] // 4  # of two crops, on two sets
     assert steps > 0
-    assert calls == {"a teacher": pieces * steps, "KoLeo": pieces * steps, "codes": 4 * steps, "network": 2 * pieces * steps}  # fmt: skip
+    assert calls == {"a teacher": micro_batches * steps, "KoLeo": micro_batches * steps, "codes": 4 * steps, "network": 2 * micro_batches * steps}  # fmt: skip
 
 
 def test_no_process_waits_for_another_while_it_measures(monkeypatch):
@@ -236,7 +238,7 @@ def test_long_steps_are_probed_with_fewer_images(monkeypatch):
 
 
 def test_the_forecast_speaks_of_time_memory_disk_and_how_far_off_it_is(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(estimate, "pace", lambda *_: 8.0)
+    monkeypatch.setattr(estimate, "throughput", lambda *_: 8.0)
     run = tmp_path / "some" / "run"
     lines = dict(
         line.split(maxsplit=1)
@@ -254,9 +256,11 @@ def test_the_forecast_speaks_of_time_memory_disk_and_how_far_off_it_is(shapes, t
     ("epochs", "pace", "words"),
     [(1, 8.0, "8 s at 8 images/s"), (1, 0.4, "3 minutes at 0.4 images/s"), (90, 1234.5, "5 s at 1234 images/s")],
 )
-def test_a_short_time_and_a_slow_pace_are_not_rounded_to_nothing(epochs, pace, words, shapes, tmp_path):
+def test_a_short_time_and_a_slow_pace_are_not_rounded_to_nothing(epochs, throughput, words, shapes, tmp_path):
     settings = recipe(epochs=epochs, warmup_epochs=0)
-    assert estimate.forecast(open_images(shapes), 0, settings, CPU, tmp_path, pace).startswith(f"time       {words}\n")
+    assert estimate.forecast(open_images(shapes), 0, settings, CPU, tmp_path, throughput).startswith(
+        f"time       {words}\n"
+    )
 
 
 def test_the_evaluation_at_the_end_is_foreseen(shapes, tmp_path):
@@ -270,7 +274,7 @@ def test_the_evaluation_at_the_end_is_foreseen(shapes, tmp_path):
 
 
 def test_what_does_not_fit_is_called_so(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(estimate, "pace", lambda *_: 8.0)
+    monkeypatch.setattr(estimate, "throughput", lambda *_: 8.0)
     monkeypatch.setattr(estimate, "available_memory", lambda _: 1000)
     assert "TOO MUCH" in estimate.forecast(open_images(shapes), 0, recipe(), CPU, tmp_path)
 

@@ -15,11 +15,11 @@ from swav.errors import CheckpointError, ConfigError
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe, parse_overrides
 from swav.training import loop
-from swav.training.init import take_over, weights_to_start_from
+from swav.training.init import init_from, load_init_weights
 from swav.weights.encoder import load
 from tests.network import foreign
 
-# The trunk and head of foreign.network, for a run of two steps.
+# The backbone and head of foreign.network, for a run of two steps.
 NETWORK: dict[str, Any] = {"backbone": "resnet18", "width": 0.125, "stem": "imagenet"}
 NETWORK |= {"head_hidden": 16, "head_dim": 8, "prototypes": 12}
 RUN: dict[str, Any] = NETWORK | {
@@ -51,10 +51,10 @@ def weights(tmp_path) -> Path:
 def start(weights: object, out: Path, **changes: object):
     """A fresh network of RUN's, what is to start it, and what came along."""
     recipe = load_recipe("tiny", RUN | {"init": str(weights)} | changes)
-    found = weights_to_start_from(recipe, out)
+    found = load_init_weights(recipe, out)
     assert found is not None
     network = build_network(recipe)
-    return network, found, take_over(network, found, recipe)
+    return network, found, init_from(network, found, recipe)
 
 
 def test_trunk_head_and_prototypes_come_along(weights, tmp_path):
@@ -74,8 +74,8 @@ def test_trunk_head_and_prototypes_come_along(weights, tmp_path):
     ("changes", "said"),
     [
         ({"prototypes": 13}, ["trunk, head;", "fresh prototypes (of another size)"]),
-        ({"head_dim": 6}, [": trunk;", "fresh head (of another size)", "fresh prototypes (of another size)"]),
-        ({"head_hidden": 20}, [": trunk;", "fresh head (of another size)", "fresh prototypes (of another head)"]),
+        ({"head_dim": 6}, [": backbone;", "fresh head (of another size)", "fresh prototypes (of another size)"]),
+        ({"head_hidden": 20}, [": backbone;", "fresh head (of another size)", "fresh prototypes (of another head)"]),
     ],
 )
 def test_what_does_not_fit_stays_fresh_and_is_said(changes, said, weights, tmp_path):
@@ -107,12 +107,12 @@ def test_another_stem_of_the_same_shapes_is_refused_where_it_is_known(shapes, tm
 
 def test_what_weights_are_used_to_and_find_otherwise_is_said(weights, tmp_path):
     words = start(weights, tmp_path / "run")[2]  # the original's .228, tiny's .229
-    assert "they are used to std [0.228, 0.224, 0.225], here it is [0.229, 0.224, 0.225]" in words
+    assert "note: weights were trained with std=[0.228, 0.224, 0.225]; this run uses std=[0.229, 0.224, 0.225]" in words
     assert "used to" not in start(weights, tmp_path / "run", std=[0.228, 0.224, 0.225])[2]
     small = foreign.write(
         tmp_path / "small.pth", foreign.swav_flat(foreign.network("basic", (2, 2, 2, 2), stem="small"))
     )
-    assert "they are used to stem small, here it is half" in start(small, tmp_path / "run", stem="half")[2]
+    assert "weights were trained with stem=small; this run uses stem=half" in start(small, tmp_path / "run", stem="half")[2]
 
 
 def test_a_trunk_without_a_head_is_enough(tmp_path):
@@ -140,7 +140,7 @@ def test_a_run_starts_there_goes_on_without_the_file_and_refuses_another(weights
     settings = RUN | {"data": str(shapes), "init": str(weights), "lr": 1e-9, "final_lr": 1e-9, "warmup_start_lr": 0}
     run = loop.pretrain("tiny", out=tmp_path / "run", **settings)
     told = capsys.readouterr().err
-    assert f"init       {weights}: trunk, head, prototypes" in told and "all 120 trunk keys" in told
+    assert f"init       {weights}: backbone, head, prototypes" in told and "all 120 backbone keys" in told
     begun = load(weights)
     for name, parameter in load(run).trunk.named_parameters():
         torch.testing.assert_close(parameter, begun.trunk.get_parameter(name), rtol=0, atol=1e-6)
@@ -158,7 +158,7 @@ def test_a_run_starts_there_goes_on_without_the_file_and_refuses_another(weights
 
 def test_a_run_starts_from_another_run(shapes, tmp_path):
     first = loop.pretrain("tiny", out=tmp_path / "first", **RUN | {"data": str(shapes)})
-    found = weights_to_start_from(load_recipe("tiny", RUN | {"init": str(first)}), tmp_path / "second")
+    found = load_init_weights(load_recipe("tiny", RUN | {"init": str(first)}), tmp_path / "second")
     assert found is not None and found.sha256 == load(first).sha256
 
 
@@ -166,9 +166,9 @@ def test_what_only_looks_like_a_checkpoint_does_not_make_a_run_forget_where_to_s
     """No checkpoint is in it, so the run begins: from these weights, not silently from fresh ones."""
     (tmp_path / "run/checkpoints/step_00000002.old").mkdir(parents=True)
     recipe = load_recipe("tiny", RUN | {"init": str(weights)})
-    assert weights_to_start_from(recipe, tmp_path / "run") is not None
+    assert load_init_weights(recipe, tmp_path / "run") is not None
     (tmp_path / "run/checkpoints/step_00000002").mkdir()  # damaged, but one: `resume` refuses it
-    assert weights_to_start_from(recipe, tmp_path / "run") is None
+    assert load_init_weights(recipe, tmp_path / "run") is None
 
 
 def test_bad_weights_are_refused_before_anything_is_written(weights, shapes, tmp_path):
@@ -188,5 +188,5 @@ def test_bad_weights_are_refused_before_anything_is_written(weights, shapes, tmp
 
 def test_a_dry_run_says_what_would_come_along(weights, shapes, tmp_path, capsys):
     loop.pretrain("tiny", out=tmp_path / "run", dry_run=True, **RUN | {"data": str(shapes), "init": str(weights)})
-    assert f"init       {weights}: trunk, head, prototypes" in capsys.readouterr().out
+    assert f"init       {weights}: backbone, head, prototypes" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

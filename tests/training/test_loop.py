@@ -17,13 +17,13 @@ from swav import checkpoint
 from swav.algorithm import sinkhorn_codes, swapped_loss
 from swav.config import Recipe
 from swav.data.synthetic.writers import write_shapes
-from swav.errors import ConfigError, EnvironmentError_, NumericsError
+from swav.errors import ConfigError, MachineError, NumericsError
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
 from swav.training import loop
-from swav.training.auto import Facts, derive
+from swav.training.auto import MachineAndData, derive
 from swav.training.monitor import STEP_VALUES
-from swav.training.step import Learner
+from swav.training.step import Trainer
 from swav.weights.encoder import load
 
 SMALL: dict[str, Any] = {
@@ -52,7 +52,7 @@ def shapes(tmp_path_factory) -> Path:
 def recipe(**changes: object) -> Recipe:
     """Settings without `auto`, for 4 steps an epoch."""
     wanted = load_recipe("tiny", SMALL | {"data": "unused"} | changes)
-    return derive(wanted, Facts(num_images=64))[0]
+    return derive(wanted, MachineAndData(num_images=64))[0]
 
 
 def lines(run: Path) -> list[dict[str, float]]:
@@ -97,7 +97,7 @@ def test_stopping_and_going_on_gives_the_same_weights_to_the_bit(shapes, tmp_pat
     torch.manual_seed(4711)  # torch's generator begins anywhere in a new process
     with pytest.raises(Interrupted):
         loop.pretrain("tiny", out=tmp_path / "parts", **settings)
-    monkeypatch.undo()
+    monkeypatch.snapshot()
     parts = loop.pretrain("tiny", out=tmp_path / "parts", **settings)
     for name in ("model.safetensors", "optim.safetensors", "rank_0.safetensors"):
         one, other = (run / "checkpoints" / "step_00000012" / name for run in (whole, parts))
@@ -127,7 +127,7 @@ def test_a_finished_run_is_left_alone(shapes, tmp_path):
 def test_a_failed_export_leaves_checkpoint_and_report_and_the_same_command_makes_up_for_it(shapes, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "export").write_text("in the way")
-    with pytest.raises(EnvironmentError_, match="the checkpoint of step 12 is saved"):
+    with pytest.raises(MachineError, match="the checkpoint of step 12 is saved"):
         loop.pretrain("tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes)})
     assert checkpoint.newest(tmp_path / "run" / "checkpoints") is not None
     assert "backbone" not in (tmp_path / "run" / "report.html").read_text().partition("settings")[0]
@@ -155,25 +155,25 @@ def test_other_images_are_refused_on_resume(shapes, tmp_path):
 @pytest.mark.parametrize("optimizer", ["larc", "lars", "adam", "adamw"])
 def test_a_step_that_is_not_finite_touches_nothing(optimizer):
     settings = recipe(optimizer=optimizer, lr=0.1, queue_start_epoch=0, freeze_prototypes_steps=0)
-    learner = Learner(settings, build_network(settings), steps_per_epoch=4)
+    trainer = Trainer(settings, build_network(settings), steps_per_epoch=4)
     crops = [torch.randn(32, 3, 24, 24), torch.randn(16, 3, 16, 16)]
-    learner.step([crops], 0)
-    assert learner.queue is not None
+    trainer.step([crops], 0)
+    assert trainer.queue is not None
 
     def state() -> list[torch.Tensor]:
-        assert learner.queue is not None
-        momentum = [value for values in learner.optimizer.state.values() for value in values.values()]
-        statistics = [buffer for buffer in learner.network.buffers() if buffer.is_floating_point()]
-        changed = (*learner.network.parameters(), *statistics, *momentum, learner.queue.embeddings)
+        assert trainer.queue is not None
+        momentum = [value for values in trainer.optimizer.state.values() for value in values.values()]
+        statistics = [buffer for buffer in trainer.network.buffers() if buffer.is_floating_point()]
+        changed = (*trainer.network.parameters(), *statistics, *momentum, trainer.queue.embeddings)
         return [tensor.detach().clone() for tensor in changed]
 
     before = state()
     poisoned = [crops[0].clone(), crops[1]]
     poisoned[0][3, 0, 0, 0] = float("nan")
-    values = learner.step([poisoned], 1)
+    values = trainer.step([poisoned], 1)
     assert values[len(STEP_VALUES)] == 1
     assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
-    assert learner.step([crops], 2)[len(STEP_VALUES)] == 0
+    assert trainer.step([crops], 2)[len(STEP_VALUES)] == 0
     assert not all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
 
 
@@ -197,7 +197,7 @@ def test_want_of_memory_names_a_micro_batch(shapes, tmp_path, monkeypatch, error
         raise error
 
     monkeypatch.setattr("swav.training.step.swapped_loss", fail)
-    with pytest.raises(EnvironmentError_, match=r"Tried to allocate 2 GiB\.\)\n16 images .*micro_batch=8") as caught:
+    with pytest.raises(MachineError, match=r"Tried to allocate 2 GiB\.\)\n16 images .*micro_batch=8") as caught:
         loop.pretrain("tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes)})
     assert caught.value.exit_code == 4
 
@@ -219,9 +219,9 @@ def test_the_other_processes_hear_why_memory_or_disk_ended_one(shapes, tmp_path,
 
     monkeypatch.setattr("swav.training.loop.dist.process_group", group)
     monkeypatch.setattr(loop, "build_network", fail)
-    with pytest.raises(EnvironmentError_, match="not enough memory"):
+    with pytest.raises(MachineError, match="not enough memory"):
         loop.pretrain("tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes)})
-    assert met == [EnvironmentError_]
+    assert met == [MachineError]
 
 
 def test_a_micro_batched_run_says_whose_statistics_batchnorm_has(shapes, tmp_path, capsys):
@@ -235,19 +235,19 @@ def test_a_micro_batched_run_says_whose_statistics_batchnorm_has(shapes, tmp_pat
 
 def test_frozen_prototypes_keep_their_directions_until_they_are_freed():
     settings = recipe(optimizer="larc", lr=0.5, freeze_prototypes_steps=2, queue_length=0)
-    learner = Learner(settings, build_network(settings), steps_per_epoch=4)
+    trainer = Trainer(settings, build_network(settings), steps_per_epoch=4)
     crops = [torch.randn(32, 3, 24, 24), torch.randn(16, 3, 16, 16)]
-    start = torch.nn.functional.normalize(learner.prototypes.detach().clone(), dim=1)
+    start = torch.nn.functional.normalize(trainer.prototypes.detach().clone(), dim=1)
     for step in range(2):
-        learner.step([crops], step)
-        torch.testing.assert_close(learner.prototypes.detach(), start)
-    learner.step([crops], 2)
-    assert not torch.allclose(learner.prototypes.detach(), start)
+        trainer.step([crops], step)
+        torch.testing.assert_close(trainer.prototypes.detach(), start)
+    trainer.step([crops], 2)
+    assert not torch.allclose(trainer.prototypes.detach(), start)
 
 
 def test_the_queue_joins_only_once_full(monkeypatch):
     settings = recipe(queue_length=32, queue_start_epoch=0)
-    learner = Learner(settings, build_network(settings), steps_per_epoch=4)
+    trainer = Trainer(settings, build_network(settings), steps_per_epoch=4)
     sizes = []
 
     def noted(scores, *rest):
@@ -257,31 +257,31 @@ def test_the_queue_joins_only_once_full(monkeypatch):
     monkeypatch.setattr("swav.training.step.sinkhorn_codes", noted)
     crops = [torch.randn(32, 3, 24, 24), torch.randn(16, 3, 16, 16)]
     for step in range(3):
-        learner.step([crops], step)
+        trainer.step([crops], step)
     assert sizes == [16, 16, 16, 16, 48, 48]
 
 
 def test_the_queue_begins_to_fill_at_its_epoch():
     settings = recipe(queue_length=32, queue_start_epoch=1)
-    learner = Learner(settings, build_network(settings), steps_per_epoch=4)
+    trainer = Trainer(settings, build_network(settings), steps_per_epoch=4)
     crops = [torch.randn(32, 3, 24, 24), torch.randn(16, 3, 16, 16)]
     filled = []
     for step in range(6):
-        learner.step([crops], step)
-        assert learner.queue is not None
-        filled.append(learner.queue.count)
+        trainer.step([crops], step)
+        assert trainer.queue is not None
+        filled.append(trainer.queue.count)
     assert filled == [0, 0, 0, 0, 16, 32]
 
 
 def test_a_score_on_the_way_leaves_the_network_in_train_mode(shapes, tmp_path, monkeypatch):
     modes = set()
-    step = Learner.step
+    step = Trainer.step
 
-    def noted(learner: Learner, *rest: Any) -> torch.Tensor:
-        modes.add(learner.network.training)
-        return step(learner, *rest)
+    def noted(trainer: Trainer, *rest: Any) -> torch.Tensor:
+        modes.add(trainer.network.training)
+        return step(trainer, *rest)
 
-    monkeypatch.setattr(Learner, "step", noted)
+    monkeypatch.setattr(Trainer, "step", noted)
     loop.pretrain("tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes), "knn_every_epochs": 1, "epochs": 2})
     assert modes == {True} and [line for line in lines(tmp_path / "run") if "knn_top1" in line]
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from swav.training.monitor import Monitor, Watch, code_statistics, verdict
+from swav.training.monitor import HealthCheck, Monitor, code_statistics, verdict
 
 K = 100
 GOOD = {"loss": 3.9, "loss_gap": 0.7, "embedding_std": 0.3, "prototypes_used": 0.9, "data_wait": 0.0}
@@ -34,7 +34,7 @@ def test_the_verdict_of_a_history(lines, state):
 
 
 def test_what_changes_is_said_once_while_the_run_goes_on():
-    watch, history, said = Watch(math.log(K), 1000, K), [], []
+    watch, history, said = HealthCheck(math.log(K), 1000, K), [], []
     for line in [GOOD] * 60 + [GOOD | {"loss_gap": 0.0}] * 30 + [GOOD] * 30:
         history.append(line)
         said.append(watch.news(history))
@@ -48,10 +48,10 @@ def test_a_resumed_run_says_neither_more_nor_less_than_one_that_was_not_stopped(
     lines = [slow] * 8 + [COLLAPSED] * 30 + [GOOD] * 22 + [scored] + [COLLAPSED] * 30 + [GOOD] * 30
     said = []
     for stop in (0, begun_again_after):
-        watch, news = Watch(math.log(K), 1000, K), list[str | None]()
+        watch, news = HealthCheck(math.log(K), 1000, K), list[str | None]()
         for length in range(1, len(lines) + 1):
             if length - 1 == stop:
-                watch = Watch(math.log(K), 1000, K)
+                watch = HealthCheck(math.log(K), 1000, K)
                 watch.catch_up(lines[: length - 1])
             if "loss" in lines[length - 1]:
                 news.append(watch.news(lines[:length]))

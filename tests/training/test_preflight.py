@@ -13,7 +13,7 @@ from PIL import Image
 
 from swav.data.sources.open import check_images
 from swav.data.sources.walk import may_hold_images, walk
-from swav.errors import ConfigError, DataError, EnvironmentError_
+from swav.errors import ConfigError, DataError, MachineError
 from swav.evaluation import runner
 from swav.files import check_writable
 from swav.training.loop import pretrain
@@ -81,10 +81,10 @@ BAD = [
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with images (as a labelled set), an empty folder, one without images, and a file."""
-    for half in ("train", "val"):
+    for split in ("train", "val"):
         for name in ("a", "b"):
-            (tmp_path / "images" / half / name).mkdir(parents=True)
-            Image.new("RGB", (20, 20)).save(tmp_path / "images" / half / name / "1.png")
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            Image.new("RGB", (20, 20)).save(tmp_path / "images" / split / name / "1.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("none")
@@ -121,9 +121,9 @@ def test_from_python_the_same_errors_come(here):
         with pytest.raises(error, match=name):
             runner.bench(["knn"], weights=["random:resnet18"], data=name, out="run")
     for out in ("file", "file/run"):
-        with pytest.raises(EnvironmentError_, match=f"{out}: cannot be written"):
+        with pytest.raises(MachineError, match=f"{out}: cannot be written"):
             pretrain("tiny", out=out, data="images")
-        with pytest.raises(EnvironmentError_, match=f"{out}: cannot be written"):
+        with pytest.raises(MachineError, match=f"{out}: cannot be written"):
             runner.bench(["knn"], weights=["random:resnet18"], data="images", out=out)
     with pytest.raises(ConfigError, match="nowhere"):
         runner.bench(["knn"], weights=["nowhere"], data="images", out="run")
@@ -145,8 +145,8 @@ def test_where_nothing_is_seen_the_walk_sees_nothing_and_the_other_way_round(tmp
 
 
 def test_of_a_data_set_with_halves_the_images_of_train_are_what_counts(tmp_path):
-    for half in ("train", "val"):
-        (tmp_path / half / "a").mkdir(parents=True)
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
     (tmp_path / "val" / "a" / "1.png").touch()
     with pytest.raises(DataError, match="train: expected images, found no file"):
         check_images(tmp_path)
@@ -157,7 +157,7 @@ def test_a_folder_that_can_be_written_is_left_as_it_is(tmp_path):
     check_writable(tmp_path)
     assert not list(tmp_path.iterdir())
     (tmp_path / "dangling").symlink_to(tmp_path / "gone" / "gone")
-    with pytest.raises(EnvironmentError_, match="dangling: cannot be written"):
+    with pytest.raises(MachineError, match="dangling: cannot be written"):
         check_writable(tmp_path / "dangling")
 
 

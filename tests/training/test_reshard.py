@@ -40,7 +40,7 @@ def shares_after(before: int, after: int, pushes: int, length: int) -> list[dict
             mock.patch.object(dist, "world_size", lambda: after),
             mock.patch.object(dist, "rank", lambda rank=rank: rank),
         ):
-            found.append(resume.own_share(saved))
+            found.append(resume.local_shard(saved))
     return found
 
 
@@ -59,7 +59,7 @@ def test_any_other_queue_keeps_its_rows_newest_batch_first_and_comes_back_from_a
     shards = [share["queue/embeddings"] for share in there]
     ages = [(shard[0, :, 0] // 100).tolist() for shard in shards]
     assert all(age == sorted(age, reverse=True) for age in ages)
-    back = resume.dealt(shards, BATCH, before)
+    back = resume.reshard(shards, BATCH, before)
     assert all(torch.equal(a, q.embeddings) for a, q in zip(back, queues(before, pushes, length), strict=True))
 
 
@@ -67,12 +67,12 @@ def test_random_states_belong_to_processes_that_are_there_again():
     local = [{"rng/torch": torch.tensor([rank])} for rank in range(2)]
     saved = checkpoint.Checkpoint(3, {}, {}, local, {"recipe": {"batch": BATCH}}, Path())
     with mock.patch.object(dist, "world_size", lambda: 2), mock.patch.object(dist, "rank", lambda: 1):
-        assert resume.own_share(saved)["rng/torch"].item() == 1
-    assert resume.own_share(saved) == {}
+        assert resume.local_shard(saved)["rng/torch"].item() == 1
+    assert resume.local_shard(saved) == {}
 
 
 @pytest.mark.parametrize("shards", [1, 4])
 def test_shards_of_different_length_are_refused(shards):
     uneven = [torch.zeros(2, 12 // shards, 1)] * shards + [torch.zeros(2, 30, 1)]
     with pytest.raises(ValueError):
-        resume.dealt(uneven, BATCH, 1)
+        resume.reshard(uneven, BATCH, 1)

@@ -21,7 +21,7 @@ from swav.data.synthetic.writers import write_shapes
 from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.files import is_run
 from swav.training import loop, resume
-from swav.training.step import Learner
+from swav.training.step import Trainer
 from tests.training.test_loop import SMALL, lines
 
 MONITORED = ("prototypes_used", "rankme", "embedding_std")
@@ -43,7 +43,7 @@ def whole(shapes, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def half(whole, tmp_path) -> Path:
+def split(whole, tmp_path) -> Path:
     """The same at step 4: as a kill before the second save leaves it."""
     copy: Path = tmp_path / "run"
     shutil.copytree(whole, copy)
@@ -90,66 +90,66 @@ CHANGES: dict[str, tuple[str, str, Callable[[Tensor], Tensor]]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_tensor_of_another_form_is_refused_by_name_and_changes_nothing(shapes, half, change):
+def test_a_tensor_of_another_form_is_refused_by_name_and_changes_nothing(shapes, split, change):
     file, name, make = CHANGES[change]
-    vouched(half / "checkpoints" / "step_00000004", file, lambda content: content | {name: make(content[name])})
+    vouched(split / "checkpoints" / "step_00000004", file, lambda content: content | {name: make(content[name])})
     with pytest.raises(CheckpointError, match=rf"step_00000004/{file}: .*wrong {name} \w+ \[") as caught:
-        go_on(shapes, half)
+        go_on(shapes, split)
     assert caught.value.exit_code == 6 and len(str(caught.value).splitlines()) == 2
-    assert [path.name for path in (half / "checkpoints").iterdir()] == ["step_00000004"]
+    assert [path.name for path in (split / "checkpoints").iterdir()] == ["step_00000004"]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optim.safetensors", "rank_0.safetensors"])
-def test_a_tensor_too_many_or_too_few_is_refused_by_name(shapes, half, file):
+def test_a_tensor_too_many_or_too_few_is_refused_by_name(shapes, split, file):
     def changed(content: dict[str, Tensor]) -> dict[str, Tensor]:
         missing.append(next(name for name in sorted(content) if not name.startswith(("monitor/", "rng/"))))
         return {name: value for name, value in content.items() if name != missing[0]} | {"extra": torch.ones(1)}
 
     missing: list[str] = []
-    vouched(half / "checkpoints" / "step_00000004", file, changed)
+    vouched(split / "checkpoints" / "step_00000004", file, changed)
     with pytest.raises(CheckpointError) as caught:
-        go_on(shapes, half)
+        go_on(shapes, split)
     assert f"{file}: its tensors do not fit: missing {missing[0]}; unexpected extra" in str(caught.value)
 
 
-def test_a_checkpoint_of_other_settings_is_refused_with_what_differs(shapes, half, tmp_path):
+def test_a_checkpoint_of_other_settings_is_refused_with_what_differs(shapes, split, tmp_path):
     other = go_on(shapes, tmp_path / "other", lr=0.02, temperature=0.2, epochs=1, queue_length=0)
-    shutil.rmtree(half / "checkpoints" / "step_00000004")
-    shutil.copytree(other / "checkpoints" / "step_00000004", half / "checkpoints" / "step_00000004")
+    shutil.rmtree(split / "checkpoints" / "step_00000004")
+    shutil.copytree(other / "checkpoints" / "step_00000004", split / "checkpoints" / "step_00000004")
     with pytest.raises(ConfigError, match=r"expected a checkpoint with the settings of config.yaml") as caught:
-        go_on(shapes, half)
+        go_on(shapes, split)
     assert "\n  temperature: 0.1 -> 0.2" in str(caught.value) and "\n  lr: " in str(caught.value)
 
 
-def test_a_checkpoint_of_other_versions_is_used_with_one_warning(shapes, whole, half, capsys):
+def test_a_checkpoint_of_other_versions_is_used_with_one_warning(shapes, whole, split, capsys):
     def older(state: dict[str, Any]) -> dict[str, Any]:
         return state | {"versions": state["versions"] | {"torch": "1.13.1"}, "settings_hash": "of fewer settings"}
 
-    vouched(half / "checkpoints" / "step_00000004", "state.json", older)
-    go_on(shapes, half)
+    vouched(split / "checkpoints" / "step_00000004", "state.json", older)
+    go_on(shapes, split)
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(said) == 1 and "written by torch 1.13.1 instead of " in said[0]
-    assert last_files(half) == last_files(whole)
+    assert last_files(split) == last_files(whole)
 
 
-def test_a_checkpoint_from_before_the_monitor_was_saved_goes_on_to_the_same_weights(shapes, whole, half):
+def test_a_checkpoint_from_before_the_monitor_was_saved_goes_on_to_the_same_weights(shapes, whole, split):
     def older(content: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value for name, value in content.items() if not name.startswith("monitor/")}
 
-    vouched(half / "checkpoints" / "step_00000004", "rank_0.safetensors", older)
+    vouched(split / "checkpoints" / "step_00000004", "rank_0.safetensors", older)
     vouched(
-        half / "checkpoints" / "step_00000004", "state.json", lambda s: {k: v for k, v in s.items() if k != "versions"}
+        split / "checkpoints" / "step_00000004", "state.json", lambda s: {k: v for k, v in s.items() if k != "versions"}
     )
-    go_on(shapes, half)
+    go_on(shapes, split)
     for name in ("model.safetensors", "optim.safetensors"):
-        assert last_files(half)[name] == last_files(whole)[name]
+        assert last_files(split)[name] == last_files(whole)[name]
 
 
-def test_a_resumed_run_logs_the_same_health_to_the_bit(shapes, whole, half):
-    go_on(shapes, half)
-    expected, found = ([[line.get(key) for key in MONITORED] for line in lines(each)] for each in (whole, half))
+def test_a_resumed_run_logs_the_same_health_to_the_bit(shapes, whole, split):
+    go_on(shapes, split)
+    expected, found = ([[line.get(key) for key in MONITORED] for line in lines(each)] for each in (whole, split))
     assert len(expected) == 8 and found == expected
-    assert last_files(half) == last_files(whole)
+    assert last_files(split) == last_files(whole)
 
 
 def test_weights_that_a_step_makes_infinite_are_never_saved(shapes, tmp_path):
@@ -161,13 +161,13 @@ def test_weights_that_a_step_makes_infinite_are_never_saved(shapes, tmp_path):
 
 
 def test_weights_that_turn_infinite_are_found_before_they_are_scored(shapes, tmp_path, monkeypatch):
-    def overflow(learner: Any, step: int, skip: Tensor) -> None:
-        update(learner, step, skip)
+    def overflow(trainer: Any, step: int, skip: Tensor) -> None:
+        update(trainer, step, skip)
         if step == 7:
-            learner.prototypes.data[0, 0] = float("inf")
+            trainer.prototypes.data[0, 0] = float("inf")
 
-    update = Learner._update
-    monkeypatch.setattr(Learner, "_update", overflow)
+    update = Trainer._update
+    monkeypatch.setattr(Trainer, "_update", overflow)
     with pytest.raises(NumericsError, match=r"step 8: .*prototypes.weight; .*\n.*the last checkpoint is step 4"):
         go_on(shapes, tmp_path / "run", knn_every_epochs=1)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004"]
@@ -192,7 +192,7 @@ def test_queues_of_processes_that_do_not_fit_together_are_refused():
     parts[1]["queue/embeddings"] = torch.zeros(2, 1, 3)
     saved = checkpoint.Checkpoint(3, {}, {}, parts, {"recipe": {"batch": 8}}, Path("step_3"))
     with pytest.raises(CheckpointError, match=r"step_3/rank_1.safetensors: .*wrong queue/embeddings"):
-        resume.own_share(saved)
+        resume.local_shard(saved)
 
 
 def test_a_last_score_that_was_interrupted_is_made_once_labels_are_back(shapes, tmp_path, monkeypatch):
@@ -203,11 +203,11 @@ def test_a_last_score_that_was_interrupted_is_made_once_labels_are_back(shapes, 
     assert last is not None
     checkpoint.amend_state(last, {"unscored": True})  # as a signal in the last evaluation leaves it
     (data / "val").rename(tmp_path / "away")
-    monkeypatch.setattr("swav.training.setup.labelled_halves", no_labels)
+    monkeypatch.setattr("swav.training.setup.labelled_splits", no_labels)
     go_on(data, run, knn_every_epochs=1)
     assert checkpoint.read_state(last)["unscored"] and checkpoint.read_state(last)["best_step"] is None
     (tmp_path / "away").rename(data / "val")
-    monkeypatch.undo()
+    monkeypatch.snapshot()
     go_on(data, run, knn_every_epochs=1)
     state = checkpoint.read_state(last)
     assert not state["unscored"] and state["best_step"] == state["step"]

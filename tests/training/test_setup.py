@@ -50,7 +50,7 @@ def begun(wanted: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "available_cpus", lambda: 64)
     monkeypatch.setattr(setup, "computes_in_bf16", lambda device: True)
-    monkeypatch.setattr(estimate, "fits", lambda *_: pytest.fail("probed again"))
+    monkeypatch.setattr(estimate, "batch_fits", lambda *_: pytest.fail("probed again"))
     monkeypatch.setattr(setup, "short_side", lambda images: 999)
 
 
@@ -79,14 +79,14 @@ def test_a_given_setting_that_differs_is_refused_with_its_difference_before_the_
 
 
 def test_hours_are_spent_when_a_run_begins(wanted, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(estimate, "pace", lambda *_: 32.0)
+    monkeypatch.setattr(estimate, "throughput", lambda *_: 32.0)
     timed = wanted.model_copy(update={"hours": 0.01})
     first = setup.prepare(timed, tmp_path, CPU, dry_run=False)
     assert first.recipe.epochs == int(0.01 * 3600 * 32 / 64) and first.recipe.hours is None
     assert "measuring the speed" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text(to_yaml(first.recipe))
     (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
-    monkeypatch.setattr(estimate, "pace", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(estimate, "throughput", lambda *_: pytest.fail("measured again"))
     assert setup.prepare(timed, tmp_path, CPU, dry_run=False).recipe == first.recipe
 
 

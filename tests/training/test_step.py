@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swav.algorithm import hardened, koleo_loss, sinkhorn_codes, swapped_loss
+from swav.algorithm import hard_assignments, koleo_loss, sinkhorn_codes, swapped_loss
 from swav.checkpoint import Checkpoint
 from swav.config import Recipe
 from swav.errors import ConfigError
 from swav.network.heads import SwavNetwork, build_network
 from swav.recipe_files import load_recipe
-from swav.training.auto import Facts, derive
+from swav.training.auto import MachineAndData, derive
 from swav.training.monitor import STEP_VALUES
-from swav.training.step import Learner
+from swav.training.step import Trainer
 
 SMALL: dict[str, Any] = {
     "data": "unused",
@@ -44,11 +44,11 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def recipe(**changes: Any) -> Recipe:
-    return derive(load_recipe("tiny", SMALL | changes), Facts(num_images=32))[0]
+    return derive(load_recipe("tiny", SMALL | changes), MachineAndData(num_images=32))[0]
 
 
-def learner(settings: Recipe) -> Learner:
-    return Learner(settings, build_network(settings), steps_per_epoch=4)
+def trainer(settings: Recipe) -> Trainer:
+    return Trainer(settings, build_network(settings), steps_per_epoch=4)
 
 
 def crops(seed: int = 0, images: int = 8) -> list[Tensor]:
@@ -60,7 +60,7 @@ def last_layer(network: SwavNetwork) -> nn.Parameter:
     return dict(network.projection_head.named_parameters())["3.weight"]
 
 
-def weights(ours: Learner) -> Tensor:
+def weights(ours: Trainer) -> Tensor:
     return torch.cat([p.detach().flatten() for p in ours.network.parameters()])
 
 
@@ -68,7 +68,7 @@ def weights(ours: Learner) -> Tensor:
 def test_an_option_changes_what_is_learned(changes):
     results = []
     for settings in (recipe(), recipe(**changes)):
-        ours = learner(settings)
+        ours = trainer(settings)
         for step in range(2):
             ours.step([crops(step)], step)
         results.append(weights(ours)[:2000])
@@ -77,13 +77,13 @@ def test_an_option_changes_what_is_learned(changes):
 
 def test_hard_codes_are_all_on_the_largest_entry():
     codes = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4]], dtype=torch.float64)
-    assert hardened(codes).tolist() == [[0, 1, 0], [1, 0, 0]]
-    ours = learner(recipe(hard_codes=True))
+    assert hard_assignments(codes).tolist() == [[0, 1, 0], [1, 0, 0]]
+    ours = trainer(recipe(hard_codes=True))
     ours.step([crops()], 0)
     assert torch.equal(ours.codes[0].amax(dim=2), torch.ones(2, 8)) and torch.equal(
         ours.codes[0].sum(dim=2), torch.ones(2, 8)
     )
-    soft = learner(recipe())
+    soft = trainer(recipe())
     soft.step([crops()], 0)
     assert torch.equal(ours.codes[0].argmax(dim=2), soft.codes[0].argmax(dim=2))  # the same, rounded
 
@@ -116,12 +116,12 @@ def test_equal_embeddings_leave_koleo_finite():
 def test_koleo_adds_its_gradient_at_its_weight_and_is_not_in_the_loss_that_is_told():
     told = []
     for weight in (0.0, 0.1, 0.3):
-        ours = learner(recipe(koleo=weight))
+        ours = trainer(recipe(koleo=weight))
         told.append(ours.step([crops()], 0)[0])
     assert torch.equal(told[0], told[1]) and torch.equal(told[0], told[2])
     by_weight = []  # LARC rescales gradients in place, Adam leaves them
     for weight in (0.0, 0.1, 0.3):
-        ours = learner(recipe(koleo=weight, optimizer="adam"))
+        ours = trainer(recipe(koleo=weight, optimizer="adam"))
         ours.step([crops()], 0)
         gradient = last_layer(ours.network).grad
         assert gradient is not None
@@ -138,14 +138,14 @@ def test_koleo_spreads_the_code_giving_crops_alone(monkeypatch):
         return koleo_loss(embeddings)
 
     monkeypatch.setattr("swav.training.step.koleo_loss", noted)
-    ours = learner(recipe(koleo=0.1))
+    ours = trainer(recipe(koleo=0.1))
     ours.step([crops()], 0)
     assert len(seen) == 1 and torch.equal(seen[0], ours.embeddings[[1, 2]])  # the large ones, which come second here
 
 
 def test_several_sets_of_prototypes_have_codes_and_losses_of_their_own():
     settings = recipe(prototypes=[12, 5], optimizer="adam")
-    ours = learner(settings)
+    ours = trainer(settings)
     before = [p.detach().clone() for p in ours.network.parameters()]
     value = ours.step([crops()], 0)[0]
     assert [part.shape for part in ours.codes] == [(2, 8, 12), (2, 8, 5)]
@@ -167,14 +167,14 @@ def test_several_sets_of_prototypes_have_codes_and_losses_of_their_own():
 def test_one_set_given_as_a_list_is_the_same_run():
     results = []
     for prototypes in (12, [12]):
-        ours = learner(recipe(prototypes=prototypes))
+        ours = trainer(recipe(prototypes=prototypes))
         ours.step([crops()], 0)
         results.append(weights(ours))
     assert torch.equal(results[0], results[1])
 
 
 def test_the_teacher_follows_by_its_momentum_and_gives_the_codes():
-    ours = learner(recipe(teacher_momentum=0.9))
+    ours = trainer(recipe(teacher_momentum=0.9))
     assert ours.teacher is not None
     for step in range(3):
         before = [p.detach().clone() for p in ours.teacher.network.parameters()]
@@ -195,7 +195,7 @@ def test_the_teacher_follows_by_its_momentum_and_gives_the_codes():
 
 
 def test_the_queue_holds_what_the_teacher_sees():
-    ours = learner(recipe(teacher_momentum=0.9, queue_length=8, queue_start_epoch=0))
+    ours = trainer(recipe(teacher_momentum=0.9, queue_length=8, queue_start_epoch=0))
     assert ours.teacher is not None and ours.queue is not None
     nn.init.normal_(last_layer(ours.teacher.network))
     with torch.no_grad():
@@ -205,7 +205,7 @@ def test_the_queue_holds_what_the_teacher_sees():
 
 
 def test_a_queue_of_the_teachers_is_scored_by_its_prototypes(monkeypatch):
-    ours = learner(recipe(teacher_momentum=0.9, queue_length=8, queue_start_epoch=0))
+    ours = trainer(recipe(teacher_momentum=0.9, queue_length=8, queue_start_epoch=0))
     assert ours.teacher is not None and ours.queue is not None
     ours.step([crops()], 0)
     nn.init.normal_(ours.teacher.prototypes)
@@ -226,22 +226,22 @@ def test_pieces_of_a_batch_learn_what_the_whole_learns(changes):
     """BatchNorm in eval mode, so that a sample's embedding is its own; KoLeo's neighbours are those of a piece."""
     results = []
     for count in (1, 2):
-        ours = learner(recipe(**changes, optimizer="adam", lr=0.001))
+        ours = trainer(recipe(**changes, optimizer="adam", lr=0.001))
         for part in (ours.network, *([ours.teacher.network] if ours.teacher else [])):
             part.eval()
         whole = crops()
-        pieces = [
+        micro_batches = [
             [torch.unflatten(c, 0, (-1, 8))[:, 8 // count * i : 8 // count * (i + 1)].flatten(0, 1) for c in whole]
             for i in range(count)
         ]
-        ours.step(pieces, 0)
+        ours.step(micro_batches, 0)
         results.append(torch.cat([p.grad.flatten() for p in ours.network.parameters() if p.grad is not None]))
     same = torch.allclose(results[0], results[1], atol=1e-5, rtol=1e-3)
     assert same is not ("koleo" in changes)
 
 
 def test_a_step_that_is_not_finite_leaves_the_teacher_alone():
-    ours = learner(recipe(teacher_momentum=0.5))
+    ours = trainer(recipe(teacher_momentum=0.5))
     ours.step([crops()], 0)
     assert ours.teacher is not None
     before = [p.detach().clone() for p in ours.teacher.network.parameters()]
@@ -252,7 +252,7 @@ def test_a_step_that_is_not_finite_leaves_the_teacher_alone():
 
 
 def test_the_teacher_comes_back_from_a_checkpoint():
-    one, other = (learner(recipe(teacher_momentum=0.9)) for _ in range(2))
+    one, other = (trainer(recipe(teacher_momentum=0.9)) for _ in range(2))
     for step in range(2):
         one.step([crops(step)], step)
     other.load(

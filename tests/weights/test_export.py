@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from swav import checkpoint
 from swav.config import Recipe
-from swav.errors import CheckpointError, ConfigError, EnvironmentError_
+from swav.errors import CheckpointError, ConfigError, MachineError
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
 from swav.weights.encoder import load
@@ -169,7 +169,7 @@ def test_an_exported_file_is_a_weight_source_that_needs_no_options(tmp_path, nam
     assert torch.equal(ours(images), exported(images))
     for key in ("sha256", "mean", "std", "size", "in_channels", "settings", "architecture", "stage_names"):
         assert getattr(ours, key) == getattr(exported, key), key
-    assert exported.head is None and exported.prototypes is None and exported.story == ""
+    assert exported.head is None and exported.prototypes is None and exported.provenance == ""
     with pytest.raises(ConfigError, match="says itself what it is"):
         load(run / FOLDER / WEIGHTS, stem="small")
 
@@ -221,11 +221,11 @@ def test_what_is_missing_of_a_finished_run_is_exported_and_nothing_else_is_touch
 def test_a_folder_that_cannot_be_written_is_exit_4_and_names_the_step_that_is_safe(tmp_path, monkeypatch):
     run = run_of(tmp_path / "run")
     (run / FOLDER).write_text("in the way")
-    with pytest.raises(EnvironmentError_, match=r"the checkpoint of step 6 is saved"):
+    with pytest.raises(MachineError, match=r"the checkpoint of step 6 is saved"):
         export_backbone(run)
     (run / FOLDER).unlink()
     monkeypatch.setattr("swav.weights.export.load_file", lambda path: {})  # a disk that returns other bytes
-    with pytest.raises(EnvironmentError_, match="read back with other values"):
+    with pytest.raises(MachineError, match="read back with other values"):
         export_backbone(run)
     assert [path.name for path in (run / FOLDER).iterdir()] == [CODE]  # no half file under the name
     assert load(run).sha256

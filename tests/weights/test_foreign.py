@@ -52,7 +52,7 @@ def test_every_layout_gives_the_network_back(name, form, tmp_path):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7)  # prototypes went through float32
     assert (encoder.settings["layout"], encoder.settings["backbone"]) == (layout, "resnet50")
     assert encoder.settings["width"] == 0.125 and encoder.settings["stem"] == "imagenet"
-    assert "all 318 trunk keys" in encoder.story and layout in encoder.story
+    assert "all 318 backbone keys" in encoder.provenance and layout in encoder.provenance
     assert encoder.std[0] == (0.228 if layout == "facebookresearch/swav" else 0.229)
     assert not encoder.training and len(encoder.stages(images.double())) == 5
 
@@ -65,7 +65,7 @@ def test_safetensors_are_read_too_and_a_config_beside_them_is_heeded(tmp_path):
     timms = {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}
     (tmp_path / "config.json").write_text(json.dumps(timms))
     encoder = load(path)
-    assert (encoder.mean, encoder.std) == ((0.5,) * 3, (0.25,) * 3) and "config.json" in encoder.story
+    assert (encoder.mean, encoder.std) == ((0.5,) * 3, (0.25,) * 3) and "config.json" in encoder.provenance
     (tmp_path / "config.json").write_text("{}")
     assert load(path).std == (0.228, 0.224, 0.225)
 
@@ -103,11 +103,11 @@ def test_solo_learns_small_stem_pads_by_two_as_no_tensor_tells(tmp_path):
     encoder = load(foreign.write(tmp_path / "w.ckpt", foreign.solo_learn(net)))
     images = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(outputs_of(encoder, images)[0], outputs(net, images)[0])
-    assert "padded by 2" in encoder.story
+    assert "padded by 2" in encoder.provenance
 
 
 def numbered(net: SwavNetwork, children: list[str]) -> foreign.State:
-    """A Sequential of some of a trunk's children, as people make one."""
+    """A Sequential of some of a backbone's children, as people make one."""
     return foreign.put("net.backbone.", nn.Sequential(*(net.trunk.get_submodule(name) for name in children)))
 
 
@@ -121,7 +121,7 @@ def test_numbered_children_need_room_for_what_has_no_weights(tmp_path):
     whole = ["conv1", "bn1", "relu", "maxpool", *LAYERS]
     for net, children in ((large, whole), (small, whole), (small, ["conv1", "bn1", "relu", *LAYERS])):
         encoder = load(foreign.write(path, numbered(net, children)))
-        assert "children by number" in encoder.story and encoder.settings["prefix"] == "net.backbone."
+        assert "children by number" in encoder.provenance and encoder.settings["prefix"] == "net.backbone."
     for net, children in ((small, ["conv1", "bn1", *LAYERS]), (large, ["conv1", "bn1", "relu", *LAYERS])):
         with pytest.raises(CheckpointError, match="room for activation"):
             load(foreign.write(path, numbered(net, children)))
@@ -130,8 +130,8 @@ def test_numbered_children_need_room_for_what_has_no_weights(tmp_path):
 def test_any_one_prefix_is_accepted_and_named(tmp_path):
     net = foreign.network("basic", (2, 2, 2, 2))
     encoder = load(foreign.write(tmp_path / "w.pth", {"net": foreign.put("my.own_name.", net.trunk)}))
-    assert encoder.settings["prefix"] == "my.own_name." and "'my.own_name.'" in encoder.story
-    assert "assumed" in encoder.story and encoder.head is None and encoder.prototypes is None
+    assert encoder.settings["prefix"] == "my.own_name." and "'my.own_name.'" in encoder.provenance
+    assert "assumed" in encoder.provenance and encoder.head is None and encoder.prototypes is None
 
 
 def test_two_trunks_are_refused_until_one_is_named(tmp_path):
@@ -163,11 +163,11 @@ def test_counters_of_batches_may_be_absent_as_in_old_files(tmp_path):
 
 
 def test_half_precision_becomes_float32(tmp_path):
-    half = {
+    split = {
         name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in foreign.swav_flat(foreign.network()).items()
     }
-    encoder = load(foreign.write(tmp_path / "w.pth", half))
+    encoder = load(foreign.write(tmp_path / "w.pth", split))
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
 
 
@@ -224,17 +224,17 @@ def test_a_deep_stem_or_blocks_with_more_in_them_are_another_network(tmp_path):
 def test_a_head_that_is_not_ours_is_left_out_and_the_trunk_is_taken(tmp_path):
     state = foreign.swav_flat(foreign.network()) | {"module.projection_head.6.weight": torch.ones(8, 8)}
     encoder = load(foreign.write(tmp_path / "w.pth", state))
-    assert encoder.head is None and encoder.prototypes is None and "no head that fits" in encoder.story
+    assert encoder.head is None and encoder.prototypes is None and "no head that fits" in encoder.provenance
     other = foreign.swav_flat(foreign.network()) | {"module.prototypes.weight": torch.ones(12, 9)}
     encoder = load(foreign.write(tmp_path / "w.pth", other))
-    assert encoder.head is not None and encoder.prototypes is None and "no prototypes that fit" in encoder.story
+    assert encoder.head is not None and encoder.prototypes is None and "no prototypes that fit" in encoder.provenance
 
 
 def test_what_is_left_over_is_said(tmp_path):
     path = foreign.write(tmp_path / "w.pth", foreign.LAYOUTS["lightly, named"][0](foreign.network()))
-    assert "biases left out" in load(path).story
+    assert "biases left out" in load(path).provenance
     path = foreign.write(tmp_path / "w.pth", foreign.mmselfsup_0(foreign.network()))
-    assert "left over neck.bn.weight, neck.bn.bias, neck.bn.running_mean and 2 more" in load(path).story
+    assert "left over neck.bn.weight, neck.bn.bias, neck.bn.running_mean and 2 more" in load(path).provenance
 
 
 def test_prototypes_become_unit_vectors_and_what_that_drops_is_said(tmp_path):
@@ -243,7 +243,7 @@ def test_prototypes_become_unit_vectors_and_what_that_drops_is_said(tmp_path):
     tree["state_dict"]["prototypes.weight_g"] = torch.linspace(0.5, 2, 12)[:, None]
     encoder = load(foreign.write(tmp_path / "w.ckpt", tree))
     torch.testing.assert_close(encoder.get_parameter("prototypes.weight"), weight)
-    assert "(their lengths, 0.5 to 2, left out: SwAV's are 1)" in encoder.story
+    assert "(their lengths, 0.5 to 2, left out: SwAV's are 1)" in encoder.provenance
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_of_a_student_and_a_teacher_the_teacher_is_taken(tmp_path):
     }
     encoder = load(foreign.write(tmp_path / "w.pth", tree))
     assert all(torch.equal(encoder.trunk.state_dict()[name], tensor) for name, tensor in teacher.items())
-    assert ": DINO: " in encoder.story and "at 'teacher.backbone.'" in encoder.story
+    assert ": DINO: " in encoder.provenance and "at 'teacher.backbone.'" in encoder.provenance
     chosen = load(tmp_path / "w.pth", prefix="student.module.backbone.")
     assert all(torch.equal(chosen.trunk.state_dict()[name], tensor) for name, tensor in student.items())
 
@@ -291,7 +291,7 @@ def test_a_classifier_without_its_trunk_is_said_to_be_one(tmp_path):
     layer = {"module.linear.weight": torch.zeros(10, 64), "module.linear.bias": torch.zeros(10)}
     with pytest.raises(CheckpointError, match=r"found a linear layer alone \(module.linear.weight \[10, 64\]\)"):
         load(foreign.write(tmp_path / "w.pth", {"epoch": 100, "state_dict": layer}))
-    with pytest.raises(CheckpointError, match=r"expected a trunk's tensors .* found 3 others"):
+    with pytest.raises(CheckpointError, match=r"expected a backbone's tensors .* found 3 others"):
         load(foreign.write(tmp_path / "w.pth", layer | {"other.weight": torch.zeros(2)}))
 
 
@@ -308,14 +308,14 @@ def test_normalisation_can_be_given_and_is_said(tmp_path):
     path = foreign.write(tmp_path / "w.pth", foreign.torchvision(foreign.network("basic", (2, 2, 2, 2))))
     encoder = load(path, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
     assert (encoder.mean, encoder.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert "mean [0.1, 0.2, 0.3], std [0.4, 0.5, 0.6], channels rgb (as asked for)" in encoder.story
+    assert "mean [0.1, 0.2, 0.3], std [0.4, 0.5, 0.6], channels rgb (as asked for)" in encoder.provenance
 
 
 def test_a_network_for_bgr_becomes_the_same_for_rgb(tmp_path):
     """Its images are normalised in its own order; what comes out must be the same."""
     net = foreign.network("basic", (2, 2, 2, 2))
     path = foreign.write(tmp_path / "w.pth", foreign.mmselfsup_0(net))
-    assert "channels=bgr" in load(path).story
+    assert "channels=bgr" in load(path).provenance
     encoder = load(path, channels="bgr")
     rgb = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

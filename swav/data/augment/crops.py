@@ -149,7 +149,7 @@ def _of_255(values: tuple[float, float, float], device: torch.device) -> Tensor:
     return (torch.tensor(values) * 255)[:, None, None].to(device)
 
 
-def squeezed_view(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
+def resize_view(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
     """Short side to 256/224 of `size`, then both sides to `size`: all of the image, in another shape (VOC's SVM).
 
     An image more than eight times as long as high is brought to `size` at once: the first step could take all memory.
@@ -165,12 +165,12 @@ def squeezed_view(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndar
     return squeezed[0].permute(1, 2, 0).contiguous().numpy()
 
 
-def evaluation_view(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
+def val_view(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
     """Short side to 256/224 of `size`, then the centre: the field's view for evaluation (256 and 224 at full size)."""
-    return centre_view(image, round(size * 256 / 224), size)
+    return center_crop_view(image, round(size * 256 / 224), size)
 
 
-def centre_view(image: UInt8[np.ndarray, "H W 3"], short: int, size: int) -> UInt8[np.ndarray, "S S 3"]:
+def center_crop_view(image: UInt8[np.ndarray, "H W 3"], short: int, size: int) -> UInt8[np.ndarray, "S S 3"]:
     """Short side to `short`, then the centre square of `size` [pixels].
 
     Raises:

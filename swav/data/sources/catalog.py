@@ -10,10 +10,10 @@ from swav.data.images import Images
 from swav.data.overlap import refuse_shared
 from swav.data.sources import lists, voc
 from swav.data.sources.decode import printable
-from swav.data.sources.open import check_images, labelled_halves
+from swav.data.sources.open import check_images, labelled_splits
 from swav.errors import DataError
 
-Halves = tuple[Images, Images]  # to learn from, to score
+Splits = tuple[Images, Images]  # to learn from, to score
 
 LABELLED_HOMES = ("imagenet", "imagenette")  # below a folder of data sets, the first that has train/
 # Folders by which a folder of data sets, or another data set, is known: none of them is a class of images.
@@ -27,18 +27,18 @@ class DataSet(NamedTuple):
     """One that benchmarks read.
 
     Attributes:
-        find: opens both halves of it, at ROOT or below, with DataError where there is none; further given the cache folder
+        find: opens both splits of it, at ROOT or below, with DataError where there is none; further given the cache folder
             (None: the user's), and whether listed images may be missing.
         expected: what is expected where, and how to get it.
         seek: complains, with DataError, where it is not at ROOT or below; quick, as it looks at no image.
     """
 
-    find: Callable[[Path, Path | None, bool], Halves]
+    find: Callable[[Path, Path | None, bool], Splits]
     expected: str
     seek: Callable[[Path], object]
 
 
-def labelled(root: Path, cache: Path | None = None, allow_missing: bool = False) -> Halves:
+def labelled(root: Path, cache: Path | None = None, allow_missing: bool = False) -> Splits:
     """Both halves of ImageNet, or of any other labelled set: folders, a CSV, CIFAR, or ImageNet's flat val/ with lists.
 
     Raises:
@@ -54,23 +54,23 @@ def labelled(root: Path, cache: Path | None = None, allow_missing: bool = False)
             f"other data sets only ({', '.join(others)})\n{DATASETS['labelled'].expected}"
         )
     if lists.is_flat_imagenet(home):
-        return lists.imagenet_halves(home, cache, allow_missing)
-    return labelled_halves(home, cache)
+        return lists.imagenet_splits(home, cache, allow_missing)
+    return labelled_splits(home, cache)
 
 
-def apart(halves: Halves) -> Halves:
-    """The halves, which have no image in common.
+def require_disjoint(splits: Splits) -> Splits:
+    """The splits, which have no image in common.
 
     Raises:
         SharedImages: there is one, by its path.
     """
-    refuse_shared(*halves)
-    return halves
+    refuse_shared(*splits)
+    return splits
 
 
-def as_pillow(halves: Halves) -> Halves:
-    """The halves, of which damaged images are read as far as Pillow does, as the published protocols do, and are noted."""
-    train, score = halves
+def as_pillow(splits: Splits) -> Splits:
+    """The splits, of which damaged images are read as far as Pillow does, as the published protocols do, and are noted."""
+    train, score = splits
     return train.reading_as_pillow(), score.reading_as_pillow()
 
 
@@ -82,15 +82,15 @@ DATASETS: dict[str, DataSet] = {
         check_images,
     ),
     "voc07": DataSet(
-        voc.classification_halves, f"PASCAL VOC 2007 as VOCdevkit/VOC2007 under --data: {voc.HOW}", voc.find_home
+        voc.classification_splits, f"PASCAL VOC 2007 as VOCdevkit/VOC2007 under --data: {voc.HOW}", voc.find_home
     ),
     "places205": DataSet(
-        lists.places205_halves,
+        lists.places205_splits,
         f"Places205 as Places205/ under --data: {lists.HOW_PLACES205}",
         lists.find_places205,
     ),
     "inat18": DataSet(
-        lists.inat18_halves,
+        lists.inat18_splits,
         f"iNaturalist 2018 as iNaturalist2018/ under --data: {lists.HOW_INAT18}",
         lists.find_inat18,
     ),

@@ -22,7 +22,7 @@ from swav.files import visible
 SIDE = 32  # pixels
 PIXEL_BYTES = 3 * SIDE * SIDE  # red, green and blue planes
 
-Half = Literal["train", "test"]
+Split = Literal["train", "test"]
 BINARY = {  # of a version: its files by half, bytes before the pixels (the last is the label), file of class names
     "CIFAR-10": ({"train": "data_batch_?.bin", "test": "test_batch.bin"}, 1, "batches.meta.txt"),
     "CIFAR-100": ({"train": "train.bin", "test": "test.bin"}, 2, "fine_label_names.txt"),
@@ -61,11 +61,11 @@ def find_binary(root: Path) -> tuple[Path, str] | None:
 
 
 def has_strips(root: Path) -> bool:
-    return all((root / f"labels_{half}.npy").is_file() and (root / half).is_dir() for half in ("train", "test"))
+    return all((root / f"labels_{split}.npy").is_file() and (root / split).is_dir() for split in ("train", "test"))
 
 
-def load_binary(folder: Path, version: str, half: Half) -> Packed:
-    """Reads one half of the binary version.
+def load_binary(folder: Path, version: str, split: Split) -> Packed:
+    """Read one split of the binary version.
 
     Raises:
         DataError: a file is not a whole number of images, or a label has no class.
@@ -75,7 +75,7 @@ def load_binary(folder: Path, version: str, half: Half) -> Packed:
     names: list[bytes] = []
     sizes: list[int] = []
     parts, inodes = [], list[tuple[int, int]]()
-    for path in _files(folder, patterns[half]):
+    for path in _files(folder, patterns[split]):
         content = np.frombuffer(_content(path), dtype=np.uint8)
         if len(content) == 0 or len(content) % record:
             raise DataError(
@@ -94,18 +94,18 @@ def load_binary(folder: Path, version: str, half: Half) -> Packed:
     return Packed(names, rows, pixels, labels, classes, [], np.array(inodes, dtype=np.uint64))
 
 
-def load_strips(root: Path, half: Half) -> Packed:
-    """Decodes the strips of one half. One that is broken behind its header is left out, with its labels.
+def load_strips(root: Path, split: Split) -> Packed:
+    """Decodes the strips of one split. One that is broken behind its header is left out, with its labels.
 
     Raises:
         DataError: strips and labels don't agree in number, a strip's header is damaged, or a label has no class.
     """
-    strips = _files(root / half, "*.webp")
+    strips = _files(root / split, "*.webp")
     counts = [_strip_length(path) for path in strips]
-    labels = _labels(root / f"labels_{half}.npy")
+    labels = _labels(root / f"labels_{split}.npy")
     if not 0 < sum(counts) == len(labels):
         raise DataError(
-            f"{printable(str(root))}: expected one label per image of {half}/, found {len(labels)} labels and "
+            f"{printable(str(root))}: expected one label per image of {split}/, found {len(labels)} labels and "
             f"{sum(counts)} images; get the folder again"
         )
     with ThreadPoolExecutor(4) as pool:
@@ -114,17 +114,17 @@ def load_strips(root: Path, half: Half) -> Packed:
     inodes: list[tuple[int, int]] = []
     for path, strip, its_labels in zip(strips, decoded, np.split(labels, np.cumsum(counts)[:-1]), strict=True):
         if isinstance(strip, str):
-            bad.append((f"{half}/{path.name}", f"{strip} ({len(its_labels)} images)"))
+            bad.append((f"{split}/{path.name}", f"{strip} ({len(its_labels)} images)"))
             continue
         parts.append(strip.reshape(len(its_labels), strip.shape[1], strip.shape[1], 3))
-        names += [f"{half}/{path.name}#{i}".encode() for i in range(len(its_labels))]
+        names += [f"{split}/{path.name}#{i}".encode() for i in range(len(its_labels))]
         sizes += [path.stat().st_size] * len(its_labels)
         inodes += [_inode(path)] * len(its_labels)
         kept.append(its_labels)
     if not parts:
-        raise DataError(f"{printable(str(root / half))}: expected strips of images, found none readable: {bad[0][1]}")
+        raise DataError(f"{printable(str(root / split))}: expected strips of images, found none readable: {bad[0][1]}")
     if len({part.shape[1] for part in parts}) > 1:
-        raise DataError(f"{printable(str(root / half))}: expected strips of one width, found several")
+        raise DataError(f"{printable(str(root / split))}: expected strips of one width, found several")
     pixels, labels = np.concatenate(parts), np.concatenate(kept)
     classes = _class_names(root / "classes.txt", labels, _class_count(root))
     rows = _rows(sizes, "WEBP", pixels.shape[1])
@@ -186,10 +186,10 @@ def _labels(path: Path) -> Int64[np.ndarray, " N"]:
 
 
 def _class_count(root: Path) -> int:
-    """How many classes the labels of both halves name. One that is out of their row, as of a flipped bit, is not counted."""
+    """How many classes the labels of both splits name. One that is out of their row, as of a flipped bit, is not counted."""
     if (root / "classes.txt").is_file():
         return 0
-    used = np.union1d(*(_labels(root / f"labels_{half}.npy") for half in ("train", "test")))
+    used = np.union1d(*(_labels(root / f"labels_{split}.npy") for split in ("train", "test")))
     gaps = np.flatnonzero(used != np.arange(len(used)))
     return int(gaps[0]) if len(gaps) else len(used)
 

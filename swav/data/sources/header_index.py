@@ -18,7 +18,7 @@ import numpy as np
 from swav.data.sources.decode import Header, Unreadable, open_regular, patiently, read_header, reason_of
 from swav.data.sources.walk import ROW, path_of
 
-Told = Callable[[int, int], None]  # progress: how many are done, of how many
+ProgressCallback = Callable[[int, int], None]  # progress: how many are done, of how many
 
 VERSION = 2  # of the cache's content; another one is ignored
 WORTH_CACHING = 1000  # files; fewer are read again in a tenth of a second
@@ -33,7 +33,7 @@ def check_headers(
     rows: np.ndarray,
     cache: Path | None,
     part: str = "",
-    progress: Told | None = None,
+    progress: ProgressCallback | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Reads the headers of the files `names` under `root`.
 

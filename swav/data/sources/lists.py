@@ -1,4 +1,4 @@
-"""Data sets that come with lists: Places205, iNaturalist 2018, and ImageNet with a flat val/. Each is two halves with the
+"""Data sets that come with lists: Places205, iNaturalist 2018, and ImageNet with a flat val/. Each is two splits with the
 same classes.
 
 Every image of a list must be there, or those that are not are left out, and the note says so (allow_missing).
@@ -13,7 +13,7 @@ import numpy as np
 
 from swav.data.images import Images
 from swav.data.sources.decode import printable, reason_of
-from swav.data.sources.open import listed_half
+from swav.data.sources.open import listed_split
 from swav.data.targets import ClassLabels
 from swav.errors import DataError
 from swav.files import visible
@@ -36,22 +36,22 @@ _INAT_IMAGES = "train_val2018"
 
 def is_flat_imagenet(home: Path) -> bool:
     """Whether val/ is as its archive unpacks, without class folders, and lists say what its images show."""
-    if not all((home / "meta" / f"{half}.txt").is_file() for half in ("train", "val")) or not (home / "val").is_dir():
+    if not all((home / "meta" / f"{split}.txt").is_file() for split in ("train", "val")) or not (home / "val").is_dir():
         return False
     return not any(entry.is_dir() for entry in visible(home / "val"))
 
 
-def imagenet_halves(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> tuple[Images, Images]:
+def imagenet_splits(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> tuple[Images, Images]:
     """Returns (train, val) of ImageNet by meta/train.txt and meta/val.txt: lines of a path below train/ or val/ and a label.
 
-    Args, Raises: as places205_halves.
+    Args, Raises: as places205_splits.
     """
     home = Path(root).expanduser()
-    train, val = (_listed(home / "meta" / f"{half}.txt", HOW_IMAGENET) for half in ("train", "val"))
-    return _halves(home, ("train", "val"), train, val, cache, allow_missing)
+    train, val = (_listed(home / "meta" / f"{split}.txt", HOW_IMAGENET) for split in ("train", "val"))
+    return _splits(home, ("train", "val"), train, val, cache, allow_missing)
 
 
-def places205_halves(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> tuple[Images, Images]:
+def places205_splits(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> tuple[Images, Images]:
     """Returns (train, val) of Places205: images below data/vision/torralba/deeplearning/images256, lists of `path label`.
 
     Args:
@@ -63,21 +63,21 @@ def places205_halves(root: str | Path, cache: Path | None = None, allow_missing:
         DataError: there is no such data set, a list is missing or damaged, or a list names a missing image.
     """
     home, _ = find_places205(root)
-    train, val = (_listed(home / _PLACES_LISTS / f"{half}_places205.csv", HOW_PLACES205) for half in ("train", "val"))
-    return _halves(home, (_PLACES_IMAGES, _PLACES_IMAGES), train, val, cache, allow_missing)
+    train, val = (_listed(home / _PLACES_LISTS / f"{split}_places205.csv", HOW_PLACES205) for split in ("train", "val"))
+    return _splits(home, (_PLACES_IMAGES, _PLACES_IMAGES), train, val, cache, allow_missing)
 
 
-def inat18_halves(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> tuple[Images, Images]:
+def inat18_splits(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> tuple[Images, Images]:
     """Returns (train, val) of iNaturalist 2018: images below train_val2018, and train2018.json and val2018.json beside it (or
     in annotations/), or lists of `path label` as meta/train.txt and meta/val.txt.
 
-    Args, Raises: as places205_halves.
+    Args, Raises: as places205_splits.
     """
     home, mark = find_inat18(root)
     first = home / mark
     read = _listed if first.suffix == ".txt" else read_inat_json
-    train, val = (read(first.with_name(first.name.replace("train", half)), HOW_INAT18) for half in ("train", "val"))
-    return _halves(home, (_INAT_IMAGES, _INAT_IMAGES), train, val, cache, allow_missing)
+    train, val = (read(first.with_name(first.name.replace("train", split)), HOW_INAT18) for split in ("train", "val"))
+    return _splits(home, (_INAT_IMAGES, _INAT_IMAGES), train, val, cache, allow_missing)
 
 
 def read_inat_json(path: Path, how: str = HOW_INAT18) -> Rows:
@@ -154,7 +154,7 @@ def _home(root: str | Path, name: str, marks: Sequence[str], how: str) -> tuple[
     raise DataError(f"{printable(str(path))}: expected {name} there or as {name}/ below it, found no {marks[0]}\n{how}")
 
 
-def _halves(
+def _splits(
     home: Path, folders: tuple[str, str], train: Rows, val: Rows, cache: Path | None, allow_missing: bool
 ) -> tuple[Images, Images]:
     numbers = sorted(set(train[1]))
@@ -165,14 +165,14 @@ def _halves(
         )
     number = {label: k for k, label in enumerate(numbers)}
     first, second = (
-        listed_half(
+        listed_split(
             home / folder,
             names,
             ClassLabels(np.array([number[label] for label in labels], dtype=np.int64), list(map(str, numbers))),
-            half=half,
+            split=split,
             cache=cache,
             allow_missing=allow_missing,
         )
-        for half, folder, (names, labels) in zip(("train", "val"), folders, (train, val), strict=True)
+        for split, folder, (names, labels) in zip(("train", "val"), folders, (train, val), strict=True)
     )
     return first, second

@@ -21,7 +21,7 @@ from swav.data.images import Images
 from swav.data.overlap import refuse_same_folder, refuse_shared
 from swav.data.sources import cifar
 from swav.data.sources.decode import printable
-from swav.data.sources.header_index import Told, check_headers
+from swav.data.sources.header_index import ProgressCallback, check_headers
 from swav.data.sources.walk import (
     SCORE_SPLITS,
     TRAIN_SPLITS,
@@ -38,13 +38,13 @@ from swav.data.storage import Files, InMemory, joined
 from swav.data.targets import ClassLabels, Targets
 from swav.errors import DataError
 
-Half = Literal["train", "score", "all"]
-SCORE_SHARE = 0.2  # of each class, where the data set has no half of its own for scoring
+Split = Literal["train", "score", "all"]
+SCORE_SHARE = 0.2  # of each class, where the data set has no split of its own for scoring
 SPLIT_SEED = 0
 
 
 class Layout(NamedTuple):
-    """What a path turned out to be. `score` names its half for scoring; empty: it has none of its own."""
+    """What a path turned out to be. `score` names its split for scoring; empty: it has none of its own."""
 
     kind: Literal["cifar-binary", "cifar-strips", "halves", "list", "tree"]
     root: Path
@@ -54,12 +54,12 @@ class Layout(NamedTuple):
 
 
 def open_images(
-    path: str | Path, half: Half = "train", cache: Path | None = None, progress: Told | None = None
+    path: str | Path, split: Split = "train", cache: Path | None = None, progress: ProgressCallback | None = None
 ) -> Images:
     """Finds the images under a path and reads their headers.
 
     Args:
-        half: "train": what pre-training reads. "score": what is scored. "all": both.
+        split: "train": what pre-training reads. "score": what is scored. "all": both.
         cache: folder for the index of headers; None: the user's cache folder.
         progress: is called as progress(done, total) while headers are read.
 
@@ -67,11 +67,11 @@ def open_images(
         DataError: there is no path, no image, no readable image, or (of "score") no label to split by.
     """
     layout = find_layout(path)
-    if half == "score" and not layout.score:
-        return labelled_halves(path, cache, progress)[1]
-    images = _open(layout, half, cache, progress)
+    if split == "score" and not layout.score:
+        return labelled_splits(path, cache, progress)[1]
+    images = _open(layout, split, cache, progress)
     if not len(images):
-        raise DataError(nothing_readable(_home(layout, half), images.bad, images.others, images.left_out))
+        raise DataError(nothing_readable(_home(layout, split), images.bad, images.others, images.left_out))
     return images
 
 
@@ -89,21 +89,23 @@ def check_images(path: str | Path) -> None:
         open_images(path)  # says what is there instead
 
 
-def labelled_halves(path: str | Path, cache: Path | None = None, progress: Told | None = None) -> tuple[Images, Images]:
+def labelled_splits(
+    path: str | Path, cache: Path | None = None, progress: ProgressCallback | None = None
+) -> tuple[Images, Images]:
     """Returns (bank to learn labels from, images to score), with the same classes.
 
     Raises:
-        DataError: as open_images; there are no labels, or the halves hold different classes.
-        SharedImages: an image is in both halves.
+        DataError: as open_images; there are no labels, or the splits hold different classes.
+        SharedImages: an image is in both splits.
     """
     layout = find_layout(path)
     if not layout.score:
-        train, score = _drawn_halves(_labelled(open_images(path, "all", cache, progress), layout))
+        train, score = _drawn_splits(_labelled(open_images(path, "all", cache, progress), layout))
         refuse_shared(train, score)
         return train, score
     if layout.kind == "halves":
         refuse_same_folder(layout.root / "train", layout.root / layout.score)
-    train, score = (_labelled(open_images(path, half, cache, progress), layout) for half in ("train", "score"))
+    train, score = (_labelled(open_images(path, split, cache, progress), layout) for split in ("train", "score"))
     refuse_shared(train, score)
     only_train, only_score = _present(train) - _present(score), _present(score) - _present(train)
     if (only_train or only_score) and not train.in_memory:  # CIFAR's classes are given, whichever occur
@@ -113,7 +115,7 @@ def labelled_halves(path: str | Path, cache: Path | None = None, progress: Told 
             if names
         ]
         raise DataError(
-            f"{printable(str(path))}: expected the same classes in both halves, found {'; '.join(sides)}; mend the folders or the list"
+            f"{printable(str(path))}: expected the same classes in both splits, found {'; '.join(sides)}; fix the folders or the list"
         )
     return train, score
 
@@ -152,20 +154,20 @@ def find_layout(path: str | Path) -> Layout:
         raise DataError(f"{where}: expected a folder of images, found: {error}") from error
 
 
-def _open(layout: Layout, half: Half, cache: Path | None, progress: Told | None) -> Images:
-    """Opens a half ("score" only where the layout has one)."""
+def _open(layout: Layout, split: Split, cache: Path | None, progress: ProgressCallback | None) -> Images:
+    """Open a split ("score" only where the layout has one)."""
     if layout.kind == "list":
-        return _open_list(layout, half, cache, progress)
+        return _open_list(layout, split, cache, progress)
     if layout.kind == "tree":
         note = f"{printable(str(layout.root))} (the whole of it)"
         found = walk(layout.root)
         labels = _folder_labels([name.split(b"/") for name in found.names], nested=False)
         return _checked(layout.root, found, labels, note + found.left_out, cache, "", progress)
-    folders = {"train": ["train"], "score": [layout.score], "all": ["train", layout.score]}[half]
-    return _joined([_open_half(layout, folder, cache, progress) for folder in folders])
+    folders = {"train": ["train"], "score": [layout.score], "all": ["train", layout.score]}[split]
+    return _joined([_open_split(layout, folder, cache, progress) for folder in folders])
 
 
-def _open_half(layout: Layout, folder: str, cache: Path | None, progress: Told | None) -> Images:
+def _open_split(layout: Layout, folder: str, cache: Path | None, progress: ProgressCallback | None) -> Images:
     if folder == "train":
         note = f"train/ of {printable(str(layout.root))} ({layout.score}/ is left for scoring)"
     else:
@@ -174,27 +176,27 @@ def _open_half(layout: Layout, folder: str, cache: Path | None, progress: Told |
         found = walk(layout.root, folder)
         labels = _folder_labels([name.split(b"/")[1:] for name in found.names], nested=True)
         return _checked(layout.root, found, labels, note + found.left_out, cache, folder, progress)
-    half: cifar.Half = "train" if folder == "train" else "test"
+    split: cifar.Split = "train" if folder == "train" else "test"
     if layout.kind == "cifar-binary":
-        packed = cifar.load_binary(layout.root, layout.version, half)
+        packed = cifar.load_binary(layout.root, layout.version, split)
         note = note.replace("/", "'s files", 1)
     else:
-        packed = cifar.load_strips(layout.root, half)
+        packed = cifar.load_strips(layout.root, split)
     storage = InMemory(layout.root, packed.names, packed.rows, packed.pixels, packed.inodes)
     return Images(storage, ClassLabels(packed.labels, packed.classes), bad=packed.bad, note=note)
 
 
-def _open_list(layout: Layout, half: Half, cache: Path | None, progress: Told | None) -> Images:
+def _open_list(layout: Layout, split: Split, cache: Path | None, progress: ProgressCallback | None) -> Images:
     assert layout.listing is not None
     names, labels, splits = layout.listing
     note = f"{printable(str(layout.root))} (the whole of it)"
     if splits is not None:
-        values = {"train": TRAIN_SPLITS, "score": {layout.score}, "all": {*TRAIN_SPLITS, layout.score}}[half]
+        values = {"train": TRAIN_SPLITS, "score": {layout.score}, "all": {*TRAIN_SPLITS, layout.score}}[split]
         rows = [i for i, split in enumerate(splits) if split in values]
         names, labels = [names[i] for i in rows], None if labels is None else [labels[i] for i in rows]
-        told = {"train": "train", "score": layout.score, "all": f"train or {layout.score}"}[half]
+        told = {"train": "train", "score": layout.score, "all": f"train or {layout.score}"}[split]
         note = f"{printable(str(layout.root))}, the rows whose split is {told}"
-        if half == "train":
+        if split == "train":
             note += f" ({layout.score} is left for scoring)"
     found, kept = look_up(layout.root.parent, names)
     texts = None if labels is None else [labels[i] for i in kept]
@@ -219,7 +221,7 @@ def _checked(
     note: str,
     cache: Path | None,
     part: str,
-    progress: Told | None,
+    progress: ProgressCallback | None,
 ) -> Images:
     """Reads the headers and leaves out what is unreadable."""
     rows, reasons = check_headers(root, found.names, found.rows, cache, part, progress)
@@ -235,21 +237,21 @@ def _checked(
     return Images(storage, labels, bad=bad, others=found.others, note=note, left_out=found.left_out)
 
 
-def listed_half(
+def listed_split(
     root: Path,
     names: list[bytes],
     targets: Targets,
     *,
-    half: str,
+    split: str,
     cache: Path | None,
     allow_missing: bool,
 ) -> Images:
-    """A half of a data set whose lists say what belongs to it, as those of VOC, Places205 and iNaturalist do.
+    """A split of a data set whose lists say what belongs to it, as those of VOC, Places205 and iNaturalist do.
 
     Args:
         root: what `names` are relative to.
         targets: of each name.
-        half: its name, for messages.
+        split: its name, for messages.
         allow_missing: leave out listed images that are not there, and say so in the note.
 
     Raises:
@@ -260,19 +262,19 @@ def listed_half(
     if found.bad and (not allow_missing or not len(kept)):
         more = f" and {len(found.bad) - 1} more" if len(found.bad) > 1 else ""
         raise DataError(
-            f"{where}: expected every image of the list of {half}, found none at {printable(found.bad[0][0])}{more}; "
+            f"{where}: expected every image of the list of {split}, found none at {printable(found.bad[0][0])}{more}; "
             "unpack the archives again, or use protocol=smoke"
         )
-    rows, reasons = check_headers(root, found.names, found.rows, cache, half)
+    rows, reasons = check_headers(root, found.names, found.rows, cache, split)
     good = [i for i in range(len(rows)) if i not in reasons]
     if not good:
-        raise DataError(f"{where}: expected readable images of {half}, found none; check the files")
+        raise DataError(f"{where}: expected readable images of {split}, found none; check the files")
     missing = f" ({len(found.bad)} listed images are not there)" if found.bad else ""
     return Images(
         Files(root, (found.names[i] for i in good), rows[good], found.inodes[good]),
         targets.select(np.asarray(kept[good])),
         bad=sorted(found.bad + [(os.fsdecode(found.names[i]), reason) for i, reason in reasons.items()]),
-        note=f"{half} of {where}{missing}",
+        note=f"{split} of {where}{missing}",
     )
 
 
@@ -285,7 +287,7 @@ def _sorted_classes(texts: Iterable[str]) -> list[str]:
 
 
 def _joined(parts: list[Images]) -> Images:
-    """Several halves as one sequence; labels only where all have them, over the union of their classes."""
+    """Several splits as one sequence; labels only where all have them, over the union of their classes."""
     if len(parts) == 1:
         return parts[0]
     targets = [part.targets for part in parts if isinstance(part.targets, ClassLabels)]
@@ -308,7 +310,7 @@ def _joined(parts: list[Images]) -> Images:
     )
 
 
-def _drawn_halves(images: Images) -> tuple[Images, Images]:
+def _drawn_splits(images: Images) -> tuple[Images, Images]:
     assert images.labels is not None
     rng = np.random.default_rng(SPLIT_SEED)
     scored = np.zeros(len(images), dtype=bool)
@@ -347,8 +349,8 @@ def _some(names: set[str]) -> str:
     return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _home(layout: Layout, half: Half) -> str:
-    """The folder or list that a half is read from, as it may be shown."""
-    if layout.kind != "halves" or half == "all":
+def _home(layout: Layout, split: Split) -> str:
+    """The folder or list that a split is read from, as it may be shown."""
+    if layout.kind != "halves" or split == "all":
         return printable(str(layout.root))
-    return printable(str(layout.root / ("train" if half == "train" else layout.score)))
+    return printable(str(layout.root / ("train" if split == "train" else layout.score)))

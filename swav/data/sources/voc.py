@@ -1,4 +1,4 @@
-"""PASCAL VOC 2007 as a set of images with several labels each: the halves trainval and test, and 20 classes.
+"""PASCAL VOC 2007 as a set of images with several labels each: the splits trainval and test, and 20 classes.
 
 A class is whatever has a list ImageSets/Main/CLASS_{trainval,test}.txt, of an id and a mark a line: 1, the image shows it;
 -1, it does not; 0, it shows hard to recognise ones only ("difficult"). Images go by their ids.
@@ -11,7 +11,7 @@ import numpy as np
 
 from swav.data.images import Images
 from swav.data.sources.decode import printable, reason_of
-from swav.data.sources.open import listed_half
+from swav.data.sources.open import listed_split
 from swav.data.targets import MultiLabels
 from swav.errors import DataError
 from swav.files import visible
@@ -25,7 +25,7 @@ HOW = (
 )
 
 
-def classification_halves(
+def classification_splits(
     root: str | Path, cache: Path | None = None, allow_missing: bool = False
 ) -> tuple[Images, Images]:
     """Returns (trainval, test). Their targets are MultiLabels.
@@ -40,20 +40,20 @@ def classification_halves(
     """
     home = find_home(root)
     lists = home / "ImageSets" / "Main"
-    classes = {half: _classes(lists, half) for half in (TRAIN, SCORE)}
-    for half in (TRAIN, SCORE):
-        if not classes[half]:
+    classes = {split: _classes(lists, split) for split in (TRAIN, SCORE)}
+    for split in (TRAIN, SCORE):
+        if not classes[split]:
             raise DataError(
-                f"{printable(str(home))}: expected the halves trainval and test, found no list "
-                f"ImageSets/Main/CLASS_{half}.txt\n{HOW}"
+                f"{printable(str(home))}: expected the splits trainval and test, found no list "
+                f"ImageSets/Main/CLASS_{split}.txt\n{HOW}"
             )
     if odd := sorted(set(classes[TRAIN]) ^ set(classes[SCORE])):
         missing = SCORE if odd[0] in classes[TRAIN] else TRAIN
         raise DataError(
-            f"{printable(str(lists))}: expected the same classes in both halves, found no {odd[0]}_{missing}.txt; "
+            f"{printable(str(lists))}: expected the same classes in both splits, found no {odd[0]}_{missing}.txt; "
             "unpack both archives into the same folder"
         )
-    train, score = (_half(home, half, classes[TRAIN], cache, allow_missing) for half in (TRAIN, SCORE))
+    train, score = (_split(home, split, classes[TRAIN], cache, allow_missing) for split in (TRAIN, SCORE))
     return train, score
 
 
@@ -81,27 +81,27 @@ def find_home(root: str | Path) -> Path:
     )
 
 
-def _classes(lists: Path, half: str) -> list[str]:
+def _classes(lists: Path, split: str) -> list[str]:
     """Sorted; `train` is one of them, so train_test.txt is the list of a class and train.txt is not."""
-    return sorted(path.name.removesuffix(f"_{half}.txt") for path in visible(lists, f"*_{half}.txt"))
+    return sorted(path.name.removesuffix(f"_{split}.txt") for path in visible(lists, f"*_{split}.txt"))
 
 
-def _half(home: Path, half: str, classes: Sequence[str], cache: Path | None, allow_missing: bool) -> Images:
+def _split(home: Path, split: str, classes: Sequence[str], cache: Path | None, allow_missing: bool) -> Images:
     lists = home / "ImageSets" / "Main"
-    marks = {name: _marks(lists / f"{name}_{half}.txt") for name in classes}
+    marks = {name: _marks(lists / f"{name}_{split}.txt") for name in classes}
     ids = sorted(marks[classes[0]])
     for name, its_marks in marks.items():
         if odd := sorted(set(ids) ^ set(its_marks)):
             raise DataError(
-                f"{printable(str(lists))}: expected the same images in all lists of {half}, found {printable(odd[0])} not in "
-                f"both {classes[0]}_{half}.txt and {name}_{half}.txt; get the lists again"
+                f"{printable(str(lists))}: expected the same images in all lists of {split}, found {printable(odd[0])} not in "
+                f"both {classes[0]}_{split}.txt and {name}_{split}.txt; get the lists again"
             )
     labels = np.array([[marks[name][image] for name in classes] for image in ids], dtype=np.int8)
-    return listed_half(
+    return listed_split(
         home,
         [f"JPEGImages/{image}.jpg".encode() for image in ids],
         MultiLabels(labels, classes),
-        half=half,
+        split=split,
         cache=cache,
         allow_missing=allow_missing,
     )

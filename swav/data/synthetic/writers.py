@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from swav.data.synthetic.shapes import CLASSES, SPLITS, Scene, scene
-from swav.errors import ConfigError, DataError, EnvironmentError_, did_you_mean
+from swav.errors import ConfigError, DataError, MachineError, did_you_mean
 from swav.files import visible, write_text_durably
 from swav.progress import Progress
 
@@ -54,7 +54,7 @@ def _draw_imagenet(drawn: Scene, folder: Path, split: str, index: int) -> None:
     _write_image(path, drawn.image, cv2.IMWRITE_PNG_COMPRESSION, 3)
 
 
-# --- voc: FOLDER/VOC2007/{JPEGImages,Annotations,ImageSets/Main}, with the halves trainval and test -------------------
+# --- voc: FOLDER/VOC2007/{JPEGImages,Annotations,ImageSets/Main}, with the splits trainval and test -------------------
 
 _TEST_IDS = 500_000  # the numbers of the test half begin here: ids are unique over both
 _DIFFICULT = 0.015  # of the image's area: an object that shows less is marked as hard to recognise
@@ -181,7 +181,7 @@ def write_shapes(
     Raises:
         ConfigError: an unknown layout, or a folder that holds shapes of other arguments.
         DataError: a folder that holds something else.
-        EnvironmentError_: the disk is full, or refuses.
+        MachineError: the disk is full, or refuses.
     """
     if layout not in LAYOUTS:
         raise ConfigError(
@@ -204,7 +204,7 @@ def write_shapes(
         finish(folder, listed)
         _write_record(folder, wanted, complete=True)
     except OSError as error:
-        raise EnvironmentError_(f"{folder}: cannot be written ({error}); make room, or name another folder") from None
+        raise MachineError(f"{folder}: cannot be written ({error}); make room, or name another folder") from None
 
 
 def _is_complete(folder: Path, wanted: dict[str, str | int]) -> bool:

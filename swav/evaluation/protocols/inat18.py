@@ -1,4 +1,4 @@
-"""iNaturalist 2018 per stage: recognising species by a linear layer on every stage of a trunk trained on something else.
+"""iNaturalist 2018 per stage: recognising species by a linear layer on every stage of a backbone trained on something else.
 
 Data        iNaturalist 2018, by train2018.json (437,513) and val2018.json (24,426), or the lists made of them; 8,142 classes.
 Transform   training: random resized crop of the size (224; area .08-1, aspect 3/4-4/3), flip p .5. Scoring: short side to
@@ -15,10 +15,10 @@ Smoke       size 64, 4 epochs (steps 2, 3), batch 64, at most 2,000 + 1,000 imag
 
 from swav.evaluation.classification import training_views
 from swav.evaluation.settings import Inat18Settings
-from swav.evaluation.stage_heads import check_heads, needs, train_heads
+from swav.evaluation.stage_heads import check_heads, estimate_resources, train_heads
 from swav.evaluation.task import Score, Task
 
-__all__ = ["check", "needs", "run"]
+__all__ = ["check", "estimate_resources", "run"]
 
 BENCH = "inat18"
 

@@ -1,4 +1,4 @@
-"""kNN: what a frozen trunk's features are worth without any training.
+"""kNN: what a frozen backbone's features are worth without any training.
 
 Data        ImageNet-1k, labelled: the bank is train (1,281,167), the queries are val (50,000). Any labelled set will do.
 Transform   short side to 256/224 of the size, centre crop of the size (224); both for bank and queries. No augmentation.
@@ -15,12 +15,12 @@ import torch
 
 from swav.errors import ConfigError
 from swav.evaluation.settings import KnnSettings
-from swav.evaluation.task import Needs, Score, Task
+from swav.evaluation.task import ResourceEstimate, Score, Task
 from swav.metrics import knn_vote, top_k_accuracy
 
 
 def check(task: Task[KnnSettings]) -> None:
-    """Complains of what can be known without any work.
+    """Validate settings and data before any computation.
 
     Raises:
         ConfigError: a k is larger than the bank.
@@ -28,12 +28,12 @@ def check(task: Task[KnnSettings]) -> None:
     _usable(task.settings.k, len(task.train), task.protocol)
 
 
-def needs(task: Task[KnnSettings]) -> Needs:
+def estimate_resources(task: Task[KnnSettings]) -> ResourceEstimate:
     """What a run takes. The vote took 9.6 s of 100,000 x 5,000 x 2,048 (benchmarks/results/knn.md)."""
     bank, queries, width = len(task.train), len(task.score), task.encoder.num_features
     features = 4 * width * (bank + queries)
     vote = 9.6 * bank * queries * width / (100_000 * 5_000 * 2_048)
-    return Needs(bank + queries, solving=vote, memory=features, disk=features)
+    return ResourceEstimate(bank + queries, solving=vote, memory=features, disk=features)
 
 
 def run(task: Task[KnnSettings]) -> list[Score]:

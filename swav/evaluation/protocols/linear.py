@@ -3,17 +3,17 @@
 Data        ImageNet-1k, labelled: train (1,281,167) to learn from, val (50,000) to score. Any labelled set will do.
 Transform   training: random resized crop of the size (224; area .08-1, aspect 3/4-4/3), flip p .5. Scoring: short side to
             256/224 of the size, centre crop of the size.
-Layer       trunk in eval mode, frozen; global average of the last stage; Linear, weights N(0, .01), bias 0.
+Layer       backbone in eval mode, frozen; global average of the last stage; Linear, weights N(0, .01), bias 0.
 Optimiser   SGD, learning rate .3, momentum .9, no Nesterov, weight decay 1e-6, batch 256.
 Schedule    100 epochs, cosine to 0, constant within an epoch: lr(e) = .3 (1 + cos(pi e / 100)) / 2. No warm-up.
 Metric      top-1 and top-5 [%] at the last epoch, not the best.
 Seeds       one, for initial weights, order and crops: they are a pure function of (seed, epoch, sample).
 Source      MMSelfSup 0.x resnet50_linear-8xb32-coslr-100e_in1k ("SwAV linear evaluation setting"); the paper, section A.4.
             The last, partial batch of an epoch (143 images of ImageNet) is trained on, as there.
-Where we differ: one process, so one batch of 256 instead of 8 of 32: the same sums, as the trunk's BatchNorm is frozen.
+Where we differ: one process, so one batch of 256 instead of 8 of 32: the same sums, as the backbone's BatchNorm is frozen.
 Smoke       size 64, 8 epochs, at most 5,000 + 1,000 images. The crops are drawn anew in every epoch there, too.
 
-The trunk sees every crop once per epoch and its features are never kept: they are of other crops in every epoch. The
+The backbone sees every crop once per epoch and its features are never kept: they are of other crops in every epoch. The
 state after each epoch is a verified checkpoint, so an interrupted benchmark goes on and ends with the same bits.
 """
 
@@ -28,7 +28,7 @@ from swav import dist
 from swav.errors import DataError
 from swav.evaluation import classification, supervised
 from swav.evaluation.settings import LinearSettings
-from swav.evaluation.task import Needs, Score, Task
+from swav.evaluation.task import ResourceEstimate, Score, Task
 from swav.features import features_of
 from swav.progress import Progress
 
@@ -41,7 +41,7 @@ class Head(nn.Linear):
 
 
 def check(task: Task[LinearSettings]) -> None:
-    """Complains of what can be known without any work.
+    """Validate settings and data before any computation.
 
     Raises:
         ConfigError: the batch cannot be parted among the processes.
@@ -49,17 +49,17 @@ def check(task: Task[LinearSettings]) -> None:
     classification.check_batch(task, "linear")
 
 
-def needs(task: Task[LinearSettings]) -> Needs:
+def estimate_resources(task: Task[LinearSettings]) -> ResourceEstimate:
     """What a run takes: the features of the scored images are kept in memory, those of training never."""
     scored, width = len(task.score), task.encoder.num_features
     layer = 4 * task.num_classes * (width + 1)
-    return Needs(
+    return ResourceEstimate(
         task.settings.epochs * len(task.train) + scored, memory=4 * width * scored, disk=supervised.KEPT * 2 * layer
     )
 
 
 def run(task: Task[LinearSettings]) -> list[Score]:
-    """Trains and scores one layer, going on from the last finished epoch of an earlier sitting.
+    """Trains and scores one layer, continuing from the state of an interrupted training.
 
     Raises:
         DataError: no image of a half can be read.

@@ -1,4 +1,4 @@
-"""Places205 per stage: recognising places by a linear layer on every stage of a trunk that was trained on something else.
+"""Places205 per stage: recognising places by a linear layer on every stage of a backbone that was trained on something else.
 
 Data        Places205, by its lists train_places205.csv (2,448,873) and val_places205.csv (20,500); 205 classes.
 Transform   training: short side to 256/224 of the size (224), centre square of that side, random crop of the size in it,
@@ -14,10 +14,10 @@ Smoke       size 64, 4 epochs (steps 2, 3), batch 64, at most 2,000 + 1,000 imag
 
 from swav.data.augment.spec import RandomWindowCrop, ViewSpec
 from swav.evaluation.settings import Places205Settings
-from swav.evaluation.stage_heads import check_heads, needs, train_heads
+from swav.evaluation.stage_heads import check_heads, estimate_resources, train_heads
 from swav.evaluation.task import Score, Task
 
-__all__ = ["check", "needs", "run"]
+__all__ = ["check", "estimate_resources", "run"]
 
 BENCH = "places205"
 

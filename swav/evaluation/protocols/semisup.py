@@ -5,9 +5,9 @@ Data        ImageNet-1k, labelled: 1 % (12,811 images) or 10 % (128,116) of trai
             fraction; without one, the same share of every class is drawn by the seed. Any labelled set will do.
 Transform   training: random resized crop of the size (224; area .08-1, aspect 3/4-4/3), flip p .5. Scoring: short side to
             256/224 of the size, centre crop of the size.
-Layer       the trunk, all of it trained, BatchNorm in training mode, synchronised over processes; global average of the last
+Layer       the backbone, all of it trained, BatchNorm in training mode, synchronised over processes; global average of the last
             stage; Linear, weights and bias as nn.Linear draws them: uniform in +-1 / sqrt(features).
-Optimiser   SGD, learning rates of trunk and layer .02 and 5 (1 %), .01 and .2 (10 %), momentum .9, no Nesterov, no weight
+Optimiser   SGD, learning rates of backbone and layer .02 and 5 (1 %), .01 and .2 (10 %), momentum .9, no Nesterov, no weight
             decay, batch 256.
 Schedule    20 epochs, learning rates x .2 after 12 and 16. No warm-up.
 Metric      top-1 and top-5 [%] at the last epoch, not the best.
@@ -34,20 +34,20 @@ from swav.data.sources.decode import printable, reason_of
 from swav.errors import DataError
 from swav.evaluation import classification, supervised
 from swav.evaluation.settings import SemisupSettings
-from swav.evaluation.task import Needs, Score, Task
+from swav.evaluation.task import ResourceEstimate, Score, Task
 from swav.features import Precision
 from swav.network.backbone import in_channels_last
 from swav.system import autocast
 
 BENCH = "semisup"
 FEW = 0.05  # of the images: below it the rates of 1 %, from it on those of 10 %
-RATES = {True: (0.02, 5.0), False: (0.01, 0.2)}  # of trunk and layer, at the published batch; True: few
+RATES = {True: (0.02, 5.0), False: (0.01, 0.2)}  # of backbone and layer, at the published batch; True: few
 BATCH = 256  # the published one: rates that are not set are in proportion to the batch
 OFFICIAL = {0.01: 12_811, 0.1: 128_116}  # images of the published lists
 
 
 class Classifier(nn.Module):
-    """A trunk and a linear layer on its features; one head."""
+    """A backbone and a linear layer on its features; one head."""
 
     def __init__(self, trunk: nn.Module, num_features: int, num_classes: int, seed: int, precision: Precision):
         super().__init__()
@@ -63,7 +63,7 @@ class Classifier(nn.Module):
 
 
 def check(task: Task[SemisupSettings]) -> None:
-    """Complains of what can be known without any work.
+    """Validate settings and data before any computation.
 
     Raises:
         ConfigError: the batch cannot be parted among the processes, or the last one of an epoch cannot be normalised.
@@ -77,11 +77,11 @@ def check(task: Task[SemisupSettings]) -> None:
             classification.check_last_batch(task, BENCH, len(train))
 
 
-def needs(task: Task[SemisupSettings]) -> Needs:
+def estimate_resources(task: Task[SemisupSettings]) -> ResourceEstimate:
     """What a run takes: the whole network is trained, and kept with its momentum, once per fraction."""
     settings = task.settings
     weights = 4 * sum(parameter.numel() for parameter in task.encoder.trunk.parameters())
-    return Needs(
+    return ResourceEstimate(
         len(settings.fraction) * classification.num_evaluations(settings) * len(task.score),
         trained=settings.epochs * sum(len(_labelled_part(task, fraction)[0]) for fraction in settings.fraction),
         memory=3 * weights,
@@ -90,8 +90,8 @@ def needs(task: Task[SemisupSettings]) -> Needs:
 
 
 def run(task: Task[SemisupSettings]) -> list[Score]:
-    """Fine-tunes and scores a copy of the encoder for each fraction, going on from the last finished epoch of an earlier
-    sitting.
+    """Fine-tunes and scores a copy of the encoder for each fraction, going on from the last finished epoch of an interrupted
+    training.
 
     Raises:
         DataError: no image of a half can be read, or the list is at fault.
@@ -130,7 +130,7 @@ def _run(task: Task[SemisupSettings], fraction: float) -> list[Score]:
 
 
 def _start(task: Task[SemisupSettings]) -> Classifier:
-    """A copy of the trunk, which other benchmarks want as it is, and a fresh layer."""
+    """A copy of the backbone, which other benchmarks want as it is, and a fresh layer."""
     trunk = copy.deepcopy(task.encoder.trunk).requires_grad_(True)
     settings = task.settings
     model = Classifier(trunk, task.encoder.num_features, task.num_classes, settings.seed, settings.precision)
@@ -148,7 +148,7 @@ def _optimizer(model: Classifier, settings: SemisupSettings, fraction: float) ->
 
 
 def _learning_rates(settings: SemisupSettings, fraction: float, epoch: int) -> list[float]:
-    """Of trunk and layer. At a smaller batch the published rates would end in divergence: Imagenette's 1 % at 32 gave 8 %
+    """Of backbone and layer. At a smaller batch the published rates would end in divergence: Imagenette's 1 % at 32 gave 8 %
     right instead of 23 %.
     """
     given = (settings.lr_trunk, settings.lr_head)
@@ -198,7 +198,7 @@ def listed(images: Images, path: Path, protocol: str) -> Images:
     missing = [name for name in wanted if name not in places]
     if not wanted or len(missing) == len(wanted) or (missing and protocol == "published"):
         found = f"no such image as {printable(missing[0])} ({len(missing)} of {len(wanted)})" if missing else "no line"
-        raise DataError(f"{where}: expected names of images of {images.root}, found {found}; mend the list")
+        raise DataError(f"{where}: expected names of images of {images.root}, found {found}; fix the list")
     chosen = np.unique([places[name] for name in wanted if name in places])
     lacking = f", {len(missing)} of them missing" if missing else ""
     return images.select(chosen, f"the {len(wanted)} listed in {where}{lacking}, of {images.note}")

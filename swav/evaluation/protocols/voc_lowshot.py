@@ -32,7 +32,7 @@ from swav.errors import DataError
 from swav.evaluation.settings import LowshotSettings
 from swav.evaluation.stages import Marked, pooling, stage_name, write_log
 from swav.evaluation.svm_solver import Axes, decide, machines, principal_axes, unit_rows
-from swav.evaluation.task import Needs, NoScore, Score, Task
+from swav.evaluation.task import NoScore, ResourceEstimate, Score, Task
 from swav.metrics import average_precision
 from swav.progress import Progress
 
@@ -50,10 +50,10 @@ class Curve(NamedTuple):
 
 
 def check(task: Task[LowshotSettings]) -> None:
-    """Complains of what can be known without any work.
+    """Validate settings and data before any computation.
 
     Raises:
-        ConfigError: the trunk has no stages.
+        ConfigError: the backbone has no stages.
         DataError: labels are not VOC's, a file of a sample is missing or does not fit, or no k can be filled.
     """
     marked, settings = Marked.of(task), task.settings
@@ -71,11 +71,11 @@ def check(task: Task[LowshotSettings]) -> None:
         list(_samples(marked, k, settings))
 
 
-def needs(task: Task[LowshotSettings]) -> Needs:
+def estimate_resources(task: Task[LowshotSettings]) -> ResourceEstimate:
     """What a run takes. A k of the whole of VOC 2007 took 11 s to 37 s on two cores; the features are those of the SVM."""
     rows, values = len(task.train), task.stage_values()
     both, stages = rows + len(task.score), len(values) if task.settings.layers == "all" else 1
-    return Needs(
+    return ResourceEstimate(
         both,
         solving=37 * stages * len(task.settings.k) * (rows / 5011) ** 2,
         memory=4 * both * max(values) + 40 * rows**2,
@@ -87,7 +87,7 @@ def run(task: Task[LowshotSettings]) -> list[Score | NoScore]:
     """Scores one encoder; rows per k (and stage, where all are asked for).
 
     Raises:
-        ConfigError: the trunk has no stages.
+        ConfigError: the backbone has no stages.
         DataError: as check; or no image of a half can be read.
     """
     check(task)
@@ -96,7 +96,7 @@ def run(task: Task[LowshotSettings]) -> list[Score | NoScore]:
     if settings.samples is not None and len(train.kept) < len(task.train):
         raise DataError(
             f"{task.train.root}: expected every image, as lowshot.samples={settings.samples} counts them, found "
-            f"{len(task.train) - len(train.kept)} unreadable; mend them, or let samples be drawn"
+            f"{len(task.train) - len(train.kept)} unreadable; fix them, or let samples be drawn"
         )
     marked = Marked(marked.train[train.kept], marked.score[score.kept], marked.classes)
     possible = [k for k in settings.k if not _lacks(marked, k, settings)]

@@ -6,7 +6,7 @@ Data        PASCAL VOC 2007 classification: trained on trainval (5,011 images), 
 Transform   short side to 256, then both sides to 224, so that the shape is squeezed and nothing cut off. None other.
 Layer       feature1 (stem, before max-pool) ... feature5 (last layer), pooled by the page's windows to 9216, 9216, 8192,
             9216, 8192 values of a ResNet-50; below 224 pixels adaptively to the same grids, of 12, 6, 4, 3, 2 a side. Of other
-            trunks their own stages or blocks. Each row is divided by its length + 1e-5.
+            backbones their own stages or blocks. Each row is divided by its length + 1e-5.
 Classifier  per class: L2 penalty, squared hinge, bias as one more feature, positives at twice the cost.
 Search      C of 1, 10, 100, 0.5^4 ... 0.5^19, per class: the best mean average precision (plain, as scikit-learn's) over 3
             stratified folds without shuffling; of equal ones the first.
@@ -30,7 +30,7 @@ from swav.errors import DataError
 from swav.evaluation.settings import SvmSettings
 from swav.evaluation.stages import Marked, pooling, stage_name, write_log
 from swav.evaluation.svm_solver import decide, machines, principal_axes, unit_rows
-from swav.evaluation.task import Needs, NoScore, Score, Task
+from swav.evaluation.task import NoScore, ResourceEstimate, Score, Task
 from swav.metrics import average_precision
 from swav.progress import Progress
 
@@ -52,34 +52,34 @@ class Layer(NamedTuple):
 
 
 def check(task: Task[SvmSettings]) -> None:
-    """Complains of what can be known without any work.
+    """Validate settings and data before any computation.
 
     Raises:
-        ConfigError: the trunk has no stages.
+        ConfigError: the backbone has no stages.
         DataError: labels are not VOC's, or a class has too few images to be learned or scored.
     """
     _check_classes(task, Marked.of(task))
 
 
 def _check_classes(task: Task[SvmSettings], marked: Marked) -> None:
-    for half, marks, need in (("training", marked.train, task.settings.folds), ("scored", marked.score, 1)):
+    for split, marks, need in (("training", marked.train, task.settings.folds), ("scored", marked.score, 1)):
         few = {name: int(n) for name, n in zip(marked.classes, (marks == 1).sum(axis=0), strict=True) if n < need}
         if few:
             name, found = next(iter(few.items()))
             raise DataError(
-                f"{task.train.root}: expected at least {need} {half} images of each class, found {found} of {name}"
+                f"{task.train.root}: expected at least {need} {split} images of each class, found {found} of {name}"
                 f"{f' and too few of {len(few) - 1} others' if len(few) > 1 else ''}; use more images"
             )
 
 
-def needs(task: Task[SvmSettings]) -> Needs:
+def estimate_resources(task: Task[SvmSettings]) -> ResourceEstimate:
     """What a run takes. 1,520 machines of 5,011 rows took 38.7 s (benchmarks/results/svm.md); of few rows most of the time is
     that of scores for the choice of costs, a millisecond each.
     """
     settings, rows = task.settings, len(task.train)
     both, values = rows + len(task.score), task.stage_values()
     machines = len(settings.costs) * (settings.folds + 1) * len(task.train.classes or [])
-    return Needs(
+    return ResourceEstimate(
         both,
         solving=len(values) * machines * (1e-3 + 38.7 / 1520 * (rows / 5011) ** 2),
         memory=4 * both * max(values) + 40 * rows**2,  # a stage's features; matrices between all rows in float64
@@ -91,7 +91,7 @@ def run(task: Task[SvmSettings]) -> list[Score | NoScore]:
     """Scores one encoder; a row per stage, and one for the best.
 
     Raises:
-        ConfigError: the trunk has no stages.
+        ConfigError: the backbone has no stages.
         DataError: no image of a half can be read, or those of a class are too few.
     """
     check(task)

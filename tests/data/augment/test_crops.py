@@ -13,7 +13,7 @@ from torchvision.transforms import CenterCrop, Normalize, RandomResizedCrop, Res
 from torchvision.transforms.functional import resize, resized_crop, to_tensor
 
 from swav.config import Crop, Recipe
-from swav.data.augment.crops import ViewSampler, cut, evaluation_view, planes, squeezed_view, to_input
+from swav.data.augment.crops import ViewSampler, cut, planes, resize_view, to_input, val_view
 from swav.views import view_spec
 from tests.data.pictures import cut_alone, photos, picture
 
@@ -138,7 +138,7 @@ def test_input_of_one_channel_is_the_luma_normalised_as_a_grey_pixel_in_rgb_woul
 def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop(shape, size):
     image = picture(*shape)
     theirs = CenterCrop(size)(Resize(round(size * 256 / 224))(Image.fromarray(image)))
-    difference = np.abs(evaluation_view(image, size).astype(int) - np.asarray(theirs))
+    difference = np.abs(val_view(image, size).astype(int) - np.asarray(theirs))
     assert difference.mean() < 0.05 and difference.max() <= 1
 
 
@@ -146,7 +146,7 @@ def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop(shape, size)
 def test_the_evaluation_view_of_a_long_or_tiny_image_is_its_middle(shape):
     image = np.full((*shape, 3), 10, np.uint8)
     image[(shape[0] - 1) // 2 : shape[0] // 2 + 1, (shape[1] - 1) // 2 : shape[1] // 2 + 1] = 250
-    view = evaluation_view(image, 32)
+    view = val_view(image, 32)
     assert view.shape == (32, 32, 3) and view.flags.c_contiguous
     assert (view[15:17, 15:17] > 200).all()
 
@@ -158,7 +158,7 @@ def test_the_squeezed_view_is_torchvisions_two_resizes(shape, size, mean):
     """An upright image is shrunk down the columns first, and across them first by Pillow: both round in between."""
     image = picture(*shape)
     theirs = Resize((size, size))(Resize(round(size * 256 / 224))(Image.fromarray(image)))
-    difference = np.abs(squeezed_view(image, size).astype(int) - np.asarray(theirs))
+    difference = np.abs(resize_view(image, size).astype(int) - np.asarray(theirs))
     assert difference.mean() < mean and difference.max() <= 1
 
 
@@ -166,6 +166,6 @@ def test_the_squeezed_view_is_torchvisions_two_resizes(shape, size, mean):
 def test_the_squeezed_view_shows_both_ends_of_an_image_of_any_shape(shape):
     image = np.full((*shape, 3), 10, np.uint8)
     image[-max(1, shape[0] // 2) :, -max(1, shape[1] // 2) :] = 250
-    view = squeezed_view(image, 32)
+    view = resize_view(image, 32)
     assert view.shape == (32, 32, 3) and view.flags.c_contiguous and view[-2, -2, 0] > 200
     assert max(shape) == 1 or view[0, 0, 0] < 60

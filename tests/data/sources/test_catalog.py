@@ -16,25 +16,25 @@ from swav.errors import DataError
 
 def write_imagenet(folder, per_class=2):
     """train/CLASS/ and val/CLASS/; of pixels that tell which image it is."""
-    for half in ("train", "val"):
+    for split in ("train", "val"):
         for k, name in enumerate(("n01", "n02")):
-            (folder / half / name).mkdir(parents=True)
+            (folder / split / name).mkdir(parents=True)
             for i in range(per_class):
-                pixels = np.full((16, 16, 3), 40 * k + 10 * i + (half == "val"), np.uint8)
-                Image.fromarray(pixels).save(folder / half / name / f"{half}_{k}{i}.png")
+                pixels = np.full((16, 16, 3), 40 * k + 10 * i + (split == "val"), np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{split}_{k}{i}.png")
     return folder
 
 
 def flattened(folder):
     """As ImageNet's archives leave it: val/ without class folders, and the lists."""
     (folder / "meta").mkdir()
-    for half in ("train", "val"):
-        files = sorted((folder / half).glob("*/*.png"))
-        names = [path.name if half == "val" else f"{path.parent.name}/{path.name}" for path in files]
+    for split in ("train", "val"):
+        files = sorted((folder / split).glob("*/*.png"))
+        names = [path.name if split == "val" else f"{path.parent.name}/{path.name}" for path in files]
         labels = [int(path.parent.name[-1]) - 1 for path in files]
         lines = [f"{name} {label}\n" for name, label in zip(names, labels, strict=True)]
-        (folder / "meta" / f"{half}.txt").write_text("".join(reversed(lines)))
-        if half == "val":
+        (folder / "meta" / f"{split}.txt").write_text("".join(reversed(lines)))
+        if split == "val":
             for path in files:
                 path.rename(folder / "val" / path.name)
             for empty in ("n01", "n02"):
@@ -50,7 +50,7 @@ def shown(images):
 def test_imagenet_with_a_flat_val_is_the_same_set_as_in_class_folders(tmp_path):
     folders = labelled(write_imagenet(tmp_path / "a" / "imagenet"), tmp_path)
     flat = labelled(flattened(write_imagenet(tmp_path / "b" / "imagenet")).parent, tmp_path)
-    assert [shown(half) for half in flat] == [shown(half) for half in folders] and len(shown(flat[1])) == 4
+    assert [shown(split) for split in flat] == [shown(split) for split in folders] and len(shown(flat[1])) == 4
 
 
 def test_a_flat_val_whose_list_names_a_missing_image_is_an_error_and_smoke_leaves_it_out(tmp_path):

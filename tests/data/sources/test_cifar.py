@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from swav.data.scan import scan
-from swav.data.sources.open import labelled_halves, open_images
+from swav.data.sources.open import labelled_splits, open_images
 from swav.errors import DataError
 
 
@@ -43,7 +43,7 @@ def test_the_binary_version_of_cifar10(tmp_path, nested):
     files = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
     written = binary_cifar(folder, files, label_bytes=1)
     (folder / "batches.meta.txt").write_text("\n".join("abcdefghij") + "\n\n")
-    train, score = labelled_halves(tmp_path)
+    train, score = labelled_splits(tmp_path)
     assert (len(train), len(score)) == (15, 3) and train.classes == list("abcdefghij")
     labels, pixels = written["data_batch_2.bin"]
     assert train.name(4) == "data_batch_2.bin#1" and labels_of(train)[4] == labels[1, 0]
@@ -69,20 +69,20 @@ def test_a_cut_binary_file_is_refused_and_pickles_are_never_opened(tmp_path):
 def strips(root, per_strip=4, count=3):
     rng = np.random.default_rng(1)
     all_pixels = {}
-    for half in ("train", "test"):
-        (root / half).mkdir(parents=True)
+    for split in ("train", "test"):
+        (root / split).mkdir(parents=True)
         pixels = rng.integers(0, 256, (count, per_strip, 32, 32, 3), dtype=np.uint8)
         for i in range(count):
-            Image.fromarray(pixels[i].reshape(-1, 32, 3)).save(root / half / f"{i:03}.webp", lossless=True)
-        np.save(root / f"labels_{half}.npy", (np.arange(count * per_strip) % 2).astype(np.uint8))
-        all_pixels[half] = pixels.reshape(-1, 32, 32, 3)
+            Image.fromarray(pixels[i].reshape(-1, 32, 3)).save(root / split / f"{i:03}.webp", lossless=True)
+        np.save(root / f"labels_{split}.npy", (np.arange(count * per_strip) % 2).astype(np.uint8))
+        all_pixels[split] = pixels.reshape(-1, 32, 32, 3)
     (root / "classes.txt").write_text("odd\neven\n")
     return all_pixels
 
 
 def test_strips_are_cut_into_their_images(tmp_path):
     pixels = strips(tmp_path)
-    train, score = labelled_halves(tmp_path)
+    train, score = labelled_splits(tmp_path)
     assert len(train) == len(score) == 12 and train.classes == ["odd", "even"]
     assert train.name(7) == "train/001.webp#3" and labels_of(train)[7] == 1
     assert all(np.array_equal(train.read(i), pixels["train"][i]) for i in range(12))

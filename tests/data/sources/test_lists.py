@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from swav.data.sources.lists import inat18_halves, places205_halves, read_inat_json
+from swav.data.sources.lists import inat18_splits, places205_splits, read_inat_json
 from swav.data.synthetic.shapes import scene
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import DataError
@@ -20,7 +20,7 @@ def labels_of(images):
     return images.labels.tolist()
 
 
-HALVES = {"places205": places205_halves, "inat18": inat18_halves}
+HALVES = {"places205": places205_splits, "inat18": inat18_splits}
 NAMES = {"places205": "Places205", "inat18": "iNaturalist2018"}
 
 
@@ -65,24 +65,24 @@ def test_a_list_without_its_half_or_with_an_odd_line_is_refused(tmp_path):
     text = (lists / "val_places205.csv").read_text()
     (lists / "val_places205.csv").write_text(text + "a/b.jpg seven\n")
     with pytest.raises(DataError, match="line 11"):
-        places205_halves(tmp_path)
+        places205_splits(tmp_path)
     (lists / "val_places205.csv").write_text(text + "a/b.jpg 99\n")
     with pytest.raises(DataError, match="class 99 only in val"):
-        places205_halves(tmp_path)
+        places205_splits(tmp_path)
     (lists / "val_places205.csv").unlink()
     with pytest.raises(DataError, match="val_places205"):
-        places205_halves(tmp_path)
+        places205_splits(tmp_path)
 
 
 def test_the_lists_made_of_the_json_do_as_well_with_and_without_the_prefix(tmp_path):
     write_shapes(tmp_path, "inat18", train=10, val=10, size=16)
-    expected = inat18_halves(tmp_path)
+    expected = inat18_splits(tmp_path)
     (tmp_path / "meta").mkdir()
-    for half, images, prefix in (("train", expected[0], ""), ("val", expected[1], "train_val2018/")):
+    for split, images, prefix in (("train", expected[0], ""), ("val", expected[1], "train_val2018/")):
         lines = [f"{prefix}{images.name(i)} {labels_of(images)[i]}\n" for i in range(10)]
-        (tmp_path / "meta" / f"{half}.txt").write_text("".join(lines))
-        (tmp_path / f"{half}2018.json").unlink()
-    found = inat18_halves(tmp_path)
+        (tmp_path / "meta" / f"{split}.txt").write_text("".join(lines))
+        (tmp_path / f"{split}2018.json").unlink()
+    found = inat18_splits(tmp_path)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.fingerprint == theirs.fingerprint and labels_of(ours) == labels_of(theirs)
 

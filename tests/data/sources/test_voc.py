@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from swav.data.sources.voc import classification_halves
+from swav.data.sources.voc import classification_splits
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import DataError
 
@@ -29,7 +29,7 @@ def home(drawn, tmp_path):
 
 @pytest.mark.parametrize("below", ["", "VOC2007", ".."])
 def test_the_set_itself_the_kit_and_a_folder_of_sets_are_the_same(drawn, below):
-    train, test = classification_halves(drawn / below)
+    train, test = classification_splits(drawn / below)
     assert (len(train), len(test)) == (12, 8)
     assert train.classes == test.classes and train.classes is not None and len(train.classes) == 10
     assert (
@@ -43,16 +43,16 @@ def test_hidden_files_of_other_systems_are_no_lists_and_hidden_folders_no_kit(dr
     for path in list(lists.iterdir()):
         (lists / f"._{path.name}").write_bytes(b"\x00\x05\x16\x07")
     for below in (home, home.parent):
-        assert classification_halves(below)[0].classes == classification_halves(drawn)[0].classes
+        assert classification_splits(below)[0].classes == classification_splits(drawn)[0].classes
     kits = home.parent / "root"
     for name in ("kit", ".trash"):
         shutil.copytree(home, kits / name / "VOCdevkit" / "VOC2007")
-    assert len(classification_halves(kits)[0]) == 12
+    assert len(classification_splits(kits)[0]) == 12
 
 
 def test_labels_are_those_of_the_annotations(data_root):
     """On real images: present in plain sight 1, difficult ones only 0, absent -1; a class is named `train`."""
-    for images in classification_halves(data_root / "voc07"):
+    for images in classification_splits(data_root / "voc07"):
         assert images.targets is not None and images.classes is not None and "train" in images.classes
         for i in range(len(images)):
             name = images.name(i).removeprefix("JPEGImages/").removesuffix(".jpg")
@@ -66,7 +66,7 @@ def test_labels_are_those_of_the_annotations(data_root):
 
 
 def test_a_choice_of_images_keeps_its_labels(drawn):
-    train, _ = classification_halves(drawn)
+    train, _ = classification_splits(drawn)
     some = train.select([5, 2])
     assert some.targets is not None and train.targets is not None
     assert np.array_equal(some.targets.values, train.targets.values[[5, 2]]) and some.name(0) == train.name(5)
@@ -74,29 +74,29 @@ def test_a_choice_of_images_keeps_its_labels(drawn):
 
 def test_no_data_set_says_what_belongs_where(tmp_path):
     with pytest.raises(DataError, match=r"VOCdevkit/VOC2007 below it, found none\n.*VOCtest_06-Nov-2007.tar"):
-        classification_halves(tmp_path)
+        classification_splits(tmp_path)
 
 
 def test_a_missing_test_half_is_told(home):
     for path in (home / "ImageSets/Main").glob("*test.txt"):
         path.unlink()
     with pytest.raises(DataError, match="found no list ImageSets/Main/CLASS_test"):
-        classification_halves(home)
+        classification_splits(home)
 
 
 def test_classes_that_differ_between_halves_are_told(home):
     (home / "ImageSets/Main/star_test.txt").unlink()
-    with pytest.raises(DataError, match="same classes in both halves, found no star_test"):
-        classification_halves(home)
+    with pytest.raises(DataError, match="same classes in both splits, found no star_test"):
+        classification_splits(home)
 
 
 def test_a_listed_image_that_is_missing_is_refused_or_in_smoke_left_out_and_told(home):
     (home / "JPEGImages/000004.jpg").unlink()
     with pytest.raises(DataError, match="found none at JPEGImages/000004"):
-        classification_halves(home)
-    train, test = classification_halves(home, allow_missing=True)
+        classification_splits(home)
+    train, test = classification_splits(home, allow_missing=True)
     assert (len(train), len(test)) == (11, 8) and "1 listed images are not there" in train.note
-    whole, _ = classification_halves(home.parent, allow_missing=True)
+    whole, _ = classification_splits(home.parent, allow_missing=True)
     assert whole.targets is not None and len(whole.targets.values) == 11
 
 
@@ -105,8 +105,8 @@ def test_lists_that_contradict_each_other_are_refused(home):
     text = path.read_text()
     path.write_text(text + "000099  1\n")
     with pytest.raises(DataError, match="found 000099 not in both"):
-        classification_halves(home)
+        classification_splits(home)
     for wrong in ("000003  2\n", "000003\n", text[:10] + text[:10]):
         path.write_text(wrong)
         with pytest.raises(DataError, match=r"expected a new id and 1, 0 or -1 in line \d"):
-            classification_halves(home)
+            classification_splits(home)

@@ -115,9 +115,9 @@ DESCRIPTIONS = {
 @pytest.mark.slow
 def test_neither_colours_nor_pixels_tell_the_classes_apart():
     train, val = ([scene(0, split, i) for i in range(count)] for split, count in (("train", 2000), ("val", 500)))
-    labels, truth = (np.array([drawn.label for drawn in half]) for half in (train, val))
+    labels, truth = (np.array([drawn.label for drawn in split]) for split in (train, val))
     for name, describe in DESCRIPTIONS.items():
-        bank, queries = (np.stack([describe(drawn) for drawn in half]) for half in (train, val))
+        bank, queries = (np.stack([describe(drawn) for drawn in split]) for split in (train, val))
         euclid = knn_accuracy(bank, labels, queries, truth)
         bank, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (bank, queries))
         cosine = knn_accuracy(bank, labels, queries, truth)
@@ -135,5 +135,5 @@ def test_what_shows_form_alone_does_tell_them_apart():
         return np.sqrt(bins / bins.sum())
 
     train, val = ([scene(0, split, i) for i in range(count)] for split, count in (("train", 400), ("val", 100)))
-    labels, truth = (np.array([drawn.label for drawn in half]) for half in (train, val))
+    labels, truth = (np.array([drawn.label for drawn in split]) for split in (train, val))
     assert knn_accuracy(*(np.stack([form(d) for d in train]), labels, np.stack([form(d) for d in val]), truth)) > 60

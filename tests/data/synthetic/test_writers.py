@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from swav.data.sources.open import labelled_halves
+from swav.data.sources.open import labelled_splits
 from swav.data.synthetic import writers
 from swav.data.synthetic.shapes import CLASSES, scene
 from swav.data.synthetic.writers import Layout, write_shapes
-from swav.errors import ConfigError, DataError, EnvironmentError_
+from swav.errors import ConfigError, DataError, MachineError
 
 
 def files(folder):
@@ -23,14 +23,14 @@ def files(folder):
 
 def test_the_folder_is_one_that_our_reader_takes_for_a_labelled_data_set(tmp_path):
     write_shapes(tmp_path / "data", train=20, val=10, size=32, seed=4)
-    train, val = labelled_halves(tmp_path / "data")
+    train, val = labelled_splits(tmp_path / "data")
     assert (len(train), len(val)) == (20, 10)
     assert train.classes == list(CLASSES)
-    for half, split in ((train, "train"), (val, "val")):
-        for i in range(len(half)):
-            index = int(half.name(i)[-10:-4])
-            assert np.array_equal(half.read(i), scene(4, split, index, 32).image)
-            assert half.labels is not None and half.labels[i] == index % 10
+    for images, split in ((train, "train"), (val, "val")):
+        for i in range(len(images)):
+            index = int(images.name(i)[-10:-4])
+            assert np.array_equal(images.read(i), scene(4, split, index, 32).image)
+            assert images.labels is not None and images.labels[i] == index % 10
 
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path):
@@ -60,7 +60,7 @@ def test_a_write_that_was_cut_off_is_known_and_made_whole(tmp_path, monkeypatch)
     monkeypatch.setitem(writers.LAYOUTS, "imagenet", Layout(dies_half_way, writers._no_lists))
     with pytest.raises(KeyboardInterrupt):
         write_shapes(tmp_path / "cut", train=10, val=10, size=32)
-    monkeypatch.undo()
+    monkeypatch.snapshot()
     assert json.loads((tmp_path / "cut" / "shapes.json").read_text())["complete"] is False
     write_shapes(tmp_path / "cut", train=10, val=10, size=32)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
@@ -99,7 +99,7 @@ def test_a_disk_that_refuses_is_told_as_such(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setitem(writers.LAYOUTS, "imagenet", Layout(full, writers._no_lists))
-    with pytest.raises(EnvironmentError_, match="No space left on device"):
+    with pytest.raises(MachineError, match="No space left on device"):
         write_shapes(tmp_path / "data", train=10, val=10)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from swav.data.sources.open import labelled_halves
+from swav.data.sources.open import labelled_splits
 from swav.errors import ConfigError
 from swav.evaluation.protocols import knn
 from swav.evaluation.settings import BenchSettings, KnnSettings
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def task(colours, tmp_path_factory) -> Task[KnnSettings]:
     settings = KnnSettings(size=24, k=(1, 5, 20), workers=0)
     return Task(
-        load("random:tiny"), *labelled_halves(colours), settings, "published", CPU, tmp_path_factory.mktemp("out")
+        load("random:tiny"), *labelled_splits(colours), settings, "published", CPU, tmp_path_factory.mktemp("out")
     )
 
 
@@ -35,7 +35,7 @@ def with_settings(task, protocol="published", **changed):
 
 def test_scores_are_scikit_learns_on_the_same_features(task):
     scores = {score.metric: score.value for score in knn.run(task)}
-    bank, queries = (pooled_features(task.encoder, half, 24, workers=0) for half in (task.train, task.score))
+    bank, queries = (pooled_features(task.encoder, split, 24, workers=0) for split in (task.train, task.score))
     for k in (1, 5, 20):
         oracle = KNeighborsClassifier(k, algorithm="brute", metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
         oracle.fit(bank.features.numpy(), bank.labels.numpy())

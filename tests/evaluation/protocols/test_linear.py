@@ -18,7 +18,7 @@ from torch import nn
 
 from swav import checkpoint
 from swav.data.loader import Loader
-from swav.data.sources.open import labelled_halves
+from swav.data.sources.open import labelled_splits
 from swav.evaluation import classification, supervised
 from swav.evaluation.protocols import linear
 from swav.evaluation.settings import LinearSettings
@@ -35,7 +35,7 @@ FAST = {"size": 16, "epochs": 4, "batch": 8, "workers": 0}
 
 
 class MeanColour(nn.Module):
-    """Stands in for a trunk: the mean of each channel, so that a crop of one colour gives that colour."""
+    """Stands in for a backbone: the mean of each channel, so that a crop of one colour gives that colour."""
 
     def forward(self, images):
         return images.mean(dim=(2, 3))
@@ -54,7 +54,7 @@ def fresh() -> Encoder:
 
 @pytest.fixture
 def task(colours, tmp_path) -> Task[LinearSettings]:
-    return Task(fresh(), *labelled_halves(colours), LinearSettings(**FAST), "published", CPU, made(tmp_path / "out"))
+    return Task(fresh(), *labelled_splits(colours), LinearSettings(**FAST), "published", CPU, made(tmp_path / "out"))
 
 
 def with_settings(task, **changed):
@@ -71,22 +71,22 @@ def saved_head(task):
 def flat_colours(folder, count, seed=0):
     """Images of one colour each, of three classes that overlap."""
     rng = np.random.default_rng(seed)
-    for half, images in (("train", count), ("val", 60)):
+    for split, images in (("train", count), ("val", 60)):
         for k, name in enumerate("abc"):
-            (folder / half / name).mkdir(parents=True)
+            (folder / split / name).mkdir(parents=True)
             for i in range(images // 3):
                 colour = rng.normal(128, 35, 3) + 30 * np.eye(3)[k]
                 pixels = np.broadcast_to(colour.clip(0, 255).astype(np.uint8), (12, 12, 3))
-                Image.fromarray(np.ascontiguousarray(pixels)).save(folder / half / name / f"{i}.png")
+                Image.fromarray(np.ascontiguousarray(pixels)).save(folder / split / name / f"{i}.png")
     return folder
 
 
 def test_the_layer_becomes_scikit_learns_logistic_regression(tmp_path):
-    train, score = labelled_halves(flat_colours(tmp_path / "flat", 120))
+    train, score = labelled_splits(flat_colours(tmp_path / "flat", 120))
     settings = LinearSettings(size=8, epochs=16, batch=12, workers=0)
     task = Task(mean_colour(fresh()), train, score, settings, "published", CPU, made(tmp_path / "out"))
     scores = linear.run(task)
-    known, asked = (pooled_features(task.encoder, half, 8, workers=0) for half in (train, score))
+    known, asked = (pooled_features(task.encoder, split, 8, workers=0) for split in (train, score))
     oracle = LogisticRegression(C=1e6, tol=1e-8, max_iter=1000).fit(known.features.numpy(), known.labels.numpy())
     head = saved_head(task).model
     logits = known.features @ head["weight"].T + head["bias"]
@@ -98,7 +98,7 @@ def test_the_layer_becomes_scikit_learns_logistic_regression(tmp_path):
 
 
 def test_labels_at_random_are_not_learned(tmp_path):
-    train, score = labelled_halves(flat_colours(tmp_path / "flat", 120))
+    train, score = labelled_splits(flat_colours(tmp_path / "flat", 120))
     assert train.labels is not None
     np.random.default_rng(0).shuffle(train.labels)
     settings = LinearSettings(size=8, epochs=5, batch=12, workers=0)
@@ -195,7 +195,7 @@ def test_crops_are_drawn_anew_in_every_epoch_by_seed_epoch_and_sample(task):
 
 
 def test_only_crop_and_flip_touch_the_training_images(task, tmp_path):
-    train, score = labelled_halves(flat_colours(tmp_path / "flat", 24))
+    train, score = labelled_splits(flat_colours(tmp_path / "flat", 24))
     flat = dataclasses.replace(task, train=train, score=score)
     loader = Loader(
         train,
@@ -248,7 +248,7 @@ def test_the_score_is_the_last_epochs_and_the_log_has_them_all(task):
 
 
 def test_what_stands_in_for_an_unreadable_image_is_not_learned_under_its_label(task, tmp_path, monkeypatch):
-    train, score = labelled_halves(flat_colours(tmp_path / "flat", 30))
+    train, score = labelled_splits(flat_colours(tmp_path / "flat", 30))
     for i in np.flatnonzero(train.labels == 0):
         (train.root / train.name(i)).write_bytes(b"gone bad")
     seen: list[int] = []
@@ -264,14 +264,14 @@ def test_what_stands_in_for_an_unreadable_image_is_not_learned_under_its_label(t
 
 
 def test_images_that_cannot_be_decoded_do_not_count_as_training_images_nor_after_a_resume(task, tmp_path, monkeypatch):
-    train, score = labelled_halves(flat_colours(tmp_path / "flat", 30))
+    train, score = labelled_splits(flat_colours(tmp_path / "flat", 30))
     for i in (0, 7, 21):
         (train.root / train.name(i)).write_bytes(b"gone bad")  # after its header was read
     broken = dataclasses.replace(with_settings(task, batch=10), train=train, score=score)
     assert all("27 training images" in score.deviations for score in linear.run(broken))
     monkeypatch.setattr(supervised, "_step", lambda *_: pytest.fail("trains a finished benchmark again"))
     assert all("27 training images" in score.deviations for score in linear.run(broken))
-    monkeypatch.undo()
+    monkeypatch.snapshot()
     exactly = {"training images": 30, "scored images": len(score), "classes": 3}
     monkeypatch.setattr("swav.evaluation.settings.LinearSettings.published", exactly)
     monkeypatch.setattr("swav.evaluation.task.deviations_of", lambda _: [])

@@ -1,4 +1,4 @@
-"""Attacks: a head that is not its stage's, or not trained as the protocol says; a trunk that runs twice; a resume that differs.
+"""Attacks: a head that is not its stage's, or not trained as the protocol says; a backbone that runs twice; a resume that differs.
 
 Oracle: scikit-learn's logistic regression on the same, normalised features. Run: pytest tests/evaluation/protocols/test_linear_stages.py
 """
@@ -14,8 +14,8 @@ from torch import nn
 from swav import checkpoint
 from swav.data.augment.crops import lighting, to_input
 from swav.data.augment.photometric import parameters
-from swav.data.sources.open import labelled_halves
-from swav.data.sources.voc import classification_halves
+from swav.data.sources.open import labelled_splits
+from swav.data.sources.voc import classification_splits
 from swav.errors import ConfigError
 from swav.evaluation import stage_heads, supervised
 from swav.evaluation.protocols import linear_stages, voc_svm
@@ -40,7 +40,7 @@ def fresh(**changed) -> Encoder:
 @pytest.fixture
 def task(colours, tmp_path) -> Task[StagesSettings]:
     settings = StagesSettings(size=32, epochs=3, batch=8, workers=0, steps=(1, 2))
-    return Task(fresh(), *labelled_halves(colours), settings, "published", CPU, made(tmp_path / "out"))
+    return Task(fresh(), *labelled_splits(colours), settings, "published", CPU, made(tmp_path / "out"))
 
 
 def saved(task):
@@ -158,7 +158,7 @@ def test_a_model_of_timms_is_scored_by_its_own_stages(task, drawn, name, stages)
     names = [f"feature{i + 1} ({own})" for i, own in enumerate(encoder.stage_names)]
     assert [score.metric for score in found[::2]] == [f"top-1 {own}" for own in [*names, "best layer"]]
     of_voc = SvmSettings(size=32, workers=0, device="cpu", costs=(1.0,))
-    rows = voc_svm.run(Task(encoder, *classification_halves(drawn), of_voc, "smoke", CPU, task.out))
+    rows = voc_svm.run(Task(encoder, *classification_splits(drawn), of_voc, "smoke", CPU, task.out))
     assert [row.metric for row in rows] == [f"mAP {own}" for own in [*names, "best layer"]]
 
 

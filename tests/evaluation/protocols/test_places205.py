@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from swav.data.augment.crops import centre_view
+from swav.data.augment.crops import center_crop_view
 from swav.data.loader import Loader
-from swav.data.sources.lists import places205_halves
+from swav.data.sources.lists import places205_splits
 from swav.data.synthetic.writers import write_shapes
 from swav.evaluation import stage_heads
 from swav.evaluation.protocols import places205
@@ -41,8 +41,8 @@ def test_training_crops_are_windows_of_the_resized_centre_square(tmp_path):
     recipe = load_recipe("tiny", {"width": 0.125, "prototypes": 4})
     encoder = Encoder(build_network(recipe), recipe, "random:tiny").requires_grad_(False)
     settings = Places205Settings(size=28, epochs=2, batch=10, workers=0, flip=0.0, steps=(1,))
-    halves = places205_halves(tmp_path / "p")
-    task = Task(encoder, *halves, settings, "published", torch.device("cpu"), tmp_path)
+    splits = places205_splits(tmp_path / "p")
+    task = Task(encoder, *splits, settings, "published", torch.device("cpu"), tmp_path)
     where = set()
     options: dict[str, Any] = {
         "batch": 10,
@@ -56,7 +56,7 @@ def test_training_crops_are_windows_of_the_resized_centre_square(tmp_path):
     }
     for batch in Loader(task.train, places205.views_of(settings), **options):
         for i, view in zip(batch.indices.tolist(), batch.views[0].numpy(), strict=True):
-            square = centre_view(task.train.read(i), 32, 32)  # 256 to 224 as 32 to 28
+            square = center_crop_view(task.train.read(i), 32, 32)  # 256 to 224 as 32 to 28
             windows = np.lib.stride_tricks.sliding_window_view(square, (28, 28, 3))[:, :, 0]
             same = np.argwhere((windows == view).all(axis=(2, 3, 4)))
             assert len(same) == 1

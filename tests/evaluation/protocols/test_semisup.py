@@ -1,4 +1,4 @@
-"""Attacks: labels of more images than the fraction; rates of the wrong part; a trunk that stays frozen or leaks; a resume
+"""Attacks: labels of more images than the fraction; rates of the wrong part; a backbone that stays frozen or leaks; a resume
 that differs.
 
 Run: pytest tests/evaluation/protocols/test_semisup.py
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from swav import checkpoint
-from swav.data.sources.open import labelled_halves
+from swav.data.sources.open import labelled_splits
 from swav.errors import ConfigError, DataError
 from swav.evaluation import supervised
 from swav.evaluation.protocols import semisup
@@ -35,7 +35,7 @@ def fresh() -> Encoder:
 @pytest.fixture
 def task(colours, tmp_path) -> Task[SemisupSettings]:
     settings = SemisupSettings(size=32, epochs=3, batch=4, workers=0, steps=(1, 2), fraction=(0.25, 0.5))
-    return Task(fresh(), *labelled_halves(colours), settings, "published", CPU, made(tmp_path / "out"))
+    return Task(fresh(), *labelled_splits(colours), settings, "published", CPU, made(tmp_path / "out"))
 
 
 def with_settings(task, **changed):
@@ -117,7 +117,7 @@ def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(task, monkeypa
             assert getattr(state, kind).keys() == theirs.keys()
             assert all(torch.equal(x, theirs[key]) for key, x in getattr(state, kind).items())
         start = semisup._start(task).state_dict()
-        assert not torch.equal(state.model["trunk.conv1.weight"], start["trunk.conv1.weight"])  # the trunk learns
+        assert not torch.equal(state.model["trunk.conv1.weight"], start["trunk.conv1.weight"])  # the backbone learns
         assert not torch.equal(state.model["trunk.bn1.running_mean"], start["trunk.bn1.running_mean"])
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.svm import LinearSVC
 
-from swav.data.sources.voc import classification_halves
+from swav.data.sources.voc import classification_splits
 from swav.errors import DataError
 from swav.evaluation.protocols import voc_lowshot
 from swav.evaluation.protocols.voc_lowshot import draw_sample
@@ -31,7 +31,7 @@ def marks(n=300, classes=4, seed=0):
 @pytest.fixture
 def task(drawn, tmp_path):
     settings = LowshotSettings(size=32, workers=0, device="cpu", k=(1, 2, 64), draws=3, costs=(1.0, 0.01, 10.0))
-    train, score = classification_halves(drawn)
+    train, score = classification_splits(drawn)
     return Task(encoder.load("random:tiny"), train, score, settings, "smoke", torch.device("cpu"), tmp_path)
 
 
@@ -52,12 +52,12 @@ def test_samples_depend_on_seed_number_and_k_only():
 
 def test_scores_are_those_of_machines_trained_one_by_one_and_costs_are_chosen_where_it_is_said():
     rng, told = np.random.default_rng(5), np.random.default_rng(9).normal(size=(4, 50))
-    halves = []
+    splits = []
     for seed in (0, 1):
         truth = marks(seed=seed)
         x = np.maximum(0, rng.normal(size=(300, 50)) + 0.4 + 0.5 * (truth == 1) @ told)
-        halves.append((unit_rows(x.astype(np.float32)), truth))
-    (x, train), (scored, truth) = halves
+        splits.append((unit_rows(x.astype(np.float32)), truth))
+    (x, train), (scored, truth) = splits
     settings = LowshotSettings(costs=(1.0, 0.01, 10.0), tolerance=1e-8)
     samples = [draw_sample(train, 4, 0, number) for number in (1, 2)]
     marked = Marked(train, truth, list("abcd"))

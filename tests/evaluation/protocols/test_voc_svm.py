@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
-from swav.data.sources.voc import classification_halves
+from swav.data.sources.voc import classification_splits
 from swav.data.targets import MultiLabels
 from swav.errors import ConfigError, DataError
 from swav.evaluation import svm_solver
@@ -33,7 +33,7 @@ from swav.weights import encoder
 @pytest.fixture
 def task(drawn, tmp_path):
     settings = SvmSettings(size=32, workers=0, device="cpu")
-    train, score = classification_halves(drawn)
+    train, score = classification_splits(drawn)
     return Task(encoder.load("random:tiny"), train, score, settings, "smoke", torch.device("cpu"), tmp_path)
 
 
@@ -121,7 +121,7 @@ def test_a_class_that_unreadable_images_leave_too_few_of_is_told(task, monkeypat
 
 def test_a_trunk_without_stages_is_refused(task, monkeypatch):
     monkeypatch.setattr(task.encoder, "stage_channels", [])
-    with pytest.raises(ConfigError, match="expected a trunk with stages"):
+    with pytest.raises(ConfigError, match="expected a backbone with stages"):
         voc_svm.check(task)
 
 
