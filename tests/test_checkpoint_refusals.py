@@ -109,7 +109,7 @@ def test_what_cannot_be_read_is_not_passed_over_and_costs_nothing(tmp_path, monk
         with pytest.raises(MachineError, match=r"step_00000002: cannot be read just now \(E[A-Z]+\)") as caught:
             work()
         assert caught.value.exit_code == 4 and len(str(caught.value).splitlines()) <= 3
-    monkeypatch.snapshot()
+    monkeypatch.undo()
     assert checkpoint.newest(folder, lambda warning: pytest.fail(warning)) == path
     assert names(folder) == [step_name(1), step_name(2)]
 

@@ -38,7 +38,7 @@ def test_a_missing_log_has_no_lines_and_one_that_cannot_be_read_is_warned_of(log
     monkeypatch.setattr(Path, "read_bytes", refusing(errno.EIO))
     assert jsonl.read_if_possible(log) == []
     jsonl.repair(log)
-    monkeypatch.snapshot()
+    monkeypatch.undo()
     assert log.read_text() == "{}\n" and capsys.readouterr().err.count("Input/output error") == 2
 
 
@@ -89,7 +89,7 @@ def refusing(number: int) -> Any:
 def test_a_file_system_that_refuses_costs_one_warning_and_the_lines_of_that_time(log, monkeypatch, capsys, number):
     monkeypatch.setattr(os, "open", refusing(number))
     assert not jsonl.append(log, {"a": 1}) and not jsonl.append(log, {"a": 2})
-    monkeypatch.snapshot()
+    monkeypatch.undo()
     assert jsonl.append(log, {"a": 3})
     assert [json.loads(line) for line in log.read_text().splitlines()] == [{"a": 3}]
     said = capsys.readouterr().err

@@ -166,7 +166,7 @@ def html(tables: Sequence[Table]) -> str:
     numbers = {id(table): i for i, table in enumerate(tables, start=1)}
     parts = [(section, [(numbers[id(table)], table) for table in inside]) for section, inside in _parts(tables)]
     return shown.get_template("tables.html").render(
-        parts=parts, require_disjoint=APART, sources=_sources(tables), sources_title=SOURCES
+        parts=parts, apart=APART, sources=_sources(tables), sources_title=SOURCES
     )
 
 

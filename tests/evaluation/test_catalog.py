@@ -44,7 +44,7 @@ def test_one_module_and_one_entry_make_a_benchmark(colours, tmp_path, monkeypatc
     assert runner.bench(
         ["dummy"], weights=["random:tiny"], data=colours, out=tmp_path, **overrides, dry_run=True
     ).dry_run
-    monkeypatch.snapshot()
+    monkeypatch.undo()
     with pytest.raises(ConfigError, match="unknown benchmark 'dummy'"):
         resolve(["dummy"], {})
 

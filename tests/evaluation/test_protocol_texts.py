@@ -349,4 +349,4 @@ def test_the_check_of_docstrings_can_fail(monkeypatch):
         monkeypatch.setattr(module, "__doc__", str(module.__doc__).replace(right, wrong))
         with pytest.raises(AssertionError):
             test_the_docstring_says_the_settings_and_no_other_number("linear")
-        monkeypatch.snapshot()
+        monkeypatch.undo()

@@ -60,7 +60,7 @@ FIRST = [
 NOT_RUN = [
     {"bench": "places205", "reason": "no list", "expected": "the lists"},
     {"bench": "lowshot", "reason": "few", "expected": "more training images", "metric": "mAP k=96"},
-    {"bench": "svm", "reason": "no stages", "expected": "a backbone with stages", "weights": "timm:vit"},
+    {"bench": "svm", "reason": "no stages", "expected": "a trunk with stages", "weights": "timm:vit"},
 ]
 SECOND = [
     row("knn", "top-1 k=10", 61.0, n=49_999, comparable=False, difference="49,999 scored images instead of 50,000"),

@@ -29,7 +29,7 @@ def settled(num_images: int, recipe: str = "auto", facts: dict[str, Any] | None 
 def derived(
     num_images: int, recipe: str = "auto", facts: dict[str, Any] | None = None, **given: Any
 ) -> tuple[Recipe, dict[str, str]]:
-    known = {"fits": everything_fits} | (facts or {})
+    known = {"batch_fits": everything_fits} | (facts or {})
     return derive(load_recipe(recipe, {"data": "photos"} | given), MachineAndData(num_images, **known))
 
 
@@ -84,7 +84,7 @@ def test_nothing_is_measured_that_no_setting_depends_on():
     def refuse(*_: Any) -> Any:
         raise AssertionError("measured in vain")
 
-    asked = {"is_grey": refuse, "fits": refuse, "pace": refuse}
+    asked = {"is_grey": refuse, "batch_fits": refuse, "throughput": refuse}
     settled(50_000, "imagenette", asked)
     settled(50_000, "auto", asked, batch=64, micro_batch=0, jitter=[0, 0, 0, 0], grayscale=0)
 
@@ -162,7 +162,7 @@ def test_few_images_make_one_batch(images, batch):
 
 
 def test_memory_bounds_the_micro_batch_and_says_so():
-    small = GPU | {"fits": lambda recipe, most: (min(most, 100), "tried on this GPU")}
+    small = GPU | {"batch_fits": lambda recipe, most: (min(most, 100), "tried on this GPU")}
     chosen, reasons = derived(10**6, facts=small)
     assert (chosen.batch, chosen.micro_batch) == (256, 64) and "tried on this GPU" in reasons["micro_batch"]
     assert settled(10**6, facts=GPU).micro_batch == 0
@@ -172,10 +172,12 @@ def test_memory_bounds_the_micro_batch_and_says_so():
 
 
 def test_where_the_batch_goes_through_at_once_memory_bounds_the_batch():
-    small = GPU | {"fits": lambda recipe, most: (100, "tried on this GPU")}
+    small = GPU | {"batch_fits": lambda recipe, most: (100, "tried on this GPU")}
     chosen, reasons = derived(10**6, facts=small, micro_batch=0)
     assert chosen.batch == 64 and "tried on this GPU" in reasons["batch"]
-    assert settled(10**6, facts=GPU | {"fits": lambda *_: pytest.fail("asked in vain")}, micro_batch=8).batch == 256
+    assert (
+        settled(10**6, facts=GPU | {"batch_fits": lambda *_: pytest.fail("asked in vain")}, micro_batch=8).batch == 256
+    )
 
 
 def test_what_memory_is_asked_about_is_settled():
@@ -195,7 +197,7 @@ def test_what_memory_is_asked_about_is_settled():
         assert not recipe.left_at_auto(*wanted)
         return most, "tried"
 
-    settled(10_000, facts={"fits": check, "world_size": 2}, head_dim="auto", in_channels="auto")
+    settled(10_000, facts={"batch_fits": check, "world_size": 2}, head_dim="auto", in_channels="auto")
 
 
 def test_too_few_images_for_the_processes_are_refused():
@@ -233,7 +235,7 @@ def test_a_queue_is_left_out_where_it_would_do_harm_or_nothing(epochs, batch, qu
     ],
 )
 def test_hours_become_epochs_at_the_measured_pace(hours, images, epochs, words):
-    chosen, reasons = derived(images, facts=GPU | {"pace": lambda recipe: 900.0}, hours=hours)
+    chosen, reasons = derived(images, facts=GPU | {"throughput": lambda recipe: 900.0}, hours=hours)
     assert chosen.epochs == epochs and words in reasons["epochs"]
 
 
@@ -243,7 +245,7 @@ def test_the_pace_is_asked_of_settings_that_lack_nothing_but_the_length():
         assert left <= {*DEPENDENT, "epochs", "warmup_epochs", "queue_length", "queue_start_epoch"}
         return 900.0
 
-    settled(10_000, facts={"pace": check}, hours=1, flip="auto", blur_sigma="auto", seed="auto")
+    settled(10_000, facts={"throughput": check}, hours=1, flip="auto", blur_sigma="auto", seed="auto")
 
 
 # -- several processes, micro-batches, compiling

@@ -66,14 +66,14 @@ def test_trunk_head_and_prototypes_come_along(weights, tmp_path):
     ):
         for name, tensor in ours.state_dict().items():
             assert torch.equal(tensor, theirs.state_dict()[name])
-    assert "trunk, head, prototypes" in words and "fresh" not in words and "facebookresearch/swav" in words
+    assert "backbone, head, prototypes" in words and "fresh" not in words and "facebookresearch/swav" in words
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"prototypes": 13}, ["trunk, head;", "fresh prototypes (of another size)"]),
+        ({"prototypes": 13}, ["backbone, head;", "fresh prototypes (of another size)"]),
         ({"head_dim": 6}, [": backbone;", "fresh head (of another size)", "fresh prototypes (of another size)"]),
         ({"head_hidden": 20}, [": backbone;", "fresh head (of another size)", "fresh prototypes (of another head)"]),
     ],
@@ -112,7 +112,10 @@ def test_what_weights_are_used_to_and_find_otherwise_is_said(weights, tmp_path):
     small = foreign.write(
         tmp_path / "small.pth", foreign.swav_flat(foreign.network("basic", (2, 2, 2, 2), stem="small"))
     )
-    assert "weights were trained with stem=small; this run uses stem=half" in start(small, tmp_path / "run", stem="half")[2]
+    assert (
+        "weights were trained with stem=small; this run uses stem=half"
+        in start(small, tmp_path / "run", stem="half")[2]
+    )
 
 
 def test_a_trunk_without_a_head_is_enough(tmp_path):

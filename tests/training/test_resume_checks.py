@@ -207,7 +207,7 @@ def test_a_last_score_that_was_interrupted_is_made_once_labels_are_back(shapes, 
     go_on(data, run, knn_every_epochs=1)
     assert checkpoint.read_state(last)["unscored"] and checkpoint.read_state(last)["best_step"] is None
     (tmp_path / "away").rename(data / "val")
-    monkeypatch.snapshot()
+    monkeypatch.undo()
     go_on(data, run, knn_every_epochs=1)
     state = checkpoint.read_state(last)
     assert not state["unscored"] and state["best_step"] == state["step"]

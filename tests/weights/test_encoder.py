@@ -119,7 +119,7 @@ def test_tensors_of_another_network_are_refused(run):
     network = build_network(RECIPE.model_copy(update={"backbone": "resnet34"}))
     state = STATE | {"best_step": None}
     checkpoint.save(path, 15, model=network.state_dict(), optim={}, local={}, state=state, keep=3)
-    with pytest.raises(CheckpointError, match=r"do not fit: unexpected backbone\.layer1\.2\.bn1"):
+    with pytest.raises(CheckpointError, match=r"do not fit: unexpected trunk\.layer1\.2\.bn1"):
         load(run)
 
 

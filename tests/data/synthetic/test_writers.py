@@ -60,7 +60,7 @@ def test_a_write_that_was_cut_off_is_known_and_made_whole(tmp_path, monkeypatch)
     monkeypatch.setitem(writers.LAYOUTS, "imagenet", Layout(dies_half_way, writers._no_lists))
     with pytest.raises(KeyboardInterrupt):
         write_shapes(tmp_path / "cut", train=10, val=10, size=32)
-    monkeypatch.snapshot()
+    monkeypatch.undo()
     assert json.loads((tmp_path / "cut" / "shapes.json").read_text())["complete"] is False
     write_shapes(tmp_path / "cut", train=10, val=10, size=32)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")

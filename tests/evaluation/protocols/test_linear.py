@@ -271,7 +271,7 @@ def test_images_that_cannot_be_decoded_do_not_count_as_training_images_nor_after
     assert all("27 training images" in score.deviations for score in linear.run(broken))
     monkeypatch.setattr(supervised, "_step", lambda *_: pytest.fail("trains a finished benchmark again"))
     assert all("27 training images" in score.deviations for score in linear.run(broken))
-    monkeypatch.snapshot()
+    monkeypatch.undo()
     exactly = {"training images": 30, "scored images": len(score), "classes": 3}
     monkeypatch.setattr("swav.evaluation.settings.LinearSettings.published", exactly)
     monkeypatch.setattr("swav.evaluation.task.deviations_of", lambda _: [])
