@@ -35,7 +35,7 @@ QUICKER: dict[str, Any] = {
 
 
 def demo(out: str | Path) -> Path:
-    """Draws shapes, pre-trains on them, measures random and pre-trained weights side by side, writes the report.
+    """Draw shapes, pre-train on them, measure random and pre-trained weights side by side, write the report.
 
     The last that is printed: the table "random vs SwAV", then the report's path. What is there already is not done
     again; what was cut off goes on.

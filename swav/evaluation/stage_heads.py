@@ -59,7 +59,7 @@ def check_heads(task: Task[Any], bench: str) -> None:
 
 
 def estimate_resources(task: Task[Any]) -> ResourceEstimate:
-    """What a run takes: every augmented image once through the backbone, for all heads together."""
+    """Estimate resources: every augmented image once through the backbone, for all heads together."""
     settings: StageTraining = task.settings
     values = sum(task.stage_values())
     layers = 4 * task.num_classes * values
@@ -72,7 +72,7 @@ def estimate_resources(task: Task[Any]) -> ResourceEstimate:
 
 
 def train_heads(task: Task[Any], bench: str, views: ViewSpec) -> list[Score]:
-    """Trains and scores all heads at once, continuing from the state of an interrupted training.
+    """Train and score all heads at once, continuing from the state of an interrupted training.
 
     Args:
         bench: its name.
@@ -83,7 +83,7 @@ def train_heads(task: Task[Any], bench: str, views: ViewSpec) -> list[Score]:
 
     Raises:
         ConfigError: the backbone has no stages.
-        DataError: no image of a half can be read.
+        DataError: no image of a split can be read.
         NumericsError: the loss is not finite.
         CheckpointError: there is saved state, and none of it verifies.
     """

@@ -1,4 +1,4 @@
-"""What a benchmark is given and what it returns: the seam between the suite and a protocol."""
+"""What a benchmark is given and what it returns: the seam between the runner and a protocol."""
 
 import dataclasses
 import hashlib

@@ -107,7 +107,7 @@ def line_chart(
     lines = []
     for name, row in buckets:
         text = f"{name}, " if len(buckets) > 1 else ""
-        micro_batches = _pieces(row)
+        pieces = _pieces(row)
         few = sum(len(piece) for piece in micro_batches) <= FEW
         lines.append(
             Line(

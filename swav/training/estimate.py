@@ -164,7 +164,7 @@ def _own_throughput(images: Images, recipe: Recipe, device: torch.device) -> flo
     at_a_time = recipe.images_per_forward(processes)
     micro_batches = (
         1 if at_a_time == recipe.batch // processes else 2
-    )  # of two pieces an image costs what it costs of many
+    )  # of two micro-batches an image costs what it costs of many
     steps, count = _Steps(recipe, device), micro_batches * at_a_time
     if device.type == "cpu":
         count = _short_enough(recipe, steps, count)
@@ -231,7 +231,7 @@ class _Steps:
             )
 
     def make(self, micro_batches: Sequence[Crops], images: int) -> None:
-        """A step of so many images, whole or in pieces."""
+        """Make a step of so many images, in one micro-batch or several."""
         self.trainer.batch = images
         try:
             with dist.alone():

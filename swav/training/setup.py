@@ -82,7 +82,7 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
         except SharedImages:  # a score that flatters is worse than none
             raise
         except DataError as error:
-            unlabelled = str(error)  # usual where there are no labels; said, as it also tells of halves that differ
+            unlabelled = str(error)  # usual where there are no labels; said, as it may be that the splits differ
     return Run(out, recipe, reasons, images, labelled, unlabelled, device, kept, speeds[0] if speeds else None)
 
 

@@ -89,8 +89,8 @@ class Trainer:
         """One step of SwAV: codes from the code-giving crops, predicted by the other crops.
 
         Args:
-            pieces: the batch of this process; whole, or cut into several pieces of equal size if it is larger than
-                memory. A whole one is asked for once, each of several pieces twice, once per pass.
+            micro_batches: the batch of this process; one, or several of equal size if it is larger than memory. A single
+                one is asked for once, each of several twice, once per pass.
             step: 0-based, over the whole run.
             requests: gives numbers whose maximum over all processes is to be known by all (see Returns). It is called
                 in the middle of the step, so that what a signal asks for is known at the step's end.

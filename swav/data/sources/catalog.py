@@ -39,10 +39,10 @@ class DataSet(NamedTuple):
 
 
 def labelled(root: Path, cache: Path | None = None, allow_missing: bool = False) -> Splits:
-    """Both halves of ImageNet, or of any other labelled set: folders, a CSV, CIFAR, or ImageNet's flat val/ with lists.
+    """Return both splits of ImageNet, or of any other labelled set: folders, a CSV, CIFAR, or ImageNet's flat val/ with lists.
 
     Raises:
-        DataError: there is none, its halves differ in their classes, or ROOT holds other data sets only.
+        DataError: there is none, its splits differ in their classes, or ROOT holds other data sets only.
     """
     root = root.expanduser()
     home = next(

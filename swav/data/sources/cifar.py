@@ -23,7 +23,7 @@ SIDE = 32  # pixels
 PIXEL_BYTES = 3 * SIDE * SIDE  # red, green and blue planes
 
 Split = Literal["train", "test"]
-BINARY = {  # of a version: its files by half, bytes before the pixels (the last is the label), file of class names
+BINARY = {  # of a version: its files by split, bytes before the pixels (the last is the label), file of class names
     "CIFAR-10": ({"train": "data_batch_?.bin", "test": "test_batch.bin"}, 1, "batches.meta.txt"),
     "CIFAR-100": ({"train": "train.bin", "test": "test.bin"}, 2, "fine_label_names.txt"),
 }

@@ -206,7 +206,7 @@ def _open_list(layout: Layout, split: Split, cache: Path | None, progress: Progr
 def _folder_labels(parts: list[list[bytes]], nested: bool) -> list[str] | None:
     """The first folder of each path; None where some image has none, or where there is one folder only.
 
-    A tree that is not declared a data set by its halves must be strictly CLASS/FILE: deeper ones are more often sorted
+    A tree that is not declared a data set by its splits must be strictly CLASS/FILE: deeper ones are more often sorted
     by something else than class.
     """
     if not all(len(part) == 2 or (nested and len(part) > 2) for part in parts) or len({part[0] for part in parts}) < 2:

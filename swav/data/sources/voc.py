@@ -36,7 +36,7 @@ def classification_splits(
         allow_missing: leave out listed images that are not there, and say so in the note; else they are an error.
 
     Raises:
-        DataError: there is no such data set, a half or a list is missing, or a list names a missing image.
+        DataError: there is no such data set, a split or a list is missing, or a list names a missing image.
     """
     home = find_home(root)
     lists = home / "ImageSets" / "Main"

@@ -56,7 +56,7 @@ def _draw_imagenet(drawn: Scene, folder: Path, split: str, index: int) -> None:
 
 # --- voc: FOLDER/VOC2007/{JPEGImages,Annotations,ImageSets/Main}, with the splits trainval and test -------------------
 
-_TEST_IDS = 500_000  # the numbers of the test half begin here: ids are unique over both
+_TEST_IDS = 500_000  # the numbers of the test split begin here: ids are unique over both
 _DIFFICULT = 0.015  # of the image's area: an object that shows less is marked as hard to recognise
 
 _Listed = tuple[str, Int[np.ndarray, " 10"]]  # id, and per class 1 present, 0 difficult ones only, -1 absent
@@ -173,7 +173,7 @@ def write_shapes(
     Args:
         folder: new, empty, or one that this function wrote with the same arguments.
         layout: of which data set the folder takes the form.
-        train, val: images; val becomes the half that the layout's own data set is scored on.
+        train, val: images; val becomes the split that the layout's own data set is scored on.
         size: side of an image [pixels].
         seed: another seed, other images.
         progress: told how many images are done.

@@ -29,7 +29,7 @@ def check(task: Task[KnnSettings]) -> None:
 
 
 def estimate_resources(task: Task[KnnSettings]) -> ResourceEstimate:
-    """What a run takes. The vote took 9.6 s of 100,000 x 5,000 x 2,048 (benchmarks/results/knn.md)."""
+    """Estimate resources. The vote took 9.6 s of 100,000 x 5,000 x 2,048 (benchmarks/results/knn.md)."""
     bank, queries, width = len(task.train), len(task.score), task.encoder.num_features
     features = 4 * width * (bank + queries)
     vote = 9.6 * bank * queries * width / (100_000 * 5_000 * 2_048)
@@ -41,7 +41,7 @@ def run(task: Task[KnnSettings]) -> list[Score]:
 
     Raises:
         ConfigError: a k is larger than the bank.
-        DataError: no image of a half can be read.
+        DataError: no image of a split can be read.
     """
     check(task)  # a complaint must not wait for the features
     device, settings = task.device, task.settings

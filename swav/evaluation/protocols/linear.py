@@ -50,7 +50,7 @@ def check(task: Task[LinearSettings]) -> None:
 
 
 def estimate_resources(task: Task[LinearSettings]) -> ResourceEstimate:
-    """What a run takes: the features of the scored images are kept in memory, those of training never."""
+    """Estimate resources: the features of the scored images are kept in memory, those of training never."""
     scored, width = len(task.score), task.encoder.num_features
     layer = 4 * task.num_classes * (width + 1)
     return ResourceEstimate(
@@ -59,10 +59,10 @@ def estimate_resources(task: Task[LinearSettings]) -> ResourceEstimate:
 
 
 def run(task: Task[LinearSettings]) -> list[Score]:
-    """Trains and scores one layer, continuing from the state of an interrupted training.
+    """Train and score one layer, continuing from the state of an interrupted training.
 
     Raises:
-        DataError: no image of a half can be read.
+        DataError: no image of a split can be read.
         NumericsError: the loss is not finite.
         CheckpointError: there is saved state, and none of it verifies.
     """

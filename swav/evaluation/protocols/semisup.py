@@ -78,7 +78,7 @@ def check(task: Task[SemisupSettings]) -> None:
 
 
 def estimate_resources(task: Task[SemisupSettings]) -> ResourceEstimate:
-    """What a run takes: the whole network is trained, and kept with its momentum, once per fraction."""
+    """Estimate resources: the whole network is trained, and kept with its momentum, once per fraction."""
     settings = task.settings
     weights = 4 * sum(parameter.numel() for parameter in task.encoder.trunk.parameters())
     return ResourceEstimate(
@@ -90,11 +90,11 @@ def estimate_resources(task: Task[SemisupSettings]) -> ResourceEstimate:
 
 
 def run(task: Task[SemisupSettings]) -> list[Score]:
-    """Fine-tunes and scores a copy of the encoder for each fraction, going on from the last finished epoch of an interrupted
+    """Fine-tune and score a copy of the encoder for each fraction, going on from the last finished epoch of an interrupted
     training.
 
     Raises:
-        DataError: no image of a half can be read, or the list is at fault.
+        DataError: no image of a split can be read, or the list is at fault.
         NumericsError: the loss is not finite.
         CheckpointError: there is saved state, and none of it verifies.
     """

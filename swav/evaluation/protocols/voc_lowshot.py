@@ -72,7 +72,7 @@ def check(task: Task[LowshotSettings]) -> None:
 
 
 def estimate_resources(task: Task[LowshotSettings]) -> ResourceEstimate:
-    """What a run takes. A k of the whole of VOC 2007 took 11 s to 37 s on two cores; the features are those of the SVM."""
+    """Estimate resources. A k of the whole of VOC 2007 took 11 s to 37 s on two cores; the features are those of the SVM."""
     rows, values = len(task.train), task.stage_values()
     both, stages = rows + len(task.score), len(values) if task.settings.layers == "all" else 1
     return ResourceEstimate(
@@ -88,7 +88,7 @@ def run(task: Task[LowshotSettings]) -> list[Score | NoScore]:
 
     Raises:
         ConfigError: the backbone has no stages.
-        DataError: as check; or no image of a half can be read.
+        DataError: as check; or no image of a split can be read.
     """
     check(task)
     settings, marked = task.settings, Marked.of(task)

@@ -73,7 +73,7 @@ def _check_classes(task: Task[SvmSettings], marked: Marked) -> None:
 
 
 def estimate_resources(task: Task[SvmSettings]) -> ResourceEstimate:
-    """What a run takes. 1,520 machines of 5,011 rows took 38.7 s (benchmarks/results/svm.md); of few rows most of the time is
+    """Estimate resources. 1,520 machines of 5,011 rows took 38.7 s (benchmarks/results/svm.md); of few rows most of the time is
     that of scores for the choice of costs, a millisecond each.
     """
     settings, rows = task.settings, len(task.train)
@@ -92,7 +92,7 @@ def run(task: Task[SvmSettings]) -> list[Score | NoScore]:
 
     Raises:
         ConfigError: the backbone has no stages.
-        DataError: no image of a half can be read, or those of a class are too few.
+        DataError: no image of a split can be read, or those of a class are too few.
     """
     check(task)
     settings, marked = task.settings, Marked.of(task)
