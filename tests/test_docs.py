@@ -243,7 +243,7 @@ def test_other_commands_of_the_documentation_exist():
         match words:
             case ["make", *named]:
                 assert set(word for word in named if "=" not in word) <= set(targets), place
-            case ["python", script, *_] if script.startswith("benchmarks/"):
+            case ["python", script, *_] if script.startswith(("benchmarks/", "tools/")):
                 assert (ROOT / script).is_file(), place
             case [".", ".venv/bin/activate"] | ["export", *_] | ["swav"]:
                 pass

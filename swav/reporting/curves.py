@@ -108,26 +108,24 @@ def line_chart(
     for name, row in buckets:
         text = f"{name}, " if len(buckets) > 1 else ""
         pieces = _pieces(row)
-        few = sum(len(piece) for piece in micro_batches) <= FEW
+        few = sum(len(piece) for piece in pieces) <= FEW
         lines.append(
             Line(
                 name,
                 paths=[
-                    _corners([(place_x(b.x), place_y(b.mean)) for b in piece])
-                    for piece in micro_batches
-                    if len(piece) > 1
+                    _corners([(place_x(b.x), place_y(b.mean)) for b in piece]) for piece in pieces if len(piece) > 1
                 ],
                 bands=[
                     _corners(
                         [(place_x(b.x), place_y(b.low)) for b in piece]
                         + [(place_x(b.x), place_y(b.high)) for b in piece[::-1]]
                     )
-                    for piece in micro_batches
+                    for piece in pieces
                     if any(b.high > b.low for b in piece)
                 ],
                 dots=[
                     (round(place_x(b.x), 1), round(place_y(b.mean), 1))
-                    for piece in micro_batches
+                    for piece in pieces
                     if few or len(piece) == 1
                     for b in piece
                 ],
@@ -196,13 +194,13 @@ def _bucket(points: Sequence[Point]) -> _Bucket | None:
 
 def _pieces(row: Sequence[_Bucket | None]) -> list[list[_Bucket]]:
     """The runs of buckets between gaps."""
-    micro_batches: list[list[_Bucket]] = [[]]
+    pieces: list[list[_Bucket]] = [[]]
     for bucket in row:
         if bucket is None:
-            micro_batches.append([])
+            pieces.append([])
         else:
-            micro_batches[-1].append(bucket)
-    return [piece for piece in micro_batches if piece]
+            pieces[-1].append(bucket)
+    return [piece for piece in pieces if piece]
 
 
 def _corners(points: Sequence[tuple[float, float]]) -> str:

@@ -253,7 +253,7 @@ def test_the_forecast_speaks_of_time_memory_disk_and_how_far_off_it_is(shapes, t
 
 
 @pytest.mark.parametrize(
-    ("epochs", "pace", "words"),
+    ("epochs", "throughput", "words"),
     [(1, 8.0, "8 s at 8 images/s"), (1, 0.4, "3 minutes at 0.4 images/s"), (90, 1234.5, "5 s at 1234 images/s")],
 )
 def test_a_short_time_and_a_slow_pace_are_not_rounded_to_nothing(epochs, throughput, words, shapes, tmp_path):
