@@ -27,7 +27,12 @@ from torch import Tensor
 from swav import dist
 from swav.errors import CheckpointError, MachineError, NumericsError, SwavError
 from swav.files import (
+    BAD_FILES,
+    CHECKPOINTS,
+    CONFIG,
     DISK_IS_FULL,
+    IMAGE_LIST,
+    METRICS,
     FileLock,
     patiently,
     remove_leftovers,
@@ -41,7 +46,7 @@ from swav.system import fault_point
 from swav.tensors import not_finite, some
 
 FORMAT = 1
-WRITTEN_BY_A_RUN = ("config.yaml", "images.npz", "metrics.jsonl", "bad_files.jsonl", "latest")
+WRITTEN_BY_A_RUN = (CONFIG, IMAGE_LIST, METRICS, BAD_FILES, "latest")
 _ABSENT = (
     errno.ENOENT,
     errno.ENOTDIR,
@@ -486,5 +491,5 @@ class RunLock(FileLock):
             ) from None
         except OSError as error:
             raise MachineError(f"{folder}: cannot be written ({error}); choose an --out that can") from None
-        remove_partial_saves(folder / "checkpoints")
+        remove_partial_saves(folder / CHECKPOINTS)
         return self

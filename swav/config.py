@@ -337,7 +337,7 @@ RENAMED = {
     "score_epochs": "score_every_epochs",
 }
 
-# Settings that may change between the sittings of one run: they leave every weight as it is (another kind of device to
+# Settings that may change between the commands of one run: they leave every weight as it is (another kind of device to
 # rounding), or have done their work when it began (hours).
 HARMLESS = frozenset(
     {

@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 # connections close); with NCCL it is torchrun that ends the others of a machine, within 30 seconds.
 TIMEOUT_MINUTES = 10.0
 # Objects travel by gloo in a group of their own: one process may score or save for longer while the others wait.
-_timeout_message: Any = None
+_object_group: Any = None
 _PATIENCE = datetime.timedelta(days=1)
 
 
@@ -105,7 +105,7 @@ def gather_objects(value: Any) -> list[Any]:
     if not is_active():
         return [value]
     values: list[Any] = [None] * world_size()
-    torch_dist.all_gather_object(values, value, group=_timeout_message)
+    torch_dist.all_gather_object(values, value, group=_object_group)
     return values
 
 
@@ -114,7 +114,7 @@ def broadcast_object(value: Any) -> Any:
     if not is_active():
         return value
     box = [value]
-    torch_dist.broadcast_object_list(box, src=0, group=_timeout_message)
+    torch_dist.broadcast_object_list(box, src=0, group=_object_group)
     return box[0]
 
 
@@ -182,7 +182,7 @@ def process_group(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES
     if is_active() or (launched_world_size() == 1 and "RANK" not in os.environ):
         yield
         return
-    global _timeout_message
+    global _object_group
     _environment_int("RANK", 0)
     timeout = datetime.timedelta(minutes=timeout_minutes)
     try:
@@ -194,7 +194,7 @@ def process_group(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES
             world_size=size,
             timeout=timeout,
         )
-        _timeout_message = torch_dist.new_group(backend="gloo", timeout=_PATIENCE)
+        _object_group = torch_dist.new_group(backend="gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         alone = MachineError(
             f"the {launched_world_size()} processes could not meet ({_first_line(error)})\n"
@@ -218,7 +218,7 @@ def process_group(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES
         _elect_reporter(store, lost)
         raise lost from None
     finally:
-        _timeout_message = None
+        _object_group = None
         torch_dist.destroy_process_group()
 
 

@@ -80,7 +80,9 @@ def read_object(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     except OSError as error:
-        raise MachineError(f"{path}: cannot be read just now ({error.strerror}); the same command continues") from None
+        raise MachineError(
+            f"{path}: cannot be read just now ({error.strerror}); rerun the same command to resume"
+        ) from None
     return content if isinstance(content, dict) else {}
 
 
@@ -142,11 +144,13 @@ def mapped(path: Path, shape: tuple[int, int], mode: Any) -> "np.memmap[Any, Any
     except OSError as error:
         if error.errno is None or isinstance(error, FileNotFoundError | NotADirectoryError):
             return None
-        raise MachineError(f"{path}: cannot be read just now ({error.strerror}); the same command continues") from None
+        raise MachineError(
+            f"{path}: cannot be read just now ({error.strerror}); rerun the same command to resume"
+        ) from None
     except Exception:  # a damaged header can make NumPy raise anything
         return None
-    batch_fits = array.shape == shape and array.dtype == np.dtype("<f4") and array.flags.c_contiguous
-    return array if batch_fits else None
+    fits = array.shape == shape and array.dtype == np.dtype("<f4") and array.flags.c_contiguous
+    return array if fits else None
 
 
 def array_to_fill(path: Path, shape: tuple[int, int], keep: bool) -> "np.memmap[Any, Any]":

@@ -93,12 +93,15 @@ class FeatureStore:
             progress: is told how many images are done.
 
         Raises:
+            ValueError: no kind is asked for.
             ConfigError: stages are asked for, and the backbone has none.
             DataError: no image can be read.
             NumericsError: a feature is not finite (where they are kept in a folder).
             MachineError: a loader process died, or the disk is full or does not give back what was written.
             Stopped: a signal asked for an end; what was computed is saved.
         """
+        if not stages and not pooled:
+            raise ValueError("expected stages=True or pooled=True, found neither")
         kinds = stage_kinds(self.encoder) if stages else []
         kinds += ["pooled"] if pooled else []
         progress = Progress("features", len(self.images), quiet=True) if progress is None else progress

@@ -71,7 +71,7 @@ def stage_features_of(
     """Pooled maps of every stage of cut images, as features_of; with `pooled`, the features too, as the last.
 
     Args:
-        lighting: of each image, see views.to_input.
+        lighting: of each image, see crops.to_input.
 
     Raises:
         ConfigError: the backbone has no stages.

@@ -26,7 +26,10 @@ RETRY_SECONDS = 0.1
 REMINDER_SECONDS = 60.0
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # what a network file system reports while its server is away
 PAUSES_SECONDS = (0.1, 0.5, 2.0)  # between the tries of `patiently`
-CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"  # a folder that holds both is a run's; both are made before step 1
+# Names in a run's folder. One that holds the first two is a run's; both are made before step 1.
+CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
+METRICS, BAD_FILES, IMAGE_LIST = "metrics.jsonl", "bad_files.jsonl", "images.npz"
+REPORT, REPORT_PARTS = "report.html", "report"
 
 Result = TypeVar("Result")
 
@@ -238,7 +241,7 @@ def gone(folder: Path) -> MachineError:
     """The error of a folder that was there when the work began."""
     return MachineError(
         f"{folder}: was removed or moved during the run (or its disk unmounted); nothing more was written there\n"
-        "put it back, and the same command continues from what was saved in it"
+        "put it back and rerun the same command to resume from what was saved in it"
     )
 
 

@@ -62,7 +62,7 @@ def environment_errors(
             raise
         if error.errno not in DISK_IS_FULL:
             raise MachineError(
-                f"{error.filename or 'a file'}: {error.strerror}; look at the disk and --out, then give the same command again"
+                f"{error.filename or 'a file'}: {error.strerror}; look at the disk and --out, then rerun the same command to resume"
             ) from error
         raise MachineError(
             f"{error.filename or 'a file'}: the disk is full or a limit is reached ({error.strerror})\n"
@@ -103,9 +103,9 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Computes in the half type of a precision (bf16, fp16) what bears it; fp32 leaves all as it is."""
-    split = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return contextlib.nullcontext() if split is None else torch.autocast(device.type, dtype=split)
+    """Compute in a precision of 16 bits (bf16, fp16) where that is safe; fp32 changes nothing."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def _cpu_vendor() -> str:

@@ -383,3 +383,8 @@ def test_damaged_images_that_were_read_as_pillow_does_are_known_to_who_reads_the
         assert features(encoder, images, tmp_path).kept.tolist() == list(range(5))
         assert images.damaged == {"2.jpg"}
         monkeypatch.setattr(feature_store, "read_views", nothing_is_read)
+
+
+def test_no_kind_of_features_is_refused(images, encoder, tmp_path):
+    with pytest.raises(ValueError, match="expected stages=True or pooled=True"):
+        features(encoder, images, tmp_path / "out", stages=False, pooled=False)

@@ -30,7 +30,7 @@ _STRETCH = 256  # images that a worker makes at a time: at a batch of 4096 all w
 _CHUNK = (
     16  # images that are cut before they are coloured: their crops stay in the cache, and so does each kind of code
 )
-_ADVICE = "use fewer workers=N or a smaller batch: rerun the same command to resume from the last checkpoint"
+_ADVICE = "rerun with fewer workers=N to resume from the last checkpoint"
 _REPLACEMENTS = 100  # images tried in place of one that cannot be read
 
 

@@ -20,9 +20,9 @@ from swav.data.sources.decode import printable
 from swav.data.sources.walk import ROW
 from swav.data.storage import Files
 from swav.errors import ConfigError, counted
-from swav.files import warn, write_durably
+from swav.files import IMAGE_LIST, warn, write_durably
 
-FILE = "images.npz"
+FILE = IMAGE_LIST
 VERSION = 1
 _SHOWN = 3  # names in the message of a refusal
 _LISTED = 10  # names in a warning

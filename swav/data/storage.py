@@ -154,11 +154,18 @@ class InMemory:
         return np.ascontiguousarray(self.pixels).data
 
 
-def joined(parts: Sequence[Files | InMemory]) -> Files | InMemory:
-    """Return storages of one kind and root as one. Inodes are dropped: they tell splits apart."""
+def joined(parts: Sequence[Storage]) -> Storage:
+    """Return storages of one kind and root as one. Inodes are dropped: they distinguish splits.
+
+    Raises:
+        TypeError: storages of several kinds, or of one that cannot be joined.
+    """
     names = [name for part in parts for name in part.names]
     rows: np.ndarray[Any, Any] = np.concatenate([part.rows for part in parts])
     arrays = [part.pixels for part in parts if isinstance(part, InMemory)]
-    if arrays:
+    if len(arrays) == len(parts):
         return InMemory(parts[0].root, names, rows, np.concatenate(arrays))
-    return Files(parts[0].root, names, rows)
+    if all(isinstance(part, Files) for part in parts):
+        return Files(parts[0].root, names, rows)
+    kinds = ", ".join(sorted({type(part).__name__ for part in parts}))
+    raise TypeError(f"expected storages of one kind, Files or InMemory, found {kinds}")

@@ -27,7 +27,7 @@ class Benchmark:
 
     Attributes:
         module: of its protocol, with the functions `check(task)`, which validates settings and data before any computation,
-            `run(task)`, which returns its scores, and `needs(task)`, which estimates its resources.
+            `run(task)`, which returns its scores, and `estimate_resources(task)`, for --dry-run.
         settings: of protocol published; they name the data set and the published sizes.
         smoke: settings that protocol smoke changes: at most 5 minutes on two cores, with a ResNet-18.
         distributed: whether several processes run it together; else the first runs it while the others wait.

@@ -117,10 +117,9 @@ def cross_entropy(outputs: Iterable[Tensor], labels: Tensor) -> Tensor:
     if bool((labels == IGNORED).all()):
         losses = [0.0 * logits.float().sum() for logits in outputs]
     else:
-        losses = [
-            nn.functional.cross_entropy(logits.float(), labels.to(logits.device), ignore_index=IGNORED)
-            for logits in outputs
-        ]
+        outputs = list(outputs)
+        labels = labels.to(outputs[0].device)
+        losses = [nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED) for logits in outputs]
     return sum(losses[1:], losses[0])
 
 

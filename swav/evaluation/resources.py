@@ -17,7 +17,7 @@ STEP = 3  # forwards that a training step takes: there, and back for activations
 DOUBT = f"extrapolated from {SAMPLE} images; expect a factor of 2 either way"
 
 
-def forecast(bench: str, task: Task[Any], estimate_resources: ResourceEstimate) -> DryRunRow:
+def forecast(bench: str, task: Task[Any], estimate: ResourceEstimate) -> DryRunRow:
     """A row: what a benchmark would take, from the time of some images on this machine."""
     seconds = _seconds_per_image(task)
     return DryRunRow(
@@ -25,10 +25,9 @@ def forecast(bench: str, task: Task[Any], estimate_resources: ResourceEstimate) 
         weights=task.encoder.name,
         seed=task.settings.seed,
         data=f"{task.train.note}: {len(task.train)}; {task.score.note}: {len(task.score)}",
-        hours=(seconds * (estimate_resources.forwards + STEP * estimate_resources.trained) + estimate_resources.solving)
-        / 3600,
-        memory_gb=estimate_resources.memory / 1e9,
-        disk_gb=estimate_resources.disk / 1e9,
+        hours=(seconds * (estimate.forwards + STEP * estimate.trained) + estimate.solving) / 3600,
+        memory_gb=estimate.memory / 1e9,
+        disk_gb=estimate.disk / 1e9,
     )
 
 

@@ -70,7 +70,7 @@ def bench(
         DataError: the data of a benchmark asked for by name is missing or at fault.
         CheckpointError: weights are damaged.
         MachineError: there is no such device, or one of several processes is lost.
-        Stopped: a signal asked for an end; finished epochs, features and results are saved.
+        Stopped: a signal asked for an end; trained steps, features and results are saved.
     """
     out = Path(out)
     sources, modules = _sources(weights, settings.get("name"))

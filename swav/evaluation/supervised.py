@@ -1,7 +1,7 @@
 """The loop of every benchmark that trains on labels. It does not know what it trains: an objective gives loss and metrics.
 
-The state is a verified checkpoint after each epoch, every ten minutes within one, and when a signal asks for an end; so an
-interrupted training goes on from that step and ends, on a CPU, with the same bits. What is reported is the last evaluation,
+The state is a verified checkpoint after each epoch, every ten minutes within one, and when a signal asks for an end, be it
+during an evaluation; so an interrupted training resumes from that step and ends, on a CPU, with the same bits. What is reported is the last evaluation,
 not the best. Under torchrun each process takes its share of every batch.
 """
 
@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from swav import checkpoint, dist, signals
 from swav.agreement import require_agreement
 from swav.data.images import Images
-from swav.errors import CheckpointError, NumericsError
-from swav.files import FileLock, FolderGuard, not_essential, remove_leftovers, write_text_durably
+from swav.errors import CheckpointError, NumericsError, Stopped
+from swav.files import CHECKPOINTS, FileLock, FolderGuard, not_essential, remove_leftovers, write_text_durably
 from swav.network.ddp import in_parallel
 from swav.progress import Progress
 from swav.system import environment_errors, fault_point, random_state, seed_process, set_random_state
@@ -72,7 +72,7 @@ class Objective(Protocol[B]):
 
     Attributes:
         model: on the device.
-        optimizer: of the model; any of torch's.
+        optimizer: of the model: SGD, Adam or AdamW.
     """
 
     @property
@@ -179,8 +179,11 @@ def fit(
         DataError: hardly an image can be read.
         NumericsError: the loss, an output or a weight is not finite.
         CheckpointError: there is saved state, and none of it verifies, or it is of another training.
+        TypeError: another optimiser, whose state could not be resumed.
         Stopped: a signal asked for an end; the state is saved.
     """
+    if not isinstance(objective.optimizer, torch.optim.SGD | torch.optim.Adam):  # AdamW is an Adam
+        raise TypeError(f"optimizer: expected SGD, Adam or AdamW, found {type(objective.optimizer).__name__}")
     seen = [train.fingerprint, train.labels_fingerprint, score.fingerprint]  # a list may be another on each machine
     require_agreement({f"images of {plan.label}": seen})
     with _the_only_one(plan, out), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -214,6 +217,22 @@ def _fit(
         signals.note_saved()
         saved_at, saved_time = state.step, time.monotonic()
 
+    def finish_epoch() -> None:
+        """Evaluate where that is due, and save. Of a signal on the way the state before is saved, without the line."""
+        try:
+            line = _line(objective, plan, state.step, dist.all_reduce_sum(state.totals))
+        except Stopped:
+            if saved_at < state.step:
+                save()
+            dist.stop_together()  # with its words for what is saved
+            raise
+        state.lines.append(line)
+        state.totals = torch.zeros_like(state.totals)
+        save()
+        fault_point(f"{plan.bench}:epoch")
+
+    if _lacks_line(plan, state):
+        finish_epoch()
     made = batches(state.step) if state.step < plan.steps else iter(())
     try:
         with Progress(plan.label, plan.steps, state.step, quiet=dist.rank() > 0) as progress:
@@ -231,14 +250,11 @@ def _fit(
                 state.totals += torch.stack([loss.double() * count, torch.full_like(state.totals[0], count)])
                 state.step = batch.step + 1
                 progress.update(state.step, state.lines[-1]["text"] if state.lines else "")
-                if state.step % plan.epoch == 0 or state.step == plan.steps:
-                    state.lines.append(_line(objective, plan, state.step, dist.all_reduce_sum(state.totals)))
-                    state.totals = torch.zeros_like(state.totals)
-                    save()
-                    fault_point(f"{plan.bench}:epoch")
+                if _ends_epoch(plan, state.step):
+                    finish_epoch()
     finally:
-        if isinstance(made, Generator):
-            made.close()
+        if callable(close := getattr(made, "close", None)):  # a generator's loader has processes to end
+            close()
     lost = sum(train.name(i) in state.unreadable for i in range(len(train))) if state.unreadable else 0
     last = state.lines[-1]
     return TrainingResult(last, len(train) - lost, last["scored"], str((plan.folder / LOG).relative_to(out)))
@@ -287,7 +303,7 @@ def _line(objective: Objective[B], plan: TrainingPlan, step: int, totals: Tensor
 def _resumed(objective: Objective[B], plan: TrainingPlan, device: torch.device) -> _State:
     """Bring model, optimiser and random numbers to where an interrupted training was; return how far it is."""
     totals = torch.zeros(2, dtype=torch.float64, device=device)
-    path = dist.on_rank0(lambda: checkpoint.newest(plan.folder / "checkpoints"))
+    path = dist.on_rank0(lambda: checkpoint.newest(plan.folder / CHECKPOINTS))
     if path is None:
         return _State(0, [], set(), ([], []), totals)
     saved = checkpoint.read(path)
@@ -309,7 +325,19 @@ def _resumed(objective: Objective[B], plan: TrainingPlan, device: torch.device) 
     elif dist.rank() == 0:  # of other processes: the sum is what counts
         totals += sum(local["totals"].to(device) for local in saved.locals if "totals" in local)
     damaged = saved.state.get("damaged", [[], []])  # older states have none
-    return _State(step, lines, set(saved.state["unreadable"]), (damaged[0], damaged[1]), totals)
+    state = _State(step, lines, set(saved.state["unreadable"]), (damaged[0], damaged[1]), totals)
+    if _ends_epoch(plan, step) and not _lacks_line(plan, state):  # they were made into its line, perhaps later
+        state.totals = torch.zeros_like(totals)
+    return state
+
+
+def _ends_epoch(plan: TrainingPlan, step: int) -> bool:
+    return step > 0 and (step % plan.epoch == 0 or step == plan.steps)
+
+
+def _lacks_line(plan: TrainingPlan, state: _State) -> bool:
+    """Whether a signal put off the line of the epoch that the state is at the end of."""
+    return _ends_epoch(plan, state.step) and len(state.lines) < -(-state.step // plan.epoch)
 
 
 def _load_optimizer(path: str, saved: Mapping[str, Tensor], objective: Objective[B]) -> None:
@@ -325,6 +353,8 @@ def _load_optimizer(path: str, saved: Mapping[str, Tensor], objective: Objective
         parameter, value = parameters[name], found[key]
         if kind != "step":  # in the parameter's memory order
             value = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        elif any(group.get("fused") or group.get("capturable") for group in objective.optimizer.param_groups):
+            value = value.to(parameter.device)
         objective.optimizer.state[parameter][kind] = value
 
 
@@ -335,24 +365,32 @@ def _save(objective: Objective[B], plan: TrainingPlan, state: _State, device: to
         for kind, value in objective.optimizer.state[parameter].items()
         if value is not None
     }
-    checkpoint.save(
-        plan.folder / "checkpoints",
+    notes = {
+        "of": plan.folder.name,
+        "by_step": True,
+        "log": state.lines,
+        "unreadable": sorted(state.unreadable),
+        "damaged": state.damaged,
+    }
+    path = checkpoint.save(
+        plan.folder / CHECKPOINTS,
         state.step,
         model=objective.model.state_dict(),
         optim=tensors,
         local=random_state(device) | {"totals": state.totals},
-        state={
-            "of": plan.folder.name,
-            "by_step": True,
-            "log": state.lines,
-            "unreadable": sorted(state.unreadable),
-            "damaged": state.damaged,
-        },
+        state=notes,
         keep=KEPT,
     )
+    # Of a step that was saved before its evaluation, the checkpoint is there and has no line yet.
+    dist.on_rank0(lambda: _amend(path, notes))
     if dist.rank() == 0:
         with not_essential(f"{plan.folder / LOG}"):  # the checkpoint holds it too
             write_text_durably(plan.folder / LOG, "".join(json.dumps(line) + "\n" for line in state.lines))
+
+
+def _amend(path: Path, notes: Mapping[str, Any]) -> None:
+    if len(checkpoint.read_state(path)["log"]) < len(notes["log"]):
+        checkpoint.amend_state(path, dict(notes))
 
 
 def _damaged_of_all(train: Images, score: Images) -> Damaged:

@@ -69,7 +69,7 @@ class SwavNetwork(nn.Module):
     Scores are computed outside autocast, in float32 at least: they go through exp(1 / 0.05).
 
     Args:
-        backbone: images [N, C, H, W] to features [N, F].
+        trunk: the backbone, images [N, C, H, W] to features [N, F].
         hidden: width of the head's hidden layer.
         dim: D, dimension of an embedding.
         prototypes: K; of all sets together where there are several.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from swav.config import Recipe
+from swav.files import REPORT
 from swav.reporting.curves import Chart, line_chart, number
 from swav.reporting.run_folder import RunFolder, read_folder, seconds_trained
 from swav.results.render import html_templates, write_tables
@@ -62,7 +63,7 @@ def report(folder: str | Path, *, other: str | Path | None = None) -> Path:
     runs = [read_folder(folder)] + ([read_folder(Path(other))] if other is not None else [])
     if other is None and (runs[0].results.results or runs[0].results.not_run):
         write_tables(folder, _results_of)
-    page = folder / ("report.html" if other is None else "compare.html")
+    page = folder / (REPORT if other is None else "compare.html")
     html = html_templates(Path(__file__).parent / "templates").get_template("report.html").render(_content(runs))
     beside = page.with_name(f".{page.name}.{os.getpid()}.tmp")
     beside.write_bytes(html.encode("utf-8", errors="backslashreplace"))

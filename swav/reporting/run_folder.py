@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from swav.errors import ConfigError, DataError, counted
+from swav.files import BAD_FILES, CONFIG, METRICS, REPORT_PARTS
 from swav.jsonl import Sound, is_bad_file, is_metrics, read_lines
 from swav.results.results import FILE as RESULTS
 from swav.results.results import Results, read_damaged_results
@@ -58,21 +59,21 @@ def read_folder(path: Path) -> RunFolder:
         raise DataError(
             f"{path}: expected the folder of a run or of results, found {'a file' if path.exists() else 'nothing there'}; check the path"
         )
-    if not any((path / name).is_file() for name in ("config.yaml", "metrics.jsonl", RESULTS)):
+    if not any((path / name).is_file() for name in (CONFIG, METRICS, RESULTS)):
         raise DataError(
             f"{path}: expected config.yaml, metrics.jsonl or results.json in it, found none; give the --out of `swav pretrain` or `swav bench`"
         )
     results, problems = read_damaged_results(path)
     states = sorted(path.glob("checkpoints/step_*/state.json"))
-    views = path / "report" / "views.png"
+    views = path / REPORT_PARTS / "views.png"
     return RunFolder(
         path=path,
-        settings=_read_settings(path / "config.yaml", problems),
-        metrics=_read_lines(path / "metrics.jsonl", problems, is_metrics),
-        bad=_read_lines(path / "bad_files.jsonl", problems, is_bad_file),
+        settings=_read_settings(path / CONFIG, problems),
+        metrics=_read_lines(path / METRICS, problems, is_metrics),
+        bad=_read_lines(path / BAD_FILES, problems, is_bad_file),
         results=results,
         state=_read_object(states[-1], problems) if states else {},
-        verdict=_read_object(path / "report" / "verdict.json", problems),
+        verdict=_read_object(path / REPORT_PARTS / "verdict.json", problems),
         exported=_described(path),
         views=views if views.is_file() else None,
         problems=problems,

@@ -3,29 +3,30 @@ format."""
 
 import dataclasses
 
-from swav.results.units import PERCENT, metric_of
+from swav.results.units import PERCENT, decimals_of, unit_of
 
 BEST_STAGE = "name of the best stage"
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A heading, what stands below it, and how many decimals the page gives it; None: those of its metric."""
+    """A heading, what stands below it, and how many decimals the page gives it and its unit; None: those of its metric."""
 
     name: str
     bench: str
     metric: str
     page_decimals: int | None = None
+    unit: str | None = None
 
     @property
     def heading(self) -> str:
         """The name, with the unit where it is not the page's."""
-        unit = PERCENT if self.metric == BEST_STAGE else metric_of(self.metric).unit
+        unit = PERCENT if self.metric == BEST_STAGE else self.unit or unit_of(self.metric)
         return self.name if unit == PERCENT else f"{self.name} [{unit}]"
 
     @property
     def decimals(self) -> int:
-        return metric_of(self.metric).decimals if self.page_decimals is None else self.page_decimals
+        return decimals_of(self.metric) if self.page_decimals is None else self.page_decimals
 
 
 @dataclasses.dataclass(frozen=True)

@@ -138,8 +138,8 @@ def _reasons(column: Column, not_run: Iterable[NotRun], weights: str) -> list[st
     for lack in not_run:
         meant = lack.metric == "" or score_of(column, [(lack.bench, lack.metric)]) is not None
         if lack.bench == column.bench and meant and lack.weights in ("", weights):
-            estimate_resources = f"; needs {lack.expected}" if lack.expected else ""
-            words.append(f"{lack.bench} was not run: {lack.reason}{estimate_resources}")
+            needed = f"; needs {lack.expected}" if lack.expected else ""
+            words.append(f"{lack.bench} was not run: {lack.reason}{needed}")
     return words
 
 

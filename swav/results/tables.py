@@ -41,13 +41,17 @@ def page_tables(content: Results, published: Sequence[Published]) -> tuple[Table
 def _unlisted(content: Results) -> list[TableLayout]:
     """Return a table for each benchmark with results that stands in none of the page's: its metrics are the columns."""
     listed = {column.bench for layout in PAGE for column in layout.columns}
-    metrics: dict[str, list[str]] = {}
+    metrics: dict[str, dict[str, str]] = {}  # and their units
     for row in content.results:
         if row.bench not in listed:
-            metrics.setdefault(row.bench, []).append(row.metric)
+            metrics.setdefault(row.bench, {})[row.metric] = row.unit
     return [
         TableLayout(
-            BEYOND, bench, "", tuple(Column(name, bench, name) for name in dict.fromkeys(names)), of_the_page=False
+            BEYOND,
+            bench,
+            "",
+            tuple(Column(name, bench, name, unit=unit) for name, unit in names.items()),
+            of_the_page=False,
         )
         for bench, names in metrics.items()
     ]

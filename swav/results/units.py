@@ -52,6 +52,11 @@ def metric_of(score: str) -> Metric:
     return found
 
 
+def unit_of(score: str) -> str:
+    """Return the unit of a score; percent where another version wrote it, and its metric is unknown here."""
+    return (known_metric(score) or Metric()).unit
+
+
 def decimals_of(score: str) -> int:
     """How many decimals tables give it; two where another version wrote it, and its metric is unknown here."""
     return (known_metric(score) or Metric()).decimals

@@ -14,7 +14,7 @@ from swav.config import TIMM, Crop, Recipe
 from swav.errors import ConfigError, DataError, counted
 from swav.recipe_files import validated
 
-# `auto` is a value of these: they follow from the crops whatever those are, and from the processes of each sitting.
+# `auto` is a value of these: they follow from the crops whatever those are, and from the processes of each command.
 DEPENDENT = ("code_crops", "eval_size", "sync_bn")
 EXPLAINED = frozenset(  # settings that have a rule
     {
@@ -264,24 +264,24 @@ def _batch(choices: _Choices, facts: MachineAndData) -> None:
     if choices.recipe.left_at_auto("batch"):
         share, reason = _share_that_suits(choices.recipe, facts)
         if not choices.recipe.left_at_auto("micro_batch") and choices.recipe.micro_batch == 0:
-            batch_fits, how = facts.batch_fits(choices.recipe, share)
-            if batch_fits < share:
+            count, how = facts.batch_fits(choices.recipe, share)
+            if count < share:
                 share, reason = (
-                    _power_of_two(batch_fits),
+                    power_of_two(count),
                     f"what fits into memory ({how}); more would be {share * world_size}",
                 )
         choices.choose("batch", share * world_size, reason)
     if choices.recipe.left_at_auto("micro_batch"):
         share = choices.recipe.batch // world_size
-        batch_fits, how = facts.batch_fits(choices.recipe, share)
-        if batch_fits >= share:
+        count, how = facts.batch_fits(choices.recipe, share)
+        if count >= share:
             choices.choose(
                 "micro_batch",
                 0,
                 f"{counted(share, 'image')} of a step and process, all at once, fit into memory ({how})",
             )
         choices.choose(
-            "micro_batch", _divisor(share, max(1, batch_fits)), f"of {share} images, what fits into memory ({how})"
+            "micro_batch", _divisor(share, max(1, count)), f"of {share} images, what fits into memory ({how})"
         )
 
 
@@ -294,7 +294,7 @@ def _share_that_suits(recipe: Recipe, facts: MachineAndData) -> tuple[int, str]:
         )
     most = 256 if on_gpu else 64
     # 16 steps an epoch; but a batch below 16 balances hardly anything, so few images make fewer steps.
-    wanted = min(most, _power_of_two(max(images // 16, min(16, images))))
+    wanted = min(most, power_of_two(max(images // 16, min(16, images))))
     reason = f"{'published small batch, on a GPU' if on_gpu else 'many small steps, on a CPU'}: {most}"
     if wanted < most:
         reason += f"; a power of 2 for {images} images"
@@ -392,8 +392,8 @@ def per_second(throughput: float) -> str:
     return f"{throughput:.0f} images/s" if throughput >= 10 else f"{throughput:.2g} images/s"
 
 
-def _power_of_two(count: int) -> int:
-    """The largest that is not above a positive count."""
+def power_of_two(count: int) -> int:
+    """Return the largest power of two that is not above a positive count."""
     return 1 << count.bit_length() - 1
 
 

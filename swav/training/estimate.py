@@ -24,7 +24,7 @@ from swav.errors import MachineError, counted
 from swav.network.backbone import count_parameters
 from swav.network.heads import build_network
 from swav.system import available_memory
-from swav.training.auto import per_second
+from swav.training.auto import per_second, power_of_two
 from swav.training.step import Crops, Trainer
 from swav.views import view_spec
 
@@ -81,20 +81,15 @@ def max_batch_that_fits(peak: Callable[[int], int | None], most: int, budget: in
         peak: bytes at the peak of a step of so many images; None where memory ran out.
         budget: bytes.
     """
-    size = min(16, _power_of_two(most))
+    size = min(16, power_of_two(most))
     few, more = peak(size // 2) if size > 1 else None, peak(size)
     if few is not None and more is not None and more > few:
         per_image = (more - few) / (size - size // 2)
         room = size + int((budget - more) / per_image)
-        size = most if room >= most else _power_of_two(room) if room > 0 else size
+        size = most if room >= most else power_of_two(room) if room > 0 else size
     while size and ((used := peak(size)) is None or used > budget):
-        size = _power_of_two(size - 1) if size > 1 else 0
+        size = power_of_two(size - 1) if size > 1 else 0
     return size
-
-
-def _power_of_two(count: int) -> int:
-    """The largest that is not above a positive count."""
-    return 1 << count.bit_length() - 1
 
 
 def _gpu_peak(recipe: Recipe, device: torch.device) -> Callable[[int], int | None]:

@@ -1,4 +1,4 @@
-"""What a step found on any process: whether to end, to save, or that its loss was not finite; a GPU is never waited for."""
+"""What a step found on any process: whether to end, to save, or that its loss was not finite; read one step late on a GPU."""
 
 from typing import NamedTuple
 

@@ -9,6 +9,7 @@ from torch import nn
 from swav import checkpoint
 from swav.config import TIMM, Recipe
 from swav.errors import ConfigError
+from swav.files import CHECKPOINTS
 from swav.network.heads import SwavNetwork, build_network
 from swav.weights.encoder import Encoder, load
 
@@ -30,7 +31,7 @@ def load_init_weights(recipe: Recipe, out: Path) -> Encoder | None:
         ConfigError: there are no such weights, or they are of another backbone than the recipe's.
         CheckpointError: they cannot be read.
     """
-    if recipe.init is None or checkpoint.any_exist(out / "checkpoints"):
+    if recipe.init is None or checkpoint.any_exist(out / CHECKPOINTS):
         return None
     if recipe.init.startswith("random:"):
         raise ConfigError(f"init={recipe.init}: expected existing weights; fresh ones come from the seed, without init")

@@ -13,7 +13,7 @@ from swav import dist
 from swav.data.augment.photometric import apply_batched
 from swav.data.augment.spec import ViewSpec
 from swav.data.loader import Batch
-from swav.files import FolderGuard, not_essential
+from swav.files import BAD_FILES, METRICS, REPORT_PARTS, FolderGuard, not_essential
 from swav.jsonl import append, is_bad_file, is_metrics, read_if_possible
 from swav.progress import Progress, memory_gb
 from swav.reporting.pictures import write_views
@@ -33,7 +33,7 @@ class Log:
     """
 
     def __init__(self, out: Path):
-        self.metrics_path, self.bad_path = out / "metrics.jsonl", out / "bad_files.jsonl"
+        self.metrics_path, self.bad_path = out / METRICS, out / BAD_FILES
         self._guard = FolderGuard(out)
         self.check_folder()
         self.bad = self._known_bad()
@@ -110,14 +110,14 @@ class Recorder:
     """Records how steps go: a line of metrics, warnings about the run's health, and the progress line."""
 
     def __init__(self, run: Run, trainer: Trainer, monitor: Monitor, log: Log, progress: Progress):
-        self._run, self._learner, self._monitor, self._log, self._progress = run, trainer, monitor, log, progress
+        self._run, self._trainer, self._monitor, self._log, self._progress = run, trainer, monitor, log, progress
         self._health = HealthCheck(*run.health_facts)
         self._health.catch_up(log.recent)
         self._clock = _Clock()
 
     def watch(self, waited: float) -> None:
         """Take note of the step that was just made, for which the training waited so long for its batch [seconds]."""
-        self._monitor.watch(self._learner.embeddings, self._learner.codes)
+        self._monitor.watch(self._trainer.embeddings, self._trainer.codes)
         self._clock.tick(waited)
 
     def is_due(self, done: int) -> bool:
@@ -131,7 +131,7 @@ class Recorder:
         Args:
             values: of STEP_VALUES.
         """
-        scale = self._learner.scale
+        scale = self._trainer.scale
         more = {} if scale is None else {"loss_scale": float(scale.value)}
         line = self._line(done, values) | more
         self._log.write(line)
@@ -196,4 +196,4 @@ def draw_views(batch: Batch, spec: ViewSpec, out: Path) -> None:
         for crop in torch.unflatten(views, 0, (-1, shown)):
             for row in range(shown):
                 rows[row].append(crop[row].numpy())
-    write_views(out / "report" / "views.png", rows)
+    write_views(out / REPORT_PARTS / "views.png", rows)

@@ -15,7 +15,7 @@ from swav.data import manifest
 from swav.data.device import MicroBatches
 from swav.data.loader import Loader
 from swav.errors import DataError, NumericsError, Stopped
-from swav.files import not_essential, write_text_durably
+from swav.files import REPORT, REPORT_PARTS, not_essential, write_text_durably
 from swav.network.heads import build_network
 from swav.output import deliver
 from swav.progress import Progress
@@ -101,7 +101,7 @@ def pretrain(recipe: str | Path | Recipe, *, out: str | Path, dry_run: bool = Fa
         if start_step == run.total_steps and not scoring.put_off:
             dist.say(f"{out}: finished at step {start_step}; nothing to do")
             exported = dist.on_rank0(lambda: export_missing(out, start_step))
-            if dist.rank() == 0 and (exported or not (out / "report.html").exists()):
+            if dist.rank() == 0 and (exported or not (out / REPORT).exists()):
                 with not_essential(f"{out}/report.html"):
                     report(out)
             if exported:
@@ -168,8 +168,8 @@ def _train(
                 recorder.record(done, flags.last().values)
             fault_point("step:end")
             if done % run.steps_per_epoch == 0:
-                put_off = scoring.evaluate(done, trainer.network, log, progress, stop, stop_code)
-                stop_code = max(stop_code, put_off)
+                put_off_by = scoring.evaluate(done, trainer.network, log, progress, stop, stop_code)
+                stop_code = max(stop_code, put_off_by)
                 fault_point("epoch:end")
             if save_now or stop_code or saver.is_wanted(done):
                 _refuse(
@@ -214,8 +214,10 @@ def _finish(run: Run, log: Log) -> None:
         log.check_folder()
         judgement, advice = verdict(log.recent, *run.health_facts)
         with not_essential(f"{run.out}/report/verdict.json"):
-            (run.out / "report").mkdir(exist_ok=True)
-            write_text_durably(run.out / "report" / "verdict.json", json.dumps({"state": judgement, "advice": advice}))
+            (run.out / REPORT_PARTS).mkdir(exist_ok=True)
+            write_text_durably(
+                run.out / REPORT_PARTS / "verdict.json", json.dumps({"state": judgement, "advice": advice})
+            )
         dist.say(f"{judgement}: {advice}")
     try:
         exported = dist.on_rank0(lambda: export_backbone(run.out))

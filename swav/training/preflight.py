@@ -9,7 +9,7 @@ from pathlib import Path
 from swav.config import Recipe
 from swav.data.sources.open import check_images
 from swav.errors import ConfigError
-from swav.files import check_writable
+from swav.files import CHECKPOINTS, check_writable
 from swav.weights.sources import check_source
 
 
@@ -29,7 +29,7 @@ def check_pretraining(wanted: Recipe, out: Path, dry_run: bool) -> None:
     if wanted.data is None:
         raise ConfigError("data: expected data=PATH (a folder of images, a list file, or CIFAR), found nothing")
     check_images(wanted.data)
-    if wanted.init is not None and not (out / "checkpoints").exists():  # a run that resumes does not read it again
+    if wanted.init is not None and not (out / CHECKPOINTS).exists():  # a run that resumes does not read it again
         check_source(wanted.init)
     if not dry_run:
         check_writable(out)

@@ -12,7 +12,7 @@ from swav import checkpoint, dist, jsonl
 from swav.config import Recipe, settings_diff, settings_hash
 from swav.data import manifest
 from swav.errors import ConfigError
-from swav.files import CHECKPOINTS, CONFIG, not_essential, warn, write_text_durably
+from swav.files import BAD_FILES, CHECKPOINTS, CONFIG, METRICS, not_essential, warn, write_text_durably
 from swav.recipe_files import checked_yaml, stored
 from swav.system import versions
 from swav.tensors import require_same_form
@@ -105,8 +105,8 @@ def _repair(run: Run, settings: Recipe, step: int) -> None:
     out = run.out
     with not_essential(f"{out}/{manifest.FILE}"):
         manifest.keep_roster(out / manifest.FILE, run.images)
-    forget_after(out / "metrics.jsonl", step)
-    jsonl.repair(out / "bad_files.jsonl", jsonl.is_bad_file)
+    forget_after(out / METRICS, step)
+    jsonl.repair(out / BAD_FILES, jsonl.is_bad_file)
     try:
         read_settings(out / CONFIG)
     except (OSError, ValueError):
@@ -116,9 +116,9 @@ def _repair(run: Run, settings: Recipe, step: int) -> None:
 
 def _begin(run: Run, config: Path) -> None:
     """Makes the folder ready for a run from its first step. What an earlier one without a checkpoint logged is set aside."""
-    metrics = run.out / "metrics.jsonl"
+    metrics = run.out / METRICS
     if not (run.out / CHECKPOINTS).is_dir():  # it is no run's folder yet
-        names = (CONFIG, "metrics.jsonl", "bad_files.jsonl", manifest.FILE)
+        names = (CONFIG, METRICS, BAD_FILES, manifest.FILE)
         if others := [name for name in names if (run.out / name).exists()]:
             raise ConfigError(
                 f"{run.out}: expected a new folder or a run's, found {others[0]} without {CHECKPOINTS}/, perhaps a file of yours; "
@@ -131,7 +131,7 @@ def _begin(run: Run, config: Path) -> None:
     write_text_durably(config, checked_yaml(run.recipe))
     manifest.write_roster(run.out / manifest.FILE, run.images)
     write_text_durably(metrics, "")
-    (run.out / "bad_files.jsonl").unlink(missing_ok=True)
+    (run.out / BAD_FILES).unlink(missing_ok=True)
 
 
 def local_shard(saved: checkpoint.Checkpoint) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import time
 
 from swav import checkpoint, dist
 from swav.errors import MachineError
+from swav.files import CHECKPOINTS
 from swav.signals import StopRequest
 from swav.training.log import Log
 from swav.training.monitor import Monitor
@@ -27,7 +28,7 @@ class Saver:
     def __init__(
         self, run: Run, trainer: Trainer, monitor: Monitor, scoring: Scoring, log: Log, stop: StopRequest, step: int
     ):
-        self._run, self._learner, self._monitor, self._scoring = run, trainer, monitor, scoring
+        self._run, self._trainer, self._monitor, self._scoring = run, trainer, monitor, scoring
         self._log, self._stop = log, stop
         self.saved_at, self._time = step, time.monotonic()
 
@@ -53,11 +54,11 @@ class Saver:
         best = self._scoring.best
         try:
             checkpoint.save(
-                self._run.out / "checkpoints",
+                self._run.out / CHECKPOINTS,
                 done,
-                model=self._learner.network.state_dict(),
-                optim=self._learner.optimizer_tensors(),
-                local=self._learner.local_tensors() | self._monitor.state_dict(),
+                model=self._trainer.network.state_dict(),
+                optim=self._trainer.optimizer_tensors(),
+                local=self._trainer.local_tensors() | self._monitor.state_dict(),
                 state=state(self._run) | self._scoring.state(),
                 keep=self._run.recipe.keep_checkpoints,
                 best=best[0] if best else None,

@@ -10,7 +10,7 @@ from swav.data.images import Images
 from swav.errors import Stopped
 from swav.feature_store import FeatureStore
 from swav.features import EvaluationView
-from swav.files import not_essential
+from swav.files import CHECKPOINTS, METRICS, not_essential
 from swav.jsonl import is_metrics, read_if_possible
 from swav.metrics import knn_vote, top_k_accuracy
 from swav.network.heads import SwavNetwork
@@ -87,7 +87,7 @@ class Scoring:
             return 0
         scored = None
         if not stop_code:
-            checkpoint.require_finite(run.out / "checkpoints", step, network.state_dict())  # or it would be scored
+            checkpoint.require_finite(run.out / CHECKPOINTS, step, network.state_dict())  # or it would be scored
             try:
                 scored = score_by_knn(run, network)
             except Stopped:
@@ -162,7 +162,5 @@ def knn_top1(
 
 def _scored_late(out: Path, step: int) -> float | None:
     """The top-1 of a last step that an earlier command scored after its checkpoint was saved."""
-    found = [
-        line.get("knn_top1") for line in read_if_possible(out / "metrics.jsonl", is_metrics) if line.get("step") == step
-    ]
+    found = [line.get("knn_top1") for line in read_if_possible(out / METRICS, is_metrics) if line.get("step") == step]
     return next((float(top1) for top1 in found if isinstance(top1, int | float)), None)

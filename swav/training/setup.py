@@ -21,7 +21,7 @@ from swav.recipe_files import stored, validated, verified_yaml
 from swav.strict_yaml import read_yaml
 from swav.system import available_cpus, computes_in_bf16, has_compiler
 from swav.training import estimate
-from swav.training.auto import DEPENDENT, MachineAndData, derive
+from swav.training.auto import DEPENDENT, MachineAndData, derive, power_of_two
 
 
 @dataclasses.dataclass
@@ -65,7 +65,7 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
     images = dist.on_rank0(lambda: _open(path, cache, None if before is None else out, wanted))
     if not wanted.left_at_auto("batch") and len(images) < wanted.batch:
         raise DataError(
-            f"{wanted.data}: expected at least one batch of {wanted.batch} images, found {len(images)}; use batch={_power_of_two(len(images))} or more images"
+            f"{wanted.data}: expected at least one batch of {wanted.batch} images, found {len(images)}; use batch={power_of_two(max(1, len(images)))} or more images"
         )
     speeds: list[float] = []
     recipe, reasons = derive(wanted, _facts(images, device, speeds))
@@ -168,21 +168,17 @@ def _as_before(before: Recipe, wanted: Recipe, out: Path) -> tuple[Recipe, list[
     """
     given = {key: value for key, value in wanted.model_dump().items() if not wanted.left_at_auto(key)}
     refuse_changes(out, before, before.model_copy(update={key: getattr(wanted, key) for key in given}))
-    of_this_sitting = {key: given[key] for key in HARMLESS if key in given} | {
+    of_this_command = {key: given[key] for key in HARMLESS if key in given} | {
         key: given.get(key, AUTO) for key in ("device", "workers")
     }
-    kept = [key for key in Recipe.model_fields if key not in given and key not in (*of_this_sitting, *DEPENDENT)]
-    return validated(Recipe, before.model_dump() | of_this_sitting | {"hours": None}, "settings"), kept
+    kept = [key for key in Recipe.model_fields if key not in given and key not in (*of_this_command, *DEPENDENT)]
+    return validated(Recipe, before.model_dump() | of_this_command | {"hours": None}, "settings"), kept
 
 
 def refuse_changes(out: Path, before: Recipe, after: Recipe) -> None:
     if changed := settings_diff(before, after):
         rows = "\n".join(f"  {key}: {old} -> {new}" for key, (old, new) in changed.items())
         raise ConfigError(f"{out}: holds a run with other settings; use another --out, or the settings it has:\n{rows}")
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << max(1, count).bit_length() - 1
 
 
 def _check_bad(images: Images, recipe: Recipe) -> None:

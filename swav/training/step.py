@@ -147,7 +147,7 @@ class Trainer:
         """A batch larger than memory: as `step` goes through a whole one; gradients are left in the parameters.
 
         Pass 1 runs all crops without gradient, for the codes of the whole batch. Pass 2 runs them again, to the same
-        embeddings (BatchNorm's statistics are a piece's in both), and learns. Running statistics follow pass 2 only.
+        embeddings (BatchNorm's statistics are a micro-batch's in both), and learns. Running statistics follow pass 2 only.
         (A teacher's pass 1 is over the code-giving crops alone.)
 
         Returns:
@@ -165,18 +165,18 @@ class Trainer:
         its_codes = zip(*(of_a_head.chunk(len(micro_batches), dim=1) for of_a_head in codes), strict=True)
         loss = torch.zeros((), dtype=codes[0].dtype, device=self.device)
         embedded = []
-        for i, of_a_piece in enumerate(its_codes):
+        for i, its_own in enumerate(its_codes):
             set_random_state(states[i], self.device)  # whatever a network draws, it draws again
             with gradients_averaged(self.parallel, now=i == len(micro_batches) - 1):
                 crops = micro_batches[i]
                 embeddings, scores = self._forward(crops, self._images(crops), self.model)
                 del crops
-                loss += self._learn(embeddings, scores, of_a_piece, share=1 / len(micro_batches))
+                loss += self._learn(embeddings, scores, its_own, share=1 / len(micro_batches))
             embedded.append(embeddings.detach())
         return torch.cat(embedded, dim=1), target_embeddings, codes, loss
 
     def _forward(self, crops: Crops, batch: int, model: Callable[..., Any]) -> tuple[Tensor, Tensor]:
-        """Embeddings [V, B, D] and scores [V, B, K] of a piece, where K counts the prototypes of all sets."""
+        """Embeddings [V, B, D] and scores [V, B, K] of a micro-batch, where K counts the prototypes of all sets."""
         with autocast(self.device, self.recipe.precision):
             return model(crops, batch)  # type: ignore[no-any-return]
 
@@ -211,7 +211,7 @@ class Trainer:
         return tuple(hard_assignments(part) for part in codes) if recipe.hard_codes else tuple(codes)
 
     def _learn(self, embeddings: Tensor, scores: Tensor, codes: Sequence[Tensor], share: float = 1.0) -> Tensor:
-        """Adds the gradients of a piece that is a `share` of the batch; returns its share of the swapped loss."""
+        """Add the gradients of a micro-batch that is a `share` of the batch; return its share of the swapped loss."""
         recipe, views = self.recipe, self.recipe.code_views
         predictions = torch.split(scores, list(recipe.prototype_sets), dim=2)
         losses = [swapped_loss(s, q, views, recipe.temperature) for s, q in zip(predictions, codes, strict=True)]

@@ -38,7 +38,7 @@ class Encoder(nn.Module):
     """A backbone in eval mode. `forward` takes normalised images [N, C, H, W] and returns features [N, F].
 
     Attributes:
-        backbone, head, prototypes: the parts, as pre-trained; head and prototypes are None where a file has none.
+        trunk, head, prototypes: the parts: backbone, projection head, prototypes, as pre-trained; head and prototypes are None where a file has none.
         name: the weight source, as the user gave it.
         prototype_sets: number of prototypes in each set.
         sha256: of the backbone's tensors, names and bytes.
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         in_channels: C, 3 or 1.
         size: side of images that the network was made for [pixels].
         settings: what built the network, for results; of a run's weights also the epochs behind them and the batch.
-        story: what was found in another project's file, in words; empty for our own.
+        provenance: what was found in another project's file, as text; empty for our own.
         num_features: F.
         stage_names, stage_channels: of the maps that `stages` gives; empty where the backbone has no stages.
     """

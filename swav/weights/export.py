@@ -16,7 +16,7 @@ from torch import Tensor
 from swav import checkpoint
 from swav.config import TIMM
 from swav.errors import CheckpointError, MachineError
-from swav.files import remove_leftovers, replaced_durably, warn, write_text_durably
+from swav.files import CHECKPOINTS, remove_leftovers, replaced_durably, warn, write_text_durably
 from swav.network import resnet
 from swav.network.backbone import timm_options
 from swav.recipe_files import stored
@@ -59,7 +59,7 @@ def export_backbone(out: Path) -> dict[str, Any]:
 
     Returns, Raises: as export_missing.
     """
-    path = checkpoint.newest(out / "checkpoints")
+    path = checkpoint.newest(out / CHECKPOINTS)
     if path is None:
         raise CheckpointError(f"{out}: the run has saved no checkpoint yet; let it run")
     description = _description(path)
@@ -75,7 +75,7 @@ def export_backbone(out: Path) -> dict[str, Any]:
     except (OSError, SafetensorError) as error:
         raise MachineError(
             f"{folder}: cannot be written ({error})\nthe checkpoint of step {description['step']} is saved: make room, and "
-            "the same command writes the files"
+            "rerun the same command to write the files"
         ) from error
     return description
 

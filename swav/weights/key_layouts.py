@@ -206,8 +206,8 @@ def find_trunk(
     Raises:
         CheckpointError: no model's whole backbone is there, or more than one.
     """
-    batch_fits = list(_fits(tensors, models, prefix))
-    whole = [fit for fit in batch_fits if fit.faults == 0]
+    fits = list(_fits(tensors, models, prefix))
+    whole = [fit for fit in fits if fit.faults == 0]
     if len(whole) > 1:  # a project's own backbone goes before a copy that it keeps, as a momentum teacher
         known = [fit for fit in whole if layout_of(fit.prefix, tensors, tree) in LAYOUTS]
         whole = known if len(known) == 1 else whole
@@ -218,7 +218,7 @@ def find_trunk(
         raise CheckpointError(
             f"{path}: expected one backbone, found {len(whole)}, at {found}; say which: prefix={shown(whole[0].prefix)}"
         )
-    _complain(path, tensors, batch_fits, tree)
+    _complain(path, tensors, fits, tree)
 
 
 def _fits(tensors: Tensors, models: Callable[[Shape | None], Sequence[Model]], prefix: str | None) -> Iterator[Fit]:
@@ -301,20 +301,20 @@ def _is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
-def _complain(path: Path, tensors: Tensors, batch_fits: Sequence[Fit], tree: Any) -> NoReturn:
+def _complain(path: Path, tensors: Tensors, fits: Sequence[Fit], tree: Any) -> NoReturn:
     names = ", ".join(map(shown, list(tensors)[:4]))
-    if not batch_fits and (layer := _lone_layer(tensors)) is not None:
+    if not fits and (layer := _lone_layer(tensors)) is not None:
         raise CheckpointError(
             f"{path}: expected a backbone's tensors, found a linear layer alone ({shown(layer)} {list(tensors[layer].shape)}), as an "
             "evaluation on frozen features leaves it\ngive the weights that it was trained on; the layer is not used here"
         )
-    if not batch_fits:
+    if not fits:
         raise CheckpointError(
             f"{path}: expected a backbone's tensors (layer1.0.conv1.weight behind any prefix, or children by number with "
             f"room for activation and max-pool), found {len(tensors)} others: {names} ...\n"
             "model=timm:NAME or module:function names another network that they are of"
         )
-    near = min(batch_fits, key=lambda fit: fit.faults)
+    near = min(fits, key=lambda fit: fit.faults)
     layout = layout_of(near.prefix, tensors, tree)
     faults = [
         f"{word} {', '.join(which[:3])}{f' and {len(which) - 3} more' if len(which) > 3 else ''}"
@@ -351,8 +351,8 @@ def head_places(tensors: Tensors, layout: Layout, features: int) -> dict[str, st
     if len(first) != 2 or len(last) != 2 or first[1] != features or last[1] != first[0]:
         return {}
     vectors = {key: last[0] if key == "3.bias" else first[0] for key in there if len(tensors[there[key]].shape) == 1}
-    batch_fits = all(tensors[there[key]].shape == (size,) for key, size in vectors.items())
-    return there if batch_fits and needed - {"0.weight", "3.weight"} <= set(vectors) else {}
+    fits = all(tensors[there[key]].shape == (size,) for key, size in vectors.items())
+    return there if fits and needed - {"0.weight", "3.weight"} <= set(vectors) else {}
 
 
 # A plain weight, or a weight-normalised one: as torch named its parts before 2.0 (magnitude, direction), and since.

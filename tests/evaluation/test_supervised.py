@@ -283,3 +283,39 @@ def test_the_state_that_an_earlier_version_saved_by_epochs_is_continued(task, mo
 
     monkeypatch.setattr(supervised, "_step", step)
     assert linear_stages.run(task) == whole and steps == [3, 4, 5]
+
+
+@pytest.mark.parametrize("at", [3, 8])
+def test_a_signal_in_an_evaluation_loses_no_step_and_the_evaluation_is_made_after_the_resume(task, monkeypatch, at):
+    whole, saved = trained(task.out, task.train)
+    real, steps = supervised._step, []
+
+    def step(*arguments):
+        steps.append(arguments[2].step)
+        return real(*arguments)
+
+    evaluate = RaggedObjective.evaluate
+
+    def interrupted(self):
+        if steps[-1] + 1 == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signals.stop_if_asked()
+        return evaluate(self)
+
+    torn = made(task.out.with_name("torn"))
+    with monkeypatch.context() as patch, signals.work():
+        patch.setattr(supervised, "_step", step)
+        patch.setattr(RaggedObjective, "evaluate", interrupted)
+        with pytest.raises(Stopped) as end:
+            trained(torn, task.train)
+    assert end.value.exit_code == 75 and steps == list(range(at))
+    again, resumed = trained(torn, task.train)
+    assert again == whole and resumed.state["log"] == saved.state["log"]
+    assert all(torch.equal(value, resumed.model[name]) for name, value in saved.model.items())
+    assert trained(torn, task.train)[0] == whole  # and its line is kept, though the step was saved before
+
+
+def test_an_optimiser_whose_state_could_not_be_resumed_is_refused_before_the_first_step(task, monkeypatch):
+    monkeypatch.setattr("tests.evaluation.toy.torch.optim.AdamW", lambda parameters, **_: torch.optim.NAdam(parameters))
+    with pytest.raises(TypeError, match="expected SGD, Adam or AdamW, found NAdam"):
+        trained(task.out, task.train)

@@ -187,3 +187,10 @@ def test_a_score_names_its_metric_and_so_its_unit():
     assert [Score(name, 1.0, 1, "").unit for name in ("top-1 k=20", "mAP best layer", "box AP50", "mIoU")] == ["%"] * 4
     with pytest.raises(ValueError, match=r"accuracy: expected a score named by one of top-1, .*METRICS"):
         _ = Score("accuracy", 1.0, 1, "").unit
+
+
+def test_a_benchmark_and_a_metric_of_another_version_stand_in_a_table_of_their_own(tmp_path):
+    other = row("depth-nyu", "rmse", 0.61) | {"unit": "m"}
+    (tmp_path / "results.json").write_text(json.dumps({"results": [other], "not_run": []}))
+    report(tmp_path)
+    assert r"rmse \[m\]" in (tmp_path / "tables.md").read_text() and "0.61" in (tmp_path / "tables.tex").read_text()

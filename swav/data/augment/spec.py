@@ -72,7 +72,15 @@ class RandomWindowCrop:
         return places
 
     def box(self, draw: Any, height: int, width: int) -> Box:
-        """Return where to cut."""
+        """Return where to cut.
+
+        Raises:
+            ValueError: the image is smaller than the window.
+        """
+        if min(height, width) < self.size:
+            raise ValueError(
+                f"expected an image of at least {self.size} pixels a side, found {height} x {width}; use square="
+            )
         down, right = draw
         return int(down * (height - self.size + 1)), int(right * (width - self.size + 1)), self.size, self.size
 
@@ -108,7 +116,7 @@ class ViewSpec:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     blur_kernel: int = 23
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[float, float, float] = (0.228, 0.224, 0.225)
     in_channels: int = 3
     lighting: float = 0.0
 

@@ -192,7 +192,7 @@ def _open_list(layout: Layout, split: Split, cache: Path | None, progress: Progr
     note = f"{printable(str(layout.root))} (the whole of it)"
     if splits is not None:
         values = {"train": TRAIN_SPLITS, "score": {layout.score}, "all": {*TRAIN_SPLITS, layout.score}}[split]
-        rows = [i for i, split in enumerate(splits) if split in values]
+        rows = [i for i, its in enumerate(splits) if its in values]
         names, labels = [names[i] for i in rows], None if labels is None else [labels[i] for i in rows]
         told = {"train": "train", "score": layout.score, "all": f"train or {layout.score}"}[split]
         note = f"{printable(str(layout.root))}, the rows whose split is {told}"
@@ -299,9 +299,8 @@ def _joined(parts: list[Images]) -> Images:
         where = [np.array([classes.index(name) for name in part.classes], dtype=np.int64) for part in targets]
         values = np.concatenate([new[part.values] for new, part in zip(where, targets, strict=True)])
         labels = ClassLabels(values, classes)
-    storages = [part.storage for part in parts if isinstance(part.storage, Files | InMemory)]
     return Images(
-        joined(storages),
+        joined([part.storage for part in parts]),
         labels,
         bad=[entry for part in parts for entry in part.bad],
         others=sum((Counter(part.others) for part in parts), Counter()),

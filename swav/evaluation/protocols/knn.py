@@ -69,7 +69,7 @@ def run(task: Task[KnnSettings]) -> list[Score]:
 
 
 def _usable(ks: tuple[int, ...], bank: int, protocol: str) -> list[int]:
-    """The k that the bank has room for; protocol page insists on all of them."""
+    """The k that the bank has room for; protocol published insists on all of them."""
     usable = [k for k in ks if k <= bank]
     if len(usable) < len(ks) and protocol == "published":
         raise ConfigError(

@@ -14,7 +14,7 @@ Where we differ: one process, so one batch of 256 instead of 8 of 32: the same s
 Smoke       size 64, 8 epochs, at most 5,000 + 1,000 images. The crops are drawn anew in every epoch there, too.
 
 The backbone sees every crop once per epoch and its features are never kept: they are of other crops in every epoch. The
-state after each epoch is a verified checkpoint, so an interrupted benchmark goes on and ends with the same bits.
+state is a verified checkpoint, so an interrupted benchmark resumes and ends with the same bits.
 """
 
 import math

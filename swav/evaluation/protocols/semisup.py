@@ -90,8 +90,7 @@ def estimate_resources(task: Task[SemisupSettings]) -> ResourceEstimate:
 
 
 def run(task: Task[SemisupSettings]) -> list[Score]:
-    """Fine-tune and score a copy of the encoder for each fraction, going on from the last finished epoch of an interrupted
-    training.
+    """Fine-tune and score a copy of the encoder for each fraction, resuming an interrupted training.
 
     Raises:
         DataError: no image of a split can be read, or the list is at fault.

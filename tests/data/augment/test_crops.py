@@ -14,6 +14,7 @@ from torchvision.transforms.functional import resize, resized_crop, to_tensor
 
 from swav.config import Crop, Recipe
 from swav.data.augment.crops import ViewSampler, cut, planes, resize_view, to_input, val_view
+from swav.data.augment.spec import RandomWindowCrop
 from swav.views import view_spec
 from tests.data.pictures import cut_alone, photos, picture
 
@@ -169,3 +170,8 @@ def test_the_squeezed_view_shows_both_ends_of_an_image_of_any_shape(shape):
     view = resize_view(image, 32)
     assert view.shape == (32, 32, 3) and view.flags.c_contiguous and view[-2, -2, 0] > 200
     assert max(shape) == 1 or view[0, 0, 0] < 60
+
+
+def test_a_window_that_an_image_cannot_hold_is_refused():
+    with pytest.raises(ValueError, match="at least 64 pixels a side, found 40 x 50"):
+        RandomWindowCrop(1, 64).box((0.5, 0.5), 40, 50)
