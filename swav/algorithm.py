@@ -175,7 +175,7 @@ def koleo_loss(embeddings: Float[Tensor, "A B D"], eps: float = 1e-8) -> Float[T
 
 @torch.no_grad()
 def normalize_prototypes_(prototypes: Float[Tensor, "K D"]) -> None:
-    """Makes every prototype a unit vector, in place; done at the start of each step.
+    """Make every prototype a unit vector, in place; done at the start of each step.
 
     Source: the released code. The paper's pseudo-code normalises after the update instead, so that a checkpoint's
     prototypes are a step away from unit norm here: normalise them after loading.

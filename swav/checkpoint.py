@@ -100,7 +100,7 @@ def save(
     keep: int,
     best: int | None = None,
 ) -> Path:
-    """Writes a checkpoint; every process calls it, the first publishes it.
+    """Write a checkpoint; every process calls it, the first publishes it.
 
     Args:
         folder: of all checkpoints of a run.
@@ -161,7 +161,7 @@ def require_finite(folder: Path, step: int, *contents: Mapping[str, Tensor]) -> 
 
 
 def _together(work: Callable[[], Result], folder: Path, needed: int, temporary: Path | None = None) -> Result:
-    """Does the work on every process. A failure on one becomes the same error on all, and the temporary folder goes.
+    """Do the work on every process. A failure on one becomes the same error on all, and the temporary folder goes.
 
     Args:
         work: of this process.
@@ -191,7 +191,7 @@ def _together(work: Callable[[], Result], folder: Path, needed: int, temporary: 
 
 
 def _begin(folder: Path, place: Path) -> Path | None:
-    """Makes the temporary folder; None if the checkpoint is there already and verifies."""
+    """Make the temporary folder; None if the checkpoint is there already and verifies."""
     folder.mkdir(exist_ok=True)  # the run's own folder is there, or was removed
     remove_partial_saves(folder)
     if place.exists() and damage(place) is None:
@@ -202,7 +202,7 @@ def _begin(folder: Path, place: Path) -> Path | None:
 
 
 def _write(temporary: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any] | None) -> None:
-    """Writes this process's files."""
+    """Write this process's files."""
     for name, content in tensors.items():
         save_file(_writable(content), temporary / name)
         sync_file(temporary / name)
@@ -241,7 +241,7 @@ def _publish(temporary: Path, place: Path, step: int) -> None:
 
 
 def _retain(folder: Path, keep: int, best: int | None, newest_place: Path) -> None:
-    """Deletes what is older than the newest `keep` (but the best), once the new one verifies."""
+    """Delete what is older than the newest `keep` (but the best), once the new one verifies."""
     if found := damage(newest_place):
         raise OSError(f"{newest_place.name} {found} when read back")
     # Only what is older counts: a later directory is a damaged one that the run went back before.
@@ -275,7 +275,7 @@ def _set_aside_path(place: Path) -> Path:
 
 
 def remove_partial_saves(folder: Path) -> None:
-    """Removes what killed saves left behind. Only for who writes here: a reader would take a live save's folder away."""
+    """Remove what killed saves left behind. Only for who writes here: a reader would take a live save's folder away."""
     for leftover in folder.glob(".step_*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     for name in WRITTEN_BY_A_RUN:  # not all of them: a benchmark may be writing into the same folder
@@ -408,7 +408,7 @@ def newest(folder: Path, warn: Callable[[str], None] = warn) -> Path | None:
 
 
 def read(path: Path) -> Checkpoint:
-    """Loads a checkpoint after verifying it, whatever the number of processes that wrote it.
+    """Load a checkpoint after verifying it, whatever the number of processes that wrote it.
 
     Raises:
         CheckpointError: it is damaged, or of a newer format.

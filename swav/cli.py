@@ -176,7 +176,7 @@ def shapes(
 
 
 def main() -> None:
-    """Runs the command; every expected failure becomes one message and an exit code."""
+    """Run the command; every expected failure becomes one message and an exit code."""
     # Threads that wait for each other spin briefly, then sleep. Spinning for long would take a core from the loader's
     # worker, sleeping at once costs a wake-up per layer (12 % of a small network's step). Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")

@@ -72,14 +72,14 @@ def all_reduce_sum(x: Tensor, group: Any = None) -> Tensor:
 
 
 def all_reduce_max(x: Tensor) -> Tensor:
-    """Takes the maximum of x over all processes, in place, and returns it."""
+    """Take the maximum of x over all processes, in place, and return it."""
     if is_active():
         torch_dist.all_reduce(x, op=torch_dist.ReduceOp.MAX)
     return x
 
 
 def all_reduce_mean(x: Tensor) -> Tensor:
-    """Averages x over all processes, in place, and returns it."""
+    """Average x over all processes, in place, and return it."""
     return all_reduce_sum(x).div_(world_size())
 
 
@@ -101,7 +101,7 @@ def barrier() -> None:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Returns every process's value, in order of rank, on every process."""
+    """Return every process's value, in order of rank, on every process."""
     if not is_active():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -110,7 +110,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Returns rank 0's value on every process."""
+    """Return rank 0's value on every process."""
     if not is_active():
         return value
     box = [value]
@@ -119,7 +119,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def on_rank0(work: Callable[[], Result]) -> Result:
-    """Does the work on the first process and returns its result on every process, where its error is raised too.
+    """Do the work on the first process and return its result on every process, where its error is raised too.
 
     Without this, an error on one process leaves the others waiting for it.
     """
@@ -138,7 +138,7 @@ def on_rank0(work: Callable[[], Result]) -> Result:
 
 
 def on_all_ranks(work: Callable[[], Result]) -> list[Result]:
-    """Does the work on every process and returns all results, in order of rank; an error of one is raised on all."""
+    """Do the work on every process and return all results, in order of rank; an error of one is raised on all."""
     result, problem = None, None
     try:
         result = work()
@@ -170,7 +170,7 @@ def stop_together() -> None:
 
 @contextmanager
 def process_group(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> Iterator[None]:
-    """Joins the group that `torchrun` announced, if any, and leaves it on every path out.
+    """Join the group that `torchrun` announced, if any, and leave it on every path out.
 
     NCCL on CUDA, gloo on CPU. A process that exits without leaving its group can abort (SIGABRT). An error on any
     process ends all of them: one tells the reason, and all end with its exit code.

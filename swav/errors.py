@@ -71,7 +71,7 @@ class SignalExit(BaseException):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns ` (did you mean 'epochs'?)`, or an empty string where nothing known is near."""
+    """Return ` (did you mean 'epochs'?)`, or an empty string where nothing known is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean '{near[0]}'?)" if near else ""
 

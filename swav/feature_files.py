@@ -106,7 +106,7 @@ def read_notes(path: Path, identity: dict[str, Any]) -> Notes | None:
 
 
 def write_notes(path: Path, identity: dict[str, Any], notes: Notes) -> None:
-    """Replaces a note in one durable step."""
+    """Replace a note in one durable step."""
     arrays = {kind: dataclasses.asdict(noted) for kind, noted in notes.items()}
     write_text_durably(path, json.dumps({"of": identity, "arrays": arrays, "sha256": _sha256_of_json(arrays)}) + "\n")
 

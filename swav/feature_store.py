@@ -225,7 +225,7 @@ def _omitted(noted: Noted) -> tuple[list[int], list[int]]:
 
 
 def _computed(work: _Work, kinds: Sequence[str]) -> Found:
-    """Computes what is missing or damaged, under the lock."""
+    """Compute what is missing or damaged, under the lock."""
     remove_leftovers(work.folder / NOTE)
     notes, base = _sound(work), work.progress.done
     for _ in range(2):
@@ -280,7 +280,7 @@ def _say_what_else_there_is(work: _Work) -> None:
 
 
 def _compute(work: _Work, notes: Notes, kinds: list[str]) -> None:
-    """Fills the arrays of these kinds in one pass, from the last note that all of them have alike."""
+    """Fill the arrays of these kinds in one pass, from the last note that all of them have alike."""
     images, progress = work.images, work.progress
     start = _start(notes, kinds)
     notes |= {kind: notes.get(kind, Noted()).up_to(start) for kind in kinds}
@@ -343,7 +343,7 @@ def _start(notes: Notes, kinds: list[str]) -> int:
 
 
 def _publish(work: _Work, kinds: Sequence[str]) -> None:
-    """Gives whole arrays their name. One that is there already is damaged, and stays what it is for those that have mapped it."""
+    """Give whole arrays their name. One that is there already is damaged, and stays what it is for those that have mapped it."""
     for kind in kinds:
         _place(work, kind, PART).replace(_place(work, kind))
     sync_folder(work.folder)

@@ -104,7 +104,7 @@ def stage_grids(channels: Sequence[int]) -> tuple[int, ...]:
 
 
 def pool_stages(maps: Sequence[Tensor], grids: Sequence[int]) -> list[Tensor]:
-    """Averages each map [N, C, H, W] over the cells of its grid: [N, C * grid * grid], channel by channel, row by row.
+    """Average each map [N, C, H, W] over the cells of its grid: [N, C * grid * grid], channel by channel, row by row.
 
     Maps of a 224-pixel image's size are averaged by the page's windows (SPECIFIED), which overlap, and of which the first
     map's count padding as zeros; others adaptively, by cells that cover the map. A grid finer than its map is the map.

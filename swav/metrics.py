@@ -72,7 +72,7 @@ def knn_vote(
     temperature: float = 0.07,
     ranks: int = 5,
 ) -> dict[int, Int64[Tensor, "M R"]]:
-    """Classifies by the weighted vote of the k nearest neighbours, for several k from one search.
+    """Classify by the weighted vote of the k nearest neighbours, for several k from one search.
 
     A neighbour votes for its class with weight exp(cosine / temperature). A class without a vote is no prediction: its
     place holds -1. (DINO's code fills such places with classes in no particular order, some of which count as right.)

@@ -49,7 +49,7 @@ class Progress:
             self._task = self._bar.add_task(label, total=total, completed=done, eta="-", text="")
 
     def update(self, done: int, text: str = "") -> None:
-        """Says how far the work is."""
+        """Say how far the work is."""
         self.done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done, eta=self.eta(), text=text)
@@ -66,7 +66,7 @@ class Progress:
         return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
     def say(self, line: str) -> None:
-        """Prints a line without disturbing the bar."""
+        """Print a line without disturbing the bar."""
         if self.quiet:
             return
         if self._bar is not None:

@@ -27,7 +27,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_text(name: str) -> str:
-    """Returns a recipe's YAML, from its name or from a file.
+    """Return a recipe's YAML, from its name or from a file.
 
     Raises:
         ConfigError: no such recipe.
@@ -47,7 +47,7 @@ AS_TYPED = ("data", "init", "samples", "list")  # a path is a path, whatever YAM
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Reads `key=value` words; values are YAML (`epochs=5`, `crops=[{count: 2, size: 32, scale: [0.2, 1]}]`).
+    """Read `key=value` words; values are YAML (`epochs=5`, `crops=[{count: 2, size: 32, scale: [0.2, 1]}]`).
 
     Raises:
         ConfigError: a word without `=`, a key twice, or a value that is not YAML.
@@ -67,7 +67,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 
 def validated(kind: type[AnySettings], values: Mapping[str, Any], where: str) -> AnySettings:
-    """Builds settings, with a complaint that names the key, what was expected and what was found. A Path is taken for its text.
+    """Build settings, with an error that names the key, what was expected and what was found. A Path is taken for its text.
 
     Raises:
         ConfigError: an unknown key, a wrong type, a value out of range, or settings that do not fit together.

@@ -46,7 +46,7 @@ _StrictLoader.add_implicit_resolver(
 
 
 def read_yaml(text: str, name: str) -> dict[str, Any]:
-    """Parses a mapping of settings.
+    """Parse a mapping of settings.
 
     Raises:
         ConfigError: not YAML, not a mapping, a key twice, or an alias.

@@ -21,7 +21,7 @@ _passed: dict[str, int] = {}
 
 
 def fault_point(name: str) -> None:
-    """Kills this process with SIGKILL at a named point, where SWAV_FAULT=name:count says so (the count-th passing).
+    """Kill this process with SIGKILL at a named point, where SWAV_FAULT=name:count says so (the count-th passing).
 
     Free of cost otherwise. The tests of resuming need a death that no handler can soften, at a known place.
     """
@@ -40,7 +40,7 @@ def fault_point(name: str) -> None:
 def environment_errors(
     memory_advice: str = "use a smaller batch=N, smaller crops or fewer workers=N; what was saved is untouched",
 ) -> Iterator[None]:
-    """Turns a full disk and a lack of memory, of a GPU or of this machine, into the error that says what to do.
+    """Turn a full disk and a lack of memory, of a GPU or of this machine, into the error that says what to do.
 
     Args:
         memory_advice: what to do where memory is lacking. (Inside another one the inner one's advice is given.)
@@ -123,7 +123,7 @@ def has_compiler() -> bool:
 
 
 def seed_process(*numbers: int) -> None:
-    """Seeds torch's generators from several numbers, as of a run, a step and a process."""
+    """Seed torch's generators from several numbers, as of a run, a step and a process."""
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
 
@@ -134,7 +134,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_random_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    """Sets the generators whose state is there: another device, or process, may have been at work before."""
+    """Set the generators whose state is there: another device, or process, may have been at work before."""
     if "rng/torch" in state:
         torch.set_rng_state(state["rng/torch"])
     if device.type == "cuda" and "rng/cuda" in state:

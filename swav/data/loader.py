@@ -101,7 +101,7 @@ class _Maker:
         )
 
     def fill(self, slot: _Slot, step: int, rows: slice = slice(None)) -> list[tuple[str, str]]:
-        """Writes a step's batch, or some rows of it; returns (name, reason) of the images that had to be replaced."""
+        """Write a step's batch, or some rows of it; return (name, reason) of the images that had to be replaced."""
         epoch, position = divmod(step, self.steps_per_epoch)
         samples = self._samples(epoch, position)[rows]
         if not samples:

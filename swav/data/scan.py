@@ -29,7 +29,7 @@ class Reading(NamedTuple):
 
 
 def scan(path: str | Path, cache: Path | None = None, progress: ProgressCallback | None = None) -> dict[str, Any]:
-    """Counts images, formats, sizes, duplicates and unreadable files, and says what would be trained on and scored.
+    """Count images, formats, sizes, duplicates and unreadable files, and say what would be trained on and scored.
 
     Every image is decoded, as only this finds the truncated ones.
 

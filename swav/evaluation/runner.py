@@ -146,7 +146,7 @@ def _shared_settings(
 
 
 def _announce(encoders: Sequence[Encoder], splits: Mapping[str, Splits], fixed: Sequence[str]) -> None:
-    """Says how weight files were read, what was left out of the data, and which benchmarks no other seed would change."""
+    """Say how weight files were read, what was left out of the data, and which benchmarks no other seed would change."""
     for network in encoders:
         if network.provenance:
             say(network.provenance)

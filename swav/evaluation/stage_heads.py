@@ -34,7 +34,7 @@ class StageHeads(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, stages: Sequence[Tensor]) -> list[Tensor]:
-        """Takes pooled stages [N, D], returns logits [N, classes] of each."""
+        """Take pooled stages [N, D], return logits [N, classes] of each."""
         logits = []
         for norm, layer, x in zip(self.norms, self.layers, stages, strict=True):
             by_channel = torch.unflatten(x, 1, (norm.num_features, -1))  # type: ignore[arg-type]  # of no images, too

@@ -26,7 +26,7 @@ class Marked(NamedTuple):
 
     @classmethod
     def of(cls, task: Task[Any]) -> "Marked":
-        """Checks that the task has what the benchmarks on VOC need.
+        """Check that the task has what the benchmarks on VOC need.
 
         Raises:
             ConfigError: the backbone has no stages.
@@ -58,7 +58,7 @@ def pooling(task: Task[Any]) -> str:
 
 
 def write_log(task: Task[Any], bench: str, content: dict[str, Any]) -> str:
-    """Writes what the scores were made of; returns its path below the results' folder."""
+    """Write what the scores were made of; return its path below the results' folder."""
     of, place = task.identity()
     path = Path(bench) / place / "log.json"
     owner = f"the log of {bench} in {task.out / path.parent}"

@@ -75,7 +75,7 @@ def unit_rows(features: Float32[np.ndarray, "N F"]) -> Float32[Tensor, "N F"]:
 
 
 def principal_axes(x: Float32[Tensor, "N F"]) -> Axes:
-    """Rotates the rows, each with a constant 1 at its end, into their principal axes."""
+    """Rotate the rows, each with a constant 1 at its end, into their principal axes."""
     n, f = x.shape
     if n <= f + 1:  # by the Gram matrix of the rows: K = U S U', coordinates U S^(1/2)
         gram = torch.ones(n, n, dtype=torch.float64)
@@ -125,7 +125,7 @@ def machines(
     costs: Sequence[float],
     tolerance: float = TOLERANCE,
 ) -> Iterator[tuple[int, Machines]]:
-    """Solves all columns for one cost after the other, the smallest first, each from the solution of the one before.
+    """Solve all columns for one cost after the other, the smallest first, each from the solution of the one before.
 
     Args:
         axes: of the rows; of a choice of all rows, with the spectrum of all.
@@ -165,7 +165,7 @@ def _newton(
     share: Float64[Tensor, "N M"],
     tolerance: float,
 ) -> tuple[Float64[Tensor, " M"], Float64[Tensor, " M"]]:
-    """Improves w and decision = z @ w in place; returns the lengths of gradient and w. Finished columns drop out."""
+    """Improve w and decision = z @ w in place; return the lengths of gradient and w. Finished columns drop out."""
     bound, length = w.new_zeros(w.shape[1]), w.new_zeros(w.shape[1])
     left = torch.arange(w.shape[1])
     for step in range(MAX_STEPS + 1):
@@ -195,7 +195,7 @@ def _direction(
     curvature: Float64[Tensor, "N M"],
     gradient: Float64[Tensor, "R M"],
 ) -> Float32[Tensor, "R M"]:
-    """Solves (1 + z' diag(curvature) z) d = -gradient for each column, by preconditioned conjugate gradients.
+    """Solve (1 + z' diag(curvature) z) d = -gradient for each column, by preconditioned conjugate gradients.
 
     The preconditioner takes the curvature for the same everywhere, where the axes make the matrix diagonal.
     """

@@ -71,7 +71,7 @@ class TimmShape(NamedTuple):
 
 
 def check_backbone(name: str, sizes: Sequence[int], in_channels: int = 3) -> None:
-    """Finds out, without weights and without time, whether a backbone exists and takes images of these sides.
+    """Find out, without weights and without time, whether a backbone exists and takes images of these sides.
 
     Raises:
         ConfigError: it does not.
@@ -85,7 +85,7 @@ def check_backbone(name: str, sizes: Sequence[int], in_channels: int = 3) -> Non
 
 @functools.cache
 def timm_shape(name: str, in_channels: int = 3) -> TimmShape:
-    """Runs a model without weights at the size that it was made for (see TimmTrunk)."""
+    """Run a model without weights at the size that it was made for (see TimmTrunk)."""
     size = _timm().get_pretrained_cfg(name).input_size[-1] if _is_timm(name) else 0
     model, features = _on_meta(name, in_channels, size)
     if features.ndim != 2:
@@ -168,5 +168,5 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def in_channels_last(module: nn.Module) -> nn.Module:
-    """Stores 4-d weights with channels last, the layout in which convolutions are fastest. Changes no value."""
+    """Store 4-d weights with channels last, the layout in which convolutions are fastest. Changes no value."""
     return module.to(memory_format=torch.channels_last)

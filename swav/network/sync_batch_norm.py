@@ -16,7 +16,7 @@ _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def synchronised(network: nn.Module, device: torch.device, group: Any = None) -> nn.Module:
-    """Replaces every BatchNorm by one whose statistics are those of all processes, or of a group; names and values stay.
+    """Replace every BatchNorm by one whose statistics are those of all processes, or of a group; names and values stay.
 
     torch's own on CUDA; it refuses tensors of a CPU, where ours takes its place. With equal shares of a batch, codes,
     loss and gradients are then those of one process. (With groups they are not, and neither are running statistics, which

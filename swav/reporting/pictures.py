@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def write_views(path: Path, rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> None:
-    """Writes a contact sheet: a row per image, its views side by side as the network saw them.
+    """Write a contact sheet: a row per image, its views side by side as the network saw them.
 
     Args:
         path: of the PNG; its folder is made.

@@ -50,7 +50,7 @@ class RunFolder:
 
 
 def read_folder(path: Path) -> RunFolder:
-    """Reads what a report needs.
+    """Read what a report needs.
 
     Raises:
         DataError: the folder is missing, or holds neither a run nor results.

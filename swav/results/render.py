@@ -25,7 +25,7 @@ SOURCES = "Sources of the published rows"
 
 
 def write_tables(folder: Path, read: Callable[[Path], Results] = read_results) -> list[Path]:
-    """Writes tables.md, tables.html and tables.tex of a folder's results.json, and the settings that their rows link, in
+    """Write tables.md, tables.html and tables.tex of a folder's results.json, and the settings that their rows link, in
     durable steps. Others that write results there wait meanwhile: the tables are of the newest.
 
     Args:

@@ -75,14 +75,14 @@ class _Choices:
         self.reasons: dict[str, str] = {}
 
     def choose(self, key: str, value: Any, reason: str) -> None:
-        """Settles a key that was left at `auto`; what was given stays."""
+        """Settle a key that was left at `auto`; what was given stays."""
         if self.recipe.left_at_auto(key):
             self.recipe = self.recipe.model_copy(update={key: value})
             self.reasons[key] = reason
 
 
 def derive(recipe: Recipe, facts: MachineAndData) -> tuple[Recipe, dict[str, str]]:
-    """Replaces every `auto` by a value, and says why.
+    """Replace every `auto` by a value, and say why.
 
     Returns:
         The settings without `auto` (but those of FOLLOWING), and {key: reason}.

@@ -17,7 +17,7 @@ _SHAPING = ("backbone", "width", "stem", "in_channels")  # the keys that make a 
 
 
 def load_init_weights(recipe: Recipe, out: Path) -> Encoder | None:
-    """Reads what `init` names, and finds out whether it fits; writes nothing.
+    """Read what `init` names, and find out whether it fits; write nothing.
 
     Args:
         recipe: settings; `auto` is not needed here.
@@ -54,7 +54,7 @@ def load_init_weights(recipe: Recipe, out: Path) -> Encoder | None:
 
 
 def init_from(network: SwavNetwork, start: Encoder, recipe: Recipe) -> str:
-    """Puts weights in the place of fresh ones: the backbone, and head and prototypes if they are there and fit.
+    """Put weights in the place of fresh ones: the backbone, and head and prototypes if they are there and fit.
 
     Args:
         network: of a run before its first step.

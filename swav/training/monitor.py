@@ -43,7 +43,7 @@ class Monitor:
 
     @torch.no_grad()
     def watch(self, embeddings: Float[Tensor, "V B D"], codes: Sequence[Float[Tensor, "A B _"]]) -> None:
-        """Takes note of one step. The usage covers the last 10 to 20 samples per prototype, once there were so many.
+        """Take note of one step. The usage covers the last 10 to 20 samples per prototype, once there were so many.
 
         (It is counted in windows of 10, of which the last whole one counts too: started afresh, it would say for a while
         that few prototypes are in use.)
@@ -142,7 +142,7 @@ def too_few(images: int, prototypes: int) -> str | None:
 def verdict(
     history: Sequence[Mapping[str, float | None]], ln_k: float, images: int, prototypes: int
 ) -> tuple[str, str]:
-    """Judges a run by its last lines of metrics.
+    """Judge a run by its last lines of metrics.
 
     Args:
         history: lines of metrics.jsonl.

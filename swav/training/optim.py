@@ -59,7 +59,7 @@ class LossScale:
         return self.value <= self.FLOOR
 
     def update_(self, skipped: Tensor) -> None:
-        """Takes note of a step; `skipped` is a flag on the device."""
+        """Take note of a step; `skipped` is a flag on the device."""
         self.good_steps = torch.where(skipped, 0.0, self.good_steps + 1)
         patient = self.good_steps >= self.PATIENCE
         self.value = torch.where(skipped, self.value / 2, torch.where(patient, self.value * 2, self.value))
@@ -96,14 +96,14 @@ class Optimizer:
         raise NotImplementedError
 
     def zero_grad(self) -> None:
-        """Drops all gradients."""
+        """Drop all gradients."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
 
     @torch.no_grad()
     def step(self) -> None:
-        """Moves every parameter that has a gradient. Gradients may be changed in place."""
+        """Move every parameter that has a gradient. Gradients may be changed in place."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
@@ -279,7 +279,7 @@ def optimizer_tensors(optimizer: Optimizer, network: nn.Module) -> dict[str, Ten
 
 
 def load_optimizer_tensors(optimizer: Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Puts a state back in place. (That shapes and types agree is found before, see tensors.require_same_form.)
+    """Put a state back in place. (That shapes and types agree is found before, see tensors.require_same_form.)
 
     Raises:
         KeyError: a value of this optimiser is not among the tensors.

@@ -34,7 +34,7 @@ def state(run: Run) -> dict[str, Any]:
 
 
 def resume(run: Run) -> checkpoint.Checkpoint | None:
-    """Returns the newest verified checkpoint of the run's folder, or None in a fresh one, which is made ready.
+    """Return the newest verified checkpoint of the run's folder, or None in a fresh one, which is made ready.
 
     Raises:
         ConfigError: settings that shape the weights differ from those of the run in `out`, or of its checkpoint, or its
@@ -101,7 +101,7 @@ def _check_origin(run: Run, saved: checkpoint.Checkpoint) -> None:
 
 
 def _repair(run: Run, settings: Recipe, step: int) -> None:
-    """Makes logs, settings and the list of images of a run that is resumed good again, before any process appends to them."""
+    """Make logs, settings and the list of images of a run that is resumed good again, before any process appends to them."""
     out = run.out
     with not_essential(f"{out}/{manifest.FILE}"):
         manifest.keep_roster(out / manifest.FILE, run.images)
@@ -115,7 +115,7 @@ def _repair(run: Run, settings: Recipe, step: int) -> None:
 
 
 def _begin(run: Run, config: Path) -> None:
-    """Makes the folder ready for a run from its first step. What an earlier one without a checkpoint logged is set aside."""
+    """Make the folder ready for a run from its first step. What an earlier one without a checkpoint logged is set aside."""
     metrics = run.out / METRICS
     if not (run.out / CHECKPOINTS).is_dir():  # it is no run's folder yet
         names = (CONFIG, METRICS, BAD_FILES, manifest.FILE)
@@ -178,5 +178,5 @@ def reshard(shards: Sequence[Float[Tensor, "A _ D"]], batch: int, processes: int
 
 
 def forget_after(metrics: Path, step: int) -> None:
-    """Drops the lines of steps that will be made again, and what is no line of metrics. Writes only if there are some."""
+    """Drop the lines of steps that will be made again, and what is no line of metrics. Writes only if there are some."""
     jsonl.repair(metrics, jsonl.is_metrics, lambda line: bool(line["step"] <= step))

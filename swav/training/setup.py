@@ -53,7 +53,7 @@ class Run:
 
 
 def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> Run:
-    """Opens the images and settles every setting: as the run in `out` has it, if there is one, or else anew."""
+    """Open the images and settle every setting: as the run in `out` has it, if there is one, or else anew."""
     if not wanted.left_at_auto("backbone"):
         check_backbone(wanted.backbone, () if wanted.left_at_auto("crops") else wanted.view_sizes, wanted.in_channels)
     before = settings_of(out)

@@ -243,7 +243,7 @@ class Trainer:
         return queue | random_state(self.device)
 
     def load(self, saved: checkpoint.Checkpoint, own: dict[str, Tensor]) -> None:
-        """Puts a checkpoint's tensors in place: those that all share, and this process's own.
+        """Put a checkpoint's tensors in place: those that all share, and this process's own.
 
         Random states may be missing: of a device that the run was not on before, or of another number of processes.
 

@@ -52,7 +52,7 @@ class WeightFile:
     _read: Callable[[Sequence[TensorRef]], Iterable[Tensor]]
 
     def tensors(self, wanted: Mapping[str, TensorRef]) -> dict[str, Tensor]:
-        """Reads tensors, with their checksums where the format has some.
+        """Read tensors, with their checksums where the format has some.
 
         Raises:
             CheckpointError: the file is damaged, or went away.
@@ -64,7 +64,7 @@ class WeightFile:
 
 
 def open_weights(path: Path) -> WeightFile:
-    """Reads a file's structure. No code in it is run, and no tensor is read yet.
+    """Read a file's structure. No code in it is run, and no tensor is read yet.
 
     Raises:
         CheckpointError: the file is of no known format, is cut short, is damaged, or names what only an attack would.

@@ -133,7 +133,7 @@ def _trunk(path: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _write(tensors: Mapping[str, Tensor], description: Mapping[str, Any], path: Path) -> None:
-    """Writes a file and reads it back. The same weights are the same bytes: there is no time and no path in it."""
+    """Write a file and read it back. The same weights are the same bytes: there is no time and no path in it."""
     save_file(dict(tensors), path, metadata(description))
     again = load_file(path)
     if again.keys() != tensors.keys() or not all(_same_bits(again[name], tensor) for name, tensor in tensors.items()):

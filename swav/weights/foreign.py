@@ -62,7 +62,7 @@ class ForeignWeights:
 
 
 def load_foreign(path: Path, options: WeightOptions) -> ForeignWeights:
-    """Reads another project's weights into a network of ours. Nothing in the file is run.
+    """Read another project's weights into a network of ours. Nothing in the file is run.
 
     Args:
         path: of the file.
@@ -218,7 +218,7 @@ def _normalisation(path: Path, layout: Layout, options: WeightOptions) -> tuple[
 
 
 def _take_rgb(trunk: nn.Module) -> None:
-    """Turns a network for BGR into the same one for RGB: the first convolution's weights change places."""
+    """Turn a network for BGR into the same one for RGB: the first convolution's weights change places."""
     for module in trunk.modules():
         if isinstance(module, nn.Conv2d):
             with torch.no_grad():
@@ -250,7 +250,7 @@ def _parts(tensors: Tensors, layout: Layout, features: int) -> _Parts:
 
 
 def _fill(network: SwavNetwork, file: WeightFile, tensors: Tensors, fit: Fit, parts: _Parts) -> tuple[float, float]:
-    """Puts the file's tensors in place; returns the lengths of the shortest and longest prototype in the file."""
+    """Put the file's tensors in place; return the lengths of the shortest and longest prototype in the file."""
     places = {f"trunk.{key}": name for key, name in fit.places.items()}
     places |= {f"projection_head.{key}": name for key, name in parts.head.items()}
     read = file.tensors({key: tensors[name] for key, name in places.items()})

@@ -109,7 +109,7 @@ class PickleVM:
         self._memo: dict[int, Any] = {}
 
     def run(self, stream: Any) -> Any:
-        """Reads one pickle, and leaves the stream behind it.
+        """Read one pickle, and leave the stream behind it.
 
         Raises:
             Malformed: the bytes are no pickle, or no sound one.

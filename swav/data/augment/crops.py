@@ -92,7 +92,7 @@ def planes(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[Tensor, "1 3 H W"]:
 
 
 def cut(image: UInt8[Tensor, "1 3 H W"], box: Box, out: UInt8[Tensor, "1 3 S S"]) -> None:
-    """Resizes a box, antialiased and bilinear, straight into its place in a batch (both channels last in memory).
+    """Resize a box, antialiased and bilinear, straight into its place in a batch (both channels last in memory).
 
     The pixels are those of `torch.nn.functional.interpolate(antialias=True)`, and at most 1 of 255 from Pillow's (0.01 in
     the mean). torch offers the operator behind it, which writes into a given place, under this internal name only.
@@ -114,7 +114,7 @@ def to_input(
     in_channels: int = 3,
     lighting: Float32[Tensor, "N 3"] | None = None,
 ) -> Float32[Tensor, "N C S S"]:
-    """Normalises uint8 RGB: (x / 255 - mean) / std; channels last.
+    """Normalise uint8 RGB: (x / 255 - mean) / std; channels last.
 
     Args:
         in_channels: 3, or 1 for the luma, normalised by the luma of mean and std.

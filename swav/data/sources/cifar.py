@@ -43,7 +43,7 @@ class Packed(NamedTuple):
 
 
 def find_binary(root: Path) -> tuple[Path, str] | None:
-    """Returns the folder of the .bin files and which version they are; None where there are none.
+    """Return the folder of the .bin files and which version they are; None where there are none.
 
     Raises:
         DataError: the folder holds CIFAR's Python version.
@@ -95,7 +95,7 @@ def load_binary(folder: Path, version: str, split: Split) -> Packed:
 
 
 def load_strips(root: Path, split: Split) -> Packed:
-    """Decodes the strips of one split. One that is broken behind its header is left out, with its labels.
+    """Decode the strips of one split. One that is broken behind its header is left out, with its labels.
 
     Raises:
         DataError: strips and labels don't agree in number, a strip's header is damaged, or a label has no class.

@@ -43,7 +43,7 @@ _PNG_KEPT = (b"tRNS", b"acTL", b"fcTL", b"fdAT")  # ancillary, but pixels or whe
 
 
 def check_size(kind: str, width: int, height: int, size: int) -> None:
-    """Refuses an image that is above the limits, or whose header cannot be true.
+    """Refuse an image that is above the limits, or whose header cannot be true.
 
     Args:
         kind: of the file, as "JPEG".

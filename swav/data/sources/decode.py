@@ -104,7 +104,7 @@ def printable(text: str) -> str:
 
 
 def decode(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the pixels of an image file, writable and contiguous.
+    """Return the pixels of an image file, writable and contiguous.
 
     Raises:
         Unreadable: with this name, whatever is wrong with the bytes.
@@ -163,7 +163,7 @@ def as_pixels(image: Any) -> Any:
 
 
 def read_header(file: io.BufferedIOBase, name: str) -> Header:
-    """Reads format and size from the beginning of a file, without decoding it.
+    """Read format and size from the beginning of a file, without decoding it.
 
     Raises:
         Unreadable: the header is damaged, the format is not one of READERS, or the image is above a limit (damage.check_size).
@@ -196,7 +196,7 @@ def read_header(file: io.BufferedIOBase, name: str) -> Header:
 
 
 def open_regular(path: bytes | str | Path) -> io.BufferedIOBase:
-    """Opens a regular file. Pipes, sockets and devices are refused without waiting for them.
+    """Open a regular file. Pipes, sockets and devices are refused without waiting for them.
 
     Raises:
         OSError: missing, not allowed, or not a regular file.
@@ -355,7 +355,7 @@ def _loaded(kind: str, data: bytes, size: int) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _webp_header(start: bytes, size: int) -> Header:
-    """Reads the header of a WebP file (container specification, "Extended File Format"): Pillow would read it whole."""
+    """Read the header of a WebP file (container specification, "Extended File Format"): Pillow would read it whole."""
     chunk, bits = start[12:16], int.from_bytes(start[21:25], "little")
     if chunk == b"VP8 ":
         width, height = (int.from_bytes(start[i : i + 2], "little") & 0x3FFF for i in (26, 28))
@@ -434,7 +434,7 @@ def _known_orientation(value: object) -> int:
 
 
 def _turned(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Turns pixels upright (EXIF 2.3, table "Orientation")."""
+    """Turn pixels upright (EXIF 2.3, table "Orientation")."""
     if orientation == 1:
         return pixels
     if orientation >= 5:  # 5-8 have rows and columns exchanged

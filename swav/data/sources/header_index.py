@@ -35,7 +35,7 @@ def check_headers(
     part: str = "",
     progress: ProgressCallback | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Reads the headers of the files `names` under `root`.
+    """Read the headers of the files `names` under `root`.
 
     Args:
         rows: one ROW per name, with size and time.

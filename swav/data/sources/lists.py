@@ -42,7 +42,7 @@ def is_flat_imagenet(home: Path) -> bool:
 
 
 def imagenet_splits(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> tuple[Images, Images]:
-    """Returns (train, val) of ImageNet by meta/train.txt and meta/val.txt: lines of a path below train/ or val/ and a label.
+    """Return (train, val) of ImageNet by meta/train.txt and meta/val.txt: lines of a path below train/ or val/ and a label.
 
     Args, Raises: as places205_splits.
     """
@@ -52,7 +52,7 @@ def imagenet_splits(root: str | Path, cache: Path | None = None, allow_missing: 
 
 
 def places205_splits(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> tuple[Images, Images]:
-    """Returns (train, val) of Places205: images below data/vision/torralba/deeplearning/images256, lists of `path label`.
+    """Return (train, val) of Places205: images below data/vision/torralba/deeplearning/images256, lists of `path label`.
 
     Args:
         root: Places205 itself, or a folder that holds it under this name.
@@ -68,7 +68,7 @@ def places205_splits(root: str | Path, cache: Path | None = None, allow_missing:
 
 
 def inat18_splits(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> tuple[Images, Images]:
-    """Returns (train, val) of iNaturalist 2018: images below train_val2018, and train2018.json and val2018.json beside it (or
+    """Return (train, val) of iNaturalist 2018: images below train_val2018, and train2018.json and val2018.json beside it (or
     in annotations/), or lists of `path label` as meta/train.txt and meta/val.txt.
 
     Args, Raises: as places205_splits.

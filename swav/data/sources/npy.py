@@ -11,7 +11,7 @@ from swav.data.sources.decode import open_regular
 
 
 def read_numbers(path: Path, kinds: str = "iuf") -> np.ndarray:
-    """Reads an array of numbers. Nothing is unpickled.
+    """Read an array of numbers. Nothing is unpickled.
 
     Args:
         kinds: of numbers that may be there, by NumPy's letters: i, u whole, f floating-point.

@@ -56,7 +56,7 @@ class Layout(NamedTuple):
 def open_images(
     path: str | Path, split: Split = "train", cache: Path | None = None, progress: ProgressCallback | None = None
 ) -> Images:
-    """Finds the images under a path and reads their headers.
+    """Find the images under a path and read their headers.
 
     Args:
         split: "train": what pre-training reads. "score": what is scored. "all": both.
@@ -92,7 +92,7 @@ def check_images(path: str | Path) -> None:
 def labelled_splits(
     path: str | Path, cache: Path | None = None, progress: ProgressCallback | None = None
 ) -> tuple[Images, Images]:
-    """Returns (bank to learn labels from, images to score), with the same classes.
+    """Return (bank to learn labels from, images to score), with the same classes.
 
     Raises:
         DataError: as open_images; there are no labels, or the splits hold different classes.
@@ -121,7 +121,7 @@ def labelled_splits(
 
 
 def find_layout(path: str | Path) -> Layout:
-    """Tells what a path is.
+    """Tell what a path is.
 
     Raises:
         DataError: nothing is there, or it is a file that is not a list.
@@ -223,7 +223,7 @@ def _checked(
     part: str,
     progress: ProgressCallback | None,
 ) -> Images:
-    """Reads the headers and leaves out what is unreadable."""
+    """Read the headers and leave out what is unreadable."""
     rows, reasons = check_headers(root, found.names, found.rows, cache, part, progress)
     good = [i for i in range(len(rows)) if i not in reasons]
     bad = sorted(found.bad + [(os.fsdecode(found.names[i]), reason) for i, reason in reasons.items()])

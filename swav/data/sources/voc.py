@@ -28,7 +28,7 @@ HOW = (
 def classification_splits(
     root: str | Path, cache: Path | None = None, allow_missing: bool = False
 ) -> tuple[Images, Images]:
-    """Returns (trainval, test). Their targets are MultiLabels.
+    """Return (trainval, test). Their targets are MultiLabels.
 
     Args:
         root: VOC2007 itself, the VOCdevkit, or a folder that holds it.

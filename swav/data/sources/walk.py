@@ -104,7 +104,7 @@ def path_of(root: Path, name: bytes) -> bytes:
 
 
 def walk(root: Path, folder: str = "") -> Found:
-    """Finds every file with an image's extension under root/folder, sorted by the bytes of its path.
+    """Find every file with an image's extension under root/folder, sorted by the bytes of its path.
 
     Links are followed. Each folder is read once, by its device and inode, so loops end; a folder that is reached
     both directly and by a link goes by its own name.
@@ -188,7 +188,7 @@ def _entries(folder: bytes) -> list[os.DirEntry[bytes]]:
 
 
 def look_up(root: Path, names: list[bytes]) -> tuple[Found, NDArray[np.int64]]:
-    """Looks for the files of a list, in its order; any extension will do. Also returns which of `names` were found."""
+    """Look for the files of a list, in its order; any extension will do. Also returns which of `names` were found."""
     kept: list[int] = []
     known: list[tuple[int, int]] = []
     inodes: list[tuple[int, int]] = []
@@ -210,7 +210,7 @@ def look_up(root: Path, names: list[bytes]) -> tuple[Found, NDArray[np.int64]]:
 
 
 def read_list(path: Path) -> Listing:
-    """Reads a .txt (one path a line) or a .csv (`path`, and if wanted `label` and `split`; further columns don't matter).
+    """Read a .txt (one path a line) or a .csv (`path`, and if wanted `label` and `split`; further columns don't matter).
 
     Paths are relative to the file's folder, or absolute.
 

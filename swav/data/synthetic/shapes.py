@@ -171,7 +171,7 @@ def _rotation(angle: float) -> Float[np.ndarray, "2 2"]:
 
 
 def _coverage(parts: list[Part], side: int) -> Mask:
-    """Rasters an object's parts on a square of `side` pixels."""
+    """Raster an object's parts on a square of `side` pixels."""
     mask = np.zeros((side, side), np.uint8)
     for polygon, adds in parts:  # 16ths of a pixel; -0.5: OpenCV's pixel centres are whole numbers
         corners = np.round((polygon * side - 0.5) * 16).astype(np.int32)
@@ -272,7 +272,7 @@ class Scene:
 
 
 def scene(seed: int, split: str, index: int, size: int = 64) -> Scene:
-    """Draws scene `index` of a split; its label is index modulo 10.
+    """Draw scene `index` of a split; its label is index modulo 10.
 
     Args:
         seed: of the whole data set.

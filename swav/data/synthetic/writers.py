@@ -166,7 +166,7 @@ def write_shapes(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Writes the data set. Same arguments, same bytes; where it is complete already, nothing is done.
+    """Write the data set. Same arguments, same bytes; where it is complete already, nothing is done.
 
     A write that was cut off is known by its record (shapes.json says `"complete": false`) and is made again.
 

@@ -176,7 +176,7 @@ def draw_sample(marks: Int8[np.ndarray, "N C"], k: int, seed: int, number: int) 
 
 
 def read_sample(folder: Path, number: int, k: int, shape: tuple[int, ...]) -> Sample:
-    """Reads an official sample.
+    """Read an official sample.
 
     Raises:
         DataError: there is no such folder, the file is missing, or not an array of this shape that holds positives and
@@ -211,7 +211,7 @@ def _curve(
     settings: LowshotSettings,
     progress: Progress,
 ) -> Curve:
-    """Trains all classes of all samples together, at each cost, and scores them on test and outside of the samples."""
+    """Train all classes of all samples together, at each cost, and score them on test and outside of the samples."""
     classes = len(marked.classes)
     sample = torch.from_numpy(np.concatenate(samples, axis=1))  # columns: sample by sample all classes
     used = (sample != 0).any(dim=1)

@@ -141,7 +141,7 @@ def score_stage(
     x: Tensor, labels: Int8[np.ndarray, "N C"], scored: Tensor, truth: Int8[np.ndarray, "M C"], settings: SvmSettings,
     progress: Progress,
 ) -> Layer:  # fmt: skip
-    """Chooses the cost of each class by cross-validation and scores the machines of all training rows."""
+    """Choose the cost of each class by cross-validation and score the SVMs of all training rows."""
     from sklearn.metrics import average_precision_score  # a second to import, which other benchmarks need not pay
     from sklearn.model_selection import StratifiedKFold
 
