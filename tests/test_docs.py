@@ -191,6 +191,7 @@ def tried(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(words) if at_once else (*words, "--dry-run")
 
 
+@pytest.mark.slow
 def test_commands_whose_data_are_here_run(at_work, tmp_path, capsys):
     chosen = {tried(words): place for place, words in COMMANDS if runs_here(words)}
     for number, (typed, place) in enumerate(chosen.items()):

@@ -50,10 +50,12 @@ ALL: dict[str, Any] = {
     "koleo": 0.1,
     "precision": "fp16",
 }
-OPTIONS: list[dict[str, Any]] = [
+OPTIONS: list[Any] = [
     {"optimizer": "larc"},
-    {"optimizer": "adam", "in_channels": 1, "sinkhorn": "local", "micro_batch": 4},
-    ALL | {"optimizer": "lars"},
+    pytest.param(
+        {"optimizer": "adam", "in_channels": 1, "sinkhorn": "local", "micro_batch": 4}, marks=pytest.mark.slow
+    ),
+    pytest.param(ALL | {"optimizer": "lars"}, marks=pytest.mark.slow),
     ALL | {"micro_batch": 4},
 ]
 

@@ -17,6 +17,9 @@ from swav.data.synthetic.writers import write_shapes
 PAGE = (Path(__file__).parents[1] / "docs/own_loop.md").read_text(encoding="utf-8")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     """What the page's code has made, and how many rows each call for codes balanced."""

@@ -147,6 +147,7 @@ def scored_together(folder: str, out: str) -> list[tuple[str, float | None]]:
     return [(row.metric, row.value) for row in content.results]
 
 
+@pytest.mark.slow
 def test_two_processes_score_a_module_as_one_does(colours, tmp_path, two_processes):
     alone = scored_together(str(colours), str(tmp_path / "alone"))
     assert two_processes(scored_together, str(colours), str(tmp_path / "both")) == [alone, alone]

@@ -123,6 +123,7 @@ def test_the_file_needs_torch_alone():
     assert {name.partition(".")[0] for name in imported} - sys.stdlib_module_names == {"torch"}
 
 
+@pytest.mark.slow
 def test_a_step_needs_no_compiler_and_no_package_that_imports_it():
     """They take seconds of CPU: torch._dynamo, which torchvision and the classes of torch.optim import, and timm."""
     code = """

@@ -155,6 +155,7 @@ def test_rows_of_weights_that_changed_under_their_name_are_replaced_and_never_av
     assert "3 rows of earlier weights of the same name replaced" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_five_processes_that_merge_at_once_lose_no_row(tmp_path):
     command = [sys.executable, "-c", MERGE, str(tmp_path)]
     pipes: dict[str, Any] = {

@@ -189,6 +189,7 @@ def test_bad_weights_are_refused_before_anything_is_written(weights, shapes, tmp
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_come_along(weights, shapes, tmp_path, capsys):
     loop.pretrain("tiny", out=tmp_path / "run", dry_run=True, **RUN | {"data": str(shapes), "init": str(weights)})
     assert f"init       {weights}: backbone, head, prototypes" in capsys.readouterr().out

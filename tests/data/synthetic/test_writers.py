@@ -103,6 +103,7 @@ def test_a_disk_that_refuses_is_told_as_such(tmp_path, monkeypatch):
         write_shapes(tmp_path / "data", train=10, val=10)
 
 
+@pytest.mark.slow
 def test_vocs_lists_say_what_its_annotations_say(tmp_path):
     write_shapes(tmp_path, "voc", train=24, val=16, size=48)
     home = tmp_path / "VOC2007"

@@ -125,6 +125,7 @@ def test_a_trunk_without_stages_is_refused(task, monkeypatch):
         voc_svm.check(task)
 
 
+@pytest.mark.slow
 def test_the_command_runs_both_benchmarks_and_says_what_is_missing(drawn, tmp_path):
     out = tmp_path / "out"
     with warnings.catch_warnings():
