@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from swav.evaluation.protocols.voc_svm import score_stage
 from swav.evaluation.settings import SvmSettings
-from swav.evaluation.svm_solver import machines, principal_axes, unit_rows
+from swav.evaluation.svm_solver import principal_axes, solve_svms, unit_rows
 from swav.progress import Progress, memory_gb
 
 NAIVE_COSTS = (0.5**16, 0.5**8, 0.5**4, 1.0, 10.0)
@@ -77,7 +77,7 @@ def main() -> None:
     print(f"  mAP {100 * layer.precision.mean():.2f}, machines that did not converge: {layer.unfinished}", flush=True)
 
     rows, signs = x.double().numpy(), torch.from_numpy(labels.astype(np.float64))
-    solved = machines(principal_axes(x), signs, torch.where(signs > 0, 2.0, 1.0).double(), NAIVE_COSTS)
+    solved = solve_svms(principal_axes(x), signs, torch.where(signs > 0, 2.0, 1.0).double(), NAIVE_COSTS)
     decisions = {NAIVE_COSTS[place]: found.decision for place, found in solved}
     seconds: dict[float, list[float]] = {cost: [] for cost in NAIVE_COSTS}
     unfinished = 0

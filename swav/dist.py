@@ -38,7 +38,7 @@ def is_active() -> bool:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def single_process() -> Iterator[None]:
     """Inside, this process is one by itself: sums and maxima are its own.
 
     Only for `sinkhorn=local`, which balances codes over each process as the target page's code base did by mistake.

@@ -58,7 +58,7 @@ def test_two_processes_share_sums_maxima_and_objects_in_order_of_rank(two_proces
 
 def alone_then_together() -> tuple[float, int, float]:
     own = torch.tensor([float(dist.rank() + 1)])
-    with dist.alone():
+    with dist.single_process():
         by_itself, size = dist.all_reduce_sum(own.clone()).item(), dist.world_size()
     return by_itself, size, dist.all_reduce_sum(own).item()
 

@@ -281,7 +281,7 @@ def test_solvers_and_who_waits_for_a_lock_end_at_a_signal(tmp_path, monkeypatch)
     with signals.work():
         send(signal.SIGUSR1)
         with pytest.raises(Stopped):
-            list(svm_solver.machines(x, signs, torch.ones_like(signs), [1.0]))
+            list(svm_solver.solve_svms(x, signs, torch.ones_like(signs), [1.0]))
         with pytest.raises(Stopped):
             files.FileLock(tmp_path / "lock", "the results").__enter__()
         with pytest.raises(Stopped):

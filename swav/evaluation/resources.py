@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from swav.errors import DataError
-from swav.evaluation.task import ResourceEstimate, Task, drawn
+from swav.evaluation.task import ResourceEstimate, Task, subsample
 from swav.features import EvaluationView, features_of, read_views
 from swav.results.results import DryRunRow
 
@@ -17,7 +17,7 @@ STEP = 3  # forwards that a training step takes: there, and back for activations
 DOUBT = f"extrapolated from {SAMPLE} images; expect a factor of 2 either way"
 
 
-def forecast(bench: str, task: Task[Any], estimate: ResourceEstimate) -> DryRunRow:
+def dry_run_row(bench: str, task: Task[Any], estimate: ResourceEstimate) -> DryRunRow:
     """A row: what a benchmark would take, from the time of some images on this machine."""
     seconds = _seconds_per_image(task)
     return DryRunRow(
@@ -37,7 +37,7 @@ def _seconds_per_image(task: Task[Any]) -> float:
     Raises:
         DataError: none of the images can be read.
     """
-    sample, settings = drawn(task.train, SAMPLE, seed=0), task.settings
+    sample, settings = subsample(task.train, SAMPLE, seed=0), task.settings
     began = time.monotonic()
     views = [
         torch.from_numpy(part)

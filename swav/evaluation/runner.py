@@ -20,9 +20,9 @@ from swav.data.sources.catalog import Splits, as_pillow
 from swav.errors import ConfigError, DataError, NumericsError
 from swav.evaluation.catalog import CATALOG
 from swav.evaluation.request import check_places, open_splits, read_request, require_some
-from swav.evaluation.resources import forecast, format_rows
+from swav.evaluation.resources import dry_run_row, format_rows
 from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, one_per_seed
-from swav.evaluation.task import NoScore, ProtocolModule, Score, Task, drawn
+from swav.evaluation.task import NoScore, ProtocolModule, Score, Task, subsample
 from swav.files import FolderGuard
 from swav.network.backbone import ResNet
 from swav.output import say
@@ -194,7 +194,7 @@ def _run(name: str, task: Task[Any], label: str, everything: bool) -> tuple[list
 
 
 def _by_itself(run: Callable[[Task[Any]], Sequence[Score | NoScore]], task: Task[Any]) -> Sequence[Score | NoScore]:
-    with dist.alone():
+    with dist.single_process():
         return run(task)
 
 
@@ -275,8 +275,8 @@ def _takes_options(source: str, modules: Mapping[str, nn.Module]) -> bool:
 def _task(
     network: Encoder, splits: Splits, settings: BenchSettings, protocol: Protocol, device: Any, out: Path
 ) -> Task[Any]:
-    train = drawn(splits[0], settings.train_images, settings.seed)
-    score = drawn(splits[1], settings.score_images, settings.seed)
+    train = subsample(splits[0], settings.train_images, settings.seed)
+    score = subsample(splits[1], settings.score_images, settings.seed)
     return Task(network, *as_pillow((train, score)), settings, protocol, device, out)
 
 
@@ -315,7 +315,7 @@ def _foretold(tasks: Sequence[tuple[str, Task[Any]]], absent: Sequence[NotRun], 
     """What is there, what each benchmark would take, and what cannot be run."""
 
     def rows() -> list[DryRunRow]:
-        found = [forecast(name, task, protocol_of(name).estimate_resources(task)) for name, task in tasks]
+        found = [dry_run_row(name, task, protocol_of(name).estimate_resources(task)) for name, task in tasks]
         say(format_rows(found))
         return found
 

@@ -226,7 +226,7 @@ class LowshotSettings(BenchSettings):
 
 
 # What may change without a word: it leaves the number as it is, or is a field of the result.
-_HARMLESS = frozenset({"device", "workers", "seed"})
+_NO_DEVIATIONS = frozenset({"device", "workers", "seed"})
 
 
 def one_per_seed(settings: BenchSettings, seeds: int, train: int, score: int) -> list[BenchSettings]:
@@ -246,7 +246,7 @@ def deviations_of(settings: BenchSettings) -> list[str]:
     """Name the settings that differ from the published protocol, with both values."""
     page = type(settings)()
     changed = [key for key in type(settings).model_fields if getattr(settings, key) != getattr(page, key)]
-    quiet = _HARMLESS | {
+    quiet = _NO_DEVIATIONS | {
         "k",
         "samples",
         "fraction",

@@ -118,7 +118,7 @@ def decide(
     ]
 
 
-def machines(
+def solve_svms(
     axes: Axes,
     signs: Float64[Tensor, "N M"],
     weights: Float64[Tensor, "N M"],

@@ -21,7 +21,7 @@ from swav.system import available_cpus
 from swav.weights.encoder import Encoder
 
 # Settings that leave every bit of a state as it is, or nearly (another device rounds otherwise).
-_HARMLESS = {"workers", "device", "score_every_epochs"}
+_BESIDE_THE_STATE = {"workers", "device", "score_every_epochs"}
 
 AnyBench = TypeVar("AnyBench", bound=BenchSettings)
 
@@ -102,7 +102,7 @@ class Task(Generic[AnyBench]):
             "train": self.train.content_fingerprint,
             "score": self.score.content_fingerprint,
             "labels": [self.train.labels_fingerprint, self.score.labels_fingerprint],
-            "settings": self.settings.model_dump(mode="json", exclude=_HARMLESS),
+            "settings": self.settings.model_dump(mode="json", exclude=_BESIDE_THE_STATE),
             "more": more,
         }
         return of, hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
@@ -215,7 +215,7 @@ class ProtocolModule(Protocol):
         ...
 
 
-def drawn(images: Images, count: int, seed: int) -> Images:
+def subsample(images: Images, count: int, seed: int) -> Images:
     """`count` images drawn at random, in their order; all of them where count is 0 or not below their number."""
     if not 0 < count < len(images):
         return images

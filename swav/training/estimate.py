@@ -220,7 +220,7 @@ class _Steps:
         settled = {key: value for key, value in settled.items() if recipe.left_at_auto(key)}
         settled |= dict.fromkeys(("lr", "final_lr", "warmup_epochs", "queue_length", "freeze_prototypes_steps"), 0)
         settled |= {"batch": 1, "micro_batch": 0, "epochs": 1, "compile": False}
-        with dist.alone():
+        with dist.single_process():
             self.trainer = Trainer(
                 recipe.model_copy(update=settled), build_network(recipe).to(device), steps_per_epoch=1
             )
@@ -229,7 +229,7 @@ class _Steps:
         """Make a step of so many images, in one micro-batch or several."""
         self.trainer.batch = images
         try:
-            with dist.alone():
+            with dist.single_process():
                 self.trainer.step(micro_batches, 0)
         finally:  # where memory ran out, too
             self.trainer.optimizer.zero_grad()
@@ -246,7 +246,7 @@ def _random_crops(recipe: Recipe, images: int, device: torch.device) -> list[Ten
 # -- forecast
 
 
-def forecast(
+def estimate_run(
     images: Images, scored: int, recipe: Recipe, device: torch.device, out: Path, speed: float | None = None
 ) -> str:
     """Lines on the time, memory and disk that a run will take, and how far off they may be.

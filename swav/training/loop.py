@@ -23,7 +23,7 @@ from swav.recipe_files import load_recipe, to_yaml, validated
 from swav.reporting.page import report
 from swav.signals import StopRequest, work
 from swav.system import environment_errors, fault_point, pick_device, seed_process, share_cpus
-from swav.training.estimate import forecast
+from swav.training.estimate import estimate_run
 from swav.training.flags import FlagReader, Flags
 from swav.training.init import init_from, load_init_weights
 from swav.training.log import Log, Recorder, draw_views
@@ -75,7 +75,7 @@ def pretrain(recipe: str | Path | Recipe, *, out: str | Path, dry_run: bool = Fa
         if dry_run:
             scored = sum(map(len, run.labelled)) if run.labelled else 0
             dist.say("trying some steps, to estimate time and memory")
-            lines = forecast(run.images, scored, run.recipe, device, out, run.speed)
+            lines = estimate_run(run.images, scored, run.recipe, device, out, run.speed)
             taken = (
                 f"\ninit       {init_from(build_network(run.recipe), start, run.recipe)}" if start is not None else ""
             )

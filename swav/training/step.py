@@ -204,7 +204,7 @@ class Trainer:
             prototypes = self.prototypes if self.teacher is None else self.teacher.prototypes
             scores = torch.cat([self.queue.embeddings @ prototypes.T, scores], dim=1)
         codes = []
-        with dist.alone() if recipe.sinkhorn == "local" else nullcontext():
+        with dist.single_process() if recipe.sinkhorn == "local" else nullcontext():
             for of_a_head in torch.split(scores, list(recipe.prototype_sets), dim=2):
                 balanced = [sinkhorn_codes(view, recipe.epsilon, recipe.sinkhorn_iterations) for view in of_a_head]
                 codes.append(torch.stack([view[-self.batch :] for view in balanced]))

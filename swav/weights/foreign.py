@@ -25,7 +25,7 @@ from swav.weights.containers import WeightFile, open_weights
 from swav.weights.key_layouts import (
     STD,
     Fit,
-    Layout,
+    KeyLayout,
     Model,
     Shape,
     Tensors,
@@ -197,7 +197,7 @@ def cached_timm_file(name: str) -> Path:
 # -- how its images were made
 
 
-def _normalisation(path: Path, layout: Layout, options: WeightOptions) -> tuple[Triple, Triple, str]:
+def _normalisation(path: Path, layout: KeyLayout, options: WeightOptions) -> tuple[Triple, Triple, str]:
     """Mean and std in the file's order of channels, and where they come from."""
     mean, std = MEAN, layout.std or STD
     source = f"as {layout.name} does" if layout.std else "assumed: the file does not say; mean=, std= and channels= do"
@@ -240,7 +240,7 @@ class _Parts:
     count: int
 
 
-def _parts(tensors: Tensors, layout: Layout, features: int) -> _Parts:
+def _parts(tensors: Tensors, layout: KeyLayout, features: int) -> _Parts:
     head = head_places(tensors, layout, features)
     if not head:
         return _Parts({}, (), 1, 1, 1)
@@ -277,7 +277,9 @@ def _fill(network: SwavNetwork, file: WeightFile, tensors: Tensors, fit: Fit, pa
     return float(lengths.min()), float(lengths.max())
 
 
-def _story(path: Path, tensors: Tensors, fit: Fit, layout: Layout, parts: _Parts, lengths: tuple[float, float]) -> str:
+def _story(
+    path: Path, tensors: Tensors, fit: Fit, layout: KeyLayout, parts: _Parts, lengths: tuple[float, float]
+) -> str:
     settings = fit.model.settings
     kind = fit.model.name
     if settings.get("width", 1) != 1:

@@ -27,7 +27,7 @@ ORIGINAL_STD: Triple = (0.228, 0.224, 0.225)  # a slip that the released runs an
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class KeyLayout:
     """Where a project keeps the parts of a SwAV network.
 
     Attributes:
@@ -53,8 +53,8 @@ class Layout:
 
 def _marked_by_its_head(
     name: str, trunk: str, head: str, prototypes: str, std: Triple | None, padding: int = 1
-) -> Layout:
-    return Layout(name, trunk, head, prototypes, (head, prototypes), std=std, padding=padding)
+) -> KeyLayout:
+    return KeyLayout(name, trunk, head, prototypes, (head, prototypes), std=std, padding=padding)
 
 
 # The first that applies is taken. lightly 1.6, solo-learn 1.0.2 (which says `encoder.`) and MMPretrain 1.2 were checked
@@ -64,12 +64,14 @@ LAYOUTS = (
         "facebookresearch/swav", "module.", "module.projection_head.", "module.prototypes.", ORIGINAL_STD
     ),
     _marked_by_its_head("facebookresearch/swav", "", "projection_head.", "prototypes.", ORIGINAL_STD),  # no `module.`
-    Layout("VISSL", "trunk._feature_blocks.", "heads.0.projection_head.", "heads.0.prototypes0."),
-    Layout("VISSL", "trunk.base_model._feature_blocks.", "heads.0.projection_head.", "heads.0.prototypes0."),
-    Layout("VISSL", "_feature_blocks."),
-    Layout("MMSelfSup 0.x", "backbone.", "neck.projection_neck.", "head.prototypes.", ("head.prototypes.",), std=STD),
-    Layout("MMSelfSup 1.x", "backbone.", "neck.projection_neck.", "head.loss.prototypes.", ("head.loss.",), std=STD),
-    Layout(
+    KeyLayout("VISSL", "trunk._feature_blocks.", "heads.0.projection_head.", "heads.0.prototypes0."),
+    KeyLayout("VISSL", "trunk.base_model._feature_blocks.", "heads.0.projection_head.", "heads.0.prototypes0."),
+    KeyLayout("VISSL", "_feature_blocks."),
+    KeyLayout(
+        "MMSelfSup 0.x", "backbone.", "neck.projection_neck.", "head.prototypes.", ("head.prototypes.",), std=STD
+    ),
+    KeyLayout("MMSelfSup 1.x", "backbone.", "neck.projection_neck.", "head.loss.prototypes.", ("head.loss.",), std=STD),
+    KeyLayout(
         "MMPretrain",
         "backbone.",
         "neck.projection_neck.",
@@ -77,13 +79,13 @@ LAYOUTS = (
         ("head.loss_module.",),
         std=STD,
     ),
-    Layout("MMSelfSup or MMPretrain", "backbone.", "neck.projection_neck.", beside="meta", std=STD),
-    Layout("extracted by MMSelfSup", "", beside="author", std=STD),
+    KeyLayout("MMSelfSup or MMPretrain", "backbone.", "neck.projection_neck.", beside="meta", std=STD),
+    KeyLayout("extracted by MMSelfSup", "", beside="author", std=STD),
     _marked_by_its_head("lightly", "backbone.", "projection_head.layers.", "prototypes.heads.0.", STD),
     _marked_by_its_head("solo-learn", "backbone.", "projector.", "prototypes.", None, 2),
     _marked_by_its_head("solo-learn", "encoder.", "projector.", "prototypes.", None, 2),
-    Layout("DINO", "teacher.backbone.", std=STD),  # with `student.` beside it; the teacher is what they evaluate
-    Layout("torchvision or timm", "", marks=("fc.",), std=STD),
+    KeyLayout("DINO", "teacher.backbone.", std=STD),  # with `student.` beside it; the teacher is what they evaluate
+    KeyLayout("torchvision or timm", "", marks=("fc.",), std=STD),
 )
 
 # Names under which projects put the state_dict in a file. VISSL's is three dicts deep.
@@ -136,14 +138,14 @@ def _joined(value: Any) -> dict[str, TensorRef]:
     }
 
 
-def layout_of(prefix: str, tensors: Tensors, tree: Any) -> Layout:
+def layout_of(prefix: str, tensors: Tensors, tree: Any) -> KeyLayout:
     """The layout of a file whose backbone has this prefix."""
     for layout in LAYOUTS:
         marked = not layout.marks or any(name.startswith(layout.marks) for name in tensors)
         beside = not layout.beside or (isinstance(tree, dict) and layout.beside in tree)
         if layout.trunk == prefix and marked and beside:
             return layout
-    return Layout(f"names that begin with '{shown(prefix)}'" if prefix else "plain names", prefix)
+    return KeyLayout(f"names that begin with '{shown(prefix)}'" if prefix else "plain names", prefix)
 
 
 # -- the backbone
@@ -339,7 +341,7 @@ def _lone_layer(tensors: Tensors) -> str | None:
 # -- what stands on it
 
 
-def head_places(tensors: Tensors, layout: Layout, features: int) -> dict[str, str]:
+def head_places(tensors: Tensors, layout: KeyLayout, features: int) -> dict[str, str]:
     """{name in our projection head: the file's name}; empty where there is no Linear, BatchNorm, ReLU, Linear."""
     if not layout.head:
         return {}
@@ -363,7 +365,7 @@ PROTOTYPE_KEYS = (
 )
 
 
-def prototype_places(tensors: Tensors, layout: Layout, dim: int) -> tuple[str, ...]:
+def prototype_places(tensors: Tensors, layout: KeyLayout, dim: int) -> tuple[str, ...]:
     """Names of the prototypes' tensors, as PROTOTYPE_KEYS; empty where there are none of that dimension."""
     for keys in PROTOTYPE_KEYS if layout.prototypes else ():
         names = tuple(layout.prototypes + key for key in keys)

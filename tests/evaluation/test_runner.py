@@ -378,7 +378,7 @@ def test_a_forecast_counts_the_images_that_a_benchmark_will_see(colours, drawn, 
         seen[name] = estimate_resources
         return DryRunRow(bench=name, weights="", seed=0, data="", hours=0.0, memory_gb=0.0, disk_gb=0.0)
 
-    monkeypatch.setattr(runner, "forecast", remembered)
+    monkeypatch.setattr(runner, "dry_run_row", remembered)
 
     def estimate_resources(benches, data, words):
         runner.bench(
@@ -412,7 +412,7 @@ def test_a_forecast_leaves_out_what_only_the_first_image_takes(colours, monkeypa
     monkeypatch.setattr(resources, "features_of", slow_at_first)
     splits, settings = labelled(colours), resolve(["knn"], parse_overrides(["size=16"]))[1]["knn"]
     task = Task(encoder.load("random:tiny"), *splits, settings, "published", torch.device("cpu"), colours)
-    assert resources.forecast("knn", task, ResourceEstimate(3600)).hours == pytest.approx(0.5)
+    assert resources.dry_run_row("knn", task, ResourceEstimate(3600)).hours == pytest.approx(0.5)
 
 
 def _values(data, out):

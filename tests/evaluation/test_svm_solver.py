@@ -10,7 +10,7 @@ from sklearn.svm import LinearSVC
 
 from swav.evaluation import svm_solver
 from swav.evaluation.settings import SvmSettings
-from swav.evaluation.svm_solver import decide, machines, principal_axes, unit_rows
+from swav.evaluation.svm_solver import decide, principal_axes, solve_svms, unit_rows
 
 COSTS = SvmSettings().costs
 
@@ -35,7 +35,7 @@ def test_decisions_are_scikit_learns_at_every_cost_with_more_features_than_rows_
     x, signs, weights = problem(n, f)
     other = problem(30, f, seed=1)[0]
     seen = []
-    for place, found in machines(principal_axes(x), signs, weights, COSTS):
+    for place, found in solve_svms(principal_axes(x), signs, weights, COSTS):
         seen.append(place)
         assert found.converged.all()
         (decision,) = decide(found.alpha, x, other)
@@ -56,8 +56,8 @@ def test_the_gradient_vanishes_at_the_largest_cost_and_bounds_the_distance():
     """Of the objective as it stands in the file's head, by automatic differentiation."""
     x, signs, weights = problem(80, 120)
     rows = torch.cat([x.double(), torch.ones(80, 1, dtype=torch.float64)], dim=1)
-    ((_, rough),) = machines(principal_axes(x), signs, weights, [100.0], tolerance=1e-2)
-    ((_, exact),) = machines(principal_axes(x), signs, weights, [100.0], tolerance=1e-9)
+    ((_, rough),) = solve_svms(principal_axes(x), signs, weights, [100.0], tolerance=1e-2)
+    ((_, exact),) = solve_svms(principal_axes(x), signs, weights, [100.0], tolerance=1e-9)
     w = (rows.T @ exact.alpha).requires_grad_()
     loss = (
         w.square().sum(dim=0) / 2 + (100 * weights * (1 - signs * (rows @ w)).clamp(min=0).square()).sum(dim=0)
@@ -71,8 +71,8 @@ def test_the_gradient_vanishes_at_the_largest_cost_and_bounds_the_distance():
 def test_a_row_of_weight_zero_is_as_good_as_absent():
     x, signs, weights = problem(60, 90)
     held = torch.arange(60) % 3 == 0
-    ((_, masked),) = machines(principal_axes(x), signs, weights * ~held[:, None], [1.0])
-    ((_, alone),) = machines(principal_axes(x[~held]), signs[~held], weights[~held], [1.0])
+    ((_, masked),) = solve_svms(principal_axes(x), signs, weights * ~held[:, None], [1.0])
+    ((_, alone),) = solve_svms(principal_axes(x[~held]), signs[~held], weights[~held], [1.0])
     (expected,) = decide(alone.alpha, x[~held], x)
     torch.testing.assert_close(masked.decision, expected, rtol=1e-4, atol=1e-4)
     assert not masked.alpha[held].any()
@@ -82,15 +82,15 @@ def test_a_choice_of_rows_keeps_the_axes_of_all():
     x, signs, weights = problem(60, 90)
     axes, some = principal_axes(x), torch.arange(0, 60, 4)
     chosen = axes._replace(rows=axes.rows[some])
-    ((_, found),) = machines(chosen, signs[some], weights[some], [1.0])
-    ((_, alone),) = machines(principal_axes(x[some]), signs[some], weights[some], [1.0])
+    ((_, found),) = solve_svms(chosen, signs[some], weights[some], [1.0])
+    ((_, alone),) = solve_svms(principal_axes(x[some]), signs[some], weights[some], [1.0])
     torch.testing.assert_close(found.decision, alone.decision, rtol=1e-4, atol=1e-4)
 
 
 def test_machines_that_run_out_of_steps_are_counted_not_hidden(monkeypatch):
     monkeypatch.setattr(svm_solver, "MAX_STEPS", 1)
     x, signs, weights = problem(60, 90)
-    ((_, found),) = machines(principal_axes(x), signs, weights, [100.0])
+    ((_, found),) = solve_svms(principal_axes(x), signs, weights, [100.0])
     assert not found.converged.all() and (found.bound > 0).all()
 
 

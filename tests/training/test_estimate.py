@@ -242,7 +242,7 @@ def test_the_forecast_speaks_of_time_memory_disk_and_how_far_off_it_is(shapes, t
     run = tmp_path / "some" / "run"
     lines = dict(
         line.split(maxsplit=1)
-        for line in estimate.forecast(open_images(shapes), 0, recipe(epochs=900), CPU, run).splitlines()
+        for line in estimate.estimate_run(open_images(shapes), 0, recipe(epochs=900), CPU, run).splitlines()
     )
     assert lines["time"] == "2.0 hours at 8 images/s"  # 900 epochs of 64 images
     assert "available" in lines["memory"] and "TOO MUCH" not in lines["memory"]
@@ -258,16 +258,16 @@ def test_the_forecast_speaks_of_time_memory_disk_and_how_far_off_it_is(shapes, t
 )
 def test_a_short_time_and_a_slow_pace_are_not_rounded_to_nothing(epochs, throughput, words, shapes, tmp_path):
     settings = recipe(epochs=epochs, warmup_epochs=0)
-    assert estimate.forecast(open_images(shapes), 0, settings, CPU, tmp_path, throughput).startswith(
+    assert estimate.estimate_run(open_images(shapes), 0, settings, CPU, tmp_path, throughput).startswith(
         f"time       {words}\n"
     )
 
 
 def test_the_evaluation_at_the_end_is_foreseen(shapes, tmp_path):
-    line = estimate.forecast(
+    line = estimate.estimate_run(
         open_images(shapes), 96, recipe(epochs=3, knn_every_epochs=2.0), CPU, tmp_path, 1.0
     ).splitlines()[0]
-    once = estimate.forecast(
+    once = estimate.estimate_run(
         open_images(shapes), 96, recipe(epochs=3, knn_every_epochs=3.0), CPU, tmp_path, 1.0
     ).splitlines()[0]
     assert line != once and "of it for kNN" in once
@@ -276,7 +276,7 @@ def test_the_evaluation_at_the_end_is_foreseen(shapes, tmp_path):
 def test_what_does_not_fit_is_called_so(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(estimate, "throughput", lambda *_: 8.0)
     monkeypatch.setattr(estimate, "available_memory", lambda _: 1000)
-    assert "TOO MUCH" in estimate.forecast(open_images(shapes), 0, recipe(), CPU, tmp_path)
+    assert "TOO MUCH" in estimate.estimate_run(open_images(shapes), 0, recipe(), CPU, tmp_path)
 
 
 def test_a_checkpoint_takes_what_was_forecast(shapes, tmp_path):

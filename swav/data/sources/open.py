@@ -43,7 +43,7 @@ SCORE_SHARE = 0.2  # of each class, where the data set has no split of its own f
 SPLIT_SEED = 0
 
 
-class Layout(NamedTuple):
+class DataLayout(NamedTuple):
     """What a path turned out to be. `score` names its split for scoring; empty: it has none of its own."""
 
     kind: Literal["cifar-binary", "cifar-strips", "halves", "list", "tree"]
@@ -120,7 +120,7 @@ def labelled_splits(
     return train, score
 
 
-def find_layout(path: str | Path) -> Layout:
+def find_layout(path: str | Path) -> DataLayout:
     """Tell what a path is.
 
     Raises:
@@ -138,23 +138,23 @@ def find_layout(path: str | Path) -> Layout:
             score = ""
             if listing.splits is not None:  # of rows for training only, `val` is found to be empty
                 score = next((name for name in SCORE_SPLITS if name in listing.splits), "val")
-            return Layout("list", root, score, listing=listing)
+            return DataLayout("list", root, score, listing=listing)
         if not root.is_dir():
             found = "no such path" if not os.path.lexists(root) else "neither"
             raise DataError(f"{where}: expected a folder of images or a list (.txt, .csv), found {found}; check data=")
         if binary := cifar.find_binary(root):
-            return Layout("cifar-binary", binary[0], "test", version=binary[1])
+            return DataLayout("cifar-binary", binary[0], "test", version=binary[1])
         if cifar.has_strips(root):
-            return Layout("cifar-strips", root, "test")
+            return DataLayout("cifar-strips", root, "test")
         score = next((name for name in SCORE_SPLITS if (root / name).is_dir()), "")
         if score and (root / "train").is_dir():
-            return Layout("halves", root, score)
-        return Layout("tree", root)
+            return DataLayout("halves", root, score)
+        return DataLayout("tree", root)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the path; ~NOBODY
         raise DataError(f"{where}: expected a folder of images, found: {error}") from error
 
 
-def _open(layout: Layout, split: Split, cache: Path | None, progress: ProgressCallback | None) -> Images:
+def _open(layout: DataLayout, split: Split, cache: Path | None, progress: ProgressCallback | None) -> Images:
     """Open a split ("score" only where the layout has one)."""
     if layout.kind == "list":
         return _open_list(layout, split, cache, progress)
@@ -167,7 +167,7 @@ def _open(layout: Layout, split: Split, cache: Path | None, progress: ProgressCa
     return _joined([_open_split(layout, folder, cache, progress) for folder in folders])
 
 
-def _open_split(layout: Layout, folder: str, cache: Path | None, progress: ProgressCallback | None) -> Images:
+def _open_split(layout: DataLayout, folder: str, cache: Path | None, progress: ProgressCallback | None) -> Images:
     if folder == "train":
         note = f"train/ of {printable(str(layout.root))} ({layout.score}/ is left for scoring)"
     else:
@@ -186,7 +186,7 @@ def _open_split(layout: Layout, folder: str, cache: Path | None, progress: Progr
     return Images(storage, ClassLabels(packed.labels, packed.classes), bad=packed.bad, note=note)
 
 
-def _open_list(layout: Layout, split: Split, cache: Path | None, progress: ProgressCallback | None) -> Images:
+def _open_list(layout: DataLayout, split: Split, cache: Path | None, progress: ProgressCallback | None) -> Images:
     assert layout.listing is not None
     names, labels, splits = layout.listing
     note = f"{printable(str(layout.root))} (the whole of it)"
@@ -329,7 +329,7 @@ def _drawn_splits(images: Images) -> tuple[Images, Images]:
     )
 
 
-def _labelled(images: Images, layout: Layout) -> Images:
+def _labelled(images: Images, layout: DataLayout) -> Images:
     if images.labels is None:
         missing = (
             "a column label" if layout.kind == "list" else "every image in a folder of its class, at least two classes"
@@ -348,7 +348,7 @@ def _some(names: set[str]) -> str:
     return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _home(layout: Layout, split: Split) -> str:
+def _home(layout: DataLayout, split: Split) -> str:
     """The folder or list that a split is read from, as it may be shown."""
     if layout.kind != "halves" or split == "all":
         return printable(str(layout.root))

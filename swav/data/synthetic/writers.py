@@ -23,7 +23,7 @@ from swav.progress import Progress
 RECORD = "shapes.json"  # what a folder holds, and whether it is complete
 
 
-class Layout(NamedTuple):
+class LayoutWriter(NamedTuple):
     """How a layout is written.
 
     Attributes:
@@ -148,11 +148,11 @@ def _list_inat18(folder: Path, listed: dict[str, list[tuple[str, int]]]) -> None
         (folder / f"{split}2018.json").write_text(json.dumps(content), encoding="ascii")
 
 
-LAYOUTS: dict[str, Layout] = {
-    "imagenet": Layout(_draw_imagenet, _no_lists),
-    "voc": Layout(_draw_voc, _list_voc),
-    "places205": Layout(_draw_places205, _list_places205),
-    "inat18": Layout(_draw_inat18, _list_inat18),
+LAYOUTS: dict[str, LayoutWriter] = {
+    "imagenet": LayoutWriter(_draw_imagenet, _no_lists),
+    "voc": LayoutWriter(_draw_voc, _list_voc),
+    "places205": LayoutWriter(_draw_places205, _list_places205),
+    "inat18": LayoutWriter(_draw_inat18, _list_inat18),
 }
 
 

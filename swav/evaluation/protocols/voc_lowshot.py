@@ -31,7 +31,7 @@ from swav.data.sources.npy import read_numbers
 from swav.errors import DataError
 from swav.evaluation.settings import LowshotSettings
 from swav.evaluation.stages import Marked, pooling, stage_name, write_log
-from swav.evaluation.svm_solver import Axes, decide, machines, principal_axes, unit_rows
+from swav.evaluation.svm_solver import Axes, decide, principal_axes, solve_svms, unit_rows
 from swav.evaluation.task import NoScore, ResourceEstimate, Score, Task
 from swav.metrics import average_precision
 from swav.progress import Progress
@@ -219,7 +219,7 @@ def _curve(
     weights = torch.where(sample[used] == 1, settings.positive_weight, 1.0).double() * (sample[used] != 0)
     alphas = torch.zeros(len(settings.costs), int(used.sum()), sample.shape[1], dtype=torch.float64)
     unfinished, base = 0, progress.done
-    found = machines(axes._replace(rows=axes.rows[used]), signs, weights, settings.costs, settings.tolerance)
+    found = solve_svms(axes._replace(rows=axes.rows[used]), signs, weights, settings.costs, settings.tolerance)
     for done, (place, solved) in enumerate(found, start=1):
         alphas[place] = solved.alpha
         unfinished += int((~solved.converged).sum())

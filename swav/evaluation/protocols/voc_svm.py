@@ -29,13 +29,13 @@ from torch import Tensor
 from swav.errors import DataError
 from swav.evaluation.settings import SvmSettings
 from swav.evaluation.stages import Marked, pooling, stage_name, write_log
-from swav.evaluation.svm_solver import decide, machines, principal_axes, unit_rows
+from swav.evaluation.svm_solver import decide, principal_axes, solve_svms, unit_rows
 from swav.evaluation.task import NoScore, ResourceEstimate, Score, Task
 from swav.metrics import average_precision
 from swav.progress import Progress
 
 
-class Layer(NamedTuple):
+class StageSvms(NamedTuple):
     """What one stage's machines give.
 
     Attributes:
@@ -99,7 +99,7 @@ def run(task: Task[SvmSettings]) -> list[Score | NoScore]:
     train, score = task.features("svm: features", stages=True, pooled=False, view="squeezed")
     labels, truth = marked.train[train.kept], marked.score[score.kept]
     _check_classes(task, Marked(labels, truth, marked.classes))  # without those that could not be read
-    layers: list[Layer] = []
+    layers: list[StageSvms] = []
     with Progress("svm", len(train.stages) * len(settings.costs)) as progress:
         for x, scored in zip(train.stages, score.stages, strict=True):
             layers.append(score_stage(unit_rows(x), labels, unit_rows(scored), truth, settings, progress))
@@ -130,7 +130,7 @@ def run(task: Task[SvmSettings]) -> list[Score | NoScore]:
     ]
 
 
-def _doubt(layer: Layer, settings: SvmSettings) -> str:
+def _doubt(layer: StageSvms, settings: SvmSettings) -> str:
     if not layer.unfinished:
         return ""
     total = layer.validated.numel() * (settings.folds + 1)
@@ -140,7 +140,7 @@ def _doubt(layer: Layer, settings: SvmSettings) -> str:
 def score_stage(
     x: Tensor, labels: Int8[np.ndarray, "N C"], scored: Tensor, truth: Int8[np.ndarray, "M C"], settings: SvmSettings,
     progress: Progress,
-) -> Layer:  # fmt: skip
+) -> StageSvms:  # fmt: skip
     """Choose the cost of each class by cross-validation and score the SVMs of all training rows."""
     from sklearn.metrics import average_precision_score  # a second to import, which other benchmarks need not pay
     from sklearn.model_selection import StratifiedKFold
@@ -159,7 +159,7 @@ def score_stage(
     validated = torch.zeros(len(settings.costs), classes, dtype=torch.float64)
     alphas = torch.empty(len(settings.costs), count, classes, dtype=torch.float64)
     unfinished, base = 0, progress.done
-    found = machines(principal_axes(x), signs.repeat(1, len(masks)), weights, settings.costs, settings.tolerance)
+    found = solve_svms(principal_axes(x), signs.repeat(1, len(masks)), weights, settings.costs, settings.tolerance)
     for done, (place, solved) in enumerate(found, start=1):
         for fold in range(settings.folds):
             decision = solved.decision[:, fold * classes : (fold + 1) * classes]
@@ -177,4 +177,4 @@ def score_stage(
         for k in range(classes)
         for kept in [torch.from_numpy(truth[:, k] != 0)]
     ]
-    return Layer(torch.cat(precision), [settings.costs[i] for i in chosen.tolist()], validated, unfinished)
+    return StageSvms(torch.cat(precision), [settings.costs[i] for i in chosen.tolist()], validated, unfinished)

@@ -13,7 +13,7 @@ import pytest
 from swav.data.sources.open import labelled_splits
 from swav.data.synthetic import writers
 from swav.data.synthetic.shapes import CLASSES, scene
-from swav.data.synthetic.writers import Layout, write_shapes
+from swav.data.synthetic.writers import LayoutWriter, write_shapes
 from swav.errors import ConfigError, DataError, MachineError
 
 
@@ -57,7 +57,7 @@ def test_a_write_that_was_cut_off_is_known_and_made_whole(tmp_path, monkeypatch)
             (folder / split / CLASSES[drawn.label] / f"{index:06d}.png").write_bytes(b"half a")
             raise KeyboardInterrupt
 
-    monkeypatch.setitem(writers.LAYOUTS, "imagenet", Layout(dies_half_way, writers._no_lists))
+    monkeypatch.setitem(writers.LAYOUTS, "imagenet", LayoutWriter(dies_half_way, writers._no_lists))
     with pytest.raises(KeyboardInterrupt):
         write_shapes(tmp_path / "cut", train=10, val=10, size=32)
     monkeypatch.undo()
@@ -98,7 +98,7 @@ def test_a_disk_that_refuses_is_told_as_such(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(writers.LAYOUTS, "imagenet", Layout(full, writers._no_lists))
+    monkeypatch.setitem(writers.LAYOUTS, "imagenet", LayoutWriter(full, writers._no_lists))
     with pytest.raises(MachineError, match="No space left on device"):
         write_shapes(tmp_path / "data", train=10, val=10)
 
