@@ -1,6 +1,6 @@
 """Attacks: a run that a kill -9 changes. At five points, on one process and on two, the same command must then end
 with the same bytes: weights, optimiser, queue, random state and monitor, and with the same values in the log. And with another
-number of processes at each sitting: the same run up to rounding.
+number of processes at each resume: the same run up to rounding.
 
 Run: pytest tests/test_resume.py -m slow
 """
@@ -101,7 +101,7 @@ def test_a_killed_run_ends_with_the_same_bytes(whole, shapes, tmp_path, kill):
         assert not (out / "checkpoints" / f"step_{LAST:08d}").exists()
     resumed = pretrain(processes, shapes, out)
     assert resumed.returncode == 0, resumed.stderr
-    assert "goes on from step " in resumed.stderr
+    assert "resumes from step " in resumed.stderr
     assert outcome(out) == expected
     assert not [path.name for path in out.rglob("*") if ".tmp" in path.name]
 
