@@ -122,7 +122,7 @@ def test_a_signal_to_one_process_is_a_checkpoint_and_the_same_exit_code_for_all_
     newest = checkpoint.newest(tmp_path / "run" / "checkpoints")
     assert newest is not None
     saved = checkpoint.read(newest)
-    assert complaint.startswith(f"swav: stopped by a signal after step {saved.step} of 10000; saved")
+    assert complaint.startswith(f"swav: stopped by a signal after step {saved.step}/10000; checkpoint saved")
     assert len(saved.locals) == 2
     assert saved.step <= done + 2  # the step that was on its way when its line was not yet written, and one more
 

@@ -178,7 +178,7 @@ def _train(
                 saver.save(done)
             if stop_code and (done < run.total_steps or scoring.put_off):
                 raise Stopped(
-                    f"stopped by a signal after step {done} of {run.total_steps}; checkpoint saved, rerun the same command to resume",
+                    f"stopped by a signal after step {done}/{run.total_steps}; checkpoint saved, rerun the same command to resume",
                     stop_code,
                 )
     finally:
