@@ -17,7 +17,7 @@ The parts, for a training loop of your own (docs/own_loop.md is a complete one):
 Types and errors: Encoder, Recipe; SwavError is the base of ConfigError, DataError, MachineError, NumericsError,
 CheckpointError and Stopped.
 
-help(swav.bench), for one, tells what it takes. Every name is imported when it is first used: `import swav` is free of torch.
+Details: help(swav.bench) and so on. Every name is imported when it is first used: `import swav` is free of torch.
 """
 
 import importlib

@@ -230,7 +230,7 @@ class Queue:
     def push(self, embeddings: Float[Tensor, "A B D"], skip: Tensor | None = None) -> None:
         """Push a batch in front and drop the oldest; nothing where the flag `skip` is true on the device.
 
-        (`count` is the host's, which does not know the flag: a run that is told to skip stops a step later.)
+        (`count` is the host's, which does not know the flag: a run whose step is skipped stops a step later.)
         """
         (views, length, dim), found = self.embeddings.shape, list(embeddings.shape)
         if len(found) != 3 or (found[0], found[2]) != (views, dim):

@@ -186,7 +186,7 @@ def _together(work: Callable[[], Result], folder: Path, needed: int, temporary: 
     message = None
     if dist.rank() == 0:
         full, words = failures[0]
-        message = _complaint(folder, full, words, sum(size for size, _ in reports))
+        message = _save_error(folder, full, words, sum(size for size, _ in reports))
     raise MachineError(dist.broadcast_object(message)) from failure
 
 
@@ -325,7 +325,7 @@ def _in_words(error: Exception) -> str:
     return str(error) if isinstance(error, OSError | SafetensorError) else f"{type(error).__name__}: {error}"
 
 
-def _complaint(folder: Path, full: bool, words: str, needed: int) -> str:
+def _save_error(folder: Path, full: bool, words: str, needed: int) -> str:
     if not full:
         return f"{folder}: the checkpoint could not be written ({words}); the one before is untouched"
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free

@@ -145,8 +145,8 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, wit
         return
     comments = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
     values = load_recipe(name).model_dump(mode="json").items()
-    told = [f"{key}: {json.dumps(value):<40} # {Recipe.model_fields[key].description}" for key, value in values]
-    deliver("\n".join(comments + told))
+    lines = [f"{key}: {json.dumps(value):<40} # {Recipe.model_fields[key].description}" for key, value in values]
+    deliver("\n".join(comments + lines))
 
 
 @data_app.command("scan")

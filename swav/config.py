@@ -2,7 +2,7 @@
 
 A recipe is a YAML file that holds differences from the defaults below. Precedence: defaults, recipe, `key=value`.
 Any value but `data` may be given as `auto`; training/auto.py replaces it, with a reason.
-No torch here: `swav recipes` and every complaint about settings answer at once.
+No torch here: `swav recipes` and every error about settings answer at once.
 """
 
 import hashlib
@@ -276,11 +276,11 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> "Recipe":
-        for complaint in self._complaints():
-            raise ValueError(complaint)
+        for problem in self._problems():
+            raise ValueError(problem)
         return self
 
-    def _complaints(self) -> Iterator[str]:
+    def _problems(self) -> Iterator[str]:
         """What doesn't fit; values that are still to be derived fit with anything."""
 
         def known(*keys: str) -> bool:

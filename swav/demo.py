@@ -38,7 +38,7 @@ def demo(out: str | Path) -> Path:
     """Draw shapes, pre-train on them, measure random and pre-trained weights side by side, write the report.
 
     The last that is printed: the table "random vs SwAV", then the report's path. What is there already is not done
-    again; what was cut off goes on.
+    again; what was cut off is resumed.
 
     Args:
         out: folder for data and run.

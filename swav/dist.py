@@ -173,7 +173,7 @@ def process_group(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES
     """Join the group that `torchrun` announced, if any, and leave it on every path out.
 
     NCCL on CUDA, gloo on CPU. A process that exits without leaving its group can abort (SIGABRT). An error on any
-    process ends all of them: one tells the reason, and all end with its exit code.
+    process ends all of them: one reports the reason, and all end with its exit code.
 
     Raises:
         ConfigError: the launcher's variables are malformed.
@@ -231,7 +231,7 @@ def _elect_reporter(store: Store, error: SwavError | SignalExit) -> None:
             error.exit_code = int(store.get("swav/exit_code"))
         else:
             store.set("swav/exit_code", str(error.exit_code))
-    except RuntimeError:  # the store died with its process: then every survivor tells what it knows
+    except RuntimeError:  # the store died with its process: then every survivor reports what it knows
         error.reported_elsewhere = False
 
 

@@ -13,7 +13,7 @@ EXIT_INTERRUPTED = 130  # Ctrl-C
 class SwavError(Exception):
     """Base of every error that a user can mend. `exit_code` is what the command returns.
 
-    `reported_elsewhere`, of several processes: whether another one has told the reason. None: they have not asked each other.
+    `reported_elsewhere`, of several processes: whether another one reports the error. None: they have not agreed on it.
     """
 
     exit_code = 1
@@ -77,6 +77,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def counted(number: float, thing: str) -> str:
-    """A number of things in words: `1 epoch`, `0 epochs`, `1.5 hours`, `2 processes`."""
+    """Format a count with its noun: `1 epoch`, `0 epochs`, `1.5 hours`, `2 processes`."""
     ending = "" if number == 1 else "es" if thing.endswith("s") else "s"
     return f"{number if isinstance(number, int) else format(number, 'g')} {thing}{ending}"

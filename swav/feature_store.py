@@ -7,7 +7,7 @@ the view, its size, normalisation and precision; a folder that says another thin
 
 Any number of processes may share OUT. One of them writes to KEY, by its lock; others that want the same features wait and then
 read them. An array that is being filled has a name of its own (`.part`) and is renamed when it is whole; what is damaged is
-replaced, not rewritten: so what a process has mapped never changes under it. An interrupted pass goes on from the last note in
+replaced, not rewritten: so what a process has mapped never changes under it. An interrupted pass resumes from the last note in
 cache.json whose parts are as their checksums say.
 
 Arrays are memory-mapped: the page cache holds them once for all that read them, and gives way when memory is short.
@@ -90,7 +90,7 @@ class FeatureStore:
 
         Args:
             stages, pooled: kinds that are asked for.
-            progress: is told how many images are done.
+            progress: is updated with the number of images done.
 
         Raises:
             ValueError: no kind is asked for.

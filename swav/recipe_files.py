@@ -97,7 +97,7 @@ def validated(kind: type[AnySettings], values: Mapping[str, Any], where: str) ->
 
 
 def _told_first(errors: Sequence[Any]) -> Any:
-    """pydantic's complaint that helps: of a setting that may be a number or several, it complains as of each of the two."""
+    """Choose pydantic's most helpful error: a setting that may be a number or several gives one for each kind."""
     same_key = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
     of_several = [error for error in same_key if any(str(part).startswith("tuple[") for part in error["loc"])]
     return of_several[0] if of_several and isinstance(errors[0]["input"], list | tuple) else errors[0]

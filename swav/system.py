@@ -52,8 +52,8 @@ def environment_errors(
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        told = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not told and "DefaultCPUAllocator" not in str(error):
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "DefaultCPUAllocator" not in str(error):
             raise
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MachineError(f"not enough memory ({first.partition(' GPU ')[0]})\n{memory_advice}") from error

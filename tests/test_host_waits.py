@@ -26,20 +26,8 @@ from swav.training.monitor import STEP_VALUES, Monitor
 from swav.training.step import Trainer
 from swav.views import view_spec
 from tests.host_waits import GPU, FakeGpu, fake_gpu, placed
+from tests.training.test_step import SMALL
 
-SMALL: dict[str, Any] = {
-    "data": "unused",
-    "crops": [{"count": 1, "size": 16, "scale": [0.1, 0.3]}, {"count": 2, "size": 24, "scale": [0.3, 1.0]}],
-    "width": 0.125,
-    "head_hidden": 16,
-    "head_dim": 8,
-    "prototypes": 12,
-    "batch": 8,
-    "queue_length": 0,
-    "epochs": 4,
-    "freeze_prototypes_steps": 0,
-    "precision": "fp32",
-}
 ALL: dict[str, Any] = {
     "queue_length": 16,
     "queue_start_epoch": 0,

@@ -114,7 +114,7 @@ class Images:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names and sizes, in order: it tells whether this is the data that a run began with."""
+        """SHA-256 over names and sizes, in order, to recognise the data that a run began with."""
         digest = hashlib.sha256()
         for name, size in zip(self.storage.names, self.rows["size"].tolist(), strict=True):
             digest.update(name + b"\0%d\0" % size)

@@ -1,6 +1,6 @@
 """Where images lie and how one is read: files, or an array in memory. Shards of files will be a third.
 
-No torch here: what a path holds is told without it.
+No torch here: what a path holds is found out without it.
 """
 
 import os

@@ -167,7 +167,7 @@ def nice_ticks(low: float, high: float, wanted: int) -> tuple[list[float], float
 
 
 def tick_text(value: float, step: float) -> str:
-    """The shortest text that tells neighbouring ticks apart."""
+    """Return the shortest text that distinguishes neighbouring ticks."""
     return number(round(value / step) * step) if value else "0"
 
 

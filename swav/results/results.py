@@ -284,9 +284,10 @@ def read_results(folder: Path) -> Results:
         raise DataError(f"{path}: expected JSON, found: {error}; move it away or use another --out") from None
     if problem := _unknown_format(content):
         raise DataError(f"{path}: {problem}, or use another --out")
-    if not _is_ours(content):
+    found = _if_ours(content)
+    if found is None:
         raise DataError(f"{path}: expected lists 'results' and 'not_run', found another JSON; use another --out")
-    return Results.from_json(content)
+    return found
 
 
 def read_damaged_results(folder: Path) -> tuple[Results, list[str]]:
@@ -316,13 +317,15 @@ def _unknown_format(content: Any) -> str | None:
     return None
 
 
-def _is_ours(content: Any) -> bool:
+def _if_ours(content: Any) -> Results | None:
+    """The content of a file that this module wrote; None of another JSON."""
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("results", "not_run")):
-        return False
+        return None
     if not all(isinstance(row, dict) for row in [*content["results"], *content["not_run"]]):
-        return False
+        return None
     read = Results.from_json(content)
-    return all(row.has(KEY) for row in read.results) and all(row.has(["bench"]) for row in read.not_run)
+    ours = all(row.has(KEY) for row in read.results) and all(row.has(["bench"]) for row in read.not_run)
+    return read if ours else None
 
 
 # -- writing

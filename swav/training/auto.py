@@ -45,7 +45,7 @@ class MachineAndData:
         device: "cpu" or "cuda", what is there.
         cpus: processor cores that this machine lends us.
         has_bf16: whether the device computes in bfloat16.
-        is_grey: looks at some of the images and tells whether they hold no colour.
+        is_grey: looks at some of the images: whether they hold no colour.
         fits: fits(recipe, most): how many images at a time a process has memory for, up to `most`, and how that was found.
             Of the settings those of machine, views and network are settled.
         pace: images per second of all processes together, for settings that are settled but for the length of the run.
@@ -388,7 +388,7 @@ def _epochs(recipe: Recipe, facts: MachineAndData) -> tuple[int, str]:
 
 
 def per_second(throughput: float) -> str:
-    """A pace in words: whole images per second, or two digits of a slow one."""
+    """Format a throughput: whole images per second, or two digits of a slow one."""
     return f"{throughput:.0f} images/s" if throughput >= 10 else f"{throughput:.2g} images/s"
 
 

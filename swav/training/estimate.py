@@ -39,7 +39,7 @@ _CPU_STEP_SECONDS = 1.0  # a probing step on a CPU is made of as few images as t
 
 
 def batch_fits(recipe: Recipe, device: torch.device, most: int) -> tuple[int, str]:
-    """The most images at a time, up to `most`, that a process has memory for; and how that was found, in words.
+    """The most images at a time, up to `most`, that a process has memory for; and how that was found.
 
     On a GPU tried: see `max_batch_that_fits`. On a CPU by the rule that a step may take CPU_SHARE of the memory that is
     available now, shared by all processes, and that it takes what a forward of two images keeps for the backward, per

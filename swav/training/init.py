@@ -24,7 +24,7 @@ def load_init_weights(recipe: Recipe, out: Path) -> Encoder | None:
         out: the run's folder.
 
     Returns:
-        The weights; None without `init`, and where the run goes on from a checkpoint of its own. (Then nobody needs the
+        The weights; None without `init`, and where the run resumes from a checkpoint of its own. (Then nobody needs the
         file, and `resume` refuses another `init`, as any setting that shapes the weights.)
 
     Raises:
@@ -62,7 +62,7 @@ def init_from(network: SwavNetwork, start: Encoder, recipe: Recipe) -> str:
         recipe: of the run.
 
     Returns:
-        What came along, what did not, and what the weights were used to that is otherwise here, in words.
+        What came along, what did not, and where this run differs from how the weights were trained.
     """
     network.trunk.load_state_dict(start.trunk.state_dict())
     came, stayed = ["backbone"], []

@@ -1,4 +1,4 @@
-"""Health of a run: what is logged every step, and a verdict in plain words.
+"""Health of a run: what is logged every step, and a verdict.
 
 All values are computed on the device and read by the host a step later, so that watching costs no synchronisation.
 """
@@ -103,7 +103,7 @@ class Monitor:
 
 
 class HealthCheck:
-    """Judges a run while it goes on, and speaks up where the judgement changes.
+    """Judge a run while it trains, and warn where the judgement changes.
 
     Args:
         ln_k, images, prototypes: as for `verdict`.

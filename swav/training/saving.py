@@ -19,7 +19,7 @@ class Saver:
 
     Args:
         step: of the checkpoint that the run continues from; 0 of a fresh one.
-        stop: is told what would be lost by an end now.
+        stop: the request to stop, for its message on unsaved steps.
 
     Attributes:
         saved_at: step of the newest checkpoint; 0 if there is none.

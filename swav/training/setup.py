@@ -159,7 +159,7 @@ def read_settings(config: Path) -> Recipe:
 
 
 def _as_before(before: Recipe, wanted: Recipe, out: Path) -> tuple[Recipe, list[str]]:
-    """The settings of a run that goes on, and the keys that were left at `auto` and keep what was chosen then.
+    """Return the settings of a run that is resumed, and the keys that were left at `auto` and keep what was chosen then.
 
     So another machine, GPU or number of cores doesn't change a run by itself; device and workers are this command's.
 

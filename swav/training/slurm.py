@@ -7,7 +7,7 @@ from collections.abc import Sequence
 # to its processes, which save and exit 75, and then exits 1 whatever they did: so the shell remembers why.
 _SCRIPT = """\
 #!/bin/bash
-# Adapt what follows to your cluster, then: sbatch THIS_FILE. The same file goes on where a run stopped.
+# Adapt what follows to your cluster, then: sbatch THIS_FILE. The same file resumes a run that stopped.
 #SBATCH --job-name=swav
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

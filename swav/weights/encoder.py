@@ -38,7 +38,8 @@ class Encoder(nn.Module):
     """A backbone in eval mode. `forward` takes normalised images [N, C, H, W] and returns features [N, F].
 
     Attributes:
-        trunk, head, prototypes: the parts: backbone, projection head, prototypes, as pre-trained; head and prototypes are None where a file has none.
+        trunk, head, prototypes: backbone, projection head and prototypes, as pre-trained; the last two are None where a file
+            has none.
         name: the weight source, as the user gave it.
         prototype_sets: number of prototypes in each set.
         sha256: of the backbone's tensors, names and bytes.
@@ -73,8 +74,8 @@ class Encoder(nn.Module):
     @property
     def architecture(self) -> dict[str, Any]:
         """Settings that change features but not tensor shapes (stems may differ only in stride)."""
-        told = ("backbone", "width", "stem", "in_channels", "padding", "response")
-        return {key: self.settings[key] for key in told if key in self.settings}
+        relevant = ("backbone", "width", "stem", "in_channels", "padding", "response")
+        return {key: self.settings[key] for key in relevant if key in self.settings}
 
     def forward(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
         """Features of normalised images.

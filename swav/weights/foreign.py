@@ -50,7 +50,7 @@ class ForeignWeights:
         recipe: settings that describe it: backbone, width, stem, normalisation of RGB.
         has_head, has_prototypes: whether they came from the file.
         settings: what was found, for results.
-        story: what was found, in words.
+        provenance: what was found, as text.
     """
 
     network: SwavNetwork

@@ -35,10 +35,10 @@ class KeyLayout:
         backbone: what its keys begin with.
         head: what those of the projection head (a Sequential) begin with; empty: not kept.
         prototypes: likewise.
-        marks: beginnings of keys, one of which tells this layout from others with the same backbone; none: nothing need.
-        beside: a name beside the state_dict that tells it.
+        marks: beginnings of keys, one of which distinguishes this layout from others with the same backbone; none: nothing need.
+        beside: a name beside the state_dict that does.
         std: that images were divided by, where that is known. (All subtract the same mean.)
-        padding: of a 3x3 first convolution, which no tensor tells.
+        padding: of a 3x3 first convolution, which no tensor shows.
     """
 
     name: str
@@ -177,7 +177,7 @@ class Fit:
         prefix: of the backbone's names in the file.
         numbered: its children have numbers for names.
         places: {our name: the file's name}, of those that agree.
-        missing, wrong, surplus: names, in words, of those that do not.
+        missing, wrong, surplus: names of those that do not.
     """
 
     model: Model
@@ -220,7 +220,7 @@ def find_trunk(
         raise CheckpointError(
             f"{path}: expected one backbone, found {len(whole)}, at {found}; say which: prefix={shown(whole[0].prefix)}"
         )
-    _complain(path, tensors, fits, tree)
+    _raise_no_fit(path, tensors, fits, tree)
 
 
 def _fits(tensors: Tensors, models: Callable[[Shape | None], Sequence[Model]], prefix: str | None) -> Iterator[Fit]:
@@ -303,7 +303,7 @@ def _is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
-def _complain(path: Path, tensors: Tensors, fits: Sequence[Fit], tree: Any) -> NoReturn:
+def _raise_no_fit(path: Path, tensors: Tensors, fits: Sequence[Fit], tree: Any) -> NoReturn:
     names = ", ".join(map(shown, list(tensors)[:4]))
     if not fits and (layer := _lone_layer(tensors)) is not None:
         raise CheckpointError(

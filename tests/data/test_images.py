@@ -21,37 +21,12 @@ from swav.data.sources.open import labelled_splits, open_images
 from swav.data.sources.walk import walk
 from swav.data.storage import InMemory
 from swav.errors import DataError
-
-
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-def put(path, colour=(10, 20, 30), size=(8, 6), file_format=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path, file_format)
-    return path
-
-
-def put_all(root, *names):
-    for i, name in enumerate(names):
-        put(root / name, (i % 256, i // 256, 0))
-    return root
-
-
-def names_of(images):
-    return [images.name(i) for i in range(len(images))]
+from tests.data.folders import names_of, put, put_all, splits
 
 
 def labels_of(images):
     assert images.labels is not None and images.labels.dtype == np.int64
     return images.labels.tolist()
-
-
-def splits(root, train=("cat/1.png", "dog/1.png"), val=("cat/2.png", "dog/2.png"), score="val"):
-    put_all(root, *(f"train/{name}" for name in train))
-    return put_all(root, *(f"{score}/{name}" for name in val))
 
 
 def message(call, *arguments, **settings):

@@ -30,7 +30,7 @@ class DataSet(NamedTuple):
         find: opens both splits of it, at ROOT or below, with DataError where there is none; further given the cache folder
             (None: the user's), and whether listed images may be missing.
         expected: what is expected where, and how to get it.
-        seek: complains, with DataError, where it is not at ROOT or below; quick, as it looks at no image.
+        seek: raises DataError where it is not at ROOT or below; quick, as it looks at no image.
     """
 
     find: Callable[[Path, Path | None, bool], Splits]

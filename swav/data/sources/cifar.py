@@ -139,7 +139,7 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 
 
 def _strip_length(path: Path) -> int:
-    """How many images a strip holds, by its header. Without it, the labels behind could not be told apart."""
+    """How many images a strip holds, by its header. Without it, the labels behind could not be distinguished."""
     try:
         with open_regular(path) as file:
             header = read_header(file, path.name)

@@ -178,7 +178,7 @@ def read_header(file: io.BufferedIOBase, name: str) -> Header:
                 check_size("JPEG", width, height, size)
                 return Header("JPEG", JPEG_MODES.get(colours, "CMYK"), height, width)
             except ValueError:
-                pass  # metadata above 64 KB, or a rare kind of JPEG: Pillow tells
+                pass  # metadata above 64 KB, or a rare kind of JPEG: Pillow decides
         kind = sniff(start)
         if kind == "WEBP":
             return _webp_header(start, size)
@@ -188,7 +188,7 @@ def read_header(file: io.BufferedIOBase, name: str) -> Header:
             _check_mode(image.mode)
             return Header(kind, image.mode, image.height, image.width)
     except OSError as error:
-        if error.errno is not None:  # without a number it is Pillow's complaint about the content
+        if error.errno is not None:  # without a number it is Pillow's error about the content
             raise
         raise Unreadable(name, reason_of(error)) from error
     except Exception as error:
@@ -322,7 +322,7 @@ def _decode_jpeg(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], str | None]:
 
 
 def _false_jpeg(data: bytes) -> str | None:
-    """Why a JPEG has not the pixels that its header claims, as far as its size tells; None of other files."""
+    """Why a JPEG has not the pixels that its header claims, as far as its size shows; None of other files."""
     if not data.startswith(b"\xff\xd8\xff"):
         return None
     try:

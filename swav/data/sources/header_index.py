@@ -40,7 +40,7 @@ def check_headers(
     Args:
         rows: one ROW per name, with size and time.
         cache: folder for the index; None: the user's cache folder.
-        part: tells apart what is indexed under one root: a split's folder, a list's file.
+        part: which part of the root is indexed: a split's folder, a list's file.
         progress: is called now and then.
 
     Returns:

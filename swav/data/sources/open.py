@@ -194,8 +194,8 @@ def _open_list(layout: DataLayout, split: Split, cache: Path | None, progress: P
         values = {"train": TRAIN_SPLITS, "score": {layout.score}, "all": {*TRAIN_SPLITS, layout.score}}[split]
         rows = [i for i, its in enumerate(splits) if its in values]
         names, labels = [names[i] for i in rows], None if labels is None else [labels[i] for i in rows]
-        told = {"train": "train", "score": layout.score, "all": f"train or {layout.score}"}[split]
-        note = f"{printable(str(layout.root))}, the rows whose split is {told}"
+        chosen = {"train": "train", "score": layout.score, "all": f"train or {layout.score}"}[split]
+        note = f"{printable(str(layout.root))}, the rows whose split is {chosen}"
         if split == "train":
             note += f" ({layout.score} is left for scoring)"
     found, kept = look_up(layout.root.parent, names)

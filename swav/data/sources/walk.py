@@ -63,7 +63,7 @@ class Found(NamedTuple):
 
     @property
     def left_out(self) -> str:
-        """The folders of runs, in words; empty where there are none."""
+        """The folders of runs, as text; empty where there are none."""
         if not self.runs:
             return ""
         names = ", ".join(printable(name.rstrip("/")) for name in self.runs[:3])

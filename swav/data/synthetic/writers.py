@@ -176,7 +176,7 @@ def write_shapes(
         train, val: images; val becomes the split that the layout's own data set is scored on.
         size: side of an image [pixels].
         seed: another seed, other images.
-        progress: told how many images are done.
+        progress: is updated with the number of images done.
 
     Raises:
         ConfigError: an unknown layout, or a folder that holds shapes of other arguments.

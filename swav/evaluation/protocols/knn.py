@@ -43,9 +43,9 @@ def run(task: Task[KnnSettings]) -> list[Score]:
         ConfigError: a k is larger than the bank.
         DataError: no image of a split can be read.
     """
-    check(task)  # a complaint must not wait for the features
+    check(task)  # an error must not wait for the features
     device, settings = task.device, task.settings
-    # on disk, so that an interrupted pass over ImageNet goes on
+    # on disk, so that an interrupted pass over ImageNet can resume
     bank, queries = task.features("knn: features", stages=False, pooled=True)
     assert bank.pooled is not None and queries.pooled is not None
     assert task.train.labels is not None and task.score.labels is not None

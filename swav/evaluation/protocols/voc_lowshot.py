@@ -139,12 +139,12 @@ def run(task: Task[LowshotSettings]) -> list[Score | NoScore]:
 
 def _doubt(curve: Curve, classes: int, settings: LowshotSettings) -> str:
     total = curve.test.size * classes
-    told = f"{curve.unfinished} of {total} machines did not converge to lowshot.tolerance={settings.tolerance:g}"
-    return told if curve.unfinished else ""
+    text = f"{curve.unfinished} of {total} machines did not converge to lowshot.tolerance={settings.tolerance:g}"
+    return text if curve.unfinished else ""
 
 
 def _lacks(marked: Marked, k: int, settings: LowshotSettings) -> str:
-    """Why a k cannot be sampled, in words; empty where it can. Files are taken as they are."""
+    """Explain why a k cannot be sampled; empty where it can. Files are taken as they are."""
     if settings.samples is not None:
         return ""
     for name, column in zip(marked.classes, marked.train.T, strict=True):

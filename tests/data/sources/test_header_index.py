@@ -5,34 +5,13 @@ import os
 import pickle
 
 import pytest
-from PIL import Image
 
 import swav.data.sources.decode
 from swav.data.sources import header_index
 from swav.data.sources.header_index import check_headers
 from swav.data.sources.open import open_images
 from swav.data.sources.walk import look_up, walk
-
-
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-def put(path, colour=(10, 20, 30), size=(8, 6), file_format=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path, file_format)
-    return path
-
-
-def put_all(root, *names):
-    for i, name in enumerate(names):
-        put(root / name, (i % 256, i // 256, 0))
-    return root
-
-
-def names_of(images):
-    return [images.name(i) for i in range(len(images))]
+from tests.data.folders import names_of, put, put_all
 
 
 @pytest.fixture
