@@ -24,7 +24,7 @@ from scoring import score
 
 from swav.data.images import Images
 from swav.data.sources.open import labelled_splits
-from swav.errors import SwavError
+from swav.errors import ConfigError, NumericsError, Stopped
 from swav.files import FileLock
 from swav.weights.encoder import load
 
@@ -52,7 +52,7 @@ def finished(run: Row, data: Path, work: Path) -> Row:
     folder, splits = folder_of(run, work), labelled_splits(data / run["set"])
     try:
         known = train("auto", data / run["set"], run["images"], run["seed"], run["settings"], folder)
-    except SwavError as error:
+    except (ConfigError, NumericsError) as error:
         return run | {"error": str(error)} | machine()
     known.pop("curve")
     found = scored(score(load(folder), *splits, all_stages=False))
@@ -87,6 +87,8 @@ def work_through(wanted: argparse.Namespace) -> None:
                         file.write(json.dumps(line) + "\n")
             except BlockingIOError:  # another command is at it
                 continue
+            except Stopped as stopped:
+                raise SystemExit(stopped.exit_code) from stopped
             print(f"{len(waiting) - 1} left  {json.dumps(line)}", flush=True)
             break
         else:
