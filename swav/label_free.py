@@ -13,7 +13,7 @@ from swav.metrics import nearest, rankme
 
 
 @torch.no_grad()
-def view_retrieval(first: Float[Tensor, "N F"], second: Float[Tensor, "N F"]) -> Float[Tensor, " N"]:
+def view_retrieval(first: Float[Tensor, "N F"], second: Float[Tensor, "_ _"]) -> Float[Tensor, " N"]:
     """Whether the nearest of all second views of N images is an image's own: 1 or 0 of each.
 
     Args:
@@ -25,17 +25,17 @@ def view_retrieval(first: Float[Tensor, "N F"], second: Float[Tensor, "N F"]) ->
 
 
 @torch.no_grad()
-def neighbour_survival(first: Float[Tensor, "N F"], second: Float[Tensor, "N F"], k: int = 10) -> float:
+def neighbour_survival(first: Float[Tensor, "N F"], second: Float[Tensor, "_ _"], k: int = 10) -> float:
     """Share of the k nearest other images that two views of an image have in common, mean over the images."""
     _check(first, second)
-    return float(overlap(_others(first, k), _others(second, k)))
+    return float(_overlap(_others(first, k), _others(second, k)))
 
 
 @torch.no_grad()
 def neighbour_overlap(features: Float[Tensor, "N F"], others: Float[Tensor, "N G"], k: int = 10) -> float:
     """Share of the k nearest other images by some features that are also the nearest by others, as by thumbnails: what a
     shortcut by colour shows in."""
-    return float(overlap(_others(features, k), _others(others, k)))
+    return float(_overlap(_others(features, k), _others(others, k)))
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def _others(features: Tensor, k: int) -> Int64[Tensor, "N k"]:
     return found[~own].view(len(found), k)
 
 
-def overlap(first: Int64[Tensor, "N k"], second: Int64[Tensor, "N k"]) -> Tensor:
+def _overlap(first: Int64[Tensor, "N k"], second: Int64[Tensor, "N k"]) -> Tensor:
     """Mean share of a row's entries that are in the same row of the other."""
     return (first[:, :, None] == second[:, None]).any(2).double().mean()
 

@@ -157,7 +157,7 @@ def declared(requirements: list[str]) -> set[str]:
     return {IMPORTED_AS.get(name, name) for name in names}
 
 
-OURS = {"swav", "tests", "typechecker"}
+OURS = {"swav", "tests", "typechecker", *(path.stem for path in (ROOT / "benchmarks").glob("*.py"))}
 IMPORTED_AS = {
     "opencv_python_headless": "cv2",
     "pillow": "PIL",
@@ -167,7 +167,6 @@ IMPORTED_AS = {
 }
 NOT_IMPORTED = {  # with the reason for which they are declared
     "torchvision": "exported weights are loaded with it",
-    "matplotlib": "plots of measurements, by hand",
 }
 TOOLS = {"pytest_xdist", "pytest_timeout", "importlinter", "ruff", "mypy", "types_pyyaml"}  # run, or plugins
 

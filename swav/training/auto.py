@@ -21,13 +21,14 @@ EXPLAINED = frozenset(  # settings that have a rule
         *("device", "precision", "workers"),
         *("crops", "jitter", "grayscale", "blur"),
         *("backbone", "width", "stem", "head_hidden", "prototypes"),
-        *("batch", "micro_batch", "epsilon", "freeze_prototypes_steps"),
+        *("batch", "micro_batch", "koleo", "epsilon", "freeze_prototypes_steps"),
         *("optimizer", "lr", "final_lr"),
         *("epochs", "warmup_epochs", "queue_length", "queue_start_epoch"),
     }
 )
 _MOST_EPOCHS = 2000  # that `hours` may make of few images
 _FEW_PROTOTYPES = 1000
+_MANY_IMAGES = 1_000_000
 
 
 def _not_measured(*_: Any) -> Any:
@@ -46,9 +47,9 @@ class MachineAndData:
         cpus: processor cores that this machine lends us.
         has_bf16: whether the device computes in bfloat16.
         is_grey: looks at some of the images: whether they hold no colour.
-        fits: fits(recipe, most): how many images at a time a process has memory for, up to `most`, and how that was found.
+        batch_fits: batch_fits(recipe, most): how many images at a time a process has memory for, up to `most`, and how that was found.
             Of the settings those of machine, views and network are settled.
-        pace: images per second of all processes together, for settings that are settled but for the length of the run.
+        throughput: images per second of all processes together, for settings that are settled but for the length of the run.
     """
 
     num_images: int
@@ -85,12 +86,12 @@ def derive(recipe: Recipe, facts: MachineAndData) -> tuple[Recipe, dict[str, str
     """Replace every `auto` by a value, and say why.
 
     Returns:
-        The settings without `auto` (but those of FOLLOWING), and {key: reason}.
+        The settings without `auto` (but those of DEPENDENT), and {key: reason}.
 
     Raises:
         ConfigError: the batch is not a multiple of the number of processes, or derived values do not fit with given ones.
         DataError: there are fewer images than the smallest batch needs.
-        MachineError: from `facts.fits`, where memory has no room for a single image.
+        MachineError: from `facts.batch_fits`, where memory has no room for a single image.
     """
     if not recipe.left_at_auto("batch") and recipe.batch % facts.world_size:
         raise ConfigError(
@@ -101,7 +102,7 @@ def derive(recipe: Recipe, facts: MachineAndData) -> tuple[Recipe, dict[str, str
     for key, field in Recipe.model_fields.items():
         if key not in DEPENDENT and key not in EXPLAINED:
             choices.choose(key, field.default, "the default")
-    for rule in (_machine, _views, _colour, _network, _batch, _check_forward, _codes, _optimiser, _length):
+    for rule in (_machine, _views, _colour, _network, _batch, _spread, _check_forward, _codes, _optimiser, _length):
         rule(choices, facts)
     settled = choices.recipe.model_dump() | {"hours": None}  # they are spent: `epochs` holds what came of them
     chosen = validated(Recipe, settled, "settings")
@@ -302,6 +303,14 @@ def _share_that_suits(recipe: Recipe, facts: MachineAndData) -> tuple[int, str]:
 
 
 # -- codes
+
+
+def _spread(choices: _Choices, facts: MachineAndData) -> None:
+    if choices.recipe.images_per_forward(facts.world_size) < 2:
+        choices.choose("koleo", 0.0, "a process takes one image at a time, which has no other to be spread from")
+    if facts.num_images >= _MANY_IMAGES:
+        choices.choose("koleo", 0.0, f"published; with {_MANY_IMAGES:,} images and more nothing else was measured")
+    choices.choose("koleo", 0.1, "DINOv2's; without it short runs on few images may learn nothing (docs/log.md)")
 
 
 def _codes(choices: _Choices, facts: MachineAndData) -> None:
