@@ -176,6 +176,11 @@ class Recipe(Settings):
     freeze_prototypes_steps: Steps = Field(
         AUTO, description="steps without a prototype update; auto: one epoch and a step"
     )
+    freeze_backbone_steps: Steps = Field(
+        0,
+        description="first steps in which the backbone keeps its weights and only head and prototypes learn; for init=W (BatchNorm's "
+        "statistics follow the images at once)",
+    )
     queue_length: Steps = Field(0, description="embeddings kept per code-giving crop, over all processes; 0: no queue")
     queue_start_epoch: Steps = Field(15, description="epoch at which the queue begins to fill")
 
@@ -190,6 +195,9 @@ class Recipe(Settings):
         "larc", description="larc: SGD with apex's LARC, as the paper; lars: learning rate inside the momentum"
     )
     lr: Positive = Field(0.6, description="peak learning rate, for `batch`")
+    backbone_lr_factor: Positive = Field(
+        1.0, description="learning rate of the backbone as a factor on `lr`; below 1 to adapt existing weights"
+    )
     final_lr: NonNegative = Field(AUTO, description="last learning rate; auto: lr / 1000")
     warmup_epochs: NonNegative = Field(0.0, description="epochs of linear warm-up")
     warmup_start_lr: NonNegative = Field(0.0, description="first learning rate of the warm-up")

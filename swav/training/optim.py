@@ -78,14 +78,16 @@ class Optimizer:
     """Parameters in groups, a learning rate for each, and what the rule remembers of each parameter.
 
     Attributes:
-        param_groups: dicts of "params" and "lr".
+        param_groups: dicts of "params", "lr", and the "factor" that the recipe's learning rate is multiplied by for them.
         state: of each parameter, its tensors by name. Made at once, so that a first step that is skipped leaves nothing
             undefined.
         found_inf: a flag on the device: where it is 1, a step moves nothing.
     """
 
     def __init__(self, groups: Sequence[Sequence[Tensor]]):
-        self.param_groups: list[dict[str, Any]] = [{"params": list(group), "lr": 0.0} for group in groups]
+        self.param_groups: list[dict[str, Any]] = [
+            {"params": list(group), "lr": 0.0, "factor": 1.0} for group in groups
+        ]
         self.state = {parameter: self._fresh(parameter) for group in groups for parameter in group}
         self.found_inf: Tensor | None = None
 
@@ -256,12 +258,18 @@ class Snapshot:
 
 
 def build_optimizer(recipe: Recipe, network: nn.Module) -> Optimizer:
-    """The recipe's optimiser over all parameters, in two groups: all others, then the prototypes (which can be frozen)."""
-    named = list(network.named_parameters())
-    groups = [
-        [p for name, p in named if not name.startswith("prototypes.")],
-        [p for name, p in named if name.startswith("prototypes.")],
-    ]
+    """The recipe's optimiser over all parameters, in three groups: backbone, head, prototypes. Each has its `factor` on the
+    learning rate."""
+    groups: dict[str, list[Tensor]] = {"trunk": [], "projection_head": [], "prototypes": []}
+    for name, parameter in network.named_parameters():
+        part = name.partition(".")[0]
+        groups[part if part in groups else "projection_head"].append(parameter)
+    optimizer = _of_groups(recipe, list(groups.values()))
+    optimizer.param_groups[0]["factor"] = recipe.backbone_lr_factor
+    return optimizer
+
+
+def _of_groups(recipe: Recipe, groups: Sequence[Sequence[Tensor]]) -> Optimizer:
     if recipe.optimizer in ("larc", "lars"):
         return LayerwiseSGD(
             groups, recipe.momentum, recipe.weight_decay, recipe.trust_coefficient, lr_inside=recipe.optimizer == "lars"

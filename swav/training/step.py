@@ -223,8 +223,11 @@ class Trainer:
     def _update(self, step: int, skip: Tensor) -> None:
         if step < self.recipe.freeze_prototypes_steps:
             self.prototypes.grad = None  # no gradient, no momentum, no weight decay: the optimiser passes it over
+        if step < self.recipe.freeze_backbone_steps:
+            for parameter in self.network.trunk.parameters():
+                parameter.grad = None
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, step, self.steps_per_epoch)
+            group["lr"] = group["factor"] * learning_rate(self.recipe, step, self.steps_per_epoch)
         self.optimizer.found_inf = skip  # the fused kernels skip the update where it is 1
         self.optimizer.step()
 

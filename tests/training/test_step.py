@@ -75,6 +75,34 @@ def test_an_option_changes_what_is_learned(changes):
     assert not torch.allclose(results[0], results[1], atol=1e-7)
 
 
+def moved(settings: Recipe, steps: int) -> dict[str, float]:
+    """How far each part moves in some steps."""
+    ours = trainer(settings)
+    before = {name: p.detach().clone() for name, p in ours.network.named_parameters()}
+    for step in range(steps):
+        ours.step([crops(step)], step)
+    far = dict.fromkeys(("trunk", "projection_head", "prototypes"), 0.0)
+    for name, parameter in ours.network.named_parameters():
+        part = name.partition(".")[0]
+        far[part] = max(far[part], float((parameter.detach() - before[name]).abs().max()))
+    return far
+
+
+def test_the_backbone_keeps_its_weights_while_it_is_frozen_and_learns_after_it():
+    frozen = recipe(freeze_backbone_steps=2, warmup_epochs=0)
+    still = moved(frozen, 2)
+    assert still["trunk"] == 0 and still["projection_head"] > 0 and still["prototypes"] > 0
+    assert moved(frozen, 3)["trunk"] > 0
+
+
+@pytest.mark.parametrize("optimizer", ["larc", "lars", "adam", "adamw"])
+def test_the_backbones_rate_is_a_factor_on_the_rate(optimizer):
+    known = {"optimizer": optimizer, "warmup_epochs": 0, "weight_decay": 0, "lr": 1e-3}
+    whole, tenth = moved(recipe(**known), 1), moved(recipe(**known, backbone_lr_factor=0.1), 1)
+    assert tenth["trunk"] == pytest.approx(0.1 * whole["trunk"], rel=1e-3)
+    assert tenth["projection_head"] == whole["projection_head"]
+
+
 def test_hard_codes_are_all_on_the_largest_entry():
     codes = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4]], dtype=torch.float64)
     assert hard_assignments(codes).tolist() == [[0, 1, 0], [1, 0, 0]]
