@@ -81,7 +81,8 @@ def bench(
         list[str],
         typer.Argument(
             metavar="NAME... [KEY=VALUE]...",
-            help="Benchmarks (knn, linear, linear-stages, places205, inat18, semisup, svm, lowshot; all), then settings.",
+            help="Benchmarks (knn, linear, linear-stages, places205, inat18, semisup, svm, lowshot; all), then settings "
+            "(protocol=own: kNN and linear on labels of your own, in seconds).",
         ),
     ],
     weights: Annotated[

@@ -121,5 +121,3 @@ CATALOG: dict[str, Benchmark] = {
         distributed=False,
     ),
 }
-
-OWN = tuple(name for name, entry in CATALOG.items() if entry.own)
