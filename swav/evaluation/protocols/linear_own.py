@@ -7,7 +7,7 @@ Transform   short side to 256/224 of the size, centre crop of the size: the netw
 Layer       global average of the last stage, each feature at mean 0 and standard deviation 1 over the images to learn from;
             multinomial logistic regression with bias.
 Optimiser   |W|^2 / 2 + C times the summed cross-entropy, by L-BFGS in float32 (swav/evaluation/logistic.py).
-Search      C of 1e-4, 1e-3, .01, .1, 1, 10: the one with most images right over five stratified folds of the images to learn from, of
+Search      C of 1e-4, .001, .01, .1, 1, 10: the one with most images right over five stratified folds of the images to learn from, of
             equal ones the smallest. Without a split for scoring it is chosen anew within the four folds that each layer learns from: no
             image that is scored has any part in the choice.
 Metric      top-1 and, of more than five classes, top-5 [%].
