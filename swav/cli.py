@@ -81,7 +81,8 @@ def bench(
         list[str],
         typer.Argument(
             metavar="NAME... [KEY=VALUE]...",
-            help="Benchmarks (knn, linear, linear-stages, places205, inat18, semisup, svm, lowshot; all), then settings.",
+            help="Benchmarks (knn, linear, linear-stages, places205, inat18, semisup, svm, lowshot; all), then settings "
+            "(protocol=own: kNN and linear on labels of your own, in seconds).",
         ),
     ],
     weights: Annotated[
@@ -116,10 +117,11 @@ def bench(
     if as_json:
         deliver(json.dumps(results.model_dump(), indent=1))
     elif not dry_run:
-        from swav.results.console import format_results
+        from swav.results.console import format_differences, format_results
 
         shown = format_results(results.results, results.not_run)
-        deliver("\n".join([shown, str(out / "results.json"), str(out / "tables.html")]))
+        differences = format_differences(results.results, weights, out)
+        deliver("\n".join(filter(None, [shown, differences, str(out / "results.json"), str(out / "tables.html")])))
 
 
 @app.command()

@@ -211,8 +211,8 @@ def test_commands_whose_data_are_here_run(at_work, tmp_path, capsys):
 def test_commands_named_in_a_sentence_have_that_verb_those_options_and_those_settings(page):
     known = {*Recipe.model_fields, *SuiteSettings.model_fields, *WeightOptions.model_fields, "key", "data"}
     for bench, entry in CATALOG.items():
-        settings = entry.settings
-        known |= {field for name in settings.model_fields for field in (name, f"{bench}.{name}")}
+        fields = {*entry.settings.model_fields, *entry.settings_of("own").model_fields}
+        known |= {field for name in fields for field in (name, f"{bench}.{name}")}
     code = [found[1] for found in INLINE.finditer(FENCE.sub("", page.read_text(encoding="utf-8")))]
     for span in code:
         words = span.split()

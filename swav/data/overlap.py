@@ -53,6 +53,30 @@ def refuse_shared(train: Images, score: Images) -> None:
     )
 
 
+def refuse_doubled(images: Images) -> None:
+    """Refuse a set in which an image is twice, by its name or as one file under two: it is to be scored in folds, and would be
+    scored by what has learned from its double.
+
+    Raises:
+        SharedImages: with the first two, by their paths.
+    """
+    keys: list[tuple[tuple[object, ...], int]] = [((images.name(i),), i) for i in range(len(images))]
+    if images.inodes is not None:
+        numbered = np.flatnonzero(images.inodes[:, 1] != 0)
+        keys += list(zip(_keys(images, numbered), numbered.tolist(), strict=True))
+    seen: dict[tuple[object, ...], int] = {}
+    found = [(first, i) for key, i in keys if (first := seen.setdefault(key, i)) != i]
+    if not found:
+        return
+    one, other = (printable(os.path.join(images.root, images.name(i))) for i in found[0])  # noqa: PTH118
+    where = f"{one} twice" if one == other else f"{one} and {other} to be one file"
+    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    raise SharedImages(
+        f"{printable(str(images.root))}: expected each image once, as each is scored by what the others teach, found "
+        f"{where}{more}; list each image once"
+    )
+
+
 def _same_files(train: Images, score: Images) -> list[tuple[int, int]]:
     """Places in both splits of images that are one file."""
     if train.inodes is None or score.inodes is None:

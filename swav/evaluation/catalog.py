@@ -11,7 +11,9 @@ from typing import Any
 from swav.evaluation.settings import (
     BenchSettings,
     Inat18Settings,
+    KnnOwnSettings,
     KnnSettings,
+    LinearOwnSettings,
     LinearSettings,
     LowshotSettings,
     Places205Settings,
@@ -19,6 +21,18 @@ from swav.evaluation.settings import (
     StagesSettings,
     SvmSettings,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """Protocol own of a benchmark, where it has one: quick, on frozen features, for labels of one's own. One process runs it.
+
+    Attributes:
+        module, settings: as of Benchmark.
+    """
+
+    module: str
+    settings: type[BenchSettings]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +45,26 @@ class Benchmark:
         settings: of protocol published; they name the data set and the published sizes.
         smoke: settings that protocol smoke changes: at most 5 minutes on two cores, with a ResNet-18.
         distributed: whether several processes run it together; else the first runs it while the others wait.
+        own: its protocol own, or None where it has none.
     """
 
     module: str
     settings: type[BenchSettings]
     smoke: Mapping[str, Any]
     distributed: bool
+    own: Own | None = None
+
+    def module_of(self, protocol: str) -> str:
+        """The module of a protocol."""
+        return self.own.module if protocol == "own" and self.own else self.module
+
+    def settings_of(self, protocol: str) -> type[BenchSettings]:
+        """The settings of a protocol."""
+        return self.own.settings if protocol == "own" and self.own else self.settings
+
+    def is_distributed(self, protocol: str) -> bool:
+        """Whether several processes run a protocol together."""
+        return self.distributed and protocol != "own"
 
 
 _STAGES = {"size": 64, "train_images": 2000, "score_images": 1000, "batch": 64}
@@ -47,12 +75,14 @@ CATALOG: dict[str, Benchmark] = {
         KnnSettings,
         {"size": 112, "train_images": 5000, "score_images": 1000},
         distributed=False,
+        own=Own("swav.evaluation.protocols.knn_own", KnnOwnSettings),
     ),
     "linear": Benchmark(
         "swav.evaluation.protocols.linear",
         LinearSettings,
         {"size": 64, "train_images": 5000, "score_images": 1000, "epochs": 8},
         distributed=True,
+        own=Own("swav.evaluation.protocols.linear_own", LinearOwnSettings),
     ),
     "linear-stages": Benchmark(
         "swav.evaluation.protocols.linear_stages",

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swav.config import RENAMED, WeightOptions
-from swav.data.sources.catalog import DATASETS, Splits, require_disjoint
+from swav.data.sources.catalog import DATASETS, DataSet, Splits, require_disjoint
 from swav.data.sources.decode import printable, reason_of
 from swav.data.sources.walk import may_hold_images
 from swav.errors import ConfigError, DataError, did_you_mean
 from swav.evaluation.catalog import CATALOG
-from swav.evaluation.settings import PROTOCOLS, BenchSettings, SuiteSettings
+from swav.evaluation.settings import PROTOCOLS, BenchSettings, Protocol, SuiteSettings
 from swav.files import check_writable
 from swav.recipe_files import validated
 from swav.results.results import NotRun, read_results
@@ -30,6 +30,7 @@ class Request(NamedTuple):
         options: what other projects' weight files do not say.
         labels: what tables call each of the weights.
         everything: whether benchmarks without data are no error (`all`).
+        absent: benchmarks that do not have the protocol, under `all`.
     """
 
     suite: SuiteSettings
@@ -37,6 +38,7 @@ class Request(NamedTuple):
     options: dict[str, Any]
     labels: dict[str, str]
     everything: bool
+    absent: tuple[NotRun, ...] = ()
 
 
 def read_request(names: Sequence[str], weights: Sequence[str], overrides: Mapping[str, Any]) -> Request:
@@ -50,7 +52,8 @@ def read_request(names: Sequence[str], weights: Sequence[str], overrides: Mappin
     if not weights:
         raise ConfigError("weights: expected at least one source (a run folder, a checkpoint, random:NAME), found none")
     labels = _labels(list(dict.fromkeys(weights)), suite.name)
-    return Request(suite, settings, options, labels, "all" in names)
+    absent = (_no_such_protocol(name, suite.protocol) for name in CATALOG if "all" in names and name not in settings)
+    return Request(suite, settings, options, labels, "all" in names, tuple(absent))
 
 
 def split_options(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -69,10 +72,11 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
             be given as a mapping (`knn={"k": 5}`, and `linear_stages={...}`, as no keyword of Python holds a hyphen).
 
     Returns:
-        What is said once, and {name: settings} in the order asked for.
+        What is said once, and {name: settings} in the order asked for. Under `all` only of benchmarks that have the protocol.
 
     Raises:
-        ConfigError: an unknown benchmark, protocol or key, or a value out of range.
+        ConfigError: an unknown benchmark, protocol or key, a protocol that a benchmark asked for by name does not have, or a
+            value out of range.
     """
     wanted = list(dict.fromkeys(CATALOG if "all" in names else names))
     for name in names:
@@ -85,8 +89,14 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
         raise ConfigError("protocol=page is called protocol=published now")
     if protocol not in PROTOCOLS:
         raise ConfigError(
-            f"protocol: expected {' or '.join(PROTOCOLS)}, found '{protocol}'{did_you_mean(str(protocol), PROTOCOLS)}"
+            f"protocol: expected one of {', '.join(PROTOCOLS)}, found '{protocol}'{did_you_mean(str(protocol), PROTOCOLS)}"
         )
+    if protocol == "own":
+        lacking = [name for name in wanted if not CATALOG[name].own]
+        if lacking and "all" not in names:
+            row = _no_such_protocol(lacking[0], protocol)
+            raise ConfigError(f"{row.bench}: {row.reason}; use {row.expected}")
+        wanted = [name for name in wanted if name not in lacking]
     once = {key: value for key, value in overrides.items() if key in SuiteSettings.model_fields}
     values: dict[str, dict[str, Any]] = {
         name: dict(CATALOG[name].smoke) if protocol == "smoke" else {} for name in wanted
@@ -94,11 +104,18 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
     for key in sorted(set(overrides) - set(once), key=lambda key: "." in key):  # those for one of them last
         bench, dot, inner = key.rpartition(".")
         chosen = [bench] if dot else wanted
-        _check_key(key, bench, inner, wanted)
+        _check_key(key, bench, inner, wanted, protocol)
         for name in chosen:
             values[name][inner] = overrides[key]
-    settings = {name: validated(CATALOG[name].settings, values[name], name) for name in wanted}
+    settings = {name: validated(CATALOG[name].settings_of(protocol), values[name], name) for name in wanted}
     return validated(SuiteSettings, once, "benchmarks"), settings
+
+
+def _no_such_protocol(name: str, protocol: str) -> NotRun:
+    """Why a benchmark is not run under a protocol that it does not have."""
+    has = " and ".join(each for each in CATALOG if CATALOG[each].own)
+    reason = f"expected a protocol that it has, found {protocol}, which only {has} have"
+    return NotRun(bench=name, reason=reason, expected="protocol=published or protocol=smoke")
 
 
 def _dotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,19 +137,20 @@ def _dotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str]) -> None:
+def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str], protocol: str) -> None:
     """Refuse a key that no benchmark asked for has, with the nearest that one has."""
     if bench and bench not in CATALOG:
         raise ConfigError(f"{key}: unknown benchmark '{bench}'{did_you_mean(bench, CATALOG)}")
     if bench and bench not in wanted:
         raise ConfigError(f"{key}: {bench} is not among the benchmarks asked for ({', '.join(wanted)})")
     shared = [*BenchSettings.model_fields, *SuiteSettings.model_fields]
-    if inner in (CATALOG[bench].settings.model_fields if bench else shared):
+    if inner in (CATALOG[bench].settings_of(protocol).model_fields if bench else shared):
         return
     if inner in RENAMED:
         raise ConfigError(f"{key}: {inner} is called {RENAMED[inner]} now")
     shared += WeightOptions.model_fields
-    own = [f"{name}.{field}" for name in wanted for field in CATALOG[name].settings.model_fields if field not in shared]
+    fields = {name: CATALOG[name].settings_of(protocol).model_fields for name in wanted}
+    own = [f"{name}.{field}" for name in wanted for field in fields[name] if field not in shared]
     by_last = {word.split(".")[-1]: word for word in [*own, *shared]}
     near = difflib.get_close_matches(inner, by_last, n=1, cutoff=0.5)
     hint = f" (did you mean '{by_last[near[0]]}'?)" if near else ""
@@ -155,9 +173,8 @@ def check_places(request: Request, data: Path, out: Path, dry_run: bool, modules
     for source in request.labels:
         if source not in modules:
             check_source(source)
-    allow_missing = request.suite.protocol == "smoke"
     if not may_hold_images(data.expanduser()):
-        require_some(*open_splits(request.settings, data, None, allow_missing, request.everything), data)
+        require_some(*open_splits(request.settings, data, None, request.suite.protocol, request.everything), data)
     elif not request.everything:
         for name in request.settings:
             try:
@@ -167,6 +184,12 @@ def check_places(request: Request, data: Path, out: Path, dry_run: bool, modules
     if not dry_run:
         check_writable(out)
     read_results(out)
+
+
+def _found(of: DataSet, data: Path, cache: Path | None, protocol: Protocol) -> Splits:
+    if protocol == "own" and of.find_undivided is not None:
+        return of.find_undivided(data, cache)
+    return of.find(data, cache, protocol == "smoke")
 
 
 def require_some(splits: Mapping[str, Splits], absent: Sequence[NotRun], data: Path) -> None:
@@ -196,26 +219,29 @@ def _labels(weights: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 
 
 def open_splits(
-    names: Iterable[str], data: Path, cache: Path | None, allow_missing: bool, everything: bool
+    names: Iterable[str], data: Path, cache: Path | None, protocol: Protocol, everything: bool
 ) -> tuple[dict[str, Splits], list[NotRun]]:
-    """The data of each benchmark, opened once per set; under `all` also which are missing, elsewhere an error."""
+    """The data of each benchmark, opened once per set; under `all` also which are missing, elsewhere an error.
+
+    Under protocol own a set that has no split for scoring is not divided: both splits are one object, of all its images.
+    """
     opened: dict[str, Splits | DataError] = {}
     splits, absent = dict[str, Splits](), list[NotRun]()
     for name in names:
         wanted = CATALOG[name].settings.data
         if wanted not in opened:
             try:
-                opened[wanted] = require_disjoint(DATASETS[wanted].find(data, cache, allow_missing))
+                opened[wanted] = require_disjoint(_found(DATASETS[wanted], data, cache, protocol))
             except DataError as error:
                 opened[wanted] = error
             except PermissionError as error:
                 opened[wanted] = _locked(error, data)
-        found = opened[wanted]
-        if not isinstance(found, DataError):
-            splits[name] = found
+        its = opened[wanted]
+        if not isinstance(its, DataError):
+            splits[name] = its
         elif not everything:
-            raise found
+            raise its
         else:
-            reason = str(found).splitlines()[0]
+            reason = str(its).splitlines()[0]
             absent.append(NotRun(bench=name, reason=reason, expected=DATASETS[wanted].expected))
     return splits, absent

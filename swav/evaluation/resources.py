@@ -24,7 +24,8 @@ def dry_run_row(bench: str, task: Task[Any], estimate: ResourceEstimate) -> DryR
         bench=bench,
         weights=task.encoder.name,
         seed=task.settings.seed,
-        data=f"{task.train.note}: {len(task.train)}; {task.score.note}: {len(task.score)}",
+        data=f"{task.train.note}: {len(task.train)}"
+        + (", in folds" if task.in_folds else f"; {task.score.note}: {len(task.score)}"),
         hours=(seconds * (estimate.forwards + STEP * estimate.trained) + estimate.solving) / 3600,
         memory_gb=estimate.memory / 1e9,
         disk_gb=estimate.disk / 1e9,

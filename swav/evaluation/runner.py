@@ -57,7 +57,7 @@ def bench(
         data: the data set, or a folder of data sets.
         out: folder for results, logs and the state of benchmarks that train.
         dry_run: say what would be run, and for how long; write nothing.
-        settings: `protocol`, `seeds`, `name` (one for each of the weights), `size`, `precision` ...; those of one benchmark by its
+        settings: `protocol` (published, own or smoke), `seeds`, `name` (one for each of the weights), `size`, `precision` ...; those of one benchmark by its
             name, as `knn={"k": 5}` or `linear_stages={"epochs": 28}`: see swav.evaluation.settings. And what weight files of other
             projects do not say, as `model`, and modules do not say, `mean` and `std`: see swav.config.WeightOptions.
 
@@ -75,7 +75,7 @@ def bench(
     out = Path(out)
     sources, modules = _sources(weights, settings.get("name"))
     request = read_request([names] if isinstance(names, str) else names, sources, settings)
-    suite, by_bench, options, labels, everything = request
+    suite, by_bench, options, labels, everything, without = request
     devices = {name: pick_device(chosen.device) for name, chosen in by_bench.items()}
     with dist.process_group(next(iter(devices.values()))), environment_errors():
         share_cpus(dist.world_size())
@@ -86,9 +86,7 @@ def bench(
         size = next(iter(by_bench.values())).size
         encoders = _encoders(list(labels), modules, options, size)
         cache = None if dry_run else out
-        splits, missing = dist.on_rank0(
-            lambda: open_splits(by_bench, Path(data), cache, suite.protocol == "smoke", everything)
-        )
+        splits, missing = dist.on_rank0(lambda: open_splits(by_bench, Path(data), cache, suite.protocol, everything))
         require_some(splits, missing, Path(data))
         read = {f"data of {name}": [seen(split, 0) for split in splits[name]] for name in splits}
         require_agreement(read | {f"weights of {network.name}": network.sha256 for network in encoders})
@@ -103,7 +101,7 @@ def bench(
             for seeded in runs[name]
         ]
         chosen, absent = dist.on_rank0(lambda: _possible(tasks, everything))
-        tasks, absent = [tasks[i] for i in chosen], [*missing, *absent]
+        tasks, absent = [tasks[i] for i in chosen], [*without, *missing, *absent]
         if dist.rank() == 0:
             _announce(encoders, splits, [name for name in runs if len(runs[name]) < suite.seeds])
         if dry_run:
@@ -128,9 +126,9 @@ def bench(
         return dist.on_rank0(lambda: read_results(out))
 
 
-def protocol_of(name: str) -> ProtocolModule:
+def protocol_of(name: str, protocol: str = "published") -> ProtocolModule:
     """Return the module of a benchmark's protocol."""
-    return cast(ProtocolModule, importlib.import_module(CATALOG[name].module))
+    return cast(ProtocolModule, importlib.import_module(CATALOG[name].module_of(protocol)))
 
 
 def _shared_settings(
@@ -173,12 +171,12 @@ def _never_run(
 
 def _run(name: str, task: Task[Any], label: str, everything: bool) -> tuple[list[Result], list[NotRun]]:
     """One benchmark of one set of weights: by all processes together, or by the first while the others wait."""
-    run = protocol_of(name).run
+    run, distributed = protocol_of(name, task.protocol).run, CATALOG[name].is_distributed(task.protocol)
     task.encoder.to(task.device)
     try:
-        scores = run(task) if CATALOG[name].distributed else dist.on_rank0(lambda: _by_itself(run, task))
+        scores = run(task) if distributed else dist.on_rank0(lambda: _by_itself(run, task))
     except (ConfigError, DataError, NumericsError) as error:  # as of a bank that undecodable images left smaller than k
-        of_one = isinstance(error, DataError) and CATALOG[name].distributed and dist.is_active()
+        of_one = isinstance(error, DataError) and distributed and dist.is_active()
         if not everything or of_one:  # of one process: the others still wait for it in the benchmark
             raise
         return [], [NotRun(bench=name, reason=str(error), expected=POSSIBLE, weights=task.encoder.name)]
@@ -207,7 +205,7 @@ def _possible(tasks: Sequence[tuple[str, Task[Any]]], everything: bool) -> tuple
     for i, (name, task) in enumerate(tasks):
         try:
             _check_size(name, task)
-            protocol_of(name).check(task)
+            protocol_of(name, task.protocol).check(task)
         except (ConfigError, DataError) as error:
             if not everything:
                 raise
@@ -275,8 +273,11 @@ def _takes_options(source: str, modules: Mapping[str, nn.Module]) -> bool:
 def _task(
     network: Encoder, splits: Splits, settings: BenchSettings, protocol: Protocol, device: Any, out: Path
 ) -> Task[Any]:
+    if protocol == "own" and "size" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"size": network.size})
     train = subsample(splits[0], settings.train_images, settings.seed)
-    score = subsample(splits[1], settings.score_images, settings.seed)
+    undivided = splits[0] is splits[1]
+    score = train if undivided else subsample(splits[1], settings.score_images, settings.seed)
     return Task(network, *as_pillow((train, score)), settings, protocol, device, out)
 
 
@@ -287,11 +288,12 @@ def _result(name: str, task: Task[Any], score: Score, label: str) -> Result:
         "device": str(task.device),
         "data": [task.train.note, task.score.note],
         "data_fingerprints": [task.train.fingerprint, task.score.fingerprint],
-        "damaged_images": len(task.train.damaged) + len(task.score.damaged),  # read as far as Pillow does
+        "damaged_images": sum(len(images.damaged) for images in {task.train, task.score}),  # read as far as Pillow does
         "network": task.encoder.settings,
         "mean": task.encoder.mean,
         "std": task.encoder.std,
     }
+    optional = {"spread": score.spread, "interval": score.interval}
     return Result(
         bench=name,
         metric=score.metric,
@@ -308,6 +310,7 @@ def _result(name: str, task: Task[Any], score: Score, label: str) -> Result:
         versions=versions(),
         config=Config.from_json(config),
         log=score.log,
+        **{key: value for key, value in optional.items() if value is not None},
     )
 
 
@@ -315,7 +318,9 @@ def _foretold(tasks: Sequence[tuple[str, Task[Any]]], absent: Sequence[NotRun], 
     """What is there, what each benchmark would take, and what cannot be run."""
 
     def rows() -> list[DryRunRow]:
-        found = [dry_run_row(name, task, protocol_of(name).estimate_resources(task)) for name, task in tasks]
+        found = [
+            dry_run_row(name, task, protocol_of(name, task.protocol).estimate_resources(task)) for name, task in tasks
+        ]
         say(format_rows(found))
         return found
 

@@ -1,7 +1,7 @@
 """Every setting of a benchmark: its type, unit and published value.
 
-The defaults are protocol `published`, to the letter; the catalogue holds what protocol `smoke` changes. No torch here: every
-error about settings is reported at once.
+The defaults are protocol `published`, to the letter; the catalogue holds what protocol `smoke` changes. Protocol `own` has
+settings of its own (KnnOwnSettings, LinearOwnSettings). No torch here: every error about settings is reported at once.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from swav.config import Auto, Count, Fraction, NonNegative, Positive, Settings, Steps
 
 Share = Annotated[float, Field(gt=0, le=1)]
-Protocol = Literal["published", "smoke"]
-PROTOCOLS: tuple[Protocol, ...] = ("published", "smoke")
+Protocol = Literal["published", "own", "smoke"]
+PROTOCOLS: tuple[Protocol, ...] = ("published", "own", "smoke")
 
 
 def _as_list(value: Any) -> Any:
@@ -30,7 +30,10 @@ def _as_names(value: Any) -> Any:
 class SuiteSettings(Settings):
     """What is said once, of all benchmarks together."""
 
-    protocol: Protocol = Field("published", description="published: exactly the published one; smoke: a few minutes")
+    protocol: Protocol = Field(
+        "published",
+        description="published: exactly the published one; own: for labels of one's own; smoke: a few minutes",
+    )
     seeds: Count = Field(1, description="runs of each benchmark that draws something: seed, seed + 1, ...")
     name: Annotated[tuple[str, ...], BeforeValidator(_as_names)] = Field(
         (), description="what tables call the weights, one name per --weights; none: as they are given"
@@ -79,6 +82,28 @@ class KnnSettings(BenchSettings):
         if not k or len(set(k)) < len(k):
             raise ValueError("expected one or more different numbers")
         return k
+
+
+class KnnOwnSettings(KnnSettings):
+    """Of the kNN vote under protocol own."""
+
+    k: Annotated[tuple[Count, ...], BeforeValidator(_as_list)] = Field(
+        (1, 5, 10, 20, 100, 200), description="numbers of neighbours; those above the bank are left out"
+    )
+
+
+class LinearOwnSettings(BenchSettings):
+    """Of the logistic regression that protocol own makes of `linear`."""
+
+    costs: tuple[Positive, ...] = Field(
+        (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+        min_length=1,
+        description="C, of which one is chosen: weight of the summed loss against |w|^2 / 2",
+    )
+
+    @property
+    def is_drawn(self) -> bool:
+        return False
 
 
 class TrainSettings(BenchSettings):

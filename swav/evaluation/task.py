@@ -32,9 +32,9 @@ class Task(Generic[AnyBench]):
 
     Attributes:
         encoder: frozen, in eval mode, on `device`.
-        train, score: labelled, with the same classes.
+        train, score: labelled, with the same classes; one object where the data set has no split for scoring (protocol own).
         settings: of this benchmark.
-        protocol: published or smoke.
+        protocol: published, own or smoke.
         device: to compute on.
         out: folder of the results; a benchmark that keeps state does so in a folder of its own below it.
     """
@@ -52,6 +52,11 @@ class Task(Generic[AnyBench]):
         """One core is left for the backbone; more than eight decode faster than any backbone takes."""
         workers = self.settings.workers
         return min(8, max(1, available_cpus() - 1)) if workers == "auto" else workers
+
+    @property
+    def in_folds(self) -> bool:
+        """Whether the images that are scored are those to learn from: in folds, each by what the other folds teach."""
+        return self.train is self.score
 
     @property
     def num_classes(self) -> int:
@@ -117,8 +122,9 @@ class Task(Generic[AnyBench]):
             stages, pooled: as for FeatureStore.get, with its errors.
             view: kind of it.
         """
-        with Progress(label, len(self.train) + len(self.score)) as progress:
-            train, score = (
+        splits = [self.train] if self.in_folds else [self.train, self.score]
+        with Progress(label, sum(map(len, splits))) as progress:
+            found = [
                 FeatureStore(
                     self.encoder,
                     images,
@@ -128,9 +134,9 @@ class Task(Generic[AnyBench]):
                     workers=self.workers,
                     precision=self.settings.precision,
                 ).get(stages=stages, pooled=pooled, progress=progress)
-                for images in (self.train, self.score)
-            )
-        return train, score
+                for images in splits
+            ]
+        return found[0], found[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +168,8 @@ class Score:
         n: images scored.
         deviations: as Task.deviations gives them.
         log: path below `Task.out` of what was written on the way, or None.
+        spread: sample standard deviation of the value over parts of the training images, in its unit; None where not measured.
+        interval: 95 % interval of the value over the scored images, in its unit; None where not computed.
     """
 
     metric: str
@@ -169,6 +177,8 @@ class Score:
     n: int
     deviations: str
     log: str | None = None
+    spread: float | None = None
+    interval: tuple[float, float] | None = None
 
     @property
     def unit(self) -> str:

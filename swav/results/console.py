@@ -1,15 +1,25 @@
 """Results as a Markdown table for the terminal: a row per benchmark and metric, the weights side by side; then the remarks."""
 
+import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from swav.results.results import NotRun, Result, summary
+from swav.errors import DataError
+from swav.results.paired import paired_difference
+from swav.results.results import OWN, NotRun, Result, summary
 from swav.results.units import decimals_of
+
+EXPLAINED = (
+    "in brackets: 95 % interval over the scored images; standard deviation over five parts of the training images (each "
+    "lacks a fifth), or over the five folds where every image is scored"
+)
 
 
 def format_results(results: Sequence[Result], not_run: Iterable[NotRun] = ()) -> str:
     """Format results, and what could not be run.
 
-    Of several seeds the table shows the mean, the standard deviation (over n - 1) and their number.
+    Of several seeds the table shows the mean, the standard deviation (over n - 1) and their number; of protocol own the 95 %
+    interval over the scored images, and the spread over parts of the training images.
     """
     columns = {row.weights: row.label for row in results}
     units = sorted({row.unit for row in results})
@@ -26,6 +36,8 @@ def format_results(results: Sequence[Result], not_run: Iterable[NotRun] = ()) ->
         head = ("bench", f"metric [{units[0]}]" if len(units) == 1 else "metric", "protocol", "n", *columns.values())
         body = [(*key, *(_cell(values.get(column, ())) for column in columns)) for key, values in cells.items()]
         lines += _aligned([head, *body], left=3)
+    if any(row.protocol == OWN and row.interval is not None for row in results):
+        lines.append(EXPLAINED)
     lines += [f"{label}: {words}" for label, words in _normalisations(results).items()]
     lines += [f"not comparable with published numbers: {remark}" for remark in remarks]
     for lack in not_run:
@@ -41,7 +53,17 @@ def _cell(rows: Sequence[Result]) -> str:
     if found is None:
         return "-"
     digits = decimals_of(rows[0].metric)
-    return f"{found.mean:.{digits}f}" + (f" ± {found.std:.{digits}f} (n={found.count})" if found.count > 1 else "")
+    if found.count > 1:
+        return f"{found.mean:.{digits}f} ± {found.std:.{digits}f} (n={found.count})"
+    return f"{found.mean:.{digits}f}" + _uncertainty(rows[0], digits)
+
+
+def _uncertainty(row: Result, digits: int) -> str:
+    """Interval and spread of a result of protocol own."""
+    if row.protocol != OWN or row.interval is None:
+        return ""
+    spread = "" if row.spread is None else f"; {row.spread:.{digits}f}"
+    return f" ({row.interval[0]:.{digits}f} to {row.interval[1]:.{digits}f}{spread})"
 
 
 def _normalisations(results: Iterable[Result]) -> dict[str, str]:
@@ -68,3 +90,58 @@ def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
         for row in rows
     ]
     return [f"| {' | '.join(row)} |" for row in (padded[0], rule, *padded[1:])]
+
+
+# -- differences
+
+
+def format_differences(results: Sequence[Result], weights: Sequence[str], folder: Path) -> str:
+    """Format how far results of protocol own differ from those of the first weights, on the same images.
+
+    Of each benchmark top-1 is compared, of kNN at k=20, or at the nearest k that all weights have.
+
+    Args:
+        results: of one results.json.
+        weights: as they were given; the first is what the others are compared with.
+        folder: that of the results.json.
+
+    Returns:
+        A line per benchmark and weights; empty where there is nothing to compare.
+    """
+    first, *others = dict.fromkeys(weights)
+    by: dict[str, dict[str, dict[str, Result]]] = {}  # bench, metric, weights
+    for row in sorted(results, key=lambda row: -row.seed):  # the lowest seed stays
+        if row.protocol == OWN and row.metric.startswith("top-1") and row.value is not None:
+            by.setdefault(row.bench, {}).setdefault(row.metric, {})[row.weights] = row
+    lines = []
+    for bench, metrics in by.items():
+        shared = [metric for metric, rows in metrics.items() if first in rows and len(rows.keys() & set(others))]
+        if shared:
+            metric = min(shared, key=_distance_from_20)
+            rows = metrics[metric]
+            lines += [
+                f"{bench} {metric}, {rows[each].label}: difference to {rows[first].label}: "
+                + _difference(rows[first], rows[each], folder)
+                for each in others
+                if each in rows
+            ]
+    if lines:
+        lines.append("differences: points of %, with 95 % intervals, paired over the same images")
+    return "\n".join(lines)
+
+
+def _distance_from_20(metric: str) -> tuple[int, int]:
+    found = re.search(r"k=(\d+)", metric)
+    k = int(found[1]) if found else 20
+    return abs(k - 20), k
+
+
+def _difference(first: Result, second: Result, folder: Path) -> str:
+    """As `+7.1 (4.9 to 9.3)`, or `none (-1.2 to 2.0)` where the interval holds 0; or why it cannot be told."""
+    try:
+        found = paired_difference(first, second, folder)
+    except DataError as error:
+        return f"unknown: {error}"
+    low, high = found.interval
+    value = "none" if found.is_none else f"{100 * found.difference:+.1f}"
+    return f"{value} ({100 * low:.1f} to {100 * high:.1f})"

@@ -17,16 +17,27 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, Strict, ValidationError, model_serializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    Strict,
+    ValidationError,
+    model_serializer,
+)
 
 from swav.errors import DataError, MachineError, NumericsError, counted
 from swav.files import FileLock, remove_leftovers, warn, write_text_durably
 
 FILE = "results.json"
 FORMAT = 1  # of the file; one that names none is of format 1
+OWN = "own"  # the protocol whose rows have a spread and an interval
 KEY = ("bench", "metric", "weights", "protocol", "seed")
 
 Number = Annotated[float, Strict()]  # pydantic would take the text "70" for one
+Finite = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Flag = Annotated[bool, Strict()]  # and "yes" for true
 
 
@@ -113,7 +124,7 @@ class Result(StoredObject):
         bench, metric: what was measured.
         value, unit: the number; always finite, or None where the file has no finite one.
         n: images scored.
-        protocol: published or smoke.
+        protocol: published, own or smoke.
         comparable: whether it may stand beside published numbers.
         difference: why not.
         seed: of what was drawn.
@@ -122,6 +133,9 @@ class Result(StoredObject):
         config: every setting, and the data.
         log: path of what was written on the way, relative to the folder, or None.
         name: what tables call these weights.
+        spread: sample standard deviation of the value over parts of the training images, in its unit; None: not measured, and
+            not in the file.
+        interval: lower and upper end of the value's 95 % interval over the scored images, in its unit; None likewise.
     """
 
     UNKNOWN = MappingProxyType(
@@ -144,6 +158,8 @@ class Result(StoredObject):
     config: Annotated[Config, BeforeValidator(lambda value: _read(Config, value))]
     log: str | None
     name: str
+    spread: Finite | None = None
+    interval: tuple[Finite, Finite] | None = None
 
     def model_post_init(self, context: Any) -> None:
         """Refuse a number that is none.

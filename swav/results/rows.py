@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from swav.results.layout import BEST_STAGE, Cell, Column, Link, TableLayout, TableRow
-from swav.results.results import NetworkFacts, NotRun, Result, summary
+from swav.results.results import OWN, NetworkFacts, NotRun, Result, summary
 from swav.results.units import decimals_of
 
 ScoreName = tuple[str, str]  # bench, metric
@@ -177,7 +177,10 @@ def _mean(rows: Sequence[Result], decimals: int) -> str:
     found = summary(rows)
     assert found is not None  # only rows with numbers are in a group
     if found.count == 1:
-        return f"{found.mean:.{decimals}f}"
+        (row,) = (row for row in rows if row.value is not None)
+        between = row.interval if row.protocol == OWN else None
+        ends = "" if between is None else f" ({between[0]:.{decimals}f} to {between[1]:.{decimals}f})"
+        return f"{found.mean:.{decimals}f}{ends}"
     decimals = max(decimals_of(rows[0].metric), decimals)
     return f"{found.mean:.{decimals}f} ± {found.std:.{decimals}f}"
 
@@ -222,7 +225,7 @@ def _remarks(
         for (bench, _), rows in shown.items():
             other = "" if group.protocol == "published" or rows[0].difference else f"protocol {group.protocol}"
             words.append((f"{bench}: " if several else "") + "not comparable: " + (other or rows[0].remark))
-    words += _stages(layout, found)
+    words += [*_stages(layout, found), *_spreads(group, shown)]
     return tuple(notes.mark(each) for each in dict.fromkeys(words))
 
 
@@ -240,6 +243,19 @@ def _stages(layout: TableLayout, found: Mapping[ScoreName, Sequence[Result]]) ->
         elif stage[2]:
             named.append(f"{stage[1].capitalize()} is {stage[2]}")
     return [f"stages: {', '.join([*named, *beyond])}"] if named or beyond else []
+
+
+def _spreads(group: Group, shown: Mapping[ScoreName, Sequence[Result]]) -> list[str]:
+    """The spread of each number of protocol own; of several seeds their own deviation is in the cell."""
+    if group.protocol != OWN:
+        return []
+    spreads = [
+        f"{bench} {metric} {rows[0].spread:.2f}"
+        for (bench, metric), rows in shown.items()
+        if len(rows) == 1 and rows[0].spread is not None
+    ]
+    parts = "standard deviation over five parts of the training images, or over the folds"
+    return [f"{group.name}: {parts}: {', '.join(spreads)}"] if spreads else []
 
 
 def _links(group: Group | None, shown: Mapping[ScoreName, Sequence[Result]]) -> tuple[Link, ...]:

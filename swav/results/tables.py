@@ -6,9 +6,21 @@ published numbers (other images, classes or protocol) stands in a table of its o
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from swav.results.layout import BEST_STAGE, BEYOND, PAGE, Cell, Column, Link, Source, Table, TableLayout, TableRow
+from swav.results.layout import (
+    BEST_STAGE,
+    BEYOND,
+    OWN_DATA,
+    PAGE,
+    Cell,
+    Column,
+    Link,
+    Source,
+    Table,
+    TableLayout,
+    TableRow,
+)
 from swav.results.published import Published
-from swav.results.results import Results
+from swav.results.results import OWN, Result, Results
 from swav.results.rows import Notes, ScoreName, backbone_name, best_stage, groups_of, our_rows, score_of, scores_shown
 
 
@@ -21,11 +33,13 @@ def page_tables(content: Results, published: Sequence[Published]) -> tuple[Table
 
     Returns:
         The page's tables, then those that the page does not have, as far as there is a row for them. Each is followed by
-        one of the results that are not comparable, where there are any.
+        one of the results that are not comparable, where there are any. At the end those of protocol own have a table.
     """
-    groups = groups_of(content.results)
+    own = [row for row in content.results if row.protocol == OWN]
+    rest = [row for row in content.results if row.protocol != OWN]
+    groups = groups_of(rest)
     tables = []
-    for layout in (*PAGE, *_unlisted(content)):
+    for layout in (*PAGE, *_unlisted(rest)):
         known = [row for row in published if scores_shown(layout, _published_numbers(row))]
         above, below = Notes(), Notes()
         first = [_published_row(layout, row) for row in known if row.page]
@@ -35,14 +49,25 @@ def page_tables(content: Results, published: Sequence[Published]) -> tuple[Table
             tables.append(_table(layout, True, rows, above))
         if others:
             tables.append(_table(layout, False, others, below))
-    return tuple(tables)
+    return (*tables, *_own_table(own))
 
 
-def _unlisted(content: Results) -> list[TableLayout]:
+def _own_table(results: Sequence[Result]) -> list[Table]:
+    """Benchmarks of protocol own side by side, a column per metric but top-5; none where there are no results."""
+    names = dict.fromkeys((row.bench, row.metric, row.unit) for row in results if not row.metric.startswith("top-5"))
+    # one decimal: a cell has the interval beside the number
+    columns = tuple(Column(f"{bench} {metric}", bench, metric, 1, unit) for bench, metric, unit in names)
+    layout = TableLayout(OWN_DATA, "", "", columns, of_the_page=False)
+    notes = Notes()
+    rows = our_rows(layout, groups_of(results), (), Notes(), notes)[1]
+    return [_table(layout, False, rows, notes)] if rows else []
+
+
+def _unlisted(results: Sequence[Result]) -> list[TableLayout]:
     """Return a table for each benchmark with results that stands in none of the page's: its metrics are the columns."""
     listed = {column.bench for layout in PAGE for column in layout.columns}
     metrics: dict[str, dict[str, str]] = {}  # and their units
-    for row in content.results:
+    for row in results:
         if row.bench not in listed:
             metrics.setdefault(row.bench, {})[row.metric] = row.unit
     return [

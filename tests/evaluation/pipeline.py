@@ -1,7 +1,7 @@
 """The classification benchmarks once more, after their sources, with nothing of ours: Pillow, torchvision, PyTorch, NumPy,
 scikit-learn. Oracle of test_oracles_frozen.py and test_oracles_trained.py.
 
-Of ours is only `uniforms` and `order`: the random numbers, whose law test_oracles_trained.py checks.
+Of ours is only `uniforms` and `order`: the random numbers, whose law test_oracles_trained.py checks; and `folds_of`: see test_own.py.
 """
 
 import math
@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -21,6 +24,7 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, RandomResized
 from torchvision.transforms import functional as pillow
 
 from swav.data.augment.crops import generator
+from swav.evaluation.own import folds_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COSTS = (1.0, 10.0, 100.0, *(0.5**power for power in range(4, 20)))  # 19
@@ -125,6 +129,50 @@ def stages(network: ResNet, images: Tensor) -> list[Tensor]:
         nn.AdaptiveAvgPool2d(min(side, x.shape[-1]))(x).flatten(1)
         for x, side in zip(maps, (12, 6, 4, 3, 2), strict=True)
     ]
+
+
+Answer = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # of features and labels, and of what is asked
+
+
+def own(
+    answer: Answer, bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, truth: np.ndarray, in_folds: bool
+) -> tuple[float, float]:
+    """Protocol own: share of right answers, and its spread [%]."""
+    folds = folds_of(labels, 0)
+    if in_folds:
+        found = np.array(
+            [answer(bank[folds != f], labels[folds != f], row[None])[0] for f, row in zip(folds, bank, strict=True)]
+        )
+        right = found == labels
+        parts = [right[folds == f].mean() for f in range(5)]
+        return 100 * float(right.mean()), 100 * float(np.std(parts, ddof=1))
+    parts = [(answer(bank[folds != f], labels[folds != f], queries) == truth).mean() for f in range(5)]
+    return 100 * float((answer(bank, labels, queries) == truth).mean()), 100 * float(np.std(parts, ddof=1))
+
+
+def regression(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Logistic regression in float64, its cost by five folds. (Of a part it is chosen anew here: ours keeps that of the whole.)"""
+    key = bank.tobytes()
+    if key not in _fitted:
+        folds, right = folds_of(labels, 0), dict[float, int]()
+        for cost in (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0):
+            machine = make_pipeline(StandardScaler(), LogisticRegression(C=cost, max_iter=2000, solver="newton-cg"))
+            right[cost] = sum(
+                int(
+                    (
+                        machine.fit(bank[folds != f], labels[folds != f]).predict(bank[folds == f])
+                        == labels[folds == f]
+                    ).sum()
+                )
+                for f in range(5)
+            )
+        best = next(cost for cost, count in right.items() if count == max(right.values()))
+        machine = make_pipeline(StandardScaler(), LogisticRegression(C=best, max_iter=2000, solver="newton-cg"))
+        _fitted[key] = machine.fit(bank.astype(float), labels)
+    return np.asarray(_fitted[key].predict(queries.astype(float)))
+
+
+_fitted: dict[bytes, Any] = {}
 
 
 def right(ranked: np.ndarray, labels: np.ndarray, k: int) -> float:

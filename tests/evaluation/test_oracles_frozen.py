@@ -1,4 +1,4 @@
-"""Attacks: numbers of kNN, SVM and low-shot that another view, layer, scaling, cost or statistic than the published gives.
+"""Attacks: numbers of kNN, SVM, low-shot and protocol own that another view, layer, scaling, cost or statistic than the published gives.
 
 Oracle: pipeline.py, from the image files to the number. Ours resizes to within 1 of 255 of Pillow, which moves a decision by
 1e-3 of its length, and so now and then exchanges two neighbours in a ranking: a score of 40 images then moves by less than .5 %.
@@ -17,8 +17,8 @@ from torch import nn
 
 from swav.data.sources.open import labelled_splits
 from swav.data.sources.voc import classification_splits
-from swav.evaluation.protocols import knn, voc_lowshot, voc_svm
-from swav.evaluation.settings import KnnSettings, LowshotSettings, SvmSettings
+from swav.evaluation.protocols import knn, knn_own, linear_own, voc_lowshot, voc_svm
+from swav.evaluation.settings import KnnOwnSettings, KnnSettings, LinearOwnSettings, LowshotSettings, SvmSettings
 from swav.evaluation.task import Score, Task
 from swav.features import pool_stages
 from swav.weights.encoder import Encoder, load
@@ -144,3 +144,36 @@ def test_at_224_pixels_stages_are_averaged_by_the_published_windows():
     found = pool_stages(maps, (12, 6, 4, 3, 2))
     for ours, one, window in zip(found, maps, windows, strict=True):
         torch.testing.assert_close(ours, window(one).flatten(1))
+
+
+@pytest.mark.parametrize("folds", [False, True])
+def test_protocol_own_is_the_stated_vote_and_regression_from_files_to_percent(tmp_path, folds):
+    """By folds too: the set is then train/ alone. Of ours is only the drawing of folds, whose law test_own.py checks."""
+    train, val = write_folders(tmp_path / "set")
+    root = tmp_path / "set" / "train" if folds else tmp_path / "set"
+    network = pipeline.trunk()
+    with torch.no_grad():
+        bank, queries = (
+            network(torch.stack(list(map(pipeline.centre, split.images)))).numpy() for split in (train, val)
+        )
+    splits, encoder = labelled_splits(root, divide=False), encoder_of(network, tmp_path)
+
+    def own_scores(module, settings):
+        task = Task(encoder, *splits, settings, "own", CPU, made(tmp_path / type(settings).__name__))
+        return {score.metric: score for score in module.run(task)}
+
+    one = 100 / (len(train.images) if folds else len(val.images))
+    ours = own_scores(knn_own, KnnOwnSettings(**COMMON, k=(1, 5, 40)))
+    for k in (1, 5, 40):
+
+        def vote(x, y, q, k=k):
+            return pipeline.knn(x, y, q, k, classes=6)[:, 0]
+
+        value, spread = pipeline.own(vote, bank, train.labels, queries, val.labels, folds)
+        assert ours[f"top-1 k={k}"].value == pytest.approx(value, abs=1.01 * one)
+        assert ours[f"top-1 k={k}"].spread == pytest.approx(spread, abs=2 * one)
+        assert 25 < value < 80
+    ours = own_scores(linear_own, LinearOwnSettings(**COMMON))
+    value, spread = pipeline.own(pipeline.regression, bank, train.labels, queries, val.labels, folds)
+    assert ours["top-1"].value == pytest.approx(value, abs=1.01 * one) and 30 < value < 95
+    assert ours["top-1"].spread == pytest.approx(spread, abs=3 * one)

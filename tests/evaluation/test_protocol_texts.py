@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from swav.evaluation import logistic, own
 from swav.evaluation.catalog import CATALOG
 from swav.evaluation.protocols import semisup
+from swav.evaluation.settings import KnnOwnSettings
 from swav.results.published import read_published
 
 PAGE = (Path(__file__).parents[2] / "docs/protocols.md").read_text(encoding="utf-8")
@@ -302,6 +304,21 @@ def test_the_page_says_what_smoke_changes():
     }
     assert found == rows
     assert f"k = {listed(CATALOG['lowshot'].smoke['k'])} |" in PAGE
+
+
+def test_the_texts_of_protocol_own_say_its_settings():
+    page = " ".join("\n".join(section_lines("protocol=own")).split())
+    for bench, key in (("knn", "k"), ("linear", "costs")):
+        entry = CATALOG[bench].own
+        assert entry is not None
+        values = listed(entry.settings().model_dump()[key])
+        text = " ".join(str(importlib.import_module(entry.module).__doc__).split())
+        phrase = {"k": f"k = {values}", "costs": f"C of {values}"}[key]
+        assert phrase in text and phrase in page
+    temperature = number(KnnOwnSettings().temperature)
+    assert f"T = {temperature}" in str(importlib.import_module(CATALOG["knn"].module_of("own")).__doc__)
+    assert f"temperature {temperature}" in page and f"to {number(logistic.TOLERANCE)} of the gradient" in page
+    assert own.FOLDS == 5 and "five stratified folds" in page
 
 
 def section_lines(title: str) -> list[str]:

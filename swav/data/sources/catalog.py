@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swav.data.images import Images
-from swav.data.overlap import refuse_shared
+from swav.data.overlap import refuse_doubled, refuse_shared
 from swav.data.sources import lists, voc
 from swav.data.sources.decode import printable
 from swav.data.sources.open import check_images, labelled_splits
@@ -31,15 +31,21 @@ class DataSet(NamedTuple):
             (None: the user's), and whether listed images may be missing.
         expected: what is expected where, and how to get it.
         seek: raises DataError where it is not at ROOT or below; quick, as it looks at no image.
+        find_undivided: as `find`, but a set that has no split of its own for scoring is not divided: both splits are one object,
+            of all its images. None where every such set has splits.
     """
 
     find: Callable[[Path, Path | None, bool], Splits]
     expected: str
     seek: Callable[[Path], object]
+    find_undivided: Callable[[Path, Path | None], Splits] | None = None
 
 
-def labelled(root: Path, cache: Path | None = None, allow_missing: bool = False) -> Splits:
+def labelled(root: Path, cache: Path | None = None, allow_missing: bool = False, divide: bool = True) -> Splits:
     """Return both splits of ImageNet, or of any other labelled set: folders, a CSV, CIFAR, or ImageNet's flat val/ with lists.
+
+    Args:
+        divide: see labelled_splits.
 
     Raises:
         DataError: there is none, its splits differ in their classes, or ROOT holds other data sets only.
@@ -55,23 +61,31 @@ def labelled(root: Path, cache: Path | None = None, allow_missing: bool = False)
         )
     if lists.is_flat_imagenet(home):
         return lists.imagenet_splits(home, cache, allow_missing)
-    return labelled_splits(home, cache)
+    return labelled_splits(home, cache, divide=divide)
+
+
+def undivided(root: Path, cache: Path | None = None) -> Splits:
+    """As labelled; of a set without a split for scoring all images, as one object in both places."""
+    return labelled(root, cache, divide=False)
 
 
 def require_disjoint(splits: Splits) -> Splits:
-    """The splits, which have no image in common.
+    """The splits, which have no image in common; of a set that is not divided each image is there once.
 
     Raises:
         SharedImages: there is one, by its path.
     """
-    refuse_shared(*splits)
+    if splits[0] is splits[1]:
+        refuse_doubled(splits[0])
+    else:
+        refuse_shared(*splits)
     return splits
 
 
 def as_pillow(splits: Splits) -> Splits:
     """The splits, of which damaged images are read as far as Pillow does, as the published protocols do, and are noted."""
-    train, score = splits
-    return train.reading_as_pillow(), score.reading_as_pillow()
+    train = splits[0].reading_as_pillow()
+    return train, train if splits[0] is splits[1] else splits[1].reading_as_pillow()
 
 
 DATASETS: dict[str, DataSet] = {
@@ -80,6 +94,7 @@ DATASETS: dict[str, DataSet] = {
         "a labelled data set under --data: train/CLASS/ beside val/CLASS/ (or test/, or a flat val/ with meta/train.txt and "
         "meta/val.txt), class folders, a CSV path,label[,split], or CIFAR; or imagenet/ with train/ and val/ below it",
         check_images,
+        undivided,
     ),
     "voc07": DataSet(
         voc.classification_splits, f"PASCAL VOC 2007 as VOCdevkit/VOC2007 under --data: {voc.HOW}", voc.find_home

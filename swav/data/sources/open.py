@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from swav.data.images import Images
-from swav.data.overlap import refuse_same_folder, refuse_shared
+from swav.data.overlap import refuse_doubled, refuse_same_folder, refuse_shared
 from swav.data.sources import cifar
 from swav.data.sources.decode import printable
 from swav.data.sources.header_index import ProgressCallback, check_headers
@@ -90,17 +90,25 @@ def check_images(path: str | Path) -> None:
 
 
 def labelled_splits(
-    path: str | Path, cache: Path | None = None, progress: ProgressCallback | None = None
+    path: str | Path, cache: Path | None = None, progress: ProgressCallback | None = None, divide: bool = True
 ) -> tuple[Images, Images]:
     """Return (bank to learn labels from, images to score), with the same classes.
 
+    Args:
+        divide: a set that has no split for scoring into 80 % and 20 % of each class, by a fixed seed; else all its images are
+            returned as one object in both places, to be scored in folds.
+
     Raises:
         DataError: as open_images; there are no labels, or the splits hold different classes.
-        SharedImages: an image is in both splits.
+        SharedImages: an image is in both splits, or twice in a set that is not divided.
     """
     layout = find_layout(path)
     if not layout.score:
-        train, score = _drawn_splits(_labelled(open_images(path, "all", cache, progress), layout))
+        images = _labelled(open_images(path, "all", cache, progress), layout)
+        if not divide:
+            refuse_doubled(images)
+            return images, images
+        train, score = _drawn_splits(images)
         refuse_shared(train, score)
         return train, score
     if layout.kind == "halves":
