@@ -142,10 +142,6 @@ class Recipe(Settings):
     )
     head_hidden: Count = Field(2048, description="width of the projection head's hidden layer")
     head_dim: Count = Field(128, description="dimension of an embedding")
-    head_norm: bool = Field(
-        False,
-        description="a last BatchNorm in the head, without scale and shift: embeddings are spread from the first step",
-    )
     prototypes: Count | Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
         3000,
         description="number of prototypes, or of each of several sets ([3000, 1000]), each with codes of its own; "

@@ -19,25 +19,23 @@ class ProjectionHead(nn.Sequential):
         features: F, of the backbone.
         hidden: width of the hidden layer.
         dim: D, dimension of an embedding.
-        norm: a last BatchNorm, without scale and shift, before the unit norm; not the paper's, see Recipe.head_norm.
 
     Source: section A.1.
     """
 
-    def __init__(self, features: int, hidden: int = 2048, dim: int = 128, norm: bool = False):
+    def __init__(self, features: int, hidden: int = 2048, dim: int = 128):
         super().__init__(
             nn.Linear(features, hidden),
             nn.BatchNorm1d(hidden),
             nn.ReLU(inplace=True),
             nn.Linear(hidden, dim),
-            *([nn.BatchNorm1d(dim, affine=False)] if norm else []),
         )
 
     def forward(self, features: Float[Tensor, "N F"]) -> Float[Tensor, "N D"]:
         """Unit embeddings of features. Under autocast only their direction is computed in less than float32."""
         embeddings: Tensor = super().forward(features)  # type: ignore[no-untyped-call]
         with torch.autocast(embeddings.device.type, enabled=False):
-            own: Tensor = self[3].weight  # type: ignore[assignment]
+            own: Tensor = self[-1].weight  # type: ignore[assignment]
             return nn.functional.normalize(embeddings.to(torch.promote_types(embeddings.dtype, own.dtype)), dim=1)
 
 
@@ -76,24 +74,15 @@ class SwavNetwork(nn.Module):
         dim: D, dimension of an embedding.
         prototypes: K; of all sets together where there are several.
         num_features: F; None: as the backbone's attribute of that name says.
-        norm: of the head, see ProjectionHead.
 
     Source: section A.1; batch statistics as in the released code.
     """
 
-    def __init__(
-        self,
-        trunk: nn.Module,
-        hidden: int,
-        dim: int,
-        prototypes: int,
-        num_features: int | None = None,
-        norm: bool = False,
-    ):
+    def __init__(self, trunk: nn.Module, hidden: int, dim: int, prototypes: int, num_features: int | None = None):
         super().__init__()
         self.trunk = trunk
         self.num_features = int(trunk.num_features) if num_features is None else num_features  # type: ignore[arg-type]
-        self.projection_head = ProjectionHead(self.num_features, hidden, dim, norm)
+        self.projection_head = ProjectionHead(self.num_features, hidden, dim)
         self.prototypes = Prototypes(dim, prototypes)
 
     def forward(
@@ -140,5 +129,5 @@ def build_network(recipe: Recipe, prototypes: int | None = None) -> SwavNetwork:
             zero_init_residual=recipe.zero_init_residual,
             in_channels=recipe.in_channels,
         )
-        network = SwavNetwork(trunk, recipe.head_hidden, recipe.head_dim, num_prototypes, norm=recipe.head_norm)
+        network = SwavNetwork(trunk, recipe.head_hidden, recipe.head_dim, num_prototypes)
     return in_channels_last(network)  # type: ignore[return-value]
