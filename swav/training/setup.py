@@ -262,9 +262,10 @@ def _as_before(before: Recipe, wanted: Recipe, out: Path) -> tuple[Recipe, list[
     of_this_command = {key: given[key] for key in HARMLESS if key in given} | {
         key: given.get(key, AUTO) for key in ("device", "workers")
     }
-    if before.hours is None and of_this_command.get("hours") is not None:  # of a version that fixed the epochs, too
-        of_this_command["hours"] = None
+    if before.hours is None and wanted.hours is not None:  # of a version that fixed the epochs, too
         dist.say(f"hours: left out, as the run in {out} has a fixed number of epochs ({before.epochs})")
+    if before.hours is None or wanted.hours is None:
+        of_this_command["hours"] = before.hours
     kept = [key for key in Recipe.model_fields if key not in given and key not in (*of_this_command, *DEPENDENT)]
     return validated(Recipe, before.model_dump() | of_this_command, "settings"), kept
 
