@@ -393,7 +393,7 @@ def _epochs(recipe: Recipe, facts: MachineAndData) -> tuple[int, str]:
     if fit > MOST_EPOCHS:
         return MOST_EPOCHS, f"{reason}; at most {MOST_EPOCHS}"
     if pass_seconds <= budget / 10:
-        return fit, f"{reason}; planned anew after every epoch, to end within a tenth of the time"
+        return max(1, fit), f"{reason}; planned anew after every epoch, to end within a tenth of the time"
     again = "planned anew after every epoch" if fit > 1 else "with no epoch's end on the way to plan anew at"
     return max(1, fit), (
         f"{reason}; {again}: an epoch takes {in_words(pass_seconds)}, so the end may be off by half of that"

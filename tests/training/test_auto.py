@@ -246,6 +246,7 @@ def test_hours_become_epochs_at_the_measured_pace(hours, images, epochs, words):
 def test_the_time_that_a_run_took_before_its_first_step_is_not_planned_with():
     facts = GPU | {"throughput": lambda recipe: 900.0, "spent": lambda: 360.0}
     assert derived(324_000, facts=facts, hours=1)[0].epochs == 9
+    assert derived(300, facts=facts, hours=0.05)[0].epochs == 1  # they are over before the first step
 
 
 def test_the_pace_is_asked_of_settings_that_lack_nothing_but_the_length():
