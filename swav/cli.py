@@ -6,6 +6,7 @@ torch is imported inside the verbs, so that `--help` and a typo answer at once.
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,6 +52,7 @@ def pretrain(
     ] = False,
 ) -> None:
     """Pre-train a network on images without labels. Rerun the same command to resume."""
+    began = time.monotonic()
     from swav.config import TIMM
     from swav.recipe_files import load_recipe, parse_overrides
 
@@ -70,7 +72,7 @@ def pretrain(
         return
     from swav.training import loop
 
-    folder = loop.pretrain(wanted, out=out, dry_run=dry_run)
+    folder = loop.run_or_resume(wanted, out, dry_run, began)
     if _is_first_process():
         print(folder)
 

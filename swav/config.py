@@ -182,7 +182,9 @@ class Recipe(Settings):
 
     # -- optimisation
     epochs: Count = Field(200, description="passes over the images; auto: from their number, or from `hours`")
-    hours: Positive | None = Field(None, description="time to spend, measured when the run begins; with epochs=auto")
+    hours: Positive | None = Field(
+        None, description="time to spend on the whole run, with epochs=auto, which are planned anew after each"
+    )
     batch: Count = Field(256, description="images per step, over all processes")
     micro_batch: Steps = Field(
         0, description="images per forward on a process, where a batch is larger than memory; 0: all of its share"
@@ -346,7 +348,7 @@ RENAMED = {
 }
 
 # Settings that may change between the commands of one run: they leave every weight as it is (another kind of device to
-# rounding), or have done their work when it began (hours).
+# rounding). New `hours` count from the next plan on; of a run that began without, the length stays.
 HARMLESS = frozenset(
     {
         "data",

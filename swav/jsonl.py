@@ -109,11 +109,14 @@ def repair(path: Path, sound: Sound = lambda _: True, keep: Callable[[dict[str, 
         warn_once(f"{path}: cannot be repaired ({_reason(error)}); training continues")
 
 
-def append(path: Path, values: Mapping[str, Any]) -> bool:
+def append(path: Path, values: Mapping[str, Any], *, durable: bool = False) -> bool:
     """Append a line, in one write; after a torn end, on a line of its own.
 
     The file is opened anew each time: a handle that a network file system has given up is no reason to lose all that
     follows.
+
+    Args:
+        durable: return only when the line would survive a power cut. (Of a new file only its folder's sync makes that true.)
 
     Returns:
         Whether the line was written whole. Otherwise a warning says once why.
@@ -126,6 +129,8 @@ def append(path: Path, values: Mapping[str, Any]) -> bool:
             torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             content = b"\n" * torn + line
             whole = os.write(descriptor, content) == len(content)
+            if durable:
+                os.fsync(descriptor)
             reason = "the disk is full or a limit is reached"
         finally:
             os.close(descriptor)

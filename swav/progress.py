@@ -34,6 +34,7 @@ class Progress:
         self.label, self.total, self.start, self.done = label, total, done, done
         self.every_seconds = every_seconds
         self.began = self.printed = time.monotonic()
+        self._ends: float | None = None  # as planned, by the monotonic clock
         self._bar: rich.progress.Progress | None = None
         self.quiet = quiet
         if not quiet and sys.stderr is not None and sys.stderr.isatty():
@@ -48,6 +49,12 @@ class Progress:
             self._bar.start()
             self._task = self._bar.add_task(label, total=total, completed=done, eta="-", text="")
 
+    def plan(self, total: int, seconds_left: float) -> None:
+        """Change how much work there is; the time left is from then on that of this plan."""
+        self.total, self._ends = total, time.monotonic() + seconds_left
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+
     def update(self, done: int, text: str = "") -> None:
         """Say how far the work is."""
         self.done = done
@@ -58,10 +65,13 @@ class Progress:
             say(f"{self.label} {done}/{self.total}  ETA {self.eta()}  {text}".rstrip())
 
     def eta(self) -> str:
-        """Time left, by the monotonic clock and the throughput since the start of this command."""
+        """Time left as planned, or else by the monotonic clock and the throughput since the start of this command."""
         if self.done <= self.start:
             return "-"
-        seconds = (time.monotonic() - self.began) / (self.done - self.start) * (self.total - self.done)
+        if self._ends is not None:
+            seconds = max(0.0, self._ends - time.monotonic()) if self.done < self.total else 0.0
+        else:
+            seconds = (time.monotonic() - self.began) / (self.done - self.start) * (self.total - self.done)
         hours, rest = divmod(round(seconds), 3600)
         return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 

@@ -56,8 +56,8 @@ def _alone(x: Tensor) -> Tensor:
     return x
 
 
-def _rate_of_the_next_step(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    return real_rate(recipe, step + 1, steps_per_epoch)
+def _rate_of_the_next_step(recipe: Recipe, step: int, *steps: Any) -> float:
+    return real_rate(recipe, step + 1, *steps)
 
 
 _EVERY_VIEW = property(lambda self: tuple(range(self.num_views)))

@@ -1,6 +1,6 @@
 """Attacks: a run that a kill -9 changes. At five points, on one process and on two, the same command must then end
 with the same bytes: weights, optimiser, queue, random state and monitor, and with the same values in the log. And with another
-number of processes at each resume: the same run up to rounding.
+number of processes at each resume: the same run up to rounding. A run with a time budget repeats its plans.
 
 Run: pytest tests/test_resume.py -m slow
 """
@@ -16,8 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
+from swav import jsonl
 from swav.data.synthetic.writers import write_shapes
+from swav.recipe_files import load_recipe, parse_overrides
+from swav.training import estimate, setup
 from tests.processes import LAUNCHER_VARIABLES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -157,3 +161,32 @@ def test_an_image_lost_after_a_kill_gives_the_same_bytes_at_every_resume_and_the
         found.append(outcome(folder))
     assert found[0] == found[1] and found[0][1][:4] == expected[1][:4]
     assert [step for step, *_ in found[0][1]] == list(range(1, LAST + 1))
+
+
+@pytest.mark.parametrize(
+    ("processes", "faults"), [(1, ["step:middle:7", "epoch:end:2"]), (2, ["step:end:7"])], ids=["one process", "two"]
+)
+def test_a_killed_run_with_hours_repeats_its_plans_and_ends_with_the_same_bytes(
+    shapes, tmp_path, monkeypatch, processes, faults
+):
+    """Two epochs planned at first, four after the first, three after the second."""
+    more = ("epochs=auto", "hours=1", "warmup_epochs=0.5", "queue_start_epoch=1")
+    monkeypatch.setattr(estimate, "throughput", lambda *_: 2.1 * 80 / 3600)
+    wanted = load_recipe("tiny", parse_overrides([f"data={shapes}", *SETTINGS, *more]))
+    results = []
+    for name, kills in (("whole", []), ("killed", faults)):
+        out = tmp_path / name
+        out.mkdir()
+        run = setup.prepare(wanted, out, torch.device("cpu"), dry_run=False)
+        assert run.budget is not None and run.total_steps == 10
+        run.budget.begin()
+        for step, total in ((5, 20), (10, LAST)):
+            jsonl.append(out / "plan.jsonl", {"step": step, "total_steps": total, "seconds": 9.0})
+        (out / "checkpoints").mkdir()
+        for fault in kills:
+            killed = pretrain(processes, shapes, out, fault, more)
+            assert killed.returncode == (-signal.SIGKILL if processes == 1 else 1), killed.stderr
+        done = pretrain(processes, shapes, out, more=more)
+        assert done.returncode == 0 and "measuring" not in done.stderr, done.stderr
+        results.append(outcome(out))
+    assert results[0] == results[1] and results[0][1][-1][0] == LAST

@@ -126,7 +126,9 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
         )
     if "epochs" in settings:
         reached = f"step {steps[-1]['step']:,}, epoch {number(steps[-1].get('epoch') or 0)}" if steps else "no step yet"
-        found.append(("Trained", f"{reached} of {settings['epochs']}"))
+        # with a time budget the number of epochs follows from it
+        planned = f" in a budget of {settings['hours']} hours" if settings.get("hours") else f" of {settings['epochs']}"
+        found.append(("Trained", reached + planned))
     if steps and seconds_trained(steps):
         found.append(("Time", str(datetime.timedelta(seconds=round(seconds_trained(steps))))))
     if isinstance(state.get("versions"), dict):

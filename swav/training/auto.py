@@ -26,7 +26,7 @@ EXPLAINED = frozenset(  # settings that have a rule
         *("epochs", "warmup_epochs", "queue_length", "queue_start_epoch"),
     }
 )
-_MOST_EPOCHS = 2000  # that `hours` may make of few images
+MOST_EPOCHS = 2000  # that `hours` may make of few images
 _FEW_PROTOTYPES = 1000
 _MANY_IMAGES = 1_000_000
 
@@ -50,6 +50,7 @@ class MachineAndData:
         batch_fits: batch_fits(recipe, most): how many images at a time a process has memory for, up to `most`, and how that was found.
             Of the settings those of machine, views and network are settled.
         throughput: images per second of all processes together, for settings that are settled but for the length of the run.
+        spent: seconds that the command has taken so far, asked for after the throughput.
     """
 
     num_images: int
@@ -61,6 +62,7 @@ class MachineAndData:
     is_grey: Callable[[], bool] = lambda: False
     batch_fits: Callable[[Recipe, int], tuple[int, str]] = _not_measured
     throughput: Callable[[Recipe], float] = _not_measured
+    spent: Callable[[], float] = lambda: 0.0
 
 
 class _Choices:
@@ -104,7 +106,7 @@ def derive(recipe: Recipe, facts: MachineAndData) -> tuple[Recipe, dict[str, str
             choices.choose(key, field.default, "the default")
     for rule in (_machine, _views, _colour, _network, _batch, _spread, _check_forward, _codes, _optimiser, _length):
         rule(choices, facts)
-    settled = choices.recipe.model_dump() | {"hours": None}  # they are spent: `epochs` holds what came of them
+    settled = choices.recipe.model_dump() | {"hours": None}  # `epochs` holds what came of them at first
     chosen = validated(Recipe, settled, "settings")
     if chosen.compile and chosen.device == "cpu":
         raise ConfigError(
@@ -389,16 +391,34 @@ def _epochs(recipe: Recipe, facts: MachineAndData) -> tuple[int, str]:
         epochs = _between(round(200 * (1.28e6 / images) ** 0.25), 100, 800)
         return epochs, f"200 on ImageNet; fewer images ({images}) need more passes"
     throughput = facts.throughput(recipe)
-    fit = int(recipe.hours * 3600 * throughput / images)
+    budget, pass_seconds = 3600 * recipe.hours, images / throughput
+    fit = round((budget - facts.spent()) / pass_seconds)
     reason = f"{counted(recipe.hours, 'hour')} at {per_second(throughput)}, as measured just now"
-    if fit < 1:
-        return 1, reason + f", are less than one pass over {images} images"
-    return min(fit, _MOST_EPOCHS), reason + (f"; at most {_MOST_EPOCHS}" if fit > _MOST_EPOCHS else "")
+    if pass_seconds > budget:
+        return 1, (
+            f"{reason}, are less than one pass over {images} images: it takes {in_words(pass_seconds)}, "
+            f"{in_words(pass_seconds - budget)} more"
+        )
+    if fit > MOST_EPOCHS:
+        return MOST_EPOCHS, f"{reason}; at most {MOST_EPOCHS}"
+    if pass_seconds <= budget / 10:
+        return max(1, fit), f"{reason}; planned anew after every epoch, to end within a tenth of the time"
+    again = "planned anew after every epoch" if fit > 1 else "with no epoch's end on the way to plan anew at"
+    return max(1, fit), (
+        f"{reason}; {again}: an epoch takes {in_words(pass_seconds)}, so the end may be off by half of that"
+    )
 
 
 def per_second(throughput: float) -> str:
     """Format a throughput: whole images per second, or two digits of a slow one."""
     return f"{throughput:.0f} images/s" if throughput >= 10 else f"{throughput:.2g} images/s"
+
+
+def in_words(seconds: float) -> str:
+    """Format a time: hours, minutes or seconds."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return counted(round(seconds / 60), "minute") if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def power_of_two(count: int) -> int:

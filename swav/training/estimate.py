@@ -20,11 +20,12 @@ from swav.config import Recipe
 from swav.data.device import MicroBatches
 from swav.data.images import Images
 from swav.data.loader import Loader
-from swav.errors import MachineError, counted
+from swav.errors import MachineError
 from swav.network.backbone import count_parameters
 from swav.network.heads import build_network
 from swav.system import available_memory
-from swav.training.auto import per_second, power_of_two
+from swav.training.auto import in_words, per_second, power_of_two
+from swav.training.budget import evaluation_share
 from swav.training.step import Crops, Trainer
 from swav.views import view_spec
 
@@ -260,9 +261,7 @@ def estimate_run(
     if speed is None:
         speed = throughput(images, recipe, device)
     evaluations = math.ceil(recipe.epochs / max(1, round(recipe.knn_every_epochs))) if scored else 0
-    # An evaluation is a forward of one view; a step is worth three forwards of all crops. Decoding is the same.
-    pixels = sum(crop.count * crop.size**2 for crop in recipe.crops)
-    scoring = evaluations * scored / (speed * min(4.0, 3 * pixels / recipe.resolution**2))
+    scoring = evaluations * evaluation_share(recipe, len(images), scored) * len(images) / speed
     trained = recipe.epochs * (len(images) // recipe.batch * recipe.batch)
     disk = (recipe.keep_checkpoints + 2) * _checkpoint_bytes(
         recipe, build_network(recipe)
@@ -271,8 +270,8 @@ def estimate_run(
     memory, room = _memory(recipe, device), available_memory(device)
     where = "of the GPU" if device.type == "cuda" else "a process"
     lines = [
-        f"time       {_hours(trained / speed + scoring)} at {per_second(speed)}"
-        + (f", {_hours(scoring)} of it for kNN" if evaluations else ""),
+        f"time       {in_words(trained / speed + scoring)} at {per_second(speed)}"
+        + (f", {in_words(scoring)} of it for kNN" if evaluations else ""),
         f"memory     {_gb(memory)} {where}, of {_gb(room)} available" + (": TOO MUCH" if memory > room else ""),
         f"disk       {_gb(disk)} of checkpoints, of {_gb(free)} free" + (": TOO MUCH" if disk > free else ""),
         f"measured   in {SECONDS:g} s of steps on this machine, as busy as it is now: the time may be off by a third, "
@@ -292,12 +291,6 @@ def _memory(recipe: Recipe, device: torch.device) -> int:
 
 
 _BARE_PROCESS = 800_000_000  # Python with torch and this package, before a network is built [bytes]
-
-
-def _hours(seconds: float) -> str:
-    if seconds >= 3600:
-        return f"{seconds / 3600:.1f} hours"
-    return counted(round(seconds / 60), "minute") if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _gb(count: float) -> str:

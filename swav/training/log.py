@@ -154,7 +154,7 @@ class Recorder:
             **named,
             "loss_gap": run.recipe.log_prototypes - named["loss"],
             **self._monitor.summary(),
-            "lr": learning_rate(run.recipe, done - 1, run.steps_per_epoch),
+            "lr": learning_rate(run.recipe, done - 1, run.steps_per_epoch, run.changes),
             "images_per_second": steps_per_second * run.recipe.batch,
             "data_wait": waiting,
             "memory_gb": memory_gb(run.device),

@@ -23,6 +23,8 @@ from swav.recipe_files import load_recipe, to_yaml, validated
 from swav.reporting.page import report
 from swav.signals import StopRequest, work
 from swav.system import environment_errors, fault_point, pick_device, seed_process, share_cpus
+from swav.training import budget
+from swav.training.budget import Budget
 from swav.training.estimate import estimate_run
 from swav.training.flags import FlagReader, Flags
 from swav.training.init import init_from, load_init_weights
@@ -61,13 +63,21 @@ def pretrain(recipe: str | Path | Recipe, *, out: str | Path, dry_run: bool = Fa
         wanted = validated(Recipe, recipe.model_dump() | settings, "settings")
     else:
         wanted = load_recipe(str(recipe), settings)
+    return run_or_resume(wanted, Path(out), dry_run, budget.now())
+
+
+def run_or_resume(wanted: Recipe, out: Path, dry_run: bool, began: float) -> Path:
+    """Do as `pretrain` says.
+
+    Args:
+        began: when the command began, by budget.now: what it imported before belongs to its time too.
+    """
     device = pick_device(wanted.device)
     with dist.process_group(device), environment_errors(), ExitStack() as stack:
-        out = Path(out)
         share_cpus(dist.world_size())
         require_agreement(shared_settings(wanted) | {"--out": str(out), "--dry-run": dry_run} | code())
         dist.on_rank0(lambda: check_pretraining(wanted, out, dry_run))
-        run = prepare(wanted, out, device, dry_run)
+        run = prepare(wanted, out, device, dry_run, began)
         own_view = {"images": run.images.fingerprint, "steps": run.total_steps, "data": seen(run.images, wanted.seed)}
         require_agreement(shared_settings(run.recipe) | own_view)
         start = load_init_weights(run.recipe, out)
@@ -80,14 +90,14 @@ def pretrain(recipe: str | Path | Recipe, *, out: str | Path, dry_run: bool = Fa
                 f"\ninit       {init_from(build_network(run.recipe), start, run.recipe)}" if start is not None else ""
             )
             if dist.rank() == 0:
-                deliver(f"{describe(run)}{taken}\n{lines}\n\n{to_yaml(run.recipe)}".rstrip("\n"))
+                deliver(f"{describe(run)}{taken}\n{lines}\n\n{to_yaml(run.settings)}".rstrip("\n"))
             return out
         if dist.rank() == 0:
             stack.enter_context(checkpoint.RunLock(out))
         network = build_network(run.recipe)
         taken = f"\ninit       {init_from(network, start, run.recipe)}" if start is not None else ""
         del start  # its memory is the network's to use
-        trainer = Trainer(run.recipe, network.to(device), run.steps_per_epoch)
+        trainer = Trainer(run.recipe, network.to(device), run.steps_per_epoch, run.changes)
         monitor = Monitor(sum(run.recipe.prototype_sets), run.recipe.head_dim, device)
         saved = resume(run)
         require_agreement({"checkpoint": None if saved is None else checkpoint.fingerprint(saved)})
@@ -131,11 +141,13 @@ def _train(
         rank=dist.rank(),
         world_size=dist.world_size(),
         start_step=start_step,
-        total_steps=run.total_steps,
+        total_steps=run.total_steps if run.budget is None else run.budget.most_steps,
         steps_per_epoch=run.steps_per_epoch,
         on_device=device.type == "cuda",
     )
     progress = Progress("pre-training", run.total_steps, start_step, quiet=not first)
+    if run.budget is not None:
+        progress.plan(run.total_steps, run.budget.seconds_left())
     recorder = Recorder(run, trainer, monitor, log, progress)
     saver = Saver(run, trainer, monitor, scoring, log, stop, start_step)
     flags = FlagReader(late=device.type == "cuda")
@@ -160,6 +172,8 @@ def _train(
                 found = flags.add(batch.step, trainer.step(micro_batches, batch.step, requests))
             done = batch.step + 1
             recorder.watch(batch.wait)
+            if run.budget is not None:
+                run.budget.made(done)
             if found is not None:
                 _refuse(found, run, allowed, saver.saved_at)
             stop_code = 0 if found is None else found.stop_code
@@ -167,9 +181,13 @@ def _train(
             if recorder.is_due(done):
                 recorder.record(done, flags.last().values)
             fault_point("step:end")
-            if done % run.steps_per_epoch == 0:
+            if done % run.steps_per_epoch == 0 or done == run.total_steps:
+                if run.budget is not None:
+                    run.budget.epoch_made(done)
                 put_off_by = scoring.evaluate(done, trainer.network, log, progress, stop, stop_code)
                 stop_code = max(stop_code, put_off_by)
+                if run.budget is not None and done < run.total_steps:
+                    _plan_anew(run.budget, done, progress)
                 fault_point("epoch:end")
             if save_now or stop_code or saver.is_wanted(done):
                 _refuse(
@@ -181,10 +199,19 @@ def _train(
                     f"stopped by a signal after step {done}/{run.total_steps}; checkpoint saved, rerun the same command to resume",
                     stop_code,
                 )
+            if done == run.total_steps:
+                break
     finally:
         progress.close()
         loader.close()
         log.close()
+
+
+def _plan_anew(plan: Budget, done: int, progress: Progress) -> None:
+    changed = plan.plan(done)
+    progress.plan(plan.total_steps, plan.seconds_left())
+    if changed is not None:
+        progress.say(f"step {done}: planned anew: {changed}")
 
 
 def _refuse(found: Flags, run: Run, allowed: int, saved_at: int) -> None:

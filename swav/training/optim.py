@@ -9,7 +9,7 @@ The classes of torch.optim call the same kernels, but also import torch's compil
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,26 +17,73 @@ from torch import Tensor, nn
 from swav.config import Recipe
 
 
-def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+class _Leg(NamedTuple):
+    """The schedule from a step on, up to the end that was planned there.
+
+    Attributes:
+        start: its first step.
+        end: steps of the whole run.
+        warmup: the step at which the warm-up ends; `start` or less where it has.
+        rate: at the start, where the warm-up is under way.
+        progress: along the cosine at the start, 0 to 1.
+    """
+
+    start: int
+    end: int
+    warmup: int
+    rate: float
+    progress: float
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, changes: Sequence[tuple[int, int]] = ()) -> float:
     """Learning rate of a step: linear warm-up, then half a cosine from `lr` to `final_lr`.
 
     The peak appears twice (last step of the warm-up, first of the cosine) and `final_lr` is approached, not reached,
     as in the released code. With `lr_schedule: epoch` the rate is that of the epoch's first step.
 
+    Where the run's length was changed on the way, the cosine continues from the point that it has reached, and takes what
+    is left of it in the steps that are left: the rate never jumps, and is as low at the new end as at the old one.
+
     Args:
         recipe: without `auto`.
         step: 0-based.
         steps_per_epoch: of this run.
+        changes: (step, steps of the whole run as planned from there on), in order, at ends of epochs.
 
     Source: section A.1; linspace and cosine as in the released code (golden: lr_schedule.json).
     """
-    if recipe.lr_schedule == "epoch":
-        step -= step % steps_per_epoch
     warmup = round(recipe.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        return recipe.warmup_start_lr + (recipe.lr - recipe.warmup_start_lr) * step / max(1, warmup - 1)
-    progress = (step - warmup) / (recipe.epochs * steps_per_epoch - warmup)
-    return recipe.final_lr + 0.5 * (recipe.lr - recipe.final_lr) * (1 + math.cos(math.pi * progress))
+    leg = _Leg(0, recipe.epochs * steps_per_epoch, warmup, recipe.warmup_start_lr, 0.0)
+    for start, end in changes:
+        if start <= step:
+            leg = _next_leg(recipe, leg, start, end, steps_per_epoch)
+    if recipe.lr_schedule == "epoch" and not (leg.start and leg.end - leg.start <= steps_per_epoch):
+        step -= step % steps_per_epoch  # but in a last epoch that was planned at its start the rate must yet come down
+    return _rate(recipe, leg, step)
+
+
+def _rate(recipe: Recipe, leg: _Leg, step: int) -> float:
+    if step < leg.warmup:
+        return leg.rate + (recipe.lr - leg.rate) * (step - leg.start) / max(1, leg.warmup - 1 - leg.start)
+    return recipe.final_lr + 0.5 * (recipe.lr - recipe.final_lr) * (1 + math.cos(math.pi * _progress(leg, step)))
+
+
+def _progress(leg: _Leg, step: int) -> float:
+    begin = max(leg.start, leg.warmup)
+    return leg.progress + (1 - leg.progress) * (step - begin) / (leg.end - begin)
+
+
+def _next_leg(recipe: Recipe, leg: _Leg, start: int, end: int, steps_per_epoch: int) -> _Leg:
+    """The schedule from a change on. A warm-up under way may take a quarter of what is left; none where that is no epoch."""
+    if start >= leg.warmup:
+        return _Leg(start, end, leg.warmup, recipe.lr, _progress(leg, start))
+    rate = _rate(recipe, leg, start)
+    room = (end - start) // 4 if end - start >= steps_per_epoch else 0
+    warmup = min(leg.warmup, start + room)
+    if warmup > start:
+        return _Leg(start, end, warmup, rate, 0.0)
+    share = (rate - recipe.final_lr) / (recipe.lr - recipe.final_lr) if recipe.lr > recipe.final_lr else 0.0
+    return _Leg(start, end, warmup, rate, math.acos(2 * min(1.0, max(0.0, share)) - 1) / math.pi)
 
 
 class LossScale:

@@ -12,7 +12,7 @@ from swav import checkpoint, dist, jsonl
 from swav.config import Recipe, settings_diff, settings_hash
 from swav.data import manifest
 from swav.errors import ConfigError
-from swav.files import BAD_FILES, CHECKPOINTS, CONFIG, METRICS, not_essential, warn, write_text_durably
+from swav.files import BAD_FILES, CHECKPOINTS, CONFIG, METRICS, PLAN, not_essential, warn, write_text_durably
 from swav.recipe_files import checked_yaml, stored
 from swav.system import versions
 from swav.tensors import require_same_form
@@ -23,14 +23,14 @@ from swav.training.summary import kept_in_words
 def state(run: Run) -> dict[str, Any]:
     """Return what a checkpoint says of its run, beside its tensors and scores."""
     return {
-        "recipe": run.recipe.model_dump(mode="json"),
-        "settings_hash": settings_hash(run.recipe),
+        "recipe": run.settings.model_dump(mode="json"),
+        "settings_hash": settings_hash(run.settings),
         "data_fingerprint": run.images.fingerprint,
         "num_images": len(run.images),
         "pixels": run.images.content_fingerprint if run.images.in_memory else None,  # their names and sizes say nothing
         "world_size": dist.world_size(),
         "versions": versions(),
-    }
+    } | ({} if run.budget is None else run.budget.state())
 
 
 def resume(run: Run) -> checkpoint.Checkpoint | None:
@@ -60,9 +60,11 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
         )
     before = settings_of(run.out)
     assert before is not None
-    refuse_changes(run.out, before, run.recipe)
+    refuse_changes(run.out, before, run.settings)
     _check_origin(run, saved)
     dist.on_rank0(lambda: _repair(run, before, saved.step))
+    if run.budget is not None:
+        run.budget.resume(saved.step, saved.state["plan"])
     if run.kept:
         dist.say(f"auto: {kept_in_words(run)}")
     if saved.state["best_step"] is not None and run.labelled is None and dist.rank() == 0:
@@ -80,9 +82,9 @@ def _check_origin(run: Run, saved: checkpoint.Checkpoint) -> None:
     Raises:
         ConfigError: settings that shape the weights differ.
     """
-    if saved.state["settings_hash"] != settings_hash(run.recipe):  # or it is of a version that had fewer settings
+    if saved.state["settings_hash"] != settings_hash(run.settings):  # or it is of a version that had fewer settings
         its = stored(saved.state["recipe"], f"{saved.path}/state.json")
-        if changed := settings_diff(run.recipe, its):
+        if changed := settings_diff(run.settings, its):
             rows = "\n".join(f"  {key}: {ours} -> {theirs}" for key, (ours, theirs) in changed.items())
             raise ConfigError(
                 f"{saved.path}: expected a checkpoint with the settings of {CONFIG}, found one of another run; move it away, "
@@ -128,7 +130,11 @@ def _begin(run: Run, config: Path) -> None:
     if metrics.exists() and metrics.stat().st_size:
         metrics.replace(run.out / "metrics.before.jsonl")
         dist.say(f"{run.out}: holds a log but no checkpoint; begins anew, the old log is metrics.before.jsonl")
-    write_text_durably(config, checked_yaml(run.recipe))
+    if run.budget is None:
+        (run.out / PLAN).unlink(missing_ok=True)
+    else:
+        run.budget.begin()
+    write_text_durably(config, checked_yaml(run.settings))
     manifest.write_roster(run.out / manifest.FILE, run.images)
     write_text_durably(metrics, "")
     (run.out / BAD_FILES).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from swav import checkpoint, dist
 from swav.errors import MachineError
 from swav.files import CHECKPOINTS
 from swav.signals import StopRequest
+from swav.training import budget
 from swav.training.log import Log
 from swav.training.monitor import Monitor
 from swav.training.resume import state
@@ -35,6 +36,8 @@ class Saver:
     def is_due(self) -> bool:
         """Whether enough time has passed; for the first process to say."""
         minutes = self._run.recipe.checkpoint_every_minutes
+        if self._run.budget is not None:  # what a kill undoes is paid for twice
+            minutes = min(minutes, 60 * self._run.budget.hours / 20)
         return minutes > 0 and dist.rank() == 0 and time.monotonic() - self._time > 60 * minutes
 
     def is_wanted(self, done: int) -> bool:
@@ -51,7 +54,7 @@ class Saver:
             NumericsError: a weight is not finite; the checkpoint before stays.
         """
         dist.on_rank0(self._log.check_folder)
-        best = self._scoring.best
+        best, began = self._scoring.best, budget.now()
         try:
             checkpoint.save(
                 self._run.out / CHECKPOINTS,
@@ -67,3 +70,5 @@ class Saver:
             dist.on_rank0(self._log.check_folder)  # it went away in the middle
             raise
         self.saved_at, self._time, self._stop.saved = done, time.monotonic(), True
+        if self._run.budget is not None:
+            self._run.budget.saved(budget.now() - began)

@@ -2,31 +2,37 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from swav import checkpoint, dist
-from swav.config import AUTO, HARMLESS, Recipe, settings_diff
+from swav.config import AUTO, HARMLESS, Recipe, settings_diff, settings_hash
 from swav.data import manifest
 from swav.data.images import Images
 from swav.data.overlap import SharedImages
 from swav.data.sample import is_grey, short_side
 from swav.data.sources.open import labelled_splits, open_images
-from swav.errors import ConfigError, DataError, MachineError
+from swav.errors import CheckpointError, ConfigError, DataError, MachineError
 from swav.files import CHECKPOINTS, CONFIG, warn_once
 from swav.network.backbone import check_backbone
 from swav.recipe_files import stored, validated, verified_yaml
 from swav.strict_yaml import read_yaml
 from swav.system import available_cpus, computes_in_bf16, has_compiler
-from swav.training import estimate
+from swav.training import budget, estimate
 from swav.training.auto import DEPENDENT, MachineAndData, derive, power_of_two
+from swav.training.budget import Budget, evaluation_share, first_plan, read_plans
 
 
 @dataclasses.dataclass
 class Run:
-    """What a run knows before its first step."""
+    """What a run knows before its first step.
+
+    Attributes:
+        recipe: every setting; of a run with a time budget `epochs` are those of its first plan, and `hours` is None.
+    """
 
     out: Path
     recipe: Recipe
@@ -37,6 +43,7 @@ class Run:
     device: torch.device
     kept: list[str] = dataclasses.field(default_factory=list)  # settings left at `auto` that an earlier command chose
     speed: float | None = None  # images per second, where it had to be measured
+    budget: Budget | None = None  # of a run with `hours`
 
     @property
     def steps_per_epoch(self) -> int:
@@ -49,11 +56,31 @@ class Run:
 
     @property
     def total_steps(self) -> int:
-        return self.steps_per_epoch * self.recipe.epochs
+        """As planned now."""
+        return self.steps_per_epoch * self.recipe.epochs if self.budget is None else self.budget.total_steps
+
+    @property
+    def changes(self) -> Sequence[tuple[int, int]]:
+        """Of the run's length, see optim.learning_rate."""
+        return () if self.budget is None else self.budget.changes
+
+    @property
+    def settings(self) -> Recipe:
+        """Settings as they are kept: of a run with a time budget that budget, whatever the present plan."""
+        return self.recipe if self.budget is None else _with_budget(self.recipe, self.budget.hours)
 
 
-def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> Run:
-    """Open the images and settle every setting: as the run in `out` has it, if there is one, or else anew."""
+def _with_budget(recipe: Recipe, hours: float) -> Recipe:
+    return recipe.model_copy(update={"hours": hours, "epochs": AUTO})
+
+
+def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool, began: float | None = None) -> Run:
+    """Open the images and settle every setting: as the run in `out` has it, if there is one, or else anew.
+
+    Args:
+        began: when the command began, by budget.now; None: now.
+    """
+    began = budget.now() if began is None else began
     if not wanted.left_at_auto("backbone"):
         check_backbone(wanted.backbone, () if wanted.left_at_auto("crops") else wanted.view_sizes, wanted.in_channels)
     before = settings_of(out)
@@ -68,7 +95,12 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
             f"{wanted.data}: expected at least one batch of {wanted.batch} images, found {len(images)}; use batch={power_of_two(max(1, len(images)))} or more images"
         )
     speeds: list[float] = []
-    recipe, reasons = derive(wanted, _facts(images, device, speeds))
+    facts = _facts(images, device, speeds, began)
+    plans: list[dict[str, Any]] = []
+    if wanted.hours is None:
+        recipe, reasons = derive(wanted, facts)
+    else:
+        recipe, reasons, plans = _first_planned(wanted, before, out, images, facts)
     check_backbone(recipe.backbone, (*recipe.view_sizes, recipe.resolution), recipe.in_channels)
     _check_bad(images, recipe)
     if recipe.compile and not has_compiler():
@@ -83,7 +115,65 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool) -> R
             raise
         except DataError as error:
             unlabelled = str(error)  # usual where there are no labels; said, as it may be that the splits differ
-    return Run(out, recipe, reasons, images, labelled, unlabelled, device, kept, speeds[0] if speeds else None)
+    run = Run(out, recipe, reasons, images, labelled, unlabelled, device, kept, speeds[0] if speeds else None)
+    if wanted.hours is not None:
+        scored = sum(map(len, labelled)) if labelled else 0
+        run.budget = Budget(
+            wanted.hours,
+            recipe.epochs,
+            run.steps_per_epoch,
+            began=began,
+            out=None if dry_run else out,
+            run=_identity(recipe, wanted.hours, images),
+            reason=reasons.get("epochs", "as the run began"),
+            every=max(1, round(recipe.knn_every_epochs)) if scored else 0,
+            evaluation=evaluation_share(recipe, len(images), scored),
+            lines=plans,
+        )
+    return run
+
+
+def _first_planned(
+    wanted: Recipe, before: Recipe | None, out: Path, images: Images, facts: MachineAndData
+) -> tuple[Recipe, dict[str, str], list[dict[str, Any]]]:
+    """Settle a run with a time budget by its first plan: the one that it began with, or one by the speed measured now.
+
+    A command that was killed before its first checkpoint leaves a plan too: it is repeated if the settings and images are
+    those that it was made for.
+
+    Returns:
+        The settings, the reasons, and the lines of plan.jsonl that hold for this run.
+
+    Raises:
+        CheckpointError: of a run with checkpoints, no file holds the first plan.
+    """
+    assert wanted.hours is not None
+    lines = dist.on_rank0(lambda: read_plans(out))
+    first = first_plan(lines)
+    if before is not None and first is None:
+        first = dist.on_rank0(lambda: _saved_plan(out))
+    if first is not None:
+        planned = wanted.model_copy(update={"epochs": first["epochs"]})
+        recipe, reasons = derive(planned, facts)
+        if before is not None or first["run"] == _identity(recipe, wanted.hours, images):
+            return recipe, reasons, lines
+    return *derive(wanted, facts), []
+
+
+def _identity(recipe: Recipe, hours: float, images: Images) -> str:
+    return f"{settings_hash(_with_budget(recipe, hours))} {hours:g} {images.fingerprint}"
+
+
+def _saved_plan(out: Path) -> dict[str, Any]:
+    newest = checkpoint.newest(out / CHECKPOINTS, warn=lambda _: None)  # `resume` says what it passes over
+    plan = checkpoint.read_state(newest).get("plan") if newest is not None else None
+    if not isinstance(plan, dict):
+        raise CheckpointError(
+            f"{out}: expected the plan of a run with hours=H in plan.jsonl or its newest checkpoint, found none; put "
+            "plan.jsonl back, or use another --out"
+        )
+    first: dict[str, Any] = plan["first"]
+    return first
 
 
 def shared_settings(recipe: Recipe) -> dict[str, Any]:
@@ -97,7 +187,7 @@ def _open(path: str, cache: Path | None, resumed: Path | None, wanted: Recipe) -
     return now if resumed is None else manifest.as_begun(resumed / manifest.FILE, now, wanted.max_unreadable)
 
 
-def _facts(images: Images, device: torch.device, speeds: list[float]) -> MachineAndData:
+def _facts(images: Images, device: torch.device, speeds: list[float], began: float) -> MachineAndData:
     """What settings are derived from; what takes time is looked at only where a setting depends on it. A speed that was
     measured is noted in `speeds`."""
 
@@ -121,6 +211,7 @@ def _facts(images: Images, device: torch.device, speeds: list[float]) -> Machine
         is_grey=lambda: dist.on_rank0(lambda: is_grey(images)),
         batch_fits=batch_fits,
         throughput=throughput,
+        spent=lambda: dist.broadcast_object(budget.now() - began),
     )
 
 
@@ -171,8 +262,12 @@ def _as_before(before: Recipe, wanted: Recipe, out: Path) -> tuple[Recipe, list[
     of_this_command = {key: given[key] for key in HARMLESS if key in given} | {
         key: given.get(key, AUTO) for key in ("device", "workers")
     }
+    if before.hours is None and wanted.hours is not None:  # of a version that fixed the epochs, too
+        dist.say(f"hours: left out, as the run in {out} has a fixed number of epochs ({before.epochs})")
+    if before.hours is None or wanted.hours is None:
+        of_this_command["hours"] = before.hours
     kept = [key for key in Recipe.model_fields if key not in given and key not in (*of_this_command, *DEPENDENT)]
-    return validated(Recipe, before.model_dump() | of_this_command | {"hours": None}, "settings"), kept
+    return validated(Recipe, before.model_dump() | of_this_command, "settings"), kept
 
 
 def refuse_changes(out: Path, before: Recipe, after: Recipe) -> None:

@@ -40,6 +40,7 @@ class Trainer:
         recipe: settings without `auto`.
         network: on its device. Its BatchNorm layers become synchronised ones where the recipe says so.
         steps_per_epoch: of this run, for the schedules.
+        changes: of the run's length, see optim.learning_rate; looked at in every step.
 
     Attributes:
         batch: images of a step on this process.
@@ -52,8 +53,10 @@ class Trainer:
         ConfigError: BatchNorm layers that cannot be synchronised.
     """
 
-    def __init__(self, recipe: Recipe, network: SwavNetwork, steps_per_epoch: int):
-        self.recipe, self.steps_per_epoch = recipe, steps_per_epoch
+    def __init__(
+        self, recipe: Recipe, network: SwavNetwork, steps_per_epoch: int, changes: Sequence[tuple[int, int]] = ()
+    ):
+        self.recipe, self.steps_per_epoch, self._changes = recipe, steps_per_epoch, changes
         self.prototypes = network.prototypes.weight
         self.device = self.prototypes.device
         self.batch = recipe.batch // dist.world_size()
@@ -227,7 +230,7 @@ class Trainer:
             for parameter in self.network.trunk.parameters():
                 parameter.grad = None
         for group in self.optimizer.param_groups:
-            group["lr"] = group["factor"] * learning_rate(self.recipe, step, self.steps_per_epoch)
+            group["lr"] = group["factor"] * learning_rate(self.recipe, step, self.steps_per_epoch, self._changes)
         self.optimizer.found_inf = skip  # the fused kernels skip the update where it is 1
         self.optimizer.step()
 

@@ -5,6 +5,8 @@ from typing import Any
 from swav import checkpoint, dist
 from swav.config import RESNETS, Recipe
 from swav.errors import counted
+from swav.files import PLAN
+from swav.training.auto import in_words
 from swav.training.monitor import too_few
 from swav.training.setup import Run
 
@@ -16,6 +18,7 @@ def describe(run: Run) -> str:
         f"images     {len(run.images)} from {run.images.note or run.images.root}"
         + (f"; {len(run.images.bad)} unreadable left out" if run.images.bad else ""),
         f"steps      {run.total_steps} = {counted(recipe.epochs, 'epoch')} x {run.steps_per_epoch}, batch {recipe.batch} over {counted(dist.world_size(), 'process')}",
+        *_budget_lines(run),
         f"views      {' + '.join(f'{crop.count}x{crop.size}' for crop in recipe.crops)}, codes from {list(recipe.code_views)}",
         f"network    {_network_in_words(recipe)}, {_prototypes_in_words(recipe)}",
         f"forward    {_forward_in_words(recipe, dist.world_size())}",
@@ -45,10 +48,21 @@ def describe(run: Run) -> str:
 def resume_message(run: Run, saved: checkpoint.Checkpoint) -> str:
     """Return the message of a run that resumes."""
     line = f"{run.out}: resumes from step {saved.step} of {run.total_steps}"
+    if run.budget is not None:
+        line += f", with {in_words(run.budget.spent())} of {counted(run.budget.hours, 'hour')} spent"
     before, now = len(saved.locals), dist.world_size()
     if before == now:
         return line
     return f"{line}; on {counted(now, 'process')} instead of {before}: same batches; the queue is re-sharded, so results are not bitwise identical"
+
+
+def _budget_lines(run: Run) -> list[str]:
+    if run.budget is None:
+        return []
+    return [
+        f"time       {counted(run.budget.hours, 'hour')}, from the start of this command to its report: the number of epochs is "
+        f"planned anew at the end of each ({PLAN})"
+    ]
 
 
 def _forward_in_words(recipe: Recipe, processes: int) -> str:

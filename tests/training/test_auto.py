@@ -236,13 +236,23 @@ def test_a_queue_is_left_out_where_it_would_do_harm_or_nothing(epochs, batch, qu
     ("hours", "images", "epochs", "words"),
     [
         (12, 200_000, 194, "12 hours at 900 images/s"),
-        (0.01, 200_000, 1, "less than one pass"),
+        (0.01, 200_000, 1, "less than one pass over 200000 images: it takes 4 minutes, 3 minutes more"),
         (12, 300, 2000, "at most 2000"),
+        (1, 360_000, 9, "an epoch takes 7 minutes, so the end may be off by half of that"),
+        (1, 2_000_000, 2, "planned anew after every epoch: an epoch takes 37 minutes"),
+        (1, 2_200_000, 1, "with no epoch's end on the way to plan anew at: an epoch takes 41 minutes"),
+        (1, 324_000, 10, "planned anew after every epoch, to end within a tenth of the time"),
     ],
 )
 def test_hours_become_epochs_at_the_measured_pace(hours, images, epochs, words):
     chosen, reasons = derived(images, facts=GPU | {"throughput": lambda recipe: 900.0}, hours=hours)
     assert chosen.epochs == epochs and words in reasons["epochs"]
+
+
+def test_the_time_that_a_run_took_before_its_first_step_is_not_planned_with():
+    facts = GPU | {"throughput": lambda recipe: 900.0, "spent": lambda: 360.0}
+    assert derived(324_000, facts=facts, hours=1)[0].epochs == 9
+    assert derived(300, facts=facts, hours=0.05)[0].epochs == 1  # they are over before the first step
 
 
 def test_the_pace_is_asked_of_settings_that_lack_nothing_but_the_length():

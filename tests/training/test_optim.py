@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from swav.config import Recipe
@@ -226,3 +228,51 @@ def test_a_schedule_by_epoch_keeps_the_rate_of_the_epochs_first_step():
     by_step, by_epoch = recipe(), recipe(lr_schedule="epoch")
     for step in range(100):
         assert learning_rate(by_epoch, step, 10) == learning_rate(by_step, step - step % 10, 10)
+
+
+# -- a run whose length changes on the way (a time budget)
+
+lengths = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 40)), max_size=5)
+
+
+@given(lengths, st.sampled_from([0.0, 0.5, 2.0, 8.0]))
+def test_a_change_of_length_never_makes_the_rate_jump_and_it_still_comes_down(changes, warmup_epochs):
+    settings = recipe(lr=2.0, final_lr=0.002, warmup_epochs=warmup_epochs, warmup_start_lr=0.02)
+    made: list[tuple[int, int]] = []
+    for epoch, more in sorted(changes):
+        end = made[-1][1] if made else settings.epochs * 100
+        if 100 * epoch < end and (not made or made[-1][0] < 100 * epoch):
+            made.append((100 * epoch, 100 * (epoch + more)))
+    end = made[-1][1] if made else settings.epochs * 100
+    rates = [learning_rate(settings, step, 100, made) for step in range(end)]
+    for start, _ in made:
+        before = [change for change in made if change[0] < start]
+        assert rates[start] == pytest.approx(learning_rate(settings, start, 100, before))
+        assert rates[:start] == [learning_rate(settings, step, 100, before) for step in range(start)]
+    peak = rates.index(max(rates))
+    assert all(0.002 <= later <= earlier for earlier, later in itertools.pairwise(rates[peak:]))
+    assert max(rates) == pytest.approx(2.0) and rates[-1] < 0.01
+
+
+def test_after_a_change_the_cosine_takes_what_is_left_of_it_in_the_steps_that_are_left():
+    plain = recipe(lr=1.0, final_lr=0.0, warmup_epochs=0.0)  # ten epochs: at 50 of 100 steps half of the way
+    shorter = [learning_rate(plain, step, 10, [(50, 60)]) for step in range(60)]
+    longer = [learning_rate(plain, step, 10, [(50, 150)]) for step in range(150)]
+    for i in range(10):
+        assert shorter[50 + i] == pytest.approx(learning_rate(plain, 50 + 5 * i, 10))
+    for i in range(50):
+        assert longer[50 + 2 * i] == pytest.approx(learning_rate(plain, 50 + i, 10))
+
+
+def test_a_warm_up_under_way_takes_at_most_a_quarter_of_what_is_left_and_none_of_a_part_of_an_epoch():
+    warm = recipe(lr=1.0, final_lr=0.0, warmup_epochs=5.0)
+    ahead = [learning_rate(warm, step, 10, [(10, 50)]) for step in range(50)]
+    assert ahead.index(max(ahead)) in (19, 20) and max(ahead) == 1.0
+    out = [learning_rate(warm, step, 10, [(10, 13)]) for step in range(13)]
+    assert out[10] == pytest.approx(10 / 49) and out[10] > out[11] > out[12]
+
+
+def test_by_epoch_the_rate_comes_down_within_a_last_epoch_that_was_planned_at_its_start():
+    by_epoch = recipe(lr=1.0, final_lr=0.0, warmup_epochs=0.0, lr_schedule="epoch")
+    rates = [learning_rate(by_epoch, step, 10, [(20, 30)]) for step in range(30)]
+    assert len(set(rates[:20])) == 2 and rates[29] < 0.05

@@ -78,16 +78,31 @@ def test_a_given_setting_that_differs_is_refused_with_its_difference_before_the_
         setup.prepare(wanted.model_copy(update={"batch": 48}), begun, CPU, dry_run=False)
 
 
-def test_hours_are_spent_when_a_run_begins(wanted, tmp_path, monkeypatch, capsys):
+def test_hours_are_kept_and_the_speed_is_measured_once(wanted, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(estimate, "throughput", lambda *_: 32.0)
     timed = wanted.model_copy(update={"hours": 0.01})
     first = setup.prepare(timed, tmp_path, CPU, dry_run=False)
-    assert first.recipe.epochs == int(0.01 * 3600 * 32 / 64) and first.recipe.hours is None
+    assert first.recipe.epochs == pytest.approx(0.01 * 3600 * 32 / 64, abs=1) and first.recipe.hours is None
     assert "measuring the speed" in capsys.readouterr().err
-    (tmp_path / "config.yaml").write_text(to_yaml(first.recipe))
+    assert first.budget is not None
+    first.budget.begin()
+    (tmp_path / "config.yaml").write_text(to_yaml(first.settings))
     (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
     monkeypatch.setattr(estimate, "throughput", lambda *_: pytest.fail("measured again"))
-    assert setup.prepare(timed, tmp_path, CPU, dry_run=False).recipe == first.recipe
+    again = setup.prepare(timed, tmp_path, CPU, dry_run=False)
+    assert (again.recipe, again.settings) == (first.recipe, first.settings)
+    longer = setup.prepare(timed.model_copy(update={"hours": 1.0}), tmp_path, CPU, dry_run=False)
+    assert longer.settings.hours == 1.0 and longer.recipe == first.recipe
+    unsaid = setup.prepare(wanted.model_copy(update={"hours": None}), tmp_path, CPU, dry_run=False)
+    assert unsaid.settings == first.settings
+
+
+def test_the_first_lines_say_how_the_hours_are_kept(wanted, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "throughput", lambda *_: 32.0)
+    timed = setup.prepare(wanted.model_copy(update={"hours": 0.01}), tmp_path, CPU, dry_run=True)
+    assert "time       0.01 hours, from the start of this command to its report" in summary.describe(timed)
+    assert "time  " not in summary.describe(setup.prepare(wanted, tmp_path, CPU, dry_run=True))
+    assert not (tmp_path / "plan.jsonl").exists()
 
 
 def test_a_backbone_is_checked_before_the_data(wanted, tmp_path):
