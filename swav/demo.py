@@ -54,7 +54,7 @@ def demo(out: str | Path) -> Path:
     data, run = Path(out) / "data", Path(out) / "run"
     with Progress("drawing shapes", TRAIN + VAL) as progress:
         write_shapes(data / "imagenet", train=TRAIN, val=VAL, progress=progress)
-    with Progress("drawing more, with marks as VOC has them", VOC_TRAIN + VOC_TEST) as progress:
+    with Progress("drawing more, labelled as VOC's", VOC_TRAIN + VOC_TEST) as progress:
         write_shapes(data / "VOCdevkit", "voc", train=VOC_TRAIN, val=VOC_TEST, progress=progress)
     pretrain("demo", out=run, data=data / "imagenet")
     weights = [f"random:{run}", str(run)]

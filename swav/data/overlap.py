@@ -14,20 +14,20 @@ class SharedImages(DataError):
     """The splits of a data set have images in common."""
 
 
-def refuse_same_folder(train: Path, score: Path) -> None:
+def refuse_same_folder(train: Path, val: Path) -> None:
     """Refuse splits that are one folder.
 
     Raises:
         SharedImages: by the two paths.
     """
-    if train.exists() and score.exists() and train.samefile(score):
+    if train.exists() and val.exists() and train.samefile(val):
         raise SharedImages(
             f"{printable(str(train))}: expected other images than those to score, found the same folder as "
-            f"{printable(str(score))} (a link); put the images to score there"
+            f"{printable(str(val))} (a link); put the images to score there"
         )
 
 
-def refuse_shared(train: Images, score: Images) -> None:
+def refuse_shared(train: Images, val: Images) -> None:
     """Refuse splits that have an image in common: what is learned from and scored would flatter.
 
     Of links to one file device and inode agree. (Some file systems have none: 0.) Copies are not found: `swav data scan` is
@@ -36,15 +36,15 @@ def refuse_shared(train: Images, score: Images) -> None:
     Raises:
         SharedImages: with the first of them, by its path or paths.
     """
-    found = _same_files(train, score)
-    if train.root == score.root:
-        scored = {score.name(i): i for i in range(len(score))}
+    found = _same_files(train, val)
+    if train.root == val.root:
+        scored = {val.name(i): i for i in range(len(val))}
         named = [(i, scored[name]) for i in range(len(train)) if (name := train.name(i)) in scored]
         found = named or found
     if not found:
         return
     i, j = found[0]
-    first, second = (printable(os.path.join(split.root, split.name(k))) for split, k in ((train, i), (score, j)))  # noqa: PTH118
+    first, second = (printable(os.path.join(split.root, split.name(k))) for split, k in ((train, i), (val, j)))  # noqa: PTH118
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
     where = f"{first}{more} in both" if first == second else f"{first} and {second} to be one file{more}"
     raise SharedImages(
@@ -77,15 +77,15 @@ def refuse_doubled(images: Images) -> None:
     )
 
 
-def _same_files(train: Images, score: Images) -> list[tuple[int, int]]:
+def _same_files(train: Images, val: Images) -> list[tuple[int, int]]:
     """Places in both splits of images that are one file."""
-    if train.inodes is None or score.inodes is None:
+    if train.inodes is None or val.inodes is None:
         return []
-    places = np.flatnonzero(np.isin(train.inodes[:, 1], score.inodes[:, 1]) & (train.inodes[:, 1] != 0))
+    places = np.flatnonzero(np.isin(train.inodes[:, 1], val.inodes[:, 1]) & (train.inodes[:, 1] != 0))
     if not len(places):  # the usual case costs no look at each
         return []
     scored: dict[tuple[int, ...], int] = {}
-    for j, key in enumerate(_keys(score, np.arange(len(score)))):
+    for j, key in enumerate(_keys(val, np.arange(len(val)))):
         scored.setdefault(key, j)
     return [(int(i), scored[key]) for i, key in zip(places, _keys(train, places), strict=True) if key in scored]
 

@@ -45,11 +45,11 @@ def scan(path: str | Path, cache: Path | None = None, progress: ProgressCallback
     """
     layout = find_layout(path)
     images = open_images(path, "all", cache)
-    trained_on = open_images(path, "train", cache) if layout.score else images
+    trained_on = open_images(path, "train", cache) if layout.val else images
     readings = _read_all(images, progress)
     unreadable = [*images.bad, *((images.name(i), r.reason) for i, r in enumerate(readings) if r.reason)]
     same = _duplicates(images, readings)
-    in_training = {trained_on.name(i) for i in range(len(trained_on))} if layout.score else set[str]()
+    in_training = {trained_on.name(i) for i in range(len(trained_on))} if layout.val else set[str]()
     return {
         "path": str(path),
         "layout": layout.kind,
@@ -63,8 +63,8 @@ def scan(path: str | Path, cache: Path | None = None, progress: ProgressCallback
         **{side: _spread(images.rows[side]) for side in ("width", "height")},
         "duplicates": {
             "files": sum(len(group) - 1 for group in same),
-            "in_both_halves": sum(0 < sum(name in in_training for name in group) < len(group) for group in same)
-            if layout.score
+            "in_both_splits": sum(0 < sum(name in in_training for name in group) < len(group) for group in same)
+            if layout.val
             else 0,
             "examples": same[:EXAMPLES],
         },
@@ -177,7 +177,7 @@ def _duplicate_line(same: dict[str, Any]) -> str:
     if not same["files"]:
         return "none"
     leak = (
-        f"; {same['in_both_halves']} times in both splits, which flatters the score" if same["in_both_halves"] else ""
+        f"; {same['in_both_splits']} times in both splits, which flatters the score" if same["in_both_splits"] else ""
     )
     return f"{same['files']} files repeat the content of another{leak}"
 

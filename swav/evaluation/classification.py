@@ -162,7 +162,7 @@ def train(
         )
         return iter(loader)
 
-    return supervised.fit(objective, plan, batches, train=images, score=task.score, device=task.device, out=task.out)
+    return supervised.fit(objective, plan, batches, train=images, val=task.val, device=task.device, out=task.out)
 
 
 def training_views(task: Task[Any]) -> ViewSpec:
@@ -178,7 +178,7 @@ def evaluation_batches(
     """Return this process's images to score, cut anew each time: nothing is kept of them."""
 
     def batches() -> Iterable[tuple[Any, Tensor]]:
-        share = task.score.select(range(dist.rank(), len(task.score), dist.world_size()))
+        share = task.val.select(range(dist.rank(), len(task.val), dist.world_size()))
         assert share.labels is not None
         view = EvaluationView("centre", task.settings.size)
         at_a_time = 256 if task.device.type == "cuda" else 64

@@ -110,7 +110,7 @@ def labelled_features(task: Task[Any], bench: str) -> LabelledFeatures:
     """
     bank, queries = task.features(f"{bench}: features", stages=False, pooled=True)
     assert bank.pooled is not None and queries.pooled is not None
-    assert task.train.labels is not None and task.score.labels is not None
+    assert task.train.labels is not None and task.val.labels is not None
     labels = task.train.labels[bank.kept]
     _require_labels(task, labels)
     return LabelledFeatures(
@@ -118,8 +118,8 @@ def labelled_features(task: Task[Any], bench: str) -> LabelledFeatures:
         labels=labels,
         folds=folds_of(labels, task.settings.seed),
         asked=queries.pooled.numpy(),
-        truth=task.score.labels[queries.kept],
-        names=[task.score.name(i) for i in queries.kept],
+        truth=task.val.labels[queries.kept],
+        names=[task.val.name(i) for i in queries.kept],
     )
 
 
@@ -153,8 +153,8 @@ def scores(task: Task[Any], bench: str, data: LabelledFeatures, learn: Learn[Any
     values = {metric: [100 * float(part[metric].mean()) for part in parts] for metric in right}
     of = {
         "train": task.train.fingerprint,
-        "score": task.score.fingerprint,
-        "labels": task.score.labels_fingerprint,
+        "score": task.val.fingerprint,
+        "labels": task.val.labels_fingerprint,
     }
     log = write_log(
         task,

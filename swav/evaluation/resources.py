@@ -25,7 +25,7 @@ def dry_run_row(bench: str, task: Task[Any], estimate: ResourceEstimate) -> DryR
         weights=task.encoder.name,
         seed=task.settings.seed,
         data=f"{task.train.note}: {len(task.train)}"
-        + (", in folds" if task.in_folds else f"; {task.score.note}: {len(task.score)}"),
+        + (", in folds" if task.in_folds else f"; {task.val.note}: {len(task.val)}"),
         hours=(seconds * (estimate.forwards + STEP * estimate.trained) + estimate.solving) / 3600,
         memory_gb=estimate.memory / 1e9,
         disk_gb=estimate.disk / 1e9,

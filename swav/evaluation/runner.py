@@ -91,8 +91,8 @@ def bench(
         read = {f"data of {name}": [seen(split, 0) for split in splits[name]] for name in splits}
         require_agreement(read | {f"weights of {network.name}": network.sha256 for network in encoders})
         runs = {
-            name: one_per_seed(by_bench[name], suite.seeds, len(train), len(score))
-            for name, (train, score) in splits.items()
+            name: one_per_seed(by_bench[name], suite.seeds, len(train), len(val))
+            for name, (train, val) in splits.items()
         }
         tasks = [
             (name, _task(network, splits[name], seeded, suite.protocol, devices[name], out))
@@ -277,8 +277,8 @@ def _task(
         settings = settings.model_copy(update={"size": network.size})
     train = subsample(splits[0], settings.train_images, settings.seed)
     undivided = splits[0] is splits[1]
-    score = train if undivided else subsample(splits[1], settings.score_images, settings.seed)
-    return Task(network, *as_pillow((train, score)), settings, protocol, device, out)
+    val = train if undivided else subsample(splits[1], settings.score_images, settings.seed)
+    return Task(network, *as_pillow((train, val)), settings, protocol, device, out)
 
 
 def _result(name: str, task: Task[Any], score: Score, label: str) -> Result:
@@ -286,9 +286,9 @@ def _result(name: str, task: Task[Any], score: Score, label: str) -> Result:
         **task.settings.model_dump(mode="json"),
         "workers": task.workers,
         "device": str(task.device),
-        "data": [task.train.note, task.score.note],
-        "data_fingerprints": [task.train.fingerprint, task.score.fingerprint],
-        "damaged_images": sum(len(images.damaged) for images in {task.train, task.score}),  # read as far as Pillow does
+        "data": [task.train.note, task.val.note],
+        "data_fingerprints": [task.train.fingerprint, task.val.fingerprint],
+        "damaged_images": sum(len(images.damaged) for images in {task.train, task.val}),  # read as far as Pillow does
         "network": task.encoder.settings,
         "mean": task.encoder.mean,
         "std": task.encoder.std,

@@ -63,7 +63,7 @@ def estimate_resources(task: Task[Any]) -> ResourceEstimate:
     settings: StageTraining = task.settings
     values = sum(task.stage_values())
     layers = 4 * task.num_classes * values
-    scores = classification.num_evaluations(settings) * len(task.score)
+    scores = classification.num_evaluations(settings) * len(task.val)
     return ResourceEstimate(
         settings.epochs * len(task.train) + scores,
         memory=3 * layers + 2 * 4 * values * settings.batch,

@@ -1,4 +1,4 @@
-"""What the benchmarks of stages share: their names and how they are pooled; and, on VOC 2007, its marks and a log."""
+"""What the benchmarks of stages share: their names and how they are pooled; and, on VOC 2007, its labels and a log."""
 
 import json
 from pathlib import Path
@@ -17,29 +17,29 @@ from swav.network.backbone import ResNet
 from swav.weights.encoder import Encoder
 
 
-class Marked(NamedTuple):
-    """Marks of both splits: 1 present, 0 ignored (difficult), -1 absent."""
+class MultiLabelSplits(NamedTuple):
+    """Labels of both splits: 1 present, 0 ignored (difficult), -1 absent."""
 
     train: Int8[np.ndarray, "N C"]
-    score: Int8[np.ndarray, "M C"]
+    val: Int8[np.ndarray, "M C"]
     classes: list[str]
 
     @classmethod
-    def of(cls, task: Task[Any]) -> "Marked":
+    def of(cls, task: Task[Any]) -> "MultiLabelSplits":
         """Check that the task has what the benchmarks on VOC need.
 
         Raises:
             ConfigError: the backbone has no stages.
-            DataError: images have one label instead of marks.
+            DataError: images have one label instead of several.
         """
         if not task.encoder.stage_channels:
             task.encoder.stages(torch.empty(0, task.encoder.in_channels, 1, 1))  # has the words for it
-        train, score = task.train.targets, task.score.targets
-        if not isinstance(train, MultiLabels) or not isinstance(score, MultiLabels):
+        train, val = task.train.targets, task.val.targets
+        if not isinstance(train, MultiLabels) or not isinstance(val, MultiLabels):
             raise DataError(
                 f"{task.train.root}: expected several labels per image (PASCAL VOC 2007), found one or none"
             )
-        return cls(train.values, score.values, train.classes)
+        return cls(train.values, val.values, train.classes)
 
 
 def stage_name(encoder: Encoder, place: int) -> str:

@@ -164,7 +164,7 @@ def fit(
     batches: Callable[[int], Iterator[B]],
     *,
     train: Images,
-    score: Images,
+    val: Images,
     device: torch.device,
     out: Path,
 ) -> TrainingResult:
@@ -172,7 +172,7 @@ def fit(
 
     Args:
         batches: this process's shares of the batches from a step on; a pure function of the step.
-        train, score: the images behind them.
+        train, val: the images behind them.
         out: the results' folder, above `plan.folder`.
 
     Raises:
@@ -184,10 +184,10 @@ def fit(
     """
     if not isinstance(objective.optimizer, torch.optim.SGD | torch.optim.Adam):  # AdamW is an Adam
         raise TypeError(f"optimizer: expected SGD, Adam or AdamW, found {type(objective.optimizer).__name__}")
-    seen = [train.fingerprint, train.labels_fingerprint, score.fingerprint]  # a list may be another on each machine
+    seen = [train.fingerprint, train.labels_fingerprint, val.fingerprint]  # a list may be another on each machine
     require_agreement({f"images of {plan.label}": seen})
     with _the_only_one(plan, out), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        return _fit(objective, plan, batches, train, score, device, out)
+        return _fit(objective, plan, batches, train, val, device, out)
 
 
 def _fit(
@@ -195,7 +195,7 @@ def _fit(
     plan: TrainingPlan,
     batches: Callable[[int], Iterator[B]],
     train: Images,
-    score: Images,
+    val: Images,
     device: torch.device,
     out: Path,
 ) -> TrainingResult:
@@ -203,7 +203,7 @@ def _fit(
     dist.on_rank0(guard.check)
     seed_process(plan.seed, dist.rank())
     state = _resumed(objective, plan, device)
-    for images, names in zip((train, score), state.damaged, strict=True):
+    for images, names in zip((train, val), state.damaged, strict=True):
         images.damaged |= set(names)
     model, optimizer = in_parallel(objective.model, device), objective.optimizer
     saved_at, saved_time = state.step, time.monotonic()
@@ -211,7 +211,7 @@ def _fit(
     def save() -> None:
         nonlocal saved_at, saved_time
         state.unreadable = set().union(*dist.gather_objects(state.unreadable))
-        state.damaged = _damaged_of_all(train, score)
+        state.damaged = _damaged_of_all(train, val)
         dist.on_rank0(guard.check)  # saving would make a new one
         _save(objective, plan, state, device)
         signals.note_saved()
@@ -393,12 +393,12 @@ def _amend(path: Path, notes: Mapping[str, Any]) -> None:
         checkpoint.amend_state(path, dict(notes))
 
 
-def _damaged_of_all(train: Images, score: Images) -> Damaged:
+def _damaged_of_all(train: Images, val: Images) -> Damaged:
     """Sorted names of damaged images to train on and to score, of all processes; each of them knows all."""
-    noted = dist.gather_objects((train.damaged, score.damaged))
-    for images, place in ((train, 0), (score, 1)):
+    noted = dist.gather_objects((train.damaged, val.damaged))
+    for images, place in ((train, 0), (val, 1)):
         images.damaged |= set().union(*(names[place] for names in noted))
-    return sorted(train.damaged), sorted(score.damaged)
+    return sorted(train.damaged), sorted(val.damaged)
 
 
 @contextlib.contextmanager

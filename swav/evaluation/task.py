@@ -32,7 +32,7 @@ class Task(Generic[AnyBench]):
 
     Attributes:
         encoder: frozen, in eval mode, on `device`.
-        train, score: labelled, with the same classes; one object where the data set has no split for scoring (protocol own).
+        train, val: labelled, with the same classes; one object where the data set has no split for scoring (protocol own).
         settings: of this benchmark.
         protocol: published, own or smoke.
         device: to compute on.
@@ -41,7 +41,7 @@ class Task(Generic[AnyBench]):
 
     encoder: Encoder
     train: Images
-    score: Images
+    val: Images
     settings: AnyBench
     protocol: str
     device: torch.device
@@ -56,7 +56,7 @@ class Task(Generic[AnyBench]):
     @property
     def in_folds(self) -> bool:
         """Whether the images that are scored are those to learn from: in folds, each by what the other folds teach."""
-        return self.train is self.score
+        return self.train is self.val
 
     @property
     def num_classes(self) -> int:
@@ -105,8 +105,8 @@ class Task(Generic[AnyBench]):
             "network": self.encoder.architecture,
             "normalisation": [self.encoder.mean, self.encoder.std],
             "train": self.train.content_fingerprint,
-            "score": self.score.content_fingerprint,
-            "labels": [self.train.labels_fingerprint, self.score.labels_fingerprint],
+            "score": self.val.content_fingerprint,
+            "labels": [self.train.labels_fingerprint, self.val.labels_fingerprint],
             "settings": self.settings.model_dump(mode="json", exclude=_BESIDE_THE_STATE),
             "more": more,
         }
@@ -122,7 +122,7 @@ class Task(Generic[AnyBench]):
             stages, pooled: as for FeatureStore.get, with its errors.
             view: kind of it.
         """
-        splits = [self.train] if self.in_folds else [self.train, self.score]
+        splits = [self.train] if self.in_folds else [self.train, self.val]
         with Progress(label, sum(map(len, splits))) as progress:
             found = [
                 FeatureStore(

@@ -19,7 +19,7 @@ from swav.progress import Progress, memory_gb
 from swav.reporting.pictures import write_views
 from swav.training.monitor import STEP_VALUES, HealthCheck, Monitor
 from swav.training.optim import learning_rate
-from swav.training.setup import Run
+from swav.training.setup import RunSetup
 from swav.training.step import Trainer
 
 
@@ -109,7 +109,7 @@ def _tensorboard(folder: Path) -> Any:
 class Recorder:
     """Records how steps go: a line of metrics, warnings about the run's health, and the progress line."""
 
-    def __init__(self, run: Run, trainer: Trainer, monitor: Monitor, log: Log, progress: Progress):
+    def __init__(self, run: RunSetup, trainer: Trainer, monitor: Monitor, log: Log, progress: Progress):
         self._run, self._trainer, self._monitor, self._log, self._progress = run, trainer, monitor, log, progress
         self._health = HealthCheck(*run.health_facts)
         self._health.catch_up(log.recent)

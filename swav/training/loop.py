@@ -34,7 +34,7 @@ from swav.training.preflight import check_pretraining
 from swav.training.resume import local_shard, resume
 from swav.training.saving import Saver
 from swav.training.scoring import Scoring
-from swav.training.setup import Run, prepare, shared_settings
+from swav.training.setup import RunSetup, prepare, shared_settings
 from swav.training.step import Trainer
 from swav.training.summary import describe, memory_advice, resume_message
 from swav.views import view_spec
@@ -125,7 +125,7 @@ def run_or_resume(wanted: Recipe, out: Path, dry_run: bool, began: float) -> Pat
 
 
 def _train(
-    run: Run, trainer: Trainer, monitor: Monitor, scoring: Scoring, log: Log, start_step: int, stop: StopRequest
+    run: RunSetup, trainer: Trainer, monitor: Monitor, scoring: Scoring, log: Log, start_step: int, stop: StopRequest
 ) -> None:
     """Make the steps from `start_step` to the end, with checkpoints, a log, and an exit that loses nothing."""
     recipe, device, first = run.recipe, run.device, dist.rank() == 0
@@ -214,7 +214,7 @@ def _plan_anew(plan: Budget, done: int, progress: Progress) -> None:
         progress.say(f"step {done}: planned anew: {changed}")
 
 
-def _refuse(found: Flags, run: Run, allowed: int, saved_at: int) -> None:
+def _refuse(found: Flags, run: RunSetup, allowed: int, saved_at: int) -> None:
     """End the run where a step cannot be built upon.
 
     Raises:
@@ -234,7 +234,7 @@ def _refuse(found: Flags, run: Run, allowed: int, saved_at: int) -> None:
         )
 
 
-def _finish(run: Run, log: Log) -> None:
+def _finish(run: RunSetup, log: Log) -> None:
     """Say how the run went, and write its verdict, the exported backbone and the report."""
     first = dist.rank() == 0
     if first:

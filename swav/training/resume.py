@@ -16,11 +16,11 @@ from swav.files import BAD_FILES, CHECKPOINTS, CONFIG, METRICS, PLAN, not_essent
 from swav.recipe_files import checked_yaml, stored
 from swav.system import versions
 from swav.tensors import require_same_form
-from swav.training.setup import Run, read_settings, refuse_changes, settings_of
+from swav.training.setup import RunSetup, read_settings, refuse_changes, settings_of
 from swav.training.summary import kept_in_words
 
 
-def state(run: Run) -> dict[str, Any]:
+def state(run: RunSetup) -> dict[str, Any]:
     """Return what a checkpoint says of its run, beside its tensors and scores."""
     return {
         "recipe": run.settings.model_dump(mode="json"),
@@ -33,7 +33,7 @@ def state(run: Run) -> dict[str, Any]:
     } | ({} if run.budget is None else run.budget.state())
 
 
-def resume(run: Run) -> checkpoint.Checkpoint | None:
+def resume(run: RunSetup) -> checkpoint.Checkpoint | None:
     """Return the newest verified checkpoint of the run's folder, or None in a fresh one, which is made ready.
 
     Raises:
@@ -76,7 +76,7 @@ def resume(run: Run) -> checkpoint.Checkpoint | None:
     return saved
 
 
-def _check_origin(run: Run, saved: checkpoint.Checkpoint) -> None:
+def _check_origin(run: RunSetup, saved: checkpoint.Checkpoint) -> None:
     """Refuse a checkpoint that was made with other settings and put here; say which other versions made it.
 
     Raises:
@@ -102,7 +102,7 @@ def _check_origin(run: Run, saved: checkpoint.Checkpoint) -> None:
         )
 
 
-def _repair(run: Run, settings: Recipe, step: int) -> None:
+def _repair(run: RunSetup, settings: Recipe, step: int) -> None:
     """Make logs, settings and the list of images of a run that is resumed good again, before any process appends to them."""
     out = run.out
     with not_essential(f"{out}/{manifest.FILE}"):
@@ -116,7 +116,7 @@ def _repair(run: Run, settings: Recipe, step: int) -> None:
             write_text_durably(out / CONFIG, checked_yaml(settings))
 
 
-def _begin(run: Run, config: Path) -> None:
+def _begin(run: RunSetup, config: Path) -> None:
     """Make the folder ready for a run from its first step. What an earlier one without a checkpoint logged is set aside."""
     metrics = run.out / METRICS
     if not (run.out / CHECKPOINTS).is_dir():  # it is no run's folder yet

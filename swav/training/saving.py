@@ -11,7 +11,7 @@ from swav.training.log import Log
 from swav.training.monitor import Monitor
 from swav.training.resume import state
 from swav.training.scoring import Scoring
-from swav.training.setup import Run
+from swav.training.setup import RunSetup
 from swav.training.step import Trainer
 
 
@@ -27,7 +27,14 @@ class Saver:
     """
 
     def __init__(
-        self, run: Run, trainer: Trainer, monitor: Monitor, scoring: Scoring, log: Log, stop: StopRequest, step: int
+        self,
+        run: RunSetup,
+        trainer: Trainer,
+        monitor: Monitor,
+        scoring: Scoring,
+        log: Log,
+        stop: StopRequest,
+        step: int,
     ):
         self._run, self._trainer, self._monitor, self._scoring = run, trainer, monitor, scoring
         self._log, self._stop = log, stop

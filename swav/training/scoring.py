@@ -17,7 +17,7 @@ from swav.network.heads import SwavNetwork
 from swav.progress import Progress
 from swav.signals import StopRequest
 from swav.training.log import Log
-from swav.training.setup import Run
+from swav.training.setup import RunSetup
 from swav.weights.encoder import Encoder
 
 
@@ -32,7 +32,7 @@ class Scoring:
         put_off: a signal came before or in the evaluation that is due at the last step.
     """
 
-    def __init__(self, run: Run, saved: checkpoint.Checkpoint | None):
+    def __init__(self, run: RunSetup, saved: checkpoint.Checkpoint | None):
         self.run, self._saved = run, saved
         self.best: tuple[int, float] | None = None
         self.put_off = False
@@ -122,7 +122,7 @@ class Scoring:
         dist.on_rank0(amend)
 
 
-def score_by_knn(run: Run, network: SwavNetwork) -> tuple[float, int] | None:
+def score_by_knn(run: RunSetup, network: SwavNetwork) -> tuple[float, int] | None:
     """Return the top-1 of the kNN vote on frozen features [%] and its k, where labels exist; the network is left in train
     mode."""
     if run.labelled is None:

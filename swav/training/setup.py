@@ -27,7 +27,7 @@ from swav.training.budget import Budget, evaluation_share, first_plan, read_plan
 
 
 @dataclasses.dataclass
-class Run:
+class RunSetup:
     """What a run knows before its first step.
 
     Attributes:
@@ -74,7 +74,7 @@ def _with_budget(recipe: Recipe, hours: float) -> Recipe:
     return recipe.model_copy(update={"hours": hours, "epochs": AUTO})
 
 
-def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool, began: float | None = None) -> Run:
+def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool, began: float | None = None) -> RunSetup:
     """Open the images and settle every setting: as the run in `out` has it, if there is one, or else anew.
 
     Args:
@@ -115,7 +115,7 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool, bega
             raise
         except DataError as error:
             unlabelled = str(error)  # usual where there are no labels; said, as it may be that the splits differ
-    run = Run(out, recipe, reasons, images, labelled, unlabelled, device, kept, speeds[0] if speeds else None)
+    run = RunSetup(out, recipe, reasons, images, labelled, unlabelled, device, kept, speeds[0] if speeds else None)
     if wanted.hours is not None:
         scored = sum(map(len, labelled)) if labelled else 0
         run.budget = Budget(

@@ -8,10 +8,10 @@ from swav.errors import counted
 from swav.files import PLAN
 from swav.training.auto import in_words
 from swav.training.monitor import too_few
-from swav.training.setup import Run
+from swav.training.setup import RunSetup
 
 
-def describe(run: Run) -> str:
+def describe(run: RunSetup) -> str:
     """Plain lines: what is trained on, how long, and the reason for every derived setting."""
     recipe = run.recipe
     lines = [
@@ -45,7 +45,7 @@ def describe(run: Run) -> str:
     return "\n".join(lines)
 
 
-def resume_message(run: Run, saved: checkpoint.Checkpoint) -> str:
+def resume_message(run: RunSetup, saved: checkpoint.Checkpoint) -> str:
     """Return the message of a run that resumes."""
     line = f"{run.out}: resumes from step {saved.step} of {run.total_steps}"
     if run.budget is not None:
@@ -56,7 +56,7 @@ def resume_message(run: Run, saved: checkpoint.Checkpoint) -> str:
     return f"{line}; on {counted(now, 'process')} instead of {before}: same batches; the queue is re-sharded, so results are not bitwise identical"
 
 
-def _budget_lines(run: Run) -> list[str]:
+def _budget_lines(run: RunSetup) -> list[str]:
     if run.budget is None:
         return []
     return [
@@ -106,7 +106,7 @@ def _prototypes_in_words(recipe: Recipe) -> str:
     return words + (f", KoLeo {recipe.koleo:g}" if recipe.koleo else "")
 
 
-def kept_in_words(run: Run) -> str:
+def kept_in_words(run: RunSetup) -> str:
     return f"{', '.join(run.kept)}: as the run in {run.out} has them"
 
 

@@ -195,7 +195,7 @@ def test_an_empty_half_is_refused_even_where_the_other_is_full(tmp_path):
     splits(tmp_path)
     for path in (tmp_path / "val").rglob("*.png"):
         path.unlink()
-    assert "val" in message(open_images, tmp_path, "score")
+    assert "val" in message(open_images, tmp_path, "val")
     assert len(open_images(tmp_path)) == 2
 
 
@@ -235,7 +235,7 @@ def test_files_that_break_later_are_unreadable_by_name(tmp_path):
 def test_train_beside_val_is_one_data_set_of_which_train_is_trained_on(tmp_path):
     splits(tmp_path)
     put_all(tmp_path, "extra.png", "test/cat/3.png")
-    train, score = open_images(tmp_path), open_images(tmp_path, "score")
+    train, score = open_images(tmp_path), open_images(tmp_path, "val")
     assert names_of(train) == ["train/cat/1.png", "train/dog/1.png"]
     assert names_of(score) == ["val/cat/2.png", "val/dog/2.png"]
     assert "train/ of" in train.note and "val/ is left for scoring" in train.note
@@ -274,7 +274,7 @@ def test_class_folders_are_split_by_a_fixed_seed_for_scoring_only(tmp_path):
     bank, score = labelled_splits(tmp_path)
     assert (len(bank), len(score)) == (32, 8) and np.bincount(labels_of(score)).tolist() == [4, 4]
     assert sorted(names_of(bank) + names_of(score)) == names_of(open_images(tmp_path))
-    assert names_of(labelled_splits(tmp_path)[1]) == names_of(score) == names_of(open_images(tmp_path, "score"))
+    assert names_of(labelled_splits(tmp_path)[1]) == names_of(score) == names_of(open_images(tmp_path, "val"))
     assert "20 %" in score.note and "seed" in score.note
     for images in (bank, score):
         assert [(images.classes or [])[label] for label in labels_of(images)] == [name[0] for name in names_of(images)]
@@ -286,7 +286,7 @@ def test_class_folders_are_split_by_a_fixed_seed_for_scoring_only(tmp_path):
 def test_a_tree_that_is_not_class_folders_has_no_labels(tmp_path, names):
     put_all(tmp_path, *names)
     assert open_images(tmp_path).labels is None
-    assert "expected labels" in message(open_images, tmp_path, "score")
+    assert "expected labels" in message(open_images, tmp_path, "val")
 
 
 def test_a_broken_file_takes_its_label_along(tmp_path):
@@ -333,7 +333,7 @@ def test_a_csv_gives_labels_and_splits(tmp_path):
     path.write_text("\n".join(rows))
     bank, score = labelled_splits(path)
     assert names_of(bank) == names_of(open_images(path)) == ["0.png", "1.png", "4.png"]
-    assert names_of(score) == names_of(open_images(path, "score")) == ["2.png", "3.png"]
+    assert names_of(score) == names_of(open_images(path, "val")) == ["2.png", "3.png"]
     assert bank.classes == ["9", "10"] and labels_of(bank) == [1, 0, 0] and labels_of(score) == [0, 1]
     assert names_of(open_images(path, "all")) == ["0.png", "1.png", "2.png", "3.png", "4.png"]
 

@@ -18,11 +18,11 @@ def test_scan_counts_what_is_there(tmp_path):
     (tmp_path / "train/zero.jpg").write_bytes(b"")
     (tmp_path / "train/x.heic").write_bytes(b"x")
     found = json.loads(json.dumps(scan(tmp_path)))
-    assert found["layout"] == "halves" and found["images"] == 9 and found["trained_on"]["images"] == 6
+    assert found["layout"] == "splits" and found["images"] == 9 and found["trained_on"]["images"] == 6
     assert found["formats"] == {"PNG": 8, "JPEG": 1} and found["modes"] == {"RGB": 8, "L": 1}
     assert found["width"] == {"min": 8, "median": 8, "max": 100}
     assert (
-        found["duplicates"]["in_both_halves"] == 2
+        found["duplicates"]["in_both_splits"] == 2
     )  # train/cat/2 was copied; train/cat/1 and val/cat/2 were drawn alike
     assert {bad["name"] for bad in found["unreadable"]} == {"train/zero.jpg", "train/cat/cut.png"}
     assert found["passed_over"] == {".heic": 1} and "convert" in found["advice"][".heic"]

@@ -18,7 +18,7 @@ def check(task: Task[Any]) -> None:
 
 def estimate_resources(task: Task[Any]) -> ResourceEstimate:
     """Return one forward pass per image."""
-    return ResourceEstimate(len(task.train) + len(task.score))
+    return ResourceEstimate(len(task.train) + len(task.val))
 
 
 def run(task: Task[Any]) -> list[Score]:

@@ -135,7 +135,7 @@ def test_a_state_of_the_loop_that_dropped_partial_batches_is_not_gone_on_from(ta
 
 def test_corrected_labels_and_other_strides_begin_a_state_of_their_own(task):
     before = classification.state_folder(task, "x", task.train)
-    for split in ("train", "score"):
+    for split in ("train", "val"):
         corrected = getattr(task, split).select(range(len(getattr(task, split))))
         corrected.labels[0] = 2 - corrected.labels[0]
         assert corrected.fingerprint == getattr(task, split).fingerprint
@@ -190,7 +190,7 @@ def trained(out, images, seed=0, steps=8, score=None):
         plan,
         lambda start: ragged_batches(start, steps),
         train=images,
-        score=images,
+        val=images,
         device=torch.device("cpu"),
         out=out,
     )

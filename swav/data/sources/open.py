@@ -23,8 +23,8 @@ from swav.data.sources import cifar
 from swav.data.sources.decode import printable
 from swav.data.sources.header_index import ProgressCallback, check_headers
 from swav.data.sources.walk import (
-    SCORE_SPLITS,
     TRAIN_SPLITS,
+    VAL_SPLITS,
     Found,
     Listing,
     any_there,
@@ -38,17 +38,17 @@ from swav.data.storage import Files, InMemory, joined
 from swav.data.targets import ClassLabels, Targets
 from swav.errors import DataError
 
-Split = Literal["train", "score", "all"]
-SCORE_SHARE = 0.2  # of each class, where the data set has no split of its own for scoring
+Split = Literal["train", "val", "all"]
+VAL_SHARE = 0.2  # of each class, where the data set has no split of its own for scoring
 SPLIT_SEED = 0
 
 
 class DataLayout(NamedTuple):
-    """What a path turned out to be. `score` names its split for scoring; empty: it has none of its own."""
+    """What a path turned out to be. `val` names its split for scoring; empty: it has none of its own."""
 
-    kind: Literal["cifar-binary", "cifar-strips", "halves", "list", "tree"]
+    kind: Literal["cifar-binary", "cifar-strips", "splits", "list", "tree"]
     root: Path
-    score: str = ""
+    val: str = ""
     version: str = ""
     listing: Listing | None = None
 
@@ -59,15 +59,15 @@ def open_images(
     """Find the images under a path and read their headers.
 
     Args:
-        split: "train": what pre-training reads. "score": what is scored. "all": both.
+        split: "train": what pre-training reads. "val": what is scored. "all": both.
         cache: folder for the index of headers; None: the user's cache folder.
         progress: is called as progress(done, total) while headers are read.
 
     Raises:
-        DataError: there is no path, no image, no readable image, or (of "score") no label to split by.
+        DataError: there is no path, no image, no readable image, or (of "val") no label to split by.
     """
     layout = find_layout(path)
-    if split == "score" and not layout.score:
+    if split == "val" and not layout.val:
         return labelled_splits(path, cache, progress)[1]
     images = _open(layout, split, cache, progress)
     if not len(images):
@@ -82,10 +82,10 @@ def check_images(path: str | Path) -> None:
         DataError: there is no path, or no image.
     """
     layout = find_layout(path)
-    folder = layout.root / "train" if layout.kind == "halves" else layout.root
+    folder = layout.root / "train" if layout.kind == "splits" else layout.root
     listed = layout.listing
     found = may_hold_images(folder) if listed is None else any_there(layout.root.parent, listed.names)
-    if layout.kind in ("halves", "tree", "list") and not found:
+    if layout.kind in ("splits", "tree", "list") and not found:
         open_images(path)  # says what is there instead
 
 
@@ -103,29 +103,29 @@ def labelled_splits(
         SharedImages: an image is in both splits, or twice in a set that is not divided.
     """
     layout = find_layout(path)
-    if not layout.score:
+    if not layout.val:
         images = _labelled(open_images(path, "all", cache, progress), layout)
         if not divide:
             refuse_doubled(images)
             return images, images
-        train, score = _drawn_splits(images)
-        refuse_shared(train, score)
-        return train, score
-    if layout.kind == "halves":
-        refuse_same_folder(layout.root / "train", layout.root / layout.score)
-    train, score = (_labelled(open_images(path, split, cache, progress), layout) for split in ("train", "score"))
-    refuse_shared(train, score)
-    only_train, only_score = _present(train) - _present(score), _present(score) - _present(train)
-    if (only_train or only_score) and not train.in_memory:  # CIFAR's classes are given, whichever occur
+        train, val = _drawn_splits(images)
+        refuse_shared(train, val)
+        return train, val
+    if layout.kind == "splits":
+        refuse_same_folder(layout.root / "train", layout.root / layout.val)
+    train, val = (_labelled(open_images(path, split, cache, progress), layout) for split in ("train", "val"))
+    refuse_shared(train, val)
+    only_train, only_val = _present(train) - _present(val), _present(val) - _present(train)
+    if (only_train or only_val) and not train.in_memory:  # CIFAR's classes are given, whichever occur
         sides = [
             f"only in {side}: {_some(names)}"
-            for side, names in (("train", only_train), (layout.score, only_score))
+            for side, names in (("train", only_train), (layout.val, only_val))
             if names
         ]
         raise DataError(
             f"{printable(str(path))}: expected the same classes in both splits, found {'; '.join(sides)}; fix the folders or the list"
         )
-    return train, score
+    return train, val
 
 
 def find_layout(path: str | Path) -> DataLayout:
@@ -143,10 +143,10 @@ def find_layout(path: str | Path) -> DataLayout:
                     f"{where}: expected a folder or a list (.txt, .csv), found another file; give its folder"
                 )
             listing = read_list(root)
-            score = ""
+            val = ""
             if listing.splits is not None:  # of rows for training only, `val` is found to be empty
-                score = next((name for name in SCORE_SPLITS if name in listing.splits), "val")
-            return DataLayout("list", root, score, listing=listing)
+                val = next((name for name in VAL_SPLITS if name in listing.splits), "val")
+            return DataLayout("list", root, val, listing=listing)
         if not root.is_dir():
             found = "no such path" if not os.path.lexists(root) else "neither"
             raise DataError(f"{where}: expected a folder of images or a list (.txt, .csv), found {found}; check data=")
@@ -154,16 +154,16 @@ def find_layout(path: str | Path) -> DataLayout:
             return DataLayout("cifar-binary", binary[0], "test", version=binary[1])
         if cifar.has_strips(root):
             return DataLayout("cifar-strips", root, "test")
-        score = next((name for name in SCORE_SPLITS if (root / name).is_dir()), "")
-        if score and (root / "train").is_dir():
-            return DataLayout("halves", root, score)
+        val = next((name for name in VAL_SPLITS if (root / name).is_dir()), "")
+        if val and (root / "train").is_dir():
+            return DataLayout("splits", root, val)
         return DataLayout("tree", root)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the path; ~NOBODY
         raise DataError(f"{where}: expected a folder of images, found: {error}") from error
 
 
 def _open(layout: DataLayout, split: Split, cache: Path | None, progress: ProgressCallback | None) -> Images:
-    """Open a split ("score" only where the layout has one)."""
+    """Open a split ("val" only where the layout has one)."""
     if layout.kind == "list":
         return _open_list(layout, split, cache, progress)
     if layout.kind == "tree":
@@ -171,16 +171,16 @@ def _open(layout: DataLayout, split: Split, cache: Path | None, progress: Progre
         found = walk(layout.root)
         labels = _folder_labels([name.split(b"/") for name in found.names], nested=False)
         return _checked(layout.root, found, labels, note + found.left_out, cache, "", progress)
-    folders = {"train": ["train"], "score": [layout.score], "all": ["train", layout.score]}[split]
+    folders = {"train": ["train"], "val": [layout.val], "all": ["train", layout.val]}[split]
     return _joined([_open_split(layout, folder, cache, progress) for folder in folders])
 
 
 def _open_split(layout: DataLayout, folder: str, cache: Path | None, progress: ProgressCallback | None) -> Images:
     if folder == "train":
-        note = f"train/ of {printable(str(layout.root))} ({layout.score}/ is left for scoring)"
+        note = f"train/ of {printable(str(layout.root))} ({layout.val}/ is left for scoring)"
     else:
         note = f"{folder}/ of {printable(str(layout.root))}"
-    if layout.kind == "halves":
+    if layout.kind == "splits":
         found = walk(layout.root, folder)
         labels = _folder_labels([name.split(b"/")[1:] for name in found.names], nested=True)
         return _checked(layout.root, found, labels, note + found.left_out, cache, folder, progress)
@@ -199,13 +199,13 @@ def _open_list(layout: DataLayout, split: Split, cache: Path | None, progress: P
     names, labels, splits = layout.listing
     note = f"{printable(str(layout.root))} (the whole of it)"
     if splits is not None:
-        values = {"train": TRAIN_SPLITS, "score": {layout.score}, "all": {*TRAIN_SPLITS, layout.score}}[split]
+        values = {"train": TRAIN_SPLITS, "val": {layout.val}, "all": {*TRAIN_SPLITS, layout.val}}[split]
         rows = [i for i, its in enumerate(splits) if its in values]
         names, labels = [names[i] for i in rows], None if labels is None else [labels[i] for i in rows]
-        chosen = {"train": "train", "score": layout.score, "all": f"train or {layout.score}"}[split]
+        chosen = {"train": "train", "val": layout.val, "all": f"train or {layout.val}"}[split]
         note = f"{printable(str(layout.root))}, the rows whose split is {chosen}"
         if split == "train":
-            note += f" ({layout.score} is left for scoring)"
+            note += f" ({layout.val} is left for scoring)"
     found, kept = look_up(layout.root.parent, names)
     texts = None if labels is None else [labels[i] for i in kept]
     return _checked(layout.root.parent, found, texts, note, cache, layout.root.name, progress)
@@ -323,7 +323,7 @@ def _drawn_splits(images: Images) -> tuple[Images, Images]:
     scored = np.zeros(len(images), dtype=bool)
     for k in range(len(images.classes or [])):
         members = rng.permutation(np.flatnonzero(images.labels == k))
-        scored[members[: round(SCORE_SHARE * len(members))]] = True
+        scored[members[: round(VAL_SHARE * len(members))]] = True
     if not scored.any():
         raise DataError(
             f"{printable(str(images.root))}: expected at least 3 images in some class, to score a fifth of them, found fewer"
@@ -358,6 +358,6 @@ def _some(names: set[str]) -> str:
 
 def _home(layout: DataLayout, split: Split) -> str:
     """The folder or list that a split is read from, as it may be shown."""
-    if layout.kind != "halves" or split == "all":
+    if layout.kind != "splits" or split == "all":
         return printable(str(layout.root))
-    return printable(str(layout.root / ("train" if split == "train" else layout.score)))
+    return printable(str(layout.root / ("train" if split == "train" else layout.val)))

@@ -16,7 +16,7 @@ from swav.data.targets import MultiLabels
 from swav.errors import DataError
 from swav.files import visible
 
-TRAIN, SCORE = "trainval", "test"
+TRAIN, VAL = "trainval", "test"
 # below a root: it is the year, the kit, a folder of data sets, or one that holds the kit in a folder of its own
 HOMES = ("", "VOC2007", "VOCdevkit/VOC2007", "*/VOCdevkit/VOC2007")
 HOW = (
@@ -40,21 +40,21 @@ def classification_splits(
     """
     home = find_home(root)
     lists = home / "ImageSets" / "Main"
-    classes = {split: _classes(lists, split) for split in (TRAIN, SCORE)}
-    for split in (TRAIN, SCORE):
+    classes = {split: _classes(lists, split) for split in (TRAIN, VAL)}
+    for split in (TRAIN, VAL):
         if not classes[split]:
             raise DataError(
                 f"{printable(str(home))}: expected the splits trainval and test, found no list "
                 f"ImageSets/Main/CLASS_{split}.txt\n{HOW}"
             )
-    if odd := sorted(set(classes[TRAIN]) ^ set(classes[SCORE])):
-        missing = SCORE if odd[0] in classes[TRAIN] else TRAIN
+    if odd := sorted(set(classes[TRAIN]) ^ set(classes[VAL])):
+        missing = VAL if odd[0] in classes[TRAIN] else TRAIN
         raise DataError(
             f"{printable(str(lists))}: expected the same classes in both splits, found no {odd[0]}_{missing}.txt; "
             "unpack both archives into the same folder"
         )
-    train, score = (_split(home, split, classes[TRAIN], cache, allow_missing) for split in (TRAIN, SCORE))
-    return train, score
+    train, val = (_split(home, split, classes[TRAIN], cache, allow_missing) for split in (TRAIN, VAL))
+    return train, val
 
 
 def find_home(root: str | Path) -> Path:
@@ -88,15 +88,15 @@ def _classes(lists: Path, split: str) -> list[str]:
 
 def _split(home: Path, split: str, classes: Sequence[str], cache: Path | None, allow_missing: bool) -> Images:
     lists = home / "ImageSets" / "Main"
-    marks = {name: _marks(lists / f"{name}_{split}.txt") for name in classes}
-    ids = sorted(marks[classes[0]])
-    for name, its_marks in marks.items():
-        if odd := sorted(set(ids) ^ set(its_marks)):
+    by_class = {name: _read_labels(lists / f"{name}_{split}.txt") for name in classes}
+    ids = sorted(by_class[classes[0]])
+    for name, its_labels in by_class.items():
+        if odd := sorted(set(ids) ^ set(its_labels)):
             raise DataError(
                 f"{printable(str(lists))}: expected the same images in all lists of {split}, found {printable(odd[0])} not in "
                 f"both {classes[0]}_{split}.txt and {name}_{split}.txt; get the lists again"
             )
-    labels = np.array([[marks[name][image] for name in classes] for image in ids], dtype=np.int8)
+    labels = np.array([[by_class[name][image] for name in classes] for image in ids], dtype=np.int8)
     return listed_split(
         home,
         [f"JPEGImages/{image}.jpg".encode() for image in ids],
@@ -107,23 +107,23 @@ def _split(home: Path, split: str, classes: Sequence[str], cache: Path | None, a
     )
 
 
-def _marks(path: Path) -> dict[str, int]:
-    """{id: mark} of a class list."""
+def _read_labels(path: Path) -> dict[str, int]:
+    """Read {id: label} of a class list: 1 present, 0 difficult, -1 absent."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         reason = reason_of(error) if isinstance(error, OSError) else "bytes that are no text"
-        raise DataError(f"{printable(str(path))}: expected a list of ids and marks, found {reason}") from None
-    marks: dict[str, int] = {}
+        raise DataError(f"{printable(str(path))}: expected a list of ids and labels, found {reason}") from None
+    labels: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         match line.split():
             case []:
                 continue
-            case [image, ("1" | "0" | "-1") as mark] if image not in marks:
-                marks[image] = int(mark)
+            case [image, ("1" | "0" | "-1") as label] if image not in labels:
+                labels[image] = int(label)
             case _:
                 raise DataError(
                     f"{printable(str(path))}: expected a new id and 1, 0 or -1 in line {number}, found "
                     f"'{printable(line)[:60]}'; get the list again"
                 )
-    return marks
+    return labels

@@ -34,7 +34,7 @@ NOT_READ = {  # extensions of images that are not read, for the advice
 NOT_DATA = {b"__MACOSX", b"Thumbs.db", b"@eaDir"}  # beside all that begins with a dot
 A_RUN_OF_OURS = {CONFIG.encode(), CHECKPOINTS.encode()}  # --out inside of the data: its report's pictures are not data
 TRAIN_SPLITS = {"train", "training"}
-SCORE_SPLITS = ("val", "valid", "validation", "test")  # folders or values: the first that is there is scored
+VAL_SPLITS = ("val", "valid", "validation", "test")  # folders or values: the first that is there is scored
 
 # What is known of a file: size [bytes] and time of change [ns] by the system, the rest by its header.
 ROW = np.dtype(
@@ -242,7 +242,7 @@ def read_list(path: Path) -> Listing:
             cell = row[column] if column < len(row) else ""
             if not cell.strip():
                 raise DataError(f"{where}: expected a {name} in line {line}, found none; fill it, or drop the column")
-            if name == "split" and cell.strip() not in {*TRAIN_SPLITS, *SCORE_SPLITS}:
+            if name == "split" and cell.strip() not in {*TRAIN_SPLITS, *VAL_SPLITS}:
                 raise DataError(f"{where}: expected split train, val or test in line {line}, found '{printable(cell)}'")
             cells[name].append(cell if name == "path" else cell.strip())
     return Listing([os.fsencode(name) for name in cells["path"]], cells.get("label"), cells.get("split"))

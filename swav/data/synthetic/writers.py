@@ -81,10 +81,10 @@ def _draw_voc(drawn: Scene, folder: Path, split: str, index: int) -> _Listed:
     path.parent.mkdir(parents=True, exist_ok=True)
     ElementTree.indent(root, "\t")
     path.write_bytes(ElementTree.tostring(root) + b"\n")
-    marks = np.full(len(CLASSES), -1)
-    marks[drawn.classes[difficult]] = 0
-    marks[drawn.classes[~difficult]] = 1
-    return name, marks
+    labels = np.full(len(CLASSES), -1)
+    labels[drawn.classes[difficult]] = 0
+    labels[drawn.classes[~difficult]] = 1
+    return name, labels
 
 
 def _leaves(parent: ElementTree.Element, **texts: object) -> None:
@@ -93,14 +93,14 @@ def _leaves(parent: ElementTree.Element, **texts: object) -> None:
 
 
 def _list_voc(folder: Path, listed: dict[str, list[_Listed]]) -> None:
-    """The lists of ImageSets/Main: ids per split, and per class and split an id and its mark a line."""
+    """The lists of ImageSets/Main: ids per split, and per class and split an id and its label a line."""
     home = folder / "VOC2007" / "ImageSets" / "Main"
     home.mkdir(parents=True, exist_ok=True)
     trainval, test = listed["train"], listed["val"]
     for split, rows in {"trainval": trainval, "train": trainval[::2], "val": trainval[1::2], "test": test}.items():
         (home / f"{split}.txt").write_text("".join(f"{name}\n" for name, _ in rows), encoding="ascii")
         for k, label in enumerate(CLASSES):
-            text = "".join(f"{name} {marks[k]:2d}\n" for name, marks in rows)
+            text = "".join(f"{name} {labels[k]:2d}\n" for name, labels in rows)
             (home / f"{label}_{split}.txt").write_text(text, encoding="ascii")
 
 

@@ -30,7 +30,7 @@ def check(task: Task[KnnSettings]) -> None:
 
 def estimate_resources(task: Task[KnnSettings]) -> ResourceEstimate:
     """Estimate resources. The vote took 9.6 s of 100,000 x 5,000 x 2,048 (benchmarks/results/knn.md)."""
-    bank, queries, width = len(task.train), len(task.score), task.encoder.num_features
+    bank, queries, width = len(task.train), len(task.val), task.encoder.num_features
     features = 4 * width * (bank + queries)
     vote = 9.6 * bank * queries * width / (100_000 * 5_000 * 2_048)
     return ResourceEstimate(bank + queries, solving=vote, memory=features, disk=features)
@@ -48,9 +48,9 @@ def run(task: Task[KnnSettings]) -> list[Score]:
     # on disk, so that an interrupted pass over ImageNet can resume
     bank, queries = task.features("knn: features", stages=False, pooled=True)
     assert bank.pooled is not None and queries.pooled is not None
-    assert task.train.labels is not None and task.score.labels is not None
+    assert task.train.labels is not None and task.val.labels is not None
     labels = torch.from_numpy(task.train.labels[bank.kept])
-    truth = torch.from_numpy(task.score.labels[queries.kept])
+    truth = torch.from_numpy(task.val.labels[queries.kept])
     ks = _usable(settings.k, len(labels), task.protocol)
     on_device = (bank.pooled.to(device), labels.to(device), queries.pooled.to(device))
     ranked = knn_vote(*on_device, ks, task.num_classes, settings.temperature)

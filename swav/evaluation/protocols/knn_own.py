@@ -66,9 +66,9 @@ def check(task: Task[KnnOwnSettings]) -> None:
 def estimate_resources(task: Task[KnnOwnSettings]) -> ResourceEstimate:
     """Estimate resources. The vote took 9.6 s of 100,000 x 5,000 x 2,048 (benchmarks/results/knn.md); here it is made six times,
     or of folds once."""
-    images = len(task.train) if task.in_folds else len(task.train) + len(task.score)
+    images = len(task.train) if task.in_folds else len(task.train) + len(task.val)
     width, times = task.encoder.num_features, 1 if task.in_folds else 1 + own.FOLDS
-    vote = 9.6 * times * len(task.train) * len(task.score) * width / (100_000 * 5_000 * 2_048)
+    vote = 9.6 * times * len(task.train) * len(task.val) * width / (100_000 * 5_000 * 2_048)
     return ResourceEstimate(images, solving=vote, memory=2 * 4 * width * images, disk=4 * width * images)
 
 

@@ -51,7 +51,7 @@ def check(task: Task[LinearSettings]) -> None:
 
 def estimate_resources(task: Task[LinearSettings]) -> ResourceEstimate:
     """Estimate resources: the features of the scored images are kept in memory, those of training never."""
-    scored, width = len(task.score), task.encoder.num_features
+    scored, width = len(task.val), task.encoder.num_features
     layer = 4 * task.num_classes * (width + 1)
     return ResourceEstimate(
         task.settings.epochs * len(task.train) + scored, memory=4 * width * scored, disk=supervised.KEPT * 2 * layer
@@ -73,13 +73,13 @@ def run(task: Task[LinearSettings]) -> list[Score]:
         return features_of(task.encoder, views, task.device, settings.precision)
 
     known: list[tuple[Tensor, Tensor]] = []  # of this process's share of the images to score
-    share = len(range(dist.rank(), len(task.score), dist.world_size()))
+    share = len(range(dist.rank(), len(task.val), dist.world_size()))
     with Progress("linear: features", share, quiet=dist.rank() > 0) as progress:
         for features, labels in classification.evaluation_batches(task, inputs)():
             known.append((features.cpu(), labels))
             progress.update(progress.done + len(labels))
     if not any(dist.gather_objects(len(known))):
-        raise DataError(f"{task.score.root}: expected readable images to score, found none; check the files")
+        raise DataError(f"{task.val.root}: expected readable images to score, found none; check the files")
 
     def scored() -> Iterable[tuple[Any, Tensor]]:
         return ((features.to(task.device), labels) for features, labels in known)

@@ -65,7 +65,7 @@ def check(task: Task[LinearOwnSettings]) -> None:
 
 def estimate_resources(task: Task[LinearOwnSettings]) -> ResourceEstimate:
     """Estimate resources; in folds there are five searches."""
-    images = len(task.train) if task.in_folds else len(task.train) + len(task.score)
+    images = len(task.train) if task.in_folds else len(task.train) + len(task.val)
     width, searches = task.encoder.num_features, own.FOLDS if task.in_folds else 1
     solving = SECONDS * searches * len(task.train) * width * (1 + task.num_classes / 50)
     return ResourceEstimate(images, solving=solving, memory=4 * 4 * width * images, disk=4 * width * images)

@@ -82,7 +82,7 @@ def estimate_resources(task: Task[SemisupSettings]) -> ResourceEstimate:
     settings = task.settings
     weights = 4 * sum(parameter.numel() for parameter in task.encoder.trunk.parameters())
     return ResourceEstimate(
-        len(settings.fraction) * classification.num_evaluations(settings) * len(task.score),
+        len(settings.fraction) * classification.num_evaluations(settings) * len(task.val),
         trained=settings.epochs * sum(len(_labelled_part(task, fraction)[0]) for fraction in settings.fraction),
         memory=3 * weights,
         disk=len(settings.fraction) * supervised.KEPT * 2 * weights,

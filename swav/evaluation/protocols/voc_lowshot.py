@@ -30,7 +30,7 @@ from torch import Tensor
 from swav.data.sources.npy import read_numbers
 from swav.errors import DataError
 from swav.evaluation.settings import LowshotSettings
-from swav.evaluation.stages import Marked, pooling, stage_name, write_log
+from swav.evaluation.stages import MultiLabelSplits, pooling, stage_name, write_log
 from swav.evaluation.svm_solver import Axes, decide, principal_axes, solve_svms, unit_rows
 from swav.evaluation.task import NoScore, ResourceEstimate, Score, Task
 from swav.metrics import average_precision
@@ -56,25 +56,25 @@ def check(task: Task[LowshotSettings]) -> None:
         ConfigError: the backbone has no stages.
         DataError: labels are not VOC's, a file of a sample is missing or does not fit, or no k can be filled.
     """
-    marked, settings = Marked.of(task), task.settings
-    unscored = [name for name, column in zip(marked.classes, marked.score.T, strict=True) if not (column == 1).any()]
+    targets, settings = MultiLabelSplits.of(task), task.settings
+    unscored = [name for name, column in zip(targets.classes, targets.val.T, strict=True) if not (column == 1).any()]
     if unscored:
         raise DataError(
-            f"{task.score.root}: expected scored images of each class, found none of {unscored[0]}; use more images"
+            f"{task.val.root}: expected scored images of each class, found none of {unscored[0]}; use more images"
         )
-    possible = [k for k in settings.k if not _lacks(marked, k, settings)]
+    possible = [k for k in settings.k if not _lacks(targets, k, settings)]
     if not possible:
         raise DataError(
-            f"{task.train.root}: expected images for some k of {list(settings.k)}, found {_lacks(marked, min(settings.k), settings)}"
+            f"{task.train.root}: expected images for some k of {list(settings.k)}, found {_lacks(targets, min(settings.k), settings)}"
         )
     for k in possible:
-        list(_samples(marked, k, settings))
+        list(_samples(targets, k, settings))
 
 
 def estimate_resources(task: Task[LowshotSettings]) -> ResourceEstimate:
     """Estimate resources. A k of the whole of VOC 2007 took 11 s to 37 s on two cores; the features are those of the SVM."""
     rows, values = len(task.train), task.stage_values()
-    both, stages = rows + len(task.score), len(values) if task.settings.layers == "all" else 1
+    both, stages = rows + len(task.val), len(values) if task.settings.layers == "all" else 1
     return ResourceEstimate(
         both,
         solving=37 * stages * len(task.settings.k) * (rows / 5011) ** 2,
@@ -91,19 +91,21 @@ def run(task: Task[LowshotSettings]) -> list[Score | NoScore]:
         DataError: as check; or no image of a split can be read.
     """
     check(task)
-    settings, marked = task.settings, Marked.of(task)
+    settings, targets = task.settings, MultiLabelSplits.of(task)
     train, score = task.features("lowshot: features", stages=True, pooled=False, view="squeezed")
     if settings.samples is not None and len(train.kept) < len(task.train):
         raise DataError(
             f"{task.train.root}: expected every image, as lowshot.samples={settings.samples} counts them, found "
             f"{len(task.train) - len(train.kept)} unreadable; fix them, or let samples be drawn"
         )
-    marked = Marked(marked.train[train.kept], marked.score[score.kept], marked.classes)
-    possible = [k for k in settings.k if not _lacks(marked, k, settings)]
+    targets = MultiLabelSplits(targets.train[train.kept], targets.val[score.kept], targets.classes)
+    possible = [k for k in settings.k if not _lacks(targets, k, settings)]
     chosen = range(len(train.stages)) if settings.layers == "all" else [len(train.stages) - 1]
-    deviations = task.deviations(len(marked.train), len(marked.score), *filter(None, [pooling(task)]))
+    deviations = task.deviations(len(targets.train), len(targets.val), *filter(None, [pooling(task)]))
     scores: list[Score | NoScore] = [
-        NoScore(f"mAP k={k}", lack, "more training images") for k in settings.k if (lack := _lacks(marked, k, settings))
+        NoScore(f"mAP k={k}", lack, "more training images")
+        for k in settings.k
+        if (lack := _lacks(targets, k, settings))
     ]
     logged: dict[str, Any] = {}
     with Progress("lowshot", len(chosen) * len(possible) * len(settings.costs)) as progress:
@@ -112,7 +114,7 @@ def run(task: Task[LowshotSettings]) -> list[Score | NoScore]:
             axes = principal_axes(x)
             name = f" {stage_name(task.encoder, place)}" if settings.layers == "all" else ""
             for k in possible:
-                curve = _curve(x, axes, scored, marked, list(_samples(marked, k, settings)), settings, progress)
+                curve = _curve(x, axes, scored, targets, list(_samples(targets, k, settings)), settings, progress)
                 best, honest = (int(part.mean(axis=1).argmax()) for part in (curve.test, curve.outside))
                 logged[f"k={k}{name}"] = {
                     "cost": settings.costs[best],
@@ -125,14 +127,14 @@ def run(task: Task[LowshotSettings]) -> list[Score | NoScore]:
                     f"spread k={k}{name}": float(curve.test[best].std()),
                     f"mAP k={k}{name}, cost by trainval": float(curve.test[honest].mean()),
                 }
-                doubt = _doubt(curve, len(marked.classes), settings)
+                doubt = _doubt(curve, len(targets.classes), settings)
                 ours = "cost not chosen on test, as published"
                 published = LowshotSettings().k
                 other = "" if k in published else f"k={k}, published for k={list(published)}"
                 for metric, value in rows.items():
                     own = ours if metric.endswith("trainval") else ""
                     words = "; ".join(part for part in (own, other, deviations, doubt) if part)
-                    scores.append(Score(metric, 100 * value, len(marked.score), words))
+                    scores.append(Score(metric, 100 * value, len(targets.val), words))
     log = write_log(task, "lowshot", logged)
     return [dataclasses.replace(row, log=log) if isinstance(row, Score) else row for row in scores]
 
@@ -143,11 +145,11 @@ def _doubt(curve: Curve, classes: int, settings: LowshotSettings) -> str:
     return text if curve.unfinished else ""
 
 
-def _lacks(marked: Marked, k: int, settings: LowshotSettings) -> str:
+def _lacks(targets: MultiLabelSplits, k: int, settings: LowshotSettings) -> str:
     """Explain why a k cannot be sampled; empty where it can. Files are taken as they are."""
     if settings.samples is not None:
         return ""
-    for name, column in zip(marked.classes, marked.train.T, strict=True):
+    for name, column in zip(targets.classes, targets.train.T, strict=True):
         positives, negatives = int((column == 1).sum()), int((column == -1).sum())
         if positives < k or negatives < NEGATIVES * k:
             return (
@@ -157,18 +159,18 @@ def _lacks(marked: Marked, k: int, settings: LowshotSettings) -> str:
     return ""
 
 
-def _samples(marked: Marked, k: int, settings: LowshotSettings) -> Iterator[Sample]:
+def _samples(targets: MultiLabelSplits, k: int, settings: LowshotSettings) -> Iterator[Sample]:
     for number in range(1, settings.draws + 1):
         if settings.samples is None:
-            yield draw_sample(marked.train, k, settings.seed, number)
+            yield draw_sample(targets.train, k, settings.seed, number)
         else:
-            yield read_sample(Path(settings.samples).expanduser(), number, k, marked.train.shape)
+            yield read_sample(Path(settings.samples).expanduser(), number, k, targets.train.shape)
 
 
-def draw_sample(marks: Int8[np.ndarray, "N C"], k: int, seed: int, number: int) -> Sample:
+def draw_sample(labels: Int8[np.ndarray, "N C"], k: int, seed: int, number: int) -> Sample:
     """k positives and 19 k negatives of each class, none of them difficult. Same arguments, same sample."""
-    sample = np.zeros(marks.shape, dtype=np.int8)
-    for c, column in enumerate(marks.T):
+    sample = np.zeros(labels.shape, dtype=np.int8)
+    for c, column in enumerate(labels.T):
         rng = np.random.default_rng([seed, number, k, c])
         for mark, count in ((1, k), (-1, NEGATIVES * k)):
             sample[rng.choice(np.flatnonzero(column == mark), count, replace=False), c] = mark
@@ -206,13 +208,13 @@ def _curve(
     x: Tensor,
     axes: Axes,
     scored: Tensor,
-    marked: Marked,
+    targets: MultiLabelSplits,
     samples: list[Sample],
     settings: LowshotSettings,
     progress: Progress,
 ) -> Curve:
     """Train all classes of all samples together, at each cost, and score them on test and outside of the samples."""
-    classes = len(marked.classes)
+    classes = len(targets.classes)
     sample = torch.from_numpy(np.concatenate(samples, axis=1))  # columns: sample by sample all classes
     used = (sample != 0).any(dim=1)
     signs = torch.where(sample[used] == 1, 1.0, -1.0).double()
@@ -229,16 +231,16 @@ def _curve(
         block = slice(number * classes, (number + 1) * classes)
         alpha = alphas[:, :, block].permute(1, 2, 0).flatten(1)  # class by class all costs
         on_test, on_train = decide(alpha, x[used], scored, x)
-        rest = np.where(samples[number] == 0, marked.train, 0)  # what a class's sample holds is ignored
-        test[:, number] = _mean_precision(on_test, marked.score, len(settings.costs))
+        rest = np.where(samples[number] == 0, targets.train, 0)  # what a class's sample holds is ignored
+        test[:, number] = _mean_precision(on_test, targets.val, len(settings.costs))
         outside[:, number] = _mean_precision(on_train, rest.astype(np.int8), len(settings.costs))
     return Curve(test, outside, unfinished)
 
 
-def _mean_precision(decision: Tensor, marks: Int8[np.ndarray, "N C"], costs: int) -> Float64[np.ndarray, " K"]:
+def _mean_precision(decision: Tensor, labels: Int8[np.ndarray, "N C"], costs: int) -> Float64[np.ndarray, " K"]:
     """Mean over classes of the average precision, per cost; a class of which nothing is left does not count."""
     found = []
-    for k, column in enumerate(marks.T):
+    for k, column in enumerate(labels.T):
         kept = torch.from_numpy(column != 0)
         found.append(
             average_precision(decision[kept, k * costs : (k + 1) * costs], torch.from_numpy(column == 1)[kept])

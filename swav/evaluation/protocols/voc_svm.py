@@ -28,7 +28,7 @@ from torch import Tensor
 
 from swav.errors import DataError
 from swav.evaluation.settings import SvmSettings
-from swav.evaluation.stages import Marked, pooling, stage_name, write_log
+from swav.evaluation.stages import MultiLabelSplits, pooling, stage_name, write_log
 from swav.evaluation.svm_solver import decide, principal_axes, solve_svms, unit_rows
 from swav.evaluation.task import NoScore, ResourceEstimate, Score, Task
 from swav.metrics import average_precision
@@ -58,12 +58,12 @@ def check(task: Task[SvmSettings]) -> None:
         ConfigError: the backbone has no stages.
         DataError: labels are not VOC's, or a class has too few images to be learned or scored.
     """
-    _check_classes(task, Marked.of(task))
+    _check_classes(task, MultiLabelSplits.of(task))
 
 
-def _check_classes(task: Task[SvmSettings], marked: Marked) -> None:
-    for split, marks, need in (("training", marked.train, task.settings.folds), ("scored", marked.score, 1)):
-        few = {name: int(n) for name, n in zip(marked.classes, (marks == 1).sum(axis=0), strict=True) if n < need}
+def _check_classes(task: Task[SvmSettings], targets: MultiLabelSplits) -> None:
+    for split, labels, need in (("training", targets.train, task.settings.folds), ("scored", targets.val, 1)):
+        few = {name: int(n) for name, n in zip(targets.classes, (labels == 1).sum(axis=0), strict=True) if n < need}
         if few:
             name, found = next(iter(few.items()))
             raise DataError(
@@ -77,7 +77,7 @@ def estimate_resources(task: Task[SvmSettings]) -> ResourceEstimate:
     that of scores for the choice of costs, a millisecond each.
     """
     settings, rows = task.settings, len(task.train)
-    both, values = rows + len(task.score), task.stage_values()
+    both, values = rows + len(task.val), task.stage_values()
     machines = len(settings.costs) * (settings.folds + 1) * len(task.train.classes or [])
     return ResourceEstimate(
         both,
@@ -95,10 +95,10 @@ def run(task: Task[SvmSettings]) -> list[Score | NoScore]:
         DataError: no image of a split can be read, or those of a class are too few.
     """
     check(task)
-    settings, marked = task.settings, Marked.of(task)
+    settings, targets = task.settings, MultiLabelSplits.of(task)
     train, score = task.features("svm: features", stages=True, pooled=False, view="squeezed")
-    labels, truth = marked.train[train.kept], marked.score[score.kept]
-    _check_classes(task, Marked(labels, truth, marked.classes))  # without those that could not be read
+    labels, truth = targets.train[train.kept], targets.val[score.kept]
+    _check_classes(task, MultiLabelSplits(labels, truth, targets.classes))  # without those that could not be read
     layers: list[StageSvms] = []
     with Progress("svm", len(train.stages) * len(settings.costs)) as progress:
         for x, scored in zip(train.stages, score.stages, strict=True):
@@ -110,8 +110,8 @@ def run(task: Task[SvmSettings]) -> list[Score | NoScore]:
         name: {
             "mAP": mean,
             "unfinished": layer.unfinished,
-            "AP": dict(zip(marked.classes, (100 * layer.precision).tolist(), strict=True)),
-            "cost": dict(zip(marked.classes, layer.costs, strict=True)),
+            "AP": dict(zip(targets.classes, (100 * layer.precision).tolist(), strict=True)),
+            "cost": dict(zip(targets.classes, layer.costs, strict=True)),
             "validated": dict(zip(map(str, settings.costs), (100 * layer.validated).tolist(), strict=True)),
         }
         for name, mean, layer in zip(names, means, layers, strict=True)

@@ -35,7 +35,7 @@ def with_settings(task, protocol="published", **changed):
 
 def test_scores_are_scikit_learns_on_the_same_features(task):
     scores = {score.metric: score.value for score in knn.run(task)}
-    bank, queries = (pooled_features(task.encoder, split, 24, workers=0) for split in (task.train, task.score))
+    bank, queries = (pooled_features(task.encoder, split, 24, workers=0) for split in (task.train, task.val))
     for k in (1, 5, 20):
         oracle = KNeighborsClassifier(k, algorithm="brute", metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
         oracle.fit(bank.features.numpy(), bank.labels.numpy())

@@ -155,7 +155,7 @@ def test_the_trunk_is_frozen_and_sees_every_image_once_an_epoch(task):
     before, seen = weights_sha256(task.encoder.trunk), []
     task.encoder.trunk.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     linear.run(task)
-    assert sum(seen) == 4 * len(task.train) + len(task.score)
+    assert sum(seen) == 4 * len(task.train) + len(task.val)
     assert weights_sha256(task.encoder.trunk) == before and not task.encoder.trunk.training
 
 
@@ -196,7 +196,7 @@ def test_crops_are_drawn_anew_in_every_epoch_by_seed_epoch_and_sample(task):
 
 def test_only_crop_and_flip_touch_the_training_images(task, tmp_path):
     train, score = labelled_splits(flat_colours(tmp_path / "flat", 24))
-    flat = dataclasses.replace(task, train=train, score=score)
+    flat = dataclasses.replace(task, train=train, val=score)
     loader = Loader(
         train,
         classification.training_views(flat),
@@ -242,7 +242,7 @@ def test_the_score_is_the_last_epochs_and_the_log_has_them_all(task):
     assert lines[-1]["lr"] == pytest.approx(0.15 * (1 + math.cos(0.75 * math.pi)))
     assert [score.value for score in scores] == [lines[-1]["top1"], lines[-1]["top5"]]
     head = saved_head(task).model
-    asked = pooled_features(task.encoder, task.score, 16, workers=0)
+    asked = pooled_features(task.encoder, task.val, 16, workers=0)
     right = (asked.features @ head["weight"].T + head["bias"]).argmax(dim=1) == asked.labels
     assert scores[0].value == pytest.approx(100 * float(right.float().mean()))
 
@@ -259,7 +259,7 @@ def test_what_stands_in_for_an_unreadable_image_is_not_learned_under_its_label(t
         return step(objective, head, batch)
 
     monkeypatch.setattr(supervised, "_step", spy)
-    linear.run(dataclasses.replace(with_settings(task, batch=10), train=train, score=score))
+    linear.run(dataclasses.replace(with_settings(task, batch=10), train=train, val=score))
     assert len(seen) == 4 * 20 and 0 not in seen
 
 
@@ -267,7 +267,7 @@ def test_images_that_cannot_be_decoded_do_not_count_as_training_images_nor_after
     train, score = labelled_splits(flat_colours(tmp_path / "flat", 30))
     for i in (0, 7, 21):
         (train.root / train.name(i)).write_bytes(b"gone bad")  # after its header was read
-    broken = dataclasses.replace(with_settings(task, batch=10), train=train, score=score)
+    broken = dataclasses.replace(with_settings(task, batch=10), train=train, val=score)
     assert all("27 training images" in score.deviations for score in linear.run(broken))
     monkeypatch.setattr(supervised, "_step", lambda *_: pytest.fail("trains a finished benchmark again"))
     assert all("27 training images" in score.deviations for score in linear.run(broken))

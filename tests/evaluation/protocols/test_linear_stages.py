@@ -132,7 +132,7 @@ def test_the_trunk_is_frozen_and_sees_every_augmented_image_once_for_all_heads(t
     trunk.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     linear_stages.run(task)
     asked_for_sizes = 2  # of the heads, and of the maps that the page pools otherwise
-    assert sum(seen) == asked_for_sizes + 3 * len(task.train) + len(task.score)  # scored after the last epoch only
+    assert sum(seen) == asked_for_sizes + 3 * len(task.train) + len(task.val)  # scored after the last epoch only
     assert weights_sha256(trunk) == before and not trunk.training
 
 

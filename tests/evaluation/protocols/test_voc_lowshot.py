@@ -15,7 +15,7 @@ from swav.errors import DataError
 from swav.evaluation.protocols import voc_lowshot
 from swav.evaluation.protocols.voc_lowshot import draw_sample
 from swav.evaluation.settings import LowshotSettings
-from swav.evaluation.stages import Marked
+from swav.evaluation.stages import MultiLabelSplits
 from swav.evaluation.svm_solver import principal_axes, unit_rows
 from swav.evaluation.task import NoScore, Score, Task
 from swav.metrics import average_precision
@@ -60,7 +60,7 @@ def test_scores_are_those_of_machines_trained_one_by_one_and_costs_are_chosen_wh
     (x, train), (scored, truth) = splits
     settings = LowshotSettings(costs=(1.0, 0.01, 10.0), tolerance=1e-8)
     samples = [draw_sample(train, 4, 0, number) for number in (1, 2)]
-    marked = Marked(train, truth, list("abcd"))
+    marked = MultiLabelSplits(train, truth, list("abcd"))
     with Progress("lowshot", 3, quiet=True) as progress:
         curve = voc_lowshot._curve(x, principal_axes(x), scored, marked, samples, settings, progress)
     assert curve.unfinished == 0
@@ -116,7 +116,7 @@ def test_every_stage_where_asked_for(task):
 
 
 def test_official_samples_are_read_and_used(task, tmp_path):
-    truth = Marked.of(task).train
+    truth = MultiLabelSplits.of(task).train
     expected = {row.metric: row for row in voc_lowshot.run(task) if isinstance(row, Score)}
     (tmp_path / "samples").mkdir()
     for number in (1, 2, 3):

@@ -92,7 +92,7 @@ def test_machines_that_did_not_converge_are_told_with_the_score(task, monkeypatc
 
 def test_only_voc_by_the_letter_is_comparable(task):
     assert "5,010 training images instead of 5,011" in task.deviations(5010, 4952)
-    page = Task(task.encoder, task.train, task.score, SvmSettings(), "published", task.device, task.out)
+    page = Task(task.encoder, task.train, task.val, SvmSettings(), "published", task.device, task.out)
     assert isinstance(page.train.targets, MultiLabels)
     page.train.targets.classes = [str(k) for k in range(20)]
     assert page.deviations(5011, 4952) == ""
