@@ -47,6 +47,8 @@ Row = dict[str, Any]
 def train(recipe: str, data: Path, images: int, seed: int, settings: Row, folder: Path, points: int = 0) -> Row:
     """Pre-train for a number of images seen, or continue; return what is to be known of the run beside its scores.
 
+    The CPU seconds are those of this command: of a run that was continued, of its last part.
+
     Args:
         points: of the curve: kNN evaluations on the way.
     """
@@ -116,7 +118,7 @@ def peer_encoder(config_of: Path, weights: Path) -> Encoder:
 
 
 def compared(rows: Sequence[Row]) -> list[Row]:
-    """Each method beside random weights and the best of the others: paired differences, their mean and spread."""
+    """Each method beside random weights: paired differences, their mean and spread."""
     by_seed: dict[str, dict[int, Row]] = {}
     for row in rows:
         by_seed.setdefault(row["method"], {})[row["seed"]] = row

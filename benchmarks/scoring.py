@@ -5,24 +5,22 @@ weights exp(cosine / .07), on the last stage. Linear: multinomial logistic regre
 that is best on a fifth of the training images, which the layer is then trained on too. Nothing is chosen by the scored images.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from swav.data.augment.crops import to_input
 from swav.data.images import Images
+from swav.evaluation.logistic import SEARCH_TOLERANCE, fit
+from swav.evaluation.own import folds_of
 from swav.features import EvaluationView, read_views
 from swav.metrics import knn_vote, top_k_accuracy
 from swav.weights.encoder import Encoder
 
 K = 20
 COSTS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-HELD_OUT = 0.2  # of the training images, to choose the cost
 
 
 class Scores(NamedTuple):
@@ -81,14 +79,8 @@ def _features(
 def _linear(
     known: NDArray[np.float32], labels: NDArray[np.int64], queries: NDArray[np.float32], truth: NDArray[np.int64]
 ) -> float:
-    scaler = StandardScaler().fit(known)
-    known, queries = scaler.transform(known), scaler.transform(queries)
-    order = np.random.default_rng(0).permutation(len(known))
-    held, rest = np.split(order, [max(1, round(HELD_OUT * len(order)))])
-
-    def layer(cost: float, rows: Sequence[int] | NDArray[np.int64]) -> LogisticRegression:
-        return LogisticRegression(C=cost, max_iter=300, tol=1e-3).fit(known[rows], labels[rows])
-
-    found = {cost: layer(cost, rest).score(known[held], labels[held]) for cost in COSTS}
-    best = max(found, key=found.__getitem__)
-    return 100 * float(layer(best, order).score(queries, truth))
+    held = folds_of(labels, seed=0) == 0
+    layers = fit(known[~held], labels[~held], COSTS, SEARCH_TOLERANCE)
+    right = [(layer.ranked(known[held])[:, 0] == labels[held]).mean() for layer in layers]
+    (layer,) = fit(known, labels, [COSTS[int(np.argmax(right))]])
+    return 100 * float((layer.ranked(queries)[:, 0] == truth).mean())

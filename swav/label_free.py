@@ -68,8 +68,7 @@ def lidar(views: Float[Tensor, "N Q F"], delta: float = 1e-4, axes: int = 128) -
 
 @torch.no_grad()
 def rotation_accuracy(turned: Float[Tensor, "4 N F"], ridge: float = 1e-2) -> float:
-    """How well a linear classifier tells by which quarter turn images were turned [%]: fitted on one half of the images, scored on
-    the other.
+    """Accuracy of a linear classifier of the quarter turn of images [%]: fitted on one half of the images, scored on the other.
 
     Source: Gidaris et al. 2018 (arXiv 1803.07728) as a probe; here a ridge regression in closed form.
     """

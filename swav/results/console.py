@@ -137,7 +137,7 @@ def _distance_from_20(metric: str) -> tuple[int, int]:
 
 
 def _difference(first: Result, second: Result, folder: Path) -> str:
-    """As `+7.1 (4.9 to 9.3)`, or `none (-1.2 to 2.0)` where the interval holds 0; or why it cannot be told."""
+    """As `+7.1 (4.9 to 9.3)`, or `none (-1.2 to 2.0)` where the interval holds 0; or why there is none."""
     try:
         found = paired_difference(first, second, folder)
     except DataError as error:

@@ -25,10 +25,8 @@ from swav.training.auto import MOST_EPOCHS
 _LAST_SHARE = 0.1  # of an epoch: the least in which the learning rate comes down, where the time is up already
 _NEAR = 0.01  # of the budget: a plan that ends so near to it stays
 _WINDOW = 0.02  # of the budget: the pace is that of the last epochs that took so long together
-_NOTE_SECONDS, _NOTE_SHARE = (
-    60.0,
-    0.01,
-)  # time spent is noted so often, or after this share of the budget if that is sooner
+_NOTE_SECONDS = 60.0  # time spent is noted so often,
+_NOTE_SHARE = 0.01  # or after this share of the budget if that is sooner
 _REPORT_SECONDS = 1.0  # verdict and report, at a usual pace
 
 

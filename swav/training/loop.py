@@ -67,7 +67,7 @@ def pretrain(recipe: str | Path | Recipe, *, out: str | Path, dry_run: bool = Fa
 
 
 def run_or_resume(wanted: Recipe, out: Path, dry_run: bool, began: float) -> Path:
-    """Do as `pretrain` says.
+    """Pre-train, or resume the run in `out`: see `pretrain`.
 
     Args:
         began: when the command began, by budget.now: what it imported before belongs to its time too.

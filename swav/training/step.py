@@ -229,8 +229,9 @@ class Trainer:
         if step < self.recipe.freeze_backbone_steps:
             for parameter in self.network.trunk.parameters():
                 parameter.grad = None
+        rate = learning_rate(self.recipe, step, self.steps_per_epoch, self._changes)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["factor"] * learning_rate(self.recipe, step, self.steps_per_epoch, self._changes)
+            group["lr"] = group["factor"] * rate
         self.optimizer.found_inf = skip  # the fused kernels skip the update where it is 1
         self.optimizer.step()
 

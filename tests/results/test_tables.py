@@ -177,12 +177,12 @@ def test_what_is_not_comparable_never_shares_a_table_with_published_numbers(othe
     for one in tables:
         assert not (one.comparable and any("12.0" in text for row in one.rows for text in texts(row)))
         assert one.comparable or {row.kind for row in one.rows} == {"ours"}
-    require_disjoint = table(tables, comparable=False)
-    assert tables.index(require_disjoint) == tables.index(table(tables)) + 1
-    assert require_disjoint.headings == table(tables).headings
+    others = table(tables, comparable=False)
+    assert tables.index(others) == tables.index(table(tables)) + 1
+    assert others.headings == table(tables).headings
     assert texts(ours(table(tables))[0])[1:3] == ["51.0", "–"]
-    assert texts(require_disjoint.rows[0])[1:3] == ["–", "12.0"]
-    assert any("not comparable" in note for note in notes_of(require_disjoint, require_disjoint.rows[0].cells[0]))
+    assert texts(others.rows[0])[1:3] == ["–", "12.0"]
+    assert any("not comparable" in note for note in notes_of(others, others.rows[0].cells[0]))
 
 
 def test_a_row_says_why_it_is_not_comparable():

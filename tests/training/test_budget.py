@@ -17,7 +17,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from swav import dist, jsonl
-from swav.data.synthetic.writers import write_shapes
 from swav.errors import ConfigError
 from swav.recipe_files import load_recipe
 from swav.strict_yaml import read_yaml
@@ -254,13 +253,6 @@ def test_the_first_process_plans_for_all(two_processes):
 
 
 # -- a run
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("shapes")
-    write_shapes(folder, "imagenet", train=64, val=32, size=32, seed=0)
-    return folder
 
 
 @pytest.fixture(scope="module")

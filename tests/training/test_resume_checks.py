@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from swav import checkpoint
-from swav.data.synthetic.writers import write_shapes
 from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.files import is_run
 from swav.training import loop, resume
@@ -26,13 +25,6 @@ from tests.training.test_loop import SMALL, lines
 
 MONITORED = ("prototypes_used", "rankme", "embedding_std")
 BRIEF = SMALL | {"epochs": 2, "queue_start_epoch": 1, "teacher_momentum": 0.9, "keep_checkpoints": 9}
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("shapes")
-    write_shapes(folder, "imagenet", train=64, val=32, size=32, seed=0)
-    return folder
 
 
 @pytest.fixture(scope="module")

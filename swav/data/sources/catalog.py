@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swav.data.images import Images
-from swav.data.overlap import refuse_doubled, refuse_shared
+from swav.data.overlap import refuse_shared
 from swav.data.sources import lists, voc
 from swav.data.sources.decode import printable
 from swav.data.sources.open import check_images, labelled_splits
@@ -70,14 +70,12 @@ def undivided(root: Path, cache: Path | None = None) -> Splits:
 
 
 def require_disjoint(splits: Splits) -> Splits:
-    """The splits, which have no image in common; of a set that is not divided each image is there once.
+    """The splits, which have no image in common. (Of a set that is not divided labelled_splits has refused doubles.)
 
     Raises:
         SharedImages: there is one, by its path.
     """
-    if splits[0] is splits[1]:
-        refuse_doubled(splits[0])
-    else:
+    if splits[0] is not splits[1]:
         refuse_shared(*splits)
     return splits
 
