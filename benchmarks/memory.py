@@ -28,7 +28,8 @@ def measure(name: str, batch: int, micro_batch: int) -> str:
     from swav.progress import memory_gb
     from swav.recipe_files import load_recipe
     from swav.system import computes_in_bf16, pick_device
-    from swav.training.auto import MachineAndData, derive
+    from swav.training.auto import derive
+    from swav.training.choices import MachineAndData
     from swav.training.step import Trainer
     from swav.views import view_spec
 

@@ -20,7 +20,8 @@ from swav.data.synthetic.writers import write_shapes
 from swav.network.backbone import count_parameters
 from swav.network.heads import SwavNetwork, build_network
 from swav.recipe_files import load_recipe
-from swav.training.auto import MachineAndData, derive
+from swav.training.auto import derive
+from swav.training.choices import MachineAndData
 from swav.training.loop import pretrain
 from swav.training.optim import learning_rate
 

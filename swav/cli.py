@@ -127,6 +127,38 @@ def bench(
 
 
 @app.command()
+def compare(
+    data: Annotated[str, typer.Option("--data", metavar="IMAGES", help="The images to train on.")],
+    out: Out,
+    settings: Settings = None,
+    labelled: Annotated[
+        str | None,
+        typer.Option("--labelled", metavar="L", help="A labelled data set to score by; else --data's own labels."),
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option("--init", metavar="W", help="Existing weights, scored as they are and adapted.")
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option("--hours", metavar="H", help="Time for each training; else as `auto` finds right.")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Find out whether training is worth it: random, given, trained and adapted weights on your labels. Rerun to resume."""
+    from swav.data.sources.open import check_images
+    from swav.recipe_files import load_recipe, parse_overrides
+
+    overrides = parse_overrides(settings or [])
+    load_recipe("auto", overrides | {"data": data, "hours": hours})
+    check_images(data)
+    if not dry_run:
+        check_writable(out)
+    from swav import comparison
+
+    comparison.refuse_own_keys(overrides)
+    comparison.compare(data, out=out, labelled=labelled, init=init, hours=hours, dry_run=dry_run, **overrides)
+
+
+@app.command()
 def report(
     folder: Path, other: Annotated[Path | None, typer.Argument(help="A second run, to compare.")] = None
 ) -> None:

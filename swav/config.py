@@ -222,6 +222,15 @@ class Recipe(Settings):
         10.0, description="epochs between kNN evaluations, where labels exist; 0: none"
     )
     knn_k: Count = Field(20, description="neighbours of the kNN during training")
+    check_every_epochs: Steps = Field(
+        AUTO,
+        description="epochs between checks, without labels, of whether more is known than at the start (view retrieval); auto: what "
+        "1 % of the time is enough for; 0: none",
+    )
+    stop_when_worse: bool = Field(
+        False,
+        description="end the run where kNN, or without labels view retrieval, stays below the start's for a fifth of it; for init=W",
+    )
     eval_size: Count | Auto = Field(
         "auto", description="side of images in the kNN during training [pixels]; auto: the largest crop's"
     )
@@ -361,6 +370,7 @@ HARMLESS = frozenset(
         "log_every_steps",
         "knn_every_epochs",
         "knn_k",
+        "check_every_epochs",
         "eval_size",
         "max_unreadable",
     }

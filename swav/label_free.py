@@ -4,6 +4,8 @@ None of them is proof by itself: which of them agree with the kNN vote over many
 benchmarks/label_free.py and written down in docs/log.md.
 """
 
+import itertools
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -13,15 +15,19 @@ from swav.metrics import nearest, rankme
 
 
 @torch.no_grad()
-def view_retrieval(first: Float[Tensor, "N F"], second: Float[Tensor, "_ _"]) -> Float[Tensor, " N"]:
-    """Whether the nearest of all second views of N images is an image's own: 1 or 0 of each.
+def view_retrieval(views: Float[Tensor, "N Q F"]) -> Int64[Tensor, " N"]:
+    """How often each image's own view is the nearest: of Q (Q - 1) times that one of its views looks among the views of
+    another kind of all N images.
 
     Args:
-        first, second: features of two views of the same images, in the same order.
+        views: features of Q views of each image.
     """
-    _check(first, second)
-    found = nearest(second, first, 1)[1][:, 0]
-    return (found == torch.arange(len(first), device=found.device)).float()
+    count, kinds = views.shape[:2]
+    of_kinds, own = views.unbind(1), torch.arange(count, device=views.device)
+    hits = torch.zeros(count, dtype=torch.int64, device=views.device)
+    for first, second in itertools.permutations(range(kinds), 2):
+        hits += nearest(of_kinds[second], of_kinds[first], 1)[1][:, 0] == own
+    return hits
 
 
 @torch.no_grad()

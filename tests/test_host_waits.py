@@ -21,7 +21,8 @@ from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
 from swav.system import Readback
 from swav.training import step as learner_module
-from swav.training.auto import MachineAndData, derive
+from swav.training.auto import derive
+from swav.training.choices import MachineAndData
 from swav.training.monitor import STEP_VALUES, Monitor
 from swav.training.step import Trainer
 from swav.views import view_spec

@@ -15,7 +15,8 @@ from torch import Tensor
 from swav.config import Recipe
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
-from swav.training.auto import MachineAndData, derive
+from swav.training.auto import derive
+from swav.training.choices import MachineAndData
 from swav.training.monitor import STEP_VALUES
 from swav.training.optim import LossScale
 from swav.training.step import Trainer

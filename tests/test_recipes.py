@@ -12,7 +12,8 @@ import pytest
 from swav.config import Recipe
 from swav.recipe_files import load_recipe, recipe_names, recipe_text, to_yaml, validated
 from swav.strict_yaml import read_yaml
-from swav.training.auto import DEPENDENT, MachineAndData, derive
+from swav.training.auto import DEPENDENT, derive
+from swav.training.choices import MachineAndData
 
 IMAGENET = 1_281_167
 MULTI, WIDE = "2x224(.14-1) 6x96(.05-.14)", "2x224(.14-1) 4x96(.05-.14)"

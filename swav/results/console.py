@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from swav.errors import DataError
+from swav.results.intervals import PairedDifference
 from swav.results.paired import paired_difference
 from swav.results.results import OWN, NotRun, Result, summary
 from swav.results.units import decimals_of
@@ -35,7 +36,7 @@ def format_results(results: Sequence[Result], not_run: Iterable[NotRun] = ()) ->
     if results:
         head = ("bench", f"metric [{units[0]}]" if len(units) == 1 else "metric", "protocol", "n", *columns.values())
         body = [(*key, *(_cell(values.get(column, ())) for column in columns)) for key, values in cells.items()]
-        lines += _aligned([head, *body], left=3)
+        lines += aligned([head, *body], left=3)
     if any(row.protocol == OWN and row.interval is not None for row in results):
         lines.append(EXPLAINED)
     lines += [f"{label}: {words}" for label, words in _normalisations(results).items()]
@@ -77,7 +78,7 @@ def _normalisations(results: Iterable[Result]) -> dict[str, str]:
     return words
 
 
-def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
     """A Markdown table that is also a table to the eye; the first `left` columns are texts, the others numbers."""
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
@@ -109,25 +110,36 @@ def format_differences(results: Sequence[Result], weights: Sequence[str], folder
         A line per benchmark and weights; empty where there is nothing to compare.
     """
     first, *others = dict.fromkeys(weights)
+    lines = [
+        f"{bench} {rows[first].metric}, {rows[each].label}: difference to {rows[first].label}: "
+        + format_difference(rows[first], rows[each], folder)
+        for bench, rows in headlines(results, weights).items()
+        for each in others
+        if each in rows
+    ]
+    if lines:
+        lines.append("differences: points of %, with 95 % intervals, paired over the same images")
+    return "\n".join(lines)
+
+
+def headlines(results: Sequence[Result], weights: Sequence[str]) -> dict[str, dict[str, Result]]:
+    """Of each benchmark under protocol own the rows by which weights are compared: top-1, of kNN at k=20, or at the nearest k that
+    the first weights and some others have.
+
+    Returns:
+        {benchmark: {weights: row}}, without benchmarks that have nothing to compare.
+    """
+    first, *others = dict.fromkeys(weights)
     by: dict[str, dict[str, dict[str, Result]]] = {}  # bench, metric, weights
     for row in sorted(results, key=lambda row: -row.seed):  # the lowest seed stays
         if row.protocol == OWN and row.metric.startswith("top-1") and row.value is not None:
             by.setdefault(row.bench, {}).setdefault(row.metric, {})[row.weights] = row
-    lines = []
+    found = {}
     for bench, metrics in by.items():
         shared = [metric for metric, rows in metrics.items() if first in rows and len(rows.keys() & set(others))]
         if shared:
-            metric = min(shared, key=_distance_from_20)
-            rows = metrics[metric]
-            lines += [
-                f"{bench} {metric}, {rows[each].label}: difference to {rows[first].label}: "
-                + _difference(rows[first], rows[each], folder)
-                for each in others
-                if each in rows
-            ]
-    if lines:
-        lines.append("differences: points of %, with 95 % intervals, paired over the same images")
-    return "\n".join(lines)
+            found[bench] = metrics[min(shared, key=_distance_from_20)]
+    return found
 
 
 def _distance_from_20(metric: str) -> tuple[int, int]:
@@ -136,12 +148,16 @@ def _distance_from_20(metric: str) -> tuple[int, int]:
     return abs(k - 20), k
 
 
-def _difference(first: Result, second: Result, folder: Path) -> str:
+def format_difference(first: Result, second: Result, folder: Path) -> str:
     """As `+7.1 (4.9 to 9.3)`, or `none (-1.2 to 2.0)` where the interval holds 0; or why there is none."""
     try:
-        found = paired_difference(first, second, folder)
+        return in_points(paired_difference(first, second, folder))
     except DataError as error:
         return f"unknown: {error}"
+
+
+def in_points(found: PairedDifference) -> str:
+    """As `+7.1 (4.9 to 9.3)` points, or `none (-1.2 to 2.0)` where the interval holds 0."""
     low, high = found.interval
     value = "none" if found.is_none else f"{100 * found.difference:+.1f}"
     return f"{value} ({100 * low:.1f} to {100 * high:.1f})"

@@ -6,13 +6,13 @@ machine, views, colour, network, batch, codes, optimiser, length of the run. A s
 No torch here: what has to be measured comes as functions, called only where a setting depends on them.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
+import math
 
 from swav.config import TIMM, Crop, Recipe
 from swav.errors import ConfigError, DataError, counted
 from swav.recipe_files import validated
+from swav.training import adapting
+from swav.training.choices import Choices, MachineAndData, between
 
 # `auto` is a value of these: they follow from the crops whatever those are, and from the processes of each command.
 DEPENDENT = ("code_crops", "eval_size", "sync_bn")
@@ -24,64 +24,15 @@ EXPLAINED = frozenset(  # settings that have a rule
         *("batch", "micro_batch", "koleo", "epsilon", "freeze_prototypes_steps"),
         *("optimizer", "lr", "final_lr"),
         *("epochs", "warmup_epochs", "queue_length", "queue_start_epoch"),
+        "check_every_epochs",
     }
 )
+DEFAULT = "the default"  # the reason of what has no rule
 MOST_EPOCHS = 2000  # that `hours` may make of few images
 _FEW_PROTOTYPES = 1000
 _MANY_IMAGES = 1_000_000
-
-
-def _not_measured(*_: Any) -> Any:
-    raise AssertionError("a setting was to be measured, and nothing to measure it with was given")
-
-
-@dataclasses.dataclass(frozen=True)
-class MachineAndData:
-    """What settings follow from.
-
-    Attributes:
-        num_images: readable images that are trained on.
-        side: median of their short sides [pixels].
-        world_size: processes.
-        device: "cpu" or "cuda", what is there.
-        cpus: processor cores that this machine lends us.
-        has_bf16: whether the device computes in bfloat16.
-        is_grey: looks at some of the images: whether they hold no colour.
-        batch_fits: batch_fits(recipe, most): how many images at a time a process has memory for, up to `most`, and how that was found.
-            Of the settings those of machine, views and network are settled.
-        throughput: images per second of all processes together, for settings that are settled but for the length of the run.
-        spent: seconds that the command has taken so far, asked for after the throughput.
-    """
-
-    num_images: int
-    side: int = 224
-    world_size: int = 1
-    device: str = "cpu"
-    cpus: int = 1
-    has_bf16: bool = False
-    is_grey: Callable[[], bool] = lambda: False
-    batch_fits: Callable[[Recipe, int], tuple[int, str]] = _not_measured
-    throughput: Callable[[Recipe], float] = _not_measured
-    spent: Callable[[], float] = lambda: 0.0
-
-
-class _Choices:
-    """Settings of which more and more are settled.
-
-    Attributes:
-        recipe: as far as it is settled.
-        reasons: {key: reason} of what was chosen here.
-    """
-
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
-        self.reasons: dict[str, str] = {}
-
-    def choose(self, key: str, value: Any, reason: str) -> None:
-        """Settle a key that was left at `auto`; what was given stays."""
-        if self.recipe.left_at_auto(key):
-            self.recipe = self.recipe.model_copy(update={key: value})
-            self.reasons[key] = reason
+CHECKED_IMAGES, CHECKED_VIEWS = 512, 4  # that a check looks at (retrieval.py); views of each
+_CHECKS_SHARE, _MOST_CHECKS, _CHECKS_FOR_HARM = 0.01, 20, 10
 
 
 def derive(recipe: Recipe, facts: MachineAndData) -> tuple[Recipe, dict[str, str]]:
@@ -100,11 +51,27 @@ def derive(recipe: Recipe, facts: MachineAndData) -> tuple[Recipe, dict[str, str
             f"batch: expected a multiple of the {facts.world_size} processes, found {recipe.batch}; "
             f"start {_divisor(recipe.batch, facts.world_size)}, or begin a run with another batch"
         )
-    choices = _Choices(recipe)
+    choices = Choices(recipe)
+    adapting.network(choices, facts)
+    later = EXPLAINED | (adapting.SCHEDULE if facts.start is not None else frozenset())
     for key, field in Recipe.model_fields.items():
-        if key not in DEPENDENT and key not in EXPLAINED:
-            choices.choose(key, field.default, "the default")
-    for rule in (_machine, _views, _colour, _network, _batch, _spread, _check_forward, _codes, _optimiser, _length):
+        if key not in DEPENDENT and key not in later:
+            choices.choose(key, field.default, DEFAULT)
+    for rule in (
+        _machine,
+        _views,
+        _colour,
+        _network,
+        _batch,
+        _spread,
+        _check_forward,
+        _codes,
+        adapting.head_first,
+        _optimiser,
+        _length,
+        adapting.evaluations,
+        _checks,
+    ):
         rule(choices, facts)
     settled = choices.recipe.model_dump() | {"hours": None}  # `epochs` holds what came of them at first
     chosen = validated(Recipe, settled, "settings")
@@ -117,7 +84,7 @@ def derive(recipe: Recipe, facts: MachineAndData) -> tuple[Recipe, dict[str, str
     return chosen, choices.reasons
 
 
-def _check_forward(choices: _Choices, facts: MachineAndData) -> None:
+def _check_forward(choices: Choices, facts: MachineAndData) -> None:
     """Every process must have as much as every other, in whole micro-batches. Looked at before anything is timed."""
     recipe, processes = choices.recipe, facts.world_size
     share, size = recipe.batch // processes, recipe.images_per_forward(processes)
@@ -157,7 +124,7 @@ def _divisor(number: int, most: int) -> int:
 # -- machine
 
 
-def _machine(choices: _Choices, facts: MachineAndData) -> None:
+def _machine(choices: Choices, facts: MachineAndData) -> None:
     on_gpu = facts.device == "cuda"
     choices.choose("device", facts.device, "a GPU is there" if on_gpu else "no GPU was found")
     choices.choose(
@@ -175,12 +142,14 @@ def _machine(choices: _Choices, facts: MachineAndData) -> None:
 # -- views
 
 
-def _views(choices: _Choices, facts: MachineAndData) -> None:
+def _views(choices: Choices, facts: MachineAndData) -> None:
     on_gpu = choices.recipe.device == "cuda"
-    most = 224 if on_gpu else 64
+    most = facts.start.size if facts.start is not None else 224 if on_gpu else 64
     large = _crop_size(min(most, facts.side))
     reason = f"short side of the images: {facts.side} pixels (median)"
-    if facts.side > most:
+    if facts.side > most and facts.start is not None:
+        reason += f"; {facts.start.name} was made for {most}"
+    elif facts.side > most:
         reason += "; 224 is the published size" if on_gpu else "; a CPU has time for crops of 64 pixels, a GPU for 224"
     if large < 48:
         crops: tuple[Crop, ...] = (Crop(count=2, size=large, scale=(0.2, 1.0)),)
@@ -201,7 +170,7 @@ def _crop_size(pixels: int) -> int:
     return max(8, pixels // 16 * 16 if pixels >= 48 else pixels // 4 * 4)
 
 
-def _colour(choices: _Choices, facts: MachineAndData) -> None:
+def _colour(choices: Choices, facts: MachineAndData) -> None:
     recipe = choices.recipe
     largest = max(recipe.view_sizes)
     if largest >= 128:
@@ -228,7 +197,7 @@ def _colour(choices: _Choices, facts: MachineAndData) -> None:
 # -- network
 
 
-def _network(choices: _Choices, facts: MachineAndData) -> None:
+def _network(choices: Choices, facts: MachineAndData) -> None:
     on_gpu = choices.recipe.device == "cuda"
     choices.choose(
         "backbone",
@@ -253,7 +222,7 @@ def _network(choices: _Choices, facts: MachineAndData) -> None:
     )
     choices.choose(
         "prototypes",
-        _between(10 * round(300 * (facts.num_images / 1.28e6) ** 0.6), 30, 3000),
+        between(10 * round(300 * (facts.num_images / 1.28e6) ** 0.6), 30, 3000),
         f"3000 on ImageNet's 1.28 million images, to the power .6 of {facts.num_images} images",
     )
 
@@ -261,7 +230,7 @@ def _network(choices: _Choices, facts: MachineAndData) -> None:
 # -- batch
 
 
-def _batch(choices: _Choices, facts: MachineAndData) -> None:
+def _batch(choices: Choices, facts: MachineAndData) -> None:
     """What teaches well is the batch; what memory has room for is the micro-batch, if that may be chosen too."""
     world_size = facts.world_size
     if choices.recipe.left_at_auto("batch"):
@@ -307,7 +276,7 @@ def _share_that_suits(recipe: Recipe, facts: MachineAndData) -> tuple[int, str]:
 # -- codes
 
 
-def _spread(choices: _Choices, facts: MachineAndData) -> None:
+def _spread(choices: Choices, facts: MachineAndData) -> None:
     if choices.recipe.images_per_forward(facts.world_size) < 2:
         choices.choose("koleo", 0.0, "a process takes one image at a time, which has no other to be spread from")
     if facts.num_images >= _MANY_IMAGES:
@@ -315,7 +284,7 @@ def _spread(choices: _Choices, facts: MachineAndData) -> None:
     choices.choose("koleo", 0.1, "DINOv2's; without it short runs on few images may learn nothing (docs/log.md)")
 
 
-def _codes(choices: _Choices, facts: MachineAndData) -> None:
+def _codes(choices: Choices, facts: MachineAndData) -> None:
     batch, prototypes = choices.recipe.batch, max(choices.recipe.prototype_sets)
     if prototypes < _FEW_PROTOTYPES and batch < 256:
         choices.choose(
@@ -332,14 +301,14 @@ def _codes(choices: _Choices, facts: MachineAndData) -> None:
     )
 
 
-def _steps_per_epoch(choices: _Choices, facts: MachineAndData) -> int:
+def _steps_per_epoch(choices: Choices, facts: MachineAndData) -> int:
     return max(1, facts.num_images // choices.recipe.batch)
 
 
 # -- optimiser
 
 
-def _optimiser(choices: _Choices, facts: MachineAndData) -> None:
+def _optimiser(choices: Choices, facts: MachineAndData) -> None:
     batch = choices.recipe.batch
     choices.choose(
         "optimizer",
@@ -359,13 +328,13 @@ def _optimiser(choices: _Choices, facts: MachineAndData) -> None:
 # -- length
 
 
-def _length(choices: _Choices, facts: MachineAndData) -> None:
+def _length(choices: Choices, facts: MachineAndData) -> None:
     if choices.recipe.left_at_auto("epochs"):
         choices.choose("epochs", *_epochs(choices.recipe, facts))
     epochs, batch, images = choices.recipe.epochs, choices.recipe.batch, facts.num_images
     choices.choose(
         "warmup_epochs",
-        float(_between(round(0.05 * epochs), 1, 10) if epochs > 1 else 0),
+        float(between(round(0.05 * epochs), 1, 10) if epochs > 1 else 0),
         f"5 % of {counted(epochs, 'epoch')}, at most 10",
     )
     share = images // 4 // batch * batch
@@ -385,10 +354,27 @@ def _length(choices: _Choices, facts: MachineAndData) -> None:
     )
 
 
+def _checks(choices: Choices, facts: MachineAndData) -> None:
+    """A check is a forward of its views; a step is worth three of all crops."""
+    recipe = choices.recipe
+    pixels = sum(crop.count * crop.size**2 for crop in recipe.crops)
+    whole = 3 * pixels * facts.num_images * recipe.epochs
+    check = CHECKED_VIEWS * min(CHECKED_IMAGES, facts.num_images) * recipe.resolution**2
+    most = between(int(_CHECKS_SHARE * whole / check) - 1, 1, _MOST_CHECKS)
+    reason = f"before the first epoch and {counted(most, 'time')} on the way, for at most 1 % of the time"
+    if recipe.stop_when_worse and most < _CHECKS_FOR_HARM:
+        most, reason = _CHECKS_FOR_HARM, f"{_CHECKS_FOR_HARM} times, to find harm early (stop_when_worse)"
+    elif most == 1:
+        reason = "before the first epoch and after the last"
+    choices.choose("check_every_epochs", math.ceil(recipe.epochs / most), reason)
+
+
 def _epochs(recipe: Recipe, facts: MachineAndData) -> tuple[int, str]:
     images = facts.num_images
+    if recipe.hours is None and facts.start is not None:
+        return adapting.epochs(images)
     if recipe.hours is None:
-        epochs = _between(round(200 * (1.28e6 / images) ** 0.25), 100, 800)
+        epochs = between(round(200 * (1.28e6 / images) ** 0.25), 100, 800)
         return epochs, f"200 on ImageNet; fewer images ({images}) need more passes"
     throughput = facts.throughput(recipe)
     budget, pass_seconds = 3600 * recipe.hours, images / throughput
@@ -424,7 +410,3 @@ def in_words(seconds: float) -> str:
 def power_of_two(count: int) -> int:
     """Return the largest power of two that is not above a positive count."""
     return 1 << count.bit_length() - 1
-
-
-def _between(value: int, low: int, high: int) -> int:
-    return max(low, min(high, value))

@@ -220,7 +220,8 @@ class _Steps:
         # the optimiser that takes most; KoLeo takes next to nothing, and needs two images
         settled: dict[str, Any] = {"optimizer": "adam", "epsilon": 0.05, "koleo": 0.0}
         settled = {key: value for key, value in settled.items() if recipe.left_at_auto(key)}
-        settled |= dict.fromkeys(("lr", "final_lr", "warmup_epochs", "queue_length", "freeze_prototypes_steps"), 0)
+        later = ("lr", "final_lr", "warmup_epochs", "queue_length", "freeze_prototypes_steps", "freeze_backbone_steps")
+        settled |= dict.fromkeys(later, 0)
         settled |= {"batch": 1, "micro_batch": 0, "epochs": 1, "compile": False}
         with dist.single_process():
             self.trainer = Trainer(

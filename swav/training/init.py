@@ -11,16 +11,17 @@ from swav.config import TIMM, Recipe
 from swav.errors import ConfigError
 from swav.files import CHECKPOINTS
 from swav.network.heads import SwavNetwork, build_network
+from swav.training.choices import StartWeights
 from swav.weights.encoder import Encoder, load
 
 _SHAPING = ("backbone", "width", "stem", "in_channels")  # the keys that make a backbone
 
 
 def load_init_weights(recipe: Recipe, out: Path) -> Encoder | None:
-    """Read what `init` names, and find out whether it fits; write nothing.
+    """Read what `init` names; write nothing.
 
     Args:
-        recipe: settings; `auto` is not needed here.
+        recipe: settings.
         out: the run's folder.
 
     Returns:
@@ -28,14 +29,34 @@ def load_init_weights(recipe: Recipe, out: Path) -> Encoder | None:
         file, and `resume` refuses another `init`, as any setting that shapes the weights.)
 
     Raises:
-        ConfigError: there are no such weights, or they are of another backbone than the recipe's.
+        ConfigError: there are no such weights.
         CheckpointError: they cannot be read.
     """
     if recipe.init is None or checkpoint.any_exist(out / CHECKPOINTS):
         return None
     if recipe.init.startswith("random:"):
         raise ConfigError(f"init={recipe.init}: expected existing weights; fresh ones come from the seed, without init")
-    start = load(recipe.init)
+    return load(recipe.init)
+
+
+def facts_of(start: Encoder) -> StartWeights:
+    """What `auto` is to know of weights that a run starts from."""
+    settings = {key: start.settings[key] for key in _SHAPING if key in start.settings}
+    if str(settings.get("backbone", "")).startswith(TIMM):
+        settings |= {key: Recipe.model_fields[key].default for key in ("width", "stem")}
+    head = None
+    if start.head is not None:
+        widths = [layer for layer in start.head.modules() if isinstance(layer, nn.Linear)]
+        head = widths[0].out_features, widths[-1].out_features
+    return StartWeights(start.name, settings | {"mean": start.mean, "std": start.std}, start.size, head)
+
+
+def require_fitting(start: Encoder, recipe: Recipe) -> None:
+    """Refuse weights of another backbone than the recipe's, which is without `auto` here.
+
+    Raises:
+        ConfigError: they are.
+    """
     with torch.device("meta"):
         expected = build_network(recipe).trunk
     difference = _difference(start.trunk, expected)
@@ -50,7 +71,6 @@ def load_init_weights(recipe: Recipe, out: Path) -> Encoder | None:
             f"init={recipe.init}: expected the backbone of {wanted}\n"
             f"found another ({found}; first difference at {difference}); set these keys to what the weights are of"
         )
-    return start
 
 
 def init_from(network: SwavNetwork, start: Encoder, recipe: Recipe) -> str:

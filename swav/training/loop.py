@@ -27,7 +27,7 @@ from swav.training import budget
 from swav.training.budget import Budget
 from swav.training.estimate import estimate_run
 from swav.training.flags import FlagReader, Flags
-from swav.training.init import init_from, load_init_weights
+from swav.training.init import facts_of, init_from, load_init_weights, require_fitting
 from swav.training.log import Log, Recorder, draw_views
 from swav.training.monitor import Monitor, verdict
 from swav.training.preflight import check_pretraining
@@ -77,11 +77,13 @@ def run_or_resume(wanted: Recipe, out: Path, dry_run: bool, began: float) -> Pat
         share_cpus(dist.world_size())
         require_agreement(shared_settings(wanted) | {"--out": str(out), "--dry-run": dry_run} | code())
         dist.on_rank0(lambda: check_pretraining(wanted, out, dry_run))
-        run = prepare(wanted, out, device, dry_run, began)
+        start = load_init_weights(wanted, out)
+        require_agreement({f"init={wanted.init}": start.sha256 if start is not None else None})
+        run = prepare(wanted, out, device, dry_run, began, facts_of(start) if start is not None else None)
         own_view = {"images": run.images.fingerprint, "steps": run.total_steps, "data": seen(run.images, wanted.seed)}
         require_agreement(shared_settings(run.recipe) | own_view)
-        start = load_init_weights(run.recipe, out)
-        require_agreement({f"init={run.recipe.init}": start.sha256 if start is not None else None})
+        if start is not None:
+            require_fitting(start, run.recipe)
         if dry_run:
             scored = sum(map(len, run.labelled)) if run.labelled else 0
             dist.say("trying some steps, to estimate time and memory")
@@ -109,8 +111,9 @@ def run_or_resume(wanted: Recipe, out: Path, dry_run: bool, began: float) -> Pat
             monitor.load_state_dict(own, f"{saved.path}/rank_{dist.rank()}.safetensors")
         scoring = Scoring(run, saved)
         if start_step == run.total_steps and not scoring.put_off:
-            dist.say(f"{out}: finished at step {start_step}; nothing to do")
-            exported = dist.on_rank0(lambda: export_missing(out, start_step))
+            why = f", where it stopped by itself: {scoring.ended}" if scoring.ended else ""
+            dist.say(f"{out}: finished at step {start_step}{why}; nothing to do")
+            exported = dist.on_rank0(lambda: export_missing(out, *scoring.exported(start_step)))
             if dist.rank() == 0 and (exported or not (out / REPORT).exists()):
                 with not_essential(f"{out}/report.html"):
                     report(out)
@@ -120,12 +123,18 @@ def run_or_resume(wanted: Recipe, out: Path, dry_run: bool, began: float) -> Pat
         dist.say(describe(run) + taken if saved is None else resume_message(run, saved))
         log = Log(run.out)
         _train(run, trainer, monitor, scoring, log, start_step, stack.enter_context(work()))
-        _finish(run, log)
+        _finish(run, log, scoring)
     return out
 
 
 def _train(
-    run: RunSetup, trainer: Trainer, monitor: Monitor, scoring: Scoring, log: Log, start_step: int, stop: StopRequest
+    run: RunSetup,
+    trainer: Trainer,
+    monitor: Monitor,
+    scoring: Scoring,
+    log: Log,
+    start_step: int,
+    stop: StopRequest,
 ) -> None:
     """Make the steps from `start_step` to the end, with checkpoints, a log, and an exit that loses nothing."""
     recipe, device, first = run.recipe, run.device, dist.rank() == 0
@@ -154,6 +163,10 @@ def _train(
     done = start_step
     stop.unsaved = lambda: done - saver.saved_at
     try:
+        if scoring.is_fresh:
+            scoring.begin(trainer.network, log, progress)
+            if scoring.is_best(0):  # given weights, which may stay the best
+                saver.save(0)
         if scoring.put_off:
             scoring.catch_up(done, trainer.network, log, progress, stop)
         for batch in loader:
@@ -186,6 +199,9 @@ def _train(
                     run.budget.epoch_made(done)
                 put_off_by = scoring.evaluate(done, trainer.network, log, progress, stop, stop_code)
                 stop_code = max(stop_code, put_off_by)
+                if scoring.ended is not None:
+                    run.ended_at = done
+                    progress.say(f"step {done}: stops here: {scoring.ended}")
                 if run.budget is not None and done < run.total_steps:
                     _plan_anew(run.budget, done, progress)
                 fault_point("epoch:end")
@@ -234,12 +250,12 @@ def _refuse(found: Flags, run: RunSetup, allowed: int, saved_at: int) -> None:
         )
 
 
-def _finish(run: RunSetup, log: Log) -> None:
+def _finish(run: RunSetup, log: Log, scoring: Scoring) -> None:
     """Say how the run went, and write its verdict, the exported backbone and the report."""
     first = dist.rank() == 0
     if first:
         log.check_folder()
-        judgement, advice = verdict(log.recent, *run.health_facts)
+        judgement, advice = verdict(log.recent, *run.health_facts, ended=True)
         with not_essential(f"{run.out}/report/verdict.json"):
             (run.out / REPORT_PARTS).mkdir(exist_ok=True)
             write_text_durably(
@@ -247,7 +263,7 @@ def _finish(run: RunSetup, log: Log) -> None:
             )
         dist.say(f"{judgement}: {advice}")
     try:
-        exported = dist.on_rank0(lambda: export_backbone(run.out))
+        exported = dist.on_rank0(lambda: export_backbone(run.out, scoring.exported(run.total_steps)[1]))
     finally:
         if first:
             with not_essential(f"{run.out}/report.html"):

@@ -14,6 +14,7 @@ from swav.metrics import rankme
 from swav.tensors import require_same_form
 
 STEP_VALUES = ("loss", "code_entropy", "code_confidence", "gradient_norm")
+_CHECK_KEYS = ("view_retrieval", "view_retrieval_gain", "view_retrieval_margin")
 SURE_AFTER = 50  # lines of metrics: before, a run that has not left its start is not judged
 
 
@@ -106,19 +107,19 @@ class HealthCheck:
     """Judge a run while it trains, and warn where the judgement changes.
 
     Args:
-        ln_k, images, prototypes: as for `verdict`.
+        ln_k, images, prototypes, start: as for `verdict`.
     """
 
-    def __init__(self, ln_k: float, images: int, prototypes: int):
-        self.facts = ln_k, images, prototypes
+    def __init__(self, ln_k: float, images: int, prototypes: int, start: str = "random weights"):
+        self.facts = ln_k, images, prototypes, start
         self.state = "healthy"
 
     def catch_up(self, history: Sequence[Mapping[str, float | None]]) -> None:
         """Bring the judgement to where it was after a run's lines so far, so that a resumed run does not repeat itself."""
-        lines = [line for line in history if "loss" in line]
-        first = len(lines) if len(lines) >= SURE_AFTER else 1  # early on, a judgement may give way to "too early"
-        for length in range(first, len(lines) + 1):
-            self.news(lines[:length])
+        steps = [place for place, line in enumerate(history, start=1) if "loss" in line]
+        first = len(steps) - 1 if len(steps) >= SURE_AFTER else 0  # early on, a judgement may give way to "too early"
+        for length in steps[first:]:
+            self.news(history[:length])
 
     def news(self, history: Sequence[Mapping[str, float | None]]) -> str | None:
         """The verdict and its advice, where it is another than the last time; else None."""
@@ -140,7 +141,12 @@ def too_few(images: int, prototypes: int) -> str | None:
 
 
 def verdict(
-    history: Sequence[Mapping[str, float | None]], ln_k: float, images: int, prototypes: int
+    history: Sequence[Mapping[str, float | None]],
+    ln_k: float,
+    images: int,
+    prototypes: int,
+    start: str = "random weights",
+    ended: bool = False,
 ) -> tuple[str, str]:
     """Judge a run by its last lines of metrics.
 
@@ -149,10 +155,12 @@ def verdict(
         ln_k: the loss of uniform codes, Recipe.log_prototypes [nats].
         images: that are trained on.
         prototypes: of the largest set.
+        start: what the weights at the start are called.
+        ended: the run is over; on the way nothing is said of what may still be learned.
 
     Returns:
-        One of healthy, collapsing, too few images, prototypes dying, data-bound, too early; and the advice that the
-        literature gives.
+        One of healthy, collapsing, too few images, prototypes dying, not learning, data-bound, too early; and the evidence, or
+        the advice that the literature gives.
 
     Source of the advice: README "Common issues" and tracker of the original (reference: collapse at loss = ln K).
     """
@@ -180,6 +188,16 @@ def verdict(
             "prototypes dying",
             "few prototypes are ever chosen: fewer prototypes, a longer queue, or a smaller epsilon",
         )
+    knows, evidence = learned(history, start)
+    if knows is False and ended and _rises(history):
+        return "too early", f"{evidence}, and it rises: train longer"
+    if knows is False and ended:
+        return "not learning", (
+            f"{evidence}. Train longer, use more images, or change koleo (0.1 to 0.3), lr or crops; or keep {start}"
+            if start != "random weights"
+            else f"{evidence}. Train longer, use more images, change koleo (0.1 to 0.3) or lr, or start from weights that saw more "
+            "(init=W)"
+        )
     if mean["data_wait"] > 0.3:
         return (
             "data-bound",
@@ -187,8 +205,43 @@ def verdict(
         )
     return (
         "healthy",
-        f"the loss is {mean['loss_gap']:.2f} below ln K, {mean['prototypes_used']:.0%} of prototypes are in use",
+        f"the loss is {mean['loss_gap']:.2f} below ln K, {mean['prototypes_used']:.0%} of prototypes are in use"
+        + (f"; {evidence}" if evidence else ""),
     )
+
+
+def _rises(history: Sequence[Mapping[str, float | None]]) -> bool:
+    """Whether view retrieval was better at the last check than at the one before, by more than chance."""
+    values = [line["view_retrieval_gain"] or 0.0 for line in history if line.get("view_retrieval_gain") is not None]
+    margins = [
+        line.get("view_retrieval_margin") or 0.0 for line in history if line.get("view_retrieval_gain") is not None
+    ]
+    return len(values) > 2 and values[-1] - values[-2] > margins[-1]
+
+
+def learned(history: Sequence[Mapping[str, float | None]], start: str) -> tuple[bool | None, str]:
+    """Find out whether more is known than at the start: by kNN where there are labels, else by view retrieval.
+
+    Returns:
+        Whether it is, None where nothing was measured yet; and the evidence in words.
+    """
+    scored = [line for line in history if line.get("knn_top1") is not None]
+    before = [line["knn_top1"] for line in scored if line["step"] == 0]
+    checks = [line for line in history if line.get("view_retrieval_gain") is not None and line["step"]]
+    words = []
+    knows: bool | None = None
+    if checks:
+        value, gain, margin = (checks[-1][key] or 0.0 for key in _CHECK_KEYS)
+        knows = gain > margin
+        words.append(
+            f"an image is found by another view of it in {value:.1f} % of cases, {value - gain:.1f} % with {start} "
+            f"({gain:+.1f} +- {margin:.1f})"
+        )
+    if before and len(scored) > len(before):
+        now, at_start = scored[-1]["knn_top1"] or 0.0, before[0] or 0.0
+        knows = now > at_start
+        words.insert(0, f"kNN {now:.1f}, {at_start:.1f} with {start}")
+    return knows, "; ".join(words)
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -22,8 +22,9 @@ from swav.recipe_files import stored, validated, verified_yaml
 from swav.strict_yaml import read_yaml
 from swav.system import available_cpus, computes_in_bf16, has_compiler
 from swav.training import budget, estimate
-from swav.training.auto import DEPENDENT, MachineAndData, derive, power_of_two
+from swav.training.auto import DEPENDENT, derive, power_of_two
 from swav.training.budget import Budget, evaluation_share, first_plan, read_plans
+from swav.training.choices import MachineAndData, StartWeights
 
 
 @dataclasses.dataclass
@@ -44,19 +45,24 @@ class RunSetup:
     kept: list[str] = dataclasses.field(default_factory=list)  # settings left at `auto` that an earlier command chose
     speed: float | None = None  # images per second, where it had to be measured
     budget: Budget | None = None  # of a run with `hours`
+    ended_at: int | None = None  # the last step, of a run that ends before the plan (stop_when_worse)
 
     @property
     def steps_per_epoch(self) -> int:
         return len(self.images) // self.recipe.batch
 
     @property
-    def health_facts(self) -> tuple[float, int, int]:
-        """What the verdict compares a run with: the loss of equal codes, the number of images, and of prototypes."""
-        return self.recipe.log_prototypes, len(self.images), max(self.recipe.prototype_sets)
+    def health_facts(self) -> tuple[float, int, int, str]:
+        """What the verdict compares a run with: the loss of equal codes, the number of images, and of prototypes, and what the
+        weights at the start are called."""
+        start = "random weights" if self.recipe.init is None else self.recipe.init
+        return self.recipe.log_prototypes, len(self.images), max(self.recipe.prototype_sets), start
 
     @property
     def total_steps(self) -> int:
         """As planned now."""
+        if self.ended_at is not None:
+            return self.ended_at
         return self.steps_per_epoch * self.recipe.epochs if self.budget is None else self.budget.total_steps
 
     @property
@@ -74,11 +80,19 @@ def _with_budget(recipe: Recipe, hours: float) -> Recipe:
     return recipe.model_copy(update={"hours": hours, "epochs": AUTO})
 
 
-def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool, began: float | None = None) -> RunSetup:
+def prepare(
+    wanted: Recipe,
+    out: Path,
+    device: torch.device,
+    dry_run: bool,
+    began: float | None = None,
+    start: StartWeights | None = None,
+) -> RunSetup:
     """Open the images and settle every setting: as the run in `out` has it, if there is one, or else anew.
 
     Args:
         began: when the command began, by budget.now; None: now.
+        start: of the weights that a fresh run adapts.
     """
     began = budget.now() if began is None else began
     if not wanted.left_at_auto("backbone"):
@@ -95,7 +109,7 @@ def prepare(wanted: Recipe, out: Path, device: torch.device, dry_run: bool, bega
             f"{wanted.data}: expected at least one batch of {wanted.batch} images, found {len(images)}; use batch={power_of_two(max(1, len(images)))} or more images"
         )
     speeds: list[float] = []
-    facts = _facts(images, device, speeds, began)
+    facts = dataclasses.replace(_facts(images, device, speeds, began), start=start)
     plans: list[dict[str, Any]] = []
     if wanted.hours is None:
         recipe, reasons = derive(wanted, facts)

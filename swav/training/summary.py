@@ -6,7 +6,7 @@ from swav import checkpoint, dist
 from swav.config import RESNETS, Recipe
 from swav.errors import counted
 from swav.files import PLAN
-from swav.training.auto import in_words
+from swav.training.auto import DEFAULT, in_words
 from swav.training.monitor import too_few
 from swav.training.setup import RunSetup
 
@@ -26,7 +26,11 @@ def describe(run: RunSetup) -> str:
         f"labels     {'kNN every ' + counted(recipe.knn_every_epochs, 'epoch') if run.labelled else f'none used ({run.unlabelled})'}",
     ]
     values = recipe.model_dump(mode="json")
-    lines += [f"auto       {key} = {_shown(values[key])}: {reason}" for key, reason in run.reasons.items()]
+    lines += [
+        f"auto       {key} = {_shown(values[key])}: {reason}"
+        for key, reason in run.reasons.items()
+        if reason != DEFAULT
+    ]
     lines += [f"auto       {kept_in_words(run)}"] if run.kept else []
     if recipe.sinkhorn == "local":
         lines.append(

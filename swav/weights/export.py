@@ -23,12 +23,13 @@ from swav.recipe_files import stored
 from swav.weights.exported import CODE, FOLDER, FORMAT, WEIGHTS, fits_torchvision, is_timms, metadata, read_description
 
 
-def export_missing(out: Path, step: int) -> dict[str, Any] | None:
+def export_missing(out: Path, step: int, best: bool = False) -> dict[str, Any] | None:
     """Export the weights of a run's last checkpoint, unless that is done.
 
     Args:
         out: the run's folder.
-        step: that of the last checkpoint.
+        step: that of the checkpoint.
+        best: of the best checkpoint instead, as the last one says.
 
     Returns:
         Their description (see swav.weights.exported); None if nothing was missing.
@@ -49,19 +50,17 @@ def export_missing(out: Path, step: int) -> dict[str, Any] | None:
         and (_needs_no_code(there) or (folder / CODE).is_file())
     ):
         return None
-    return export_backbone(out)
+    return export_backbone(out, best)
 
 
-def export_backbone(out: Path) -> dict[str, Any]:
-    """Export the weights of a run's newest verified checkpoint. Files of an earlier export are replaced.
+def export_backbone(out: Path, best: bool = False) -> dict[str, Any]:
+    """Export the weights of a run's newest verified checkpoint, or of the best. Files of an earlier export are replaced.
 
     Only for the holder of the run's lock.
 
     Returns, Raises: as export_missing.
     """
-    path = checkpoint.newest(out / CHECKPOINTS)
-    if path is None:
-        raise CheckpointError(f"{out}: the run has saved no checkpoint yet; let it run")
+    path = _source(out, best)
     description = _description(path)
     folder = out / FOLDER
     try:
@@ -78,6 +77,14 @@ def export_backbone(out: Path) -> dict[str, Any]:
             "rerun the same command to write the files"
         ) from error
     return description
+
+
+def _source(out: Path, best: bool) -> Path:
+    path = checkpoint.newest(out / CHECKPOINTS)
+    if path is None:
+        raise CheckpointError(f"{out}: the run has saved no checkpoint yet; let it run")
+    step = checkpoint.read_state(path).get("best_step") if best else None
+    return path if step is None else path.with_name(f"step_{step:08d}")
 
 
 def _is_whole(path: Path) -> bool:

@@ -97,7 +97,7 @@ def how_to_use(description: Mapping[str, Any], folder: Path) -> str:
 def which(description: Mapping[str, Any]) -> str:
     """Of which step exported weights are, and whether another one scored better."""
     step, best = description["step"], description["best_step"]
-    return f"step {step}" + ("" if best in (None, step) else f", the last; step {best} scored best by kNN")
+    return f"step {step}" + ("" if best in (None, step) else f", the last; step {best} scored best")
 
 
 def _features(description: Mapping[str, Any]) -> str:

@@ -197,7 +197,7 @@ def test_the_lines_that_use_the_weights_are_text_that_can_be_copied(run):
     page = Page(report(folder))
     found = read_description(folder / "export" / "backbone.safetensors")
     assert found is not None and "\n".join(usage(found, folder / "export")) in page.text
-    assert "step 20, the last; step 10 scored best by kNN" in page.text
+    assert "step 20, the last; step 10 scored best" in page.text
     assert not page.unbalanced and not page.all("b>") and "<b>&" not in page.source
 
 

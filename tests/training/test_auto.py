@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from swav.config import HARMLESS, Recipe, settings_hash
 from swav.errors import ConfigError, DataError
 from swav.recipe_files import load_recipe
-from swav.training.auto import DEPENDENT, EXPLAINED, MachineAndData, derive
+from swav.training.auto import DEPENDENT, EXPLAINED, derive
+from swav.training.choices import MachineAndData
 
 
 def everything_fits(recipe: Recipe, most: int) -> tuple[int, str]:
@@ -96,7 +97,7 @@ def test_derived_values_meet_the_published_ones():
     chosen = settled(1_281_167, facts=GPU | {"side": 375})
     published = load_recipe("swav_200ep_bs256", {"data": "photos"})
     of_the_machine, ours = {"device", "precision", "workers"}, {"warmup_epochs"}  # which that recipe has not
-    same = set(Recipe.model_fields) - of_the_machine - ours
+    same = set(Recipe.model_fields) - of_the_machine - ours - {"check_every_epochs"}  # auto in both
     assert {key: getattr(chosen, key) for key in same} == {key: getattr(published, key) for key in same}
     large = settled(1_281_167, facts=GPU, batch=4096)
     assert large.lr == pytest.approx(4.8, rel=0.01) and large.queue_length == 0
@@ -258,7 +259,14 @@ def test_the_time_that_a_run_took_before_its_first_step_is_not_planned_with():
 def test_the_pace_is_asked_of_settings_that_lack_nothing_but_the_length():
     def check(recipe: Recipe) -> float:
         left = {key for key in Recipe.model_fields if recipe.left_at_auto(key)}
-        assert left <= {*DEPENDENT, "epochs", "warmup_epochs", "queue_length", "queue_start_epoch"}
+        assert left <= {
+            *DEPENDENT,
+            "epochs",
+            "warmup_epochs",
+            "queue_length",
+            "queue_start_epoch",
+            "check_every_epochs",
+        }
         return 900.0
 
     settled(10_000, facts={"throughput": check}, hours=1, flip="auto", blur_sigma="auto", seed="auto")

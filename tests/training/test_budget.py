@@ -309,7 +309,7 @@ def whole(timed, tmp_path_factory) -> Iterator[Path]:
 
 def test_a_run_follows_its_plans_to_the_end(whole, timed, monkeypatch, capsys):
     assert plans_of(whole) == PLANS
-    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
     assert [line["step"] for line in lines] == list(range(1, 17)) and next(iter(end_of(whole))).startswith(
         "step_00000016"
     )

@@ -23,7 +23,8 @@ from swav.network.backbone import count_parameters
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
 from swav.training import estimate
-from swav.training.auto import MachineAndData, derive
+from swav.training.auto import derive
+from swav.training.choices import MachineAndData
 from swav.training.step import Teacher, Trainer
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from swav.errors import CheckpointError, ConfigError
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe, parse_overrides
 from swav.training import loop
-from swav.training.init import init_from, load_init_weights
+from swav.training.init import init_from, load_init_weights, require_fitting
 from swav.weights.encoder import load
 from tests.network import foreign
 
@@ -53,6 +53,7 @@ def start(weights: object, out: Path, **changes: object):
     recipe = load_recipe("tiny", RUN | {"init": str(weights)} | changes)
     found = load_init_weights(recipe, out)
     assert found is not None
+    require_fitting(found, recipe)
     network = build_network(recipe)
     return network, found, init_from(network, found, recipe)
 

@@ -21,7 +21,8 @@ from swav.errors import ConfigError, MachineError, NumericsError
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
 from swav.training import loop
-from swav.training.auto import MachineAndData, derive
+from swav.training.auto import derive
+from swav.training.choices import MachineAndData
 from swav.training.monitor import STEP_VALUES
 from swav.training.step import Trainer
 from swav.weights.encoder import load
@@ -103,7 +104,7 @@ def test_stopping_and_going_on_gives_the_same_weights_to_the_bit(shapes, tmp_pat
         one, other = (run / "checkpoints" / "step_00000012" / name for run in (whole, parts))
         assert one.read_bytes() == other.read_bytes()
     assert [line["step"] for line in lines(parts)] == [line["step"] for line in lines(whole)]
-    assert [line["loss"] for line in lines(parts)] == [line["loss"] for line in lines(whole)]
+    assert [line.get("loss") for line in lines(parts)] == [line.get("loss") for line in lines(whole)]
 
 
 def test_a_timm_trunk_learns_from_grey_images_and_comes_back(shapes, tmp_path):
@@ -111,7 +112,7 @@ def test_a_timm_trunk_learns_from_grey_images_and_comes_back(shapes, tmp_path):
     changes = {"backbone": "timm:vit_tiny_patch16_224", "in_channels": 1, "warmup_epochs": 0}
     crops = [{"count": 2, "size": 32, "scale": [0.3, 1.0]}, {"count": 1, "size": 16, "scale": [0.1, 0.3]}]
     run = loop.pretrain("tiny", out=tmp_path / "run", **settings | changes | {"crops": crops})
-    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines(run) if "loss" in line] == [1, 2, 3, 4]
     encoder = load(run)
     assert encoder(torch.zeros(2, 1, 32, 32)).shape == (2, 192) and len(encoder.stages(torch.zeros(2, 1, 32, 32))) == 12
 
@@ -230,7 +231,7 @@ def test_a_micro_batched_run_says_whose_statistics_batchnorm_has(shapes, tmp_pat
         "4 images at a time of 16 (codes are of the whole batch, BatchNorm's statistics of the 4)"
         in capsys.readouterr().err
     )
-    assert lines(tmp_path / "run")[-1]["loss"] > 0
+    assert min(line["loss"] for line in lines(tmp_path / "run") if "loss" in line) > 0
 
 
 def test_frozen_prototypes_keep_their_directions_until_they_are_freed():

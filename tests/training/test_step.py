@@ -18,7 +18,8 @@ from swav.config import Recipe
 from swav.errors import ConfigError
 from swav.network.heads import SwavNetwork, build_network
 from swav.recipe_files import load_recipe
-from swav.training.auto import MachineAndData, derive
+from swav.training.auto import derive
+from swav.training.choices import MachineAndData
 from swav.training.monitor import STEP_VALUES
 from swav.training.step import Trainer
 

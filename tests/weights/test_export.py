@@ -234,6 +234,6 @@ def test_a_folder_that_cannot_be_written_is_exit_4_and_names_the_step_that_is_sa
 def test_which_weights_these_are_is_said(tmp_path):
     run = run_of(tmp_path / "run")
     text = how_to_use(export_backbone(run), run / FOLDER)
-    assert "step 6, the last; step 3 scored best by kNN" in text.splitlines()[0]
+    assert "step 6, the last; step 3 scored best" in text.splitlines()[0]
     assert "[0.5, 0.4, 0.3]" in text and "[0.2, 0.21, 0.22]" in text and "48, 48]" in text
     assert usage(read_description(run / FOLDER / WEIGHTS) or {}, run / FOLDER) == text.splitlines()[1:]

@@ -1,0 +1,212 @@
+"""`swav compare`: is training on these images worth it? Random weights, given ones, trained from scratch and adapted, side by side.
+
+The trainings see no label, and no choice in them is made by what scores: kNN on the way is off, and which checkpoint is the best
+is found without labels. Scored is by protocol own of kNN and linear, and differences are paired over the same images.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swav import checkpoint
+from swav.errors import ConfigError, DataError, counted
+from swav.evaluation.request import open_splits, read_request
+from swav.evaluation.runner import bench
+from swav.files import CHECKPOINTS, METRICS, write_text_durably
+from swav.jsonl import is_metrics, read_if_possible
+from swav.output import deliver, say
+from swav.reporting.run_folder import seconds_trained
+from swav.results.console import aligned, headlines, in_points
+from swav.results.intervals import PairedDifference
+from swav.results.paired import paired_difference
+from swav.results.results import OWN, Result
+from swav.training.auto import in_words
+from swav.training.loop import pretrain
+from swav.weights.sources import check_source
+
+BENCHES = ("knn", "linear")
+SCRATCH, ADAPTED = "from scratch", "adapted"  # of the two trainings; their folders are called scratch and adapted
+OWN_KEYS = ("data", "init", "hours", "knn_every_epochs")  # that are not for the user to set here
+TABLE, CONTENT = "comparison.md", "comparison.json"
+FORMAT = 1
+
+
+class Arm(NamedTuple):
+    """Weights that are compared.
+
+    Attributes:
+        name: what the table calls them.
+        source: the weight source.
+        seconds: of training here; None: they were not trained here.
+        ended: why the training ended by itself, or None.
+    """
+
+    name: str
+    source: str
+    seconds: float | None = None
+    ended: str | None = None
+
+
+def compare(
+    data: str | Path,
+    *,
+    out: str | Path,
+    labelled: str | Path | None = None,
+    init: str | Path | None = None,
+    hours: float | None = None,
+    dry_run: bool = False,
+    **settings: object,
+) -> Path | None:
+    """Find out whether training on a folder of images is worth it; the same call again resumes.
+
+    Args:
+        data: the images to train on.
+        out: folder for the trainings (scratch/, adapted/), results.json, comparison.md and comparison.json.
+        labelled: a data set with classes, to score by; None: `data` itself.
+        init: existing weights: they are scored as they are, and adapted.
+        hours: for each training; None: as long as `auto` finds right.
+        dry_run: say what would be trained; write nothing.
+        settings: of both trainings, see `pretrain`.
+
+    Returns:
+        comparison.md; None of a dry run.
+
+    Raises:
+        ConfigError: a setting is unknown or not for the user to set here, or `init` names nothing.
+        DataError: images or labels are missing.
+        Stopped: a signal asked for an end; the same call resumes.
+    """
+    out, labelled = Path(out), str(data if labelled is None else labelled)
+    refuse_own_keys(settings)
+    if init is not None:
+        check_source(str(init))
+    request = read_request(BENCHES, [f"random:{out}"], {"protocol": OWN})
+    try:  # before hours of training
+        splits, _ = open_splits(request.settings, Path(labelled), None, "own", everything=False)
+    except DataError as error:
+        raise DataError(f"{error}\nto score by the labels of other images, give --labelled FOLDER") from error
+    scored = len(splits[BENCHES[0]][1])
+    plans: dict[str, dict[str, Any]] = {SCRATCH: {}} | ({ADAPTED: {"init": str(init)}} if init is not None else {})
+    each = "" if hours is None else f" of {counted(hours, 'hour')}"
+    say(f"compare: {counted(len(plans), 'training')}{each}, then {' and '.join(BENCHES)} on {counted(scored, 'image')}")
+    shared = settings | {"data": str(data), "hours": hours, "knn_every_epochs": 0}
+    trained = []
+    for name, own in plans.items():
+        folder = out / name.rpartition(" ")[2]
+        say(f"compare: {name}, in {folder}")
+        pretrain("auto", out=folder, dry_run=dry_run, **shared | own)
+        if not dry_run:
+            trained.append(_arm(name, folder))
+    if dry_run:
+        return None
+    given_weights = [] if init is None else [Arm("given", str(init))]
+    arms = [Arm("random", f"random:{out / 'scratch'}"), *given_weights, *trained]
+    names = [arm.name for arm in arms]
+    found = bench(
+        BENCHES, weights=[arm.source for arm in arms], name=names, data=labelled, out=out, protocol=OWN
+    ).results
+    rows = headlines(found, [arm.source for arm in arms])
+    text = format_comparison(arms, rows, out)
+    write_text_durably(out / CONTENT, json.dumps(_content(arms, rows, out), indent=1) + "\n")
+    write_text_durably(out / TABLE, text + "\n")
+    deliver(f"{text}\n{out / TABLE}")
+    return out / TABLE
+
+
+def refuse_own_keys(settings: Mapping[str, object]) -> None:
+    """Refuse settings that compare chooses, so that what trains and what scores share no choice.
+
+    Raises:
+        ConfigError: one is given.
+    """
+    if given := [key for key in OWN_KEYS if key in settings]:
+        raise ConfigError(f"{given[0]}: is set by compare itself; use --data, --init or --hours, and leave it out")
+
+
+def _arm(name: str, run: Path) -> Arm:
+    """What a finished training came to: its last weights, or where it ended because it did harm the best."""
+    newest = checkpoint.newest(run / CHECKPOINTS)
+    ended = None if newest is None else checkpoint.read_state(newest).get("ended")
+    seconds = seconds_trained(read_if_possible(run / METRICS, is_metrics))
+    return Arm(name, f"{run}@best" if ended else str(run), seconds, ended)
+
+
+def pairs_of(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+    """Which weights are compared with which: each training with what one has without it, and the two with each other."""
+    by_name = {arm.name: arm for arm in arms}
+    wanted = [("random", SCRATCH), ("given", SCRATCH), ("given", ADAPTED), (SCRATCH, ADAPTED)]
+    return [(by_name[one], by_name[other]) for one, other in wanted if one in by_name and other in by_name]
+
+
+def judged(differences: Sequence[PairedDifference]) -> str:
+    """Judge differences of several benchmarks: only those count whose interval does not hold 0."""
+    signs = {found.difference > 0 for found in differences if not found.is_none}
+    return {
+        frozenset({True}): "worth it",
+        frozenset({False}): "not worth it, it is worse",
+        frozenset({True, False}): "not clear, one is better and one worse",
+    }.get(frozenset(signs), "not worth it, no difference is shown")
+
+
+def format_comparison(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], folder: Path) -> str:
+    """Format the table and the verdicts.
+
+    Args:
+        rows: {benchmark: {weights: row}}.
+        folder: that of their results.json.
+
+    Raises:
+        DataError: results are of different images, or their logs are missing.
+    """
+    some = next(iter(rows.values()))[arms[0].source]
+    head = ["weights", *(f"{name} {its[arms[0].source].metric} [%]" for name, its in rows.items()), "training"]
+    body = [[arm.name, *(f"{its[arm.source].value:.1f}" for its in rows.values()), _time(arm)] for arm in arms]
+    lines = ["## Is training worth it?", "", *aligned([head, *body], left=1), ""]
+    for one, other in pairs_of(arms):
+        found = _differences(one, other, rows, folder)
+        gains = ", ".join(f"{name} {in_points(difference)}" for name, difference in found.items())
+        spent = f", for {_time(other)}" if other.seconds is not None and one.seconds is None else ""
+        verdict = judged(list(found.values()))
+        lines.append(f"- {other.name}, against {_called(one)}: {verdict}: {gains}{spent}")
+    lines += [f"- {arm.name}: the training ended by itself: {arm.ended}" for arm in arms if arm.ended]
+    lines += [
+        "",
+        f"Points of % on {some.n:,} images, with 95 % intervals paired over these images. They say nothing of another",
+    ]
+    lines += ["training run, which would give other numbers; protocol own, no label was seen in training."]
+    return "\n".join(lines)
+
+
+def _called(arm: Arm) -> str:
+    names = {"random": "random weights", "given": f"the given weights ({arm.source})", SCRATCH: "training from scratch"}
+    return names.get(arm.name, arm.name)
+
+
+def _time(arm: Arm) -> str:
+    return "-" if arm.seconds is None else in_words(arm.seconds)
+
+
+def _differences(
+    one: Arm, other: Arm, rows: Mapping[str, Mapping[str, Result]], folder: Path
+) -> dict[str, PairedDifference]:
+    return {name: paired_difference(its[one.source], its[other.source], folder) for name, its in rows.items()}
+
+
+def _content(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], folder: Path) -> dict[str, Any]:
+    """What comparison.json holds."""
+    weights = [
+        arm._asdict()
+        | {name: its[arm.source].value for name, its in rows.items()}
+        | {"weights_sha256": next(iter(rows.values()))[arm.source].weights_sha256}
+        for arm in arms
+    ]
+    differences = []
+    for one, other in pairs_of(arms):
+        found = _differences(one, other, rows, folder)
+        its = {
+            name: {"points": 100 * each.difference, "interval": [100 * end for end in each.interval], "p": each.p_value}
+            for name, each in found.items()
+        }
+        differences.append({"of": other.name, "over": one.name, "verdict": judged(list(found.values()))} | its)
+    return {"format": FORMAT, "weights": weights, "differences": differences}

@@ -1,0 +1,188 @@
+"""Attacks: `auto init=W` that trains another network than W's, spoils good weights, or goes on where it does harm.
+
+Run: pytest tests/training/test_adapting.py
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swav import checkpoint
+from swav.data.synthetic.writers import write_shapes
+from swav.recipe_files import load_recipe
+from swav.training import loop, scoring
+from swav.training.auto import derive
+from swav.training.choices import MachineAndData, StartWeights
+from swav.training.retrieval import Retrieval, RetrievalCheck
+from swav.weights.encoder import load
+from tests.training.test_loop import SMALL
+
+START = StartWeights(
+    "w.pth",
+    {
+        "backbone": "resnet34",
+        "width": 2.0,
+        "stem": "small",
+        "in_channels": 1,
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.4, 0.5, 0.6),
+    },
+    size=96,
+    head=(512, 64),
+)
+
+
+def derived(images: int, start: StartWeights | None, **given: Any):
+    facts = MachineAndData(images, 300, batch_fits=lambda recipe, most: (most, "tried"), start=start)
+    return derive(load_recipe("auto", {"data": "photos"} | given), facts)
+
+
+def test_the_network_is_that_of_the_weights_and_its_crops_have_their_size():
+    chosen, reasons = derived(5000, START)
+    assert (chosen.backbone, chosen.width, chosen.stem, chosen.in_channels) == ("resnet34", 2.0, "small", 1)
+    assert (chosen.mean, chosen.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (chosen.head_hidden, chosen.head_dim) == (512, 64)
+    assert max(chosen.view_sizes) == chosen.resolution == 96
+    assert "w.pth" in reasons["backbone"] and "made for 96" in reasons["crops"]
+    headless = StartWeights("w.pth", START.settings, START.size)
+    assert derived(5000, headless)[0].head_dim == 128
+
+
+def test_the_schedule_spares_the_backbone_and_only_where_there_are_weights():
+    adapted, reasons = derived(5000, START)
+    assert adapted.backbone_lr_factor < 1 and adapted.stop_when_worse and adapted.freeze_backbone_steps == 5000 // 64
+    assert adapted.epochs * 5000 == pytest.approx(50 * 5000, rel=0.01) and "adapting" in reasons["epochs"]
+    assert adapted.check_every_epochs <= adapted.epochs / 10 and adapted.knn_every_epochs <= adapted.epochs / 10
+    fresh = derived(5000, None)[0]
+    assert (fresh.backbone_lr_factor, fresh.stop_when_worse, fresh.freeze_backbone_steps) == (1, False, 0)
+
+
+@pytest.mark.parametrize(("images", "seen"), [(300, 128_000), (5000, 250_000), (10**6, 1_300_000)])
+def test_its_length_is_bounded(images, seen):
+    assert derived(images, START)[0].epochs * images == pytest.approx(seen, rel=0.5 if images == 10**6 else 0.01)
+
+
+def test_what_is_given_stays():
+    chosen = derived(5000, START, backbone_lr_factor=1.0, stop_when_worse=False, epochs=3)[0]
+    assert (chosen.backbone_lr_factor, chosen.stop_when_worse, chosen.epochs) == (1.0, False, 3)
+
+
+# -- harm
+
+RUN: dict[str, Any] = SMALL | {"epochs": 10, "check_every_epochs": 1, "queue_length": 0, "stop_when_worse": True}
+
+
+@pytest.fixture(scope="module")
+def given(shapes, tmp_path_factory) -> Path:
+    """A run to start from."""
+    return loop.pretrain(
+        "tiny",
+        out=tmp_path_factory.mktemp("given") / "run",
+        **SMALL | {"data": str(shapes), "epochs": 1, "queue_length": 0},
+    )
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What the check will say after each epoch: gains over the start."""
+    gains: list[float] = []
+
+    def score(check: RetrievalCheck, *_: object) -> Retrieval:
+        gain = gains.pop(0)
+        return Retrieval(50 + gain, gain, 0.5)
+
+    monkeypatch.setattr(RetrievalCheck, "score", score)
+    monkeypatch.setattr(RetrievalCheck, "begin", lambda *_: Retrieval(50.0, 0.0, 0.0))
+    return gains
+
+
+def test_a_run_that_does_harm_ends_and_hands_on_what_it_was_given(shapes, given, told, tmp_path, capsys):
+    told += [-1.0, 2.0, -3.0, -3.0, -3.0, -3.0]
+    settings = RUN | {"data": str(shapes), "init": str(given)}
+    run = loop.pretrain("tiny", out=tmp_path / "run", **settings)
+    said = capsys.readouterr().err
+    assert (
+        "step 20: stops here: view retrieval has been below that of the weights at the start since step 12; RUN@best is step 8"
+        in said
+    )
+    newest = checkpoint.newest(run / "checkpoints")
+    assert newest is not None and newest.name == "step_00000020" and told == [-3.0]
+    assert load(f"{run}@best").settings["epochs"] == 2
+    assert load(run / "export/backbone.safetensors").sha256 == load(f"{run}@best").sha256 != load(run).sha256
+    files = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}
+
+    loop.pretrain("tiny", out=run, **settings)
+    assert "finished at step 20, where it stopped by itself" in capsys.readouterr().err
+    assert files == {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}
+
+
+def test_the_given_weights_stay_the_best_where_nothing_is_better(shapes, given, told, tmp_path):
+    told += [-1.0] * 10
+    run = loop.pretrain("tiny", out=tmp_path / "run", **RUN | {"data": str(shapes), "init": str(given)})
+    assert load(f"{run}@best").sha256 == load(given).sha256 == load(run / "export/backbone.safetensors").sha256
+
+
+@pytest.mark.parametrize(
+    ("gains", "changes"),
+    [
+        ([-1.0, 1.0] * 5, {}),  # never for a fifth of the run
+        ([-1.0] * 10, {"stop_when_worse": False}),
+        ([0.0] * 10, {}),  # equal is no harm
+        ([1.0] * 8 + [-1.0] * 2, {}),  # too late to end before its end
+    ],
+)
+def test_it_goes_on_where_no_lasting_harm_is_seen(gains, changes, shapes, given, told, tmp_path):
+    told += gains
+    run = loop.pretrain("tiny", out=tmp_path / "run", **RUN | changes | {"data": str(shapes), "init": str(given)})
+    assert load(run).settings["epochs"] == 10
+
+
+def test_a_run_that_was_interrupted_before_it_ended_ends_there_too(shapes, given, told, tmp_path, monkeypatch):
+    told += [-1.0] * 3
+    settings = RUN | {"data": str(shapes), "init": str(given), "checkpoint_every_steps": 4}
+    whole = loop.pretrain("tiny", out=tmp_path / "whole", **settings)
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(name: str) -> None:
+        passed.append(name)
+        if passed.count("step:middle") == 7:
+            raise Interrupted
+
+    passed: list[str] = []
+    told += [-1.0] * 3
+    monkeypatch.setattr("swav.training.step.fault_point", interrupt)
+    with pytest.raises(Interrupted):
+        loop.pretrain("tiny", out=tmp_path / "parts", **settings)
+    monkeypatch.setattr("swav.training.step.fault_point", lambda name: None)
+    parts = loop.pretrain("tiny", out=tmp_path / "parts", **settings)
+    one, other = (checkpoint.newest(run / "checkpoints") for run in (whole, parts))
+    assert one is not None and other is not None and one.name == other.name == "step_00000012"
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_with_labels_the_vote_of_the_neighbours_decides(shapes, given, told, tmp_path, monkeypatch):
+    told += [9.0] * 10
+    votes = iter([50.0] + [40.0] * 10)
+    monkeypatch.setattr(scoring, "score_by_knn", lambda *_: (next(votes), 20))
+    run = loop.pretrain(
+        "tiny", out=tmp_path / "run", **RUN | {"data": str(shapes), "init": str(given), "knn_every_epochs": 1}
+    )
+    newest = checkpoint.newest(run / "checkpoints")
+    assert newest is not None and newest.name == "step_00000012"
+    state = checkpoint.read_state(newest)
+    assert (state["best_step"], state["best_knn"]) == (0, 50.0) and "kNN has been below" in state["ended"]
+    verdict = json.loads((run / "report/verdict.json").read_text())
+    assert verdict["state"] in ("not learning", "too early")
+
+
+def test_weights_of_any_size_are_adapted_by_auto(given, tmp_path, capsys):
+    data = tmp_path / "data"
+    write_shapes(data, "imagenet", train=40, val=20, size=40, seed=5)
+    run = loop.pretrain("auto", out=tmp_path / "run", data=data, init=given, epochs=2, workers=0)
+    said = capsys.readouterr().err
+    assert f"that of {given}" in said and load(run).settings["width"] == 0.125
+    assert f"init       {given}: backbone, head; fresh prototypes" in said
