@@ -203,7 +203,15 @@ class Recipe(Settings):
         "step", description="step: the rate changes every step; epoch: constant within an epoch"
     )
     momentum: Fraction = Field(0.9, description="of SGD")
-    weight_decay: NonNegative = Field(1e-6, description="on all parameters")
+    weight_decay: NonNegative = Field(1e-6, description="on all parameters, see decay_vectors")
+    decay_vectors: bool = Field(
+        True,
+        description="weight decay on biases and norms too, as the paper; false: not on them, as is usual for a ViT",
+    )
+    clip_gradient: NonNegative = Field(
+        0.0,
+        description="largest norm of all gradients together, to which longer ones are scaled; 0: none, as the paper",
+    )
     trust_coefficient: Positive = Field(0.001, description="of LARC and LARS")
 
     # -- the run

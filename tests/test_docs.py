@@ -173,7 +173,7 @@ def test_every_command_line_is_one(place, words, tmp_path, monkeypatch):
 def runs_here(words: Sequence[str]) -> bool:
     """Whether what a command reads is in the workshop, and it takes a moment."""
     named = [word.partition("=")[2] for word in words if re.match(r"(data|init)=", word)]
-    named += [words[i + 1].removeprefix("random:") for i, word in enumerate(words) if word in ("--weights", "--data")]
+    named += [words[i + 1].removeprefix("random:") for i, word in enumerate(words) if word in ("--weights", "--data", "--labelled", "--init")]
     if words[0] == "report" or words[:2] == ["data", "scan"]:
         named += [word for word in words[1:] if word != "scan"]
     sized = any(word.startswith("batch=") for word in words)  # larger than the workshop's few images
@@ -187,7 +187,7 @@ def runs_here(words: Sequence[str]) -> bool:
 
 def tried(words: Sequence[str]) -> tuple[str, ...]:
     """The command with `--dry-run`, where it is one that takes long."""
-    at_once = {"--dry-run", "--print-slurm"} & set(words) or words[0] not in ("pretrain", "bench")
+    at_once = {"--dry-run", "--print-slurm"} & set(words) or words[0] not in ("pretrain", "bench", "compare")
     return tuple(words) if at_once else (*words, "--dry-run")
 
 
@@ -196,14 +196,14 @@ def test_commands_whose_data_are_here_run(at_work, tmp_path, capsys):
     chosen = {tried(words): place for place, words in COMMANDS if runs_here(words)}
     for number, (typed, place) in enumerate(chosen.items()):
         words = list(typed)
-        if words[0] == "pretrain":  # run/ holds a run with other settings
+        if words[0] in ("pretrain", "compare"):  # run/ holds a run with other settings
             words[words.index("--out") + 1] = str(tmp_path / f"out{number}")
         try:
             cli.app(words, standalone_mode=False)
         except Exception as error:
             raise AssertionError(f"{place}: swav {' '.join(words)}: {error}") from error
     ran = Counter(words[0] for words in chosen)
-    assert set(ran) == {"bench", "data", "pretrain", "recipes", "report"} and ran["pretrain"] >= 2
+    assert set(ran) == {"bench", "compare", "data", "pretrain", "recipes", "report"} and ran["pretrain"] >= 2
     assert "prototypes = " in capsys.readouterr().out
 
 

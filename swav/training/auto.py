@@ -29,6 +29,7 @@ EXPLAINED = frozenset(  # settings that have a rule
 )
 DEFAULT = "the default"  # the reason of what has no rule
 MOST_EPOCHS = 2000  # that `hours` may make of few images
+_TRANSFORMERS = ("vit", "deit", "beit", "eva", "cait", "swin")  # in names of timm's models
 _FEW_PROTOTYPES = 1000
 _MANY_IMAGES = 1_000_000
 CHECKED_IMAGES, CHECKED_VIEWS = 512, 4  # that a check looks at (retrieval.py); views of each
@@ -53,6 +54,7 @@ def derive(recipe: Recipe, facts: MachineAndData) -> tuple[Recipe, dict[str, str
         )
     choices = Choices(recipe)
     adapting.network(choices, facts)
+    _transformer(choices)
     later = EXPLAINED | (adapting.SCHEDULE if facts.start is not None else frozenset())
     for key, field in Recipe.model_fields.items():
         if key not in DEPENDENT and key not in later:
@@ -82,6 +84,20 @@ def derive(recipe: Recipe, facts: MachineAndData) -> tuple[Recipe, dict[str, str
     _check_queue(chosen, facts.world_size)
     _check_groups(chosen, facts.world_size)
     return chosen, choices.reasons
+
+
+def _is_transformer(backbone: str) -> bool:
+    return backbone.startswith(TIMM) and any(word in backbone for word in _TRANSFORMERS)
+
+
+def _transformer(choices: Choices) -> None:
+    """What a transformer is trained with, whoever trains it."""
+    if _is_transformer(choices.recipe.backbone):
+        why = f"usual for transformers, as {choices.recipe.backbone} is one"
+        choices.choose("optimizer", "adamw", why)
+        choices.choose("weight_decay", 0.05, why)
+        choices.choose("decay_vectors", False, f"{why}: none on biases and norms")
+        choices.choose("clip_gradient", 3.0, f"{why}: DINO's")
 
 
 def _check_forward(choices: Choices, facts: MachineAndData) -> None:
@@ -318,6 +334,9 @@ def _optimiser(choices: Choices, facts: MachineAndData) -> None:
     if choices.recipe.optimizer in ("larc", "lars"):
         lr = 0.6 * (batch / 256) ** 0.75
         reason = f"through the published 0.6 at batch 256 and 4.8 at 4096, for batch {batch}"
+    elif _is_transformer(choices.recipe.backbone):
+        lr = 5e-4 * batch / 256
+        reason = f"of a transformer: DINO's 5e-4 at batch 256, in proportion, for batch {batch}"
     else:
         lr = 1e-3 * (batch / 64) ** 0.5
         reason = f"1e-3 at batch 64, by the square root, for batch {batch}"

@@ -125,15 +125,16 @@ class Optimizer:
     """Parameters in groups, a learning rate for each, and what the rule remembers of each parameter.
 
     Attributes:
-        param_groups: dicts of "params", "lr", and the "factor" that the recipe's learning rate is multiplied by for them.
+        param_groups: dicts of "params", "lr", the "factor" that the recipe's learning rate is multiplied by for them, and
+            "weight_decay".
         state: of each parameter, its tensors by name. Made at once, so that a first step that is skipped leaves nothing
             undefined.
         found_inf: a flag on the device: where it is 1, a step moves nothing.
     """
 
-    def __init__(self, groups: Sequence[Sequence[Tensor]]):
+    def __init__(self, groups: Sequence[Sequence[Tensor]], weight_decay: float):
         self.param_groups: list[dict[str, Any]] = [
-            {"params": list(group), "lr": 0.0, "factor": 1.0} for group in groups
+            {"params": list(group), "lr": 0.0, "factor": 1.0, "weight_decay": weight_decay} for group in groups
         ]
         self.state = {parameter: self._fresh(parameter) for group in groups for parameter in group}
         self.found_inf: Tensor | None = None
@@ -141,7 +142,7 @@ class Optimizer:
     def _fresh(self, parameter: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def _move(self, parameters: list[Tensor], gradients: list[Tensor], lr: float) -> None:
+    def _move(self, parameters: list[Tensor], gradients: list[Tensor], lr: float, decay: float) -> None:
         raise NotImplementedError
 
     def zero_grad(self) -> None:
@@ -156,7 +157,7 @@ class Optimizer:
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
-                self._move(parameters, [p.grad for p in parameters], group["lr"])
+                self._move(parameters, [p.grad for p in parameters], group["lr"], group["weight_decay"])
 
     def _state_of(self, parameters: Sequence[Tensor], key: str) -> list[Tensor]:
         return [self.state[parameter][key] for parameter in parameters]
@@ -193,20 +194,14 @@ class LayerwiseSGD(Optimizer):
         lr_inside: bool,
         eps: float = 1e-8,
     ):
-        super().__init__(groups)
-        self.momentum, self.weight_decay, self.trust, self.lr_inside, self.eps = (
-            momentum,
-            weight_decay,
-            trust,
-            lr_inside,
-            eps,
-        )
+        super().__init__(groups, weight_decay)
+        self.momentum, self.trust, self.lr_inside, self.eps = momentum, trust, lr_inside, eps
 
     def _fresh(self, parameter: Tensor) -> dict[str, Tensor]:
         return {"momentum_buffer": torch.zeros_like(parameter)}
 
-    def _move(self, parameters: list[Tensor], gradients: list[Tensor], lr: float) -> None:
-        self._adapt(parameters, gradients, lr)
+    def _move(self, parameters: list[Tensor], gradients: list[Tensor], lr: float, decay: float) -> None:
+        self._adapt(parameters, gradients, lr, decay)
         torch._fused_sgd_(
             parameters,
             gradients,
@@ -221,8 +216,8 @@ class LayerwiseSGD(Optimizer):
             found_inf=self.found_inf,
         )
 
-    def _adapt(self, parameters: list[Tensor], gradients: list[Tensor], lr: float) -> None:
-        decay, trust = self.weight_decay, self.trust
+    def _adapt(self, parameters: list[Tensor], gradients: list[Tensor], lr: float, decay: float) -> None:
+        trust = self.trust
         size = torch.stack(torch._foreach_norm(parameters))
         slope = torch.stack(torch._foreach_norm(gradients))
         adaptive = (size > 0) & (slope > 0)
@@ -246,8 +241,8 @@ class Adam(Optimizer):
     """
 
     def __init__(self, groups: Sequence[Sequence[Tensor]], weight_decay: float, decoupled: bool):
-        super().__init__(groups)
-        self.weight_decay, self.decoupled = weight_decay, decoupled
+        super().__init__(groups, weight_decay)
+        self.decoupled = decoupled
 
     def _fresh(self, parameter: Tensor) -> dict[str, Tensor]:
         return {
@@ -256,7 +251,7 @@ class Adam(Optimizer):
             "exp_avg_sq": torch.zeros_like(parameter),
         }
 
-    def _move(self, parameters: list[Tensor], gradients: list[Tensor], lr: float) -> None:
+    def _move(self, parameters: list[Tensor], gradients: list[Tensor], lr: float, decay: float) -> None:
         steps = self._state_of(parameters, "step")
         torch._foreach_add_(steps, 1)
         move = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
@@ -270,7 +265,7 @@ class Adam(Optimizer):
             lr=lr,
             beta1=0.9,
             beta2=0.999,
-            weight_decay=self.weight_decay,
+            weight_decay=decay,
             eps=1e-8,
             amsgrad=False,
             maximize=False,
@@ -305,14 +300,18 @@ class Snapshot:
 
 
 def build_optimizer(recipe: Recipe, network: nn.Module) -> Optimizer:
-    """The recipe's optimiser over all parameters, in three groups: backbone, head, prototypes. Each has its `factor` on the
-    learning rate."""
-    groups: dict[str, list[Tensor]] = {"trunk": [], "projection_head": [], "prototypes": []}
+    """The recipe's optimiser over all parameters, in groups: backbone, head, prototypes; without `decay_vectors` biases and norms
+    in groups of their own. Each has its `factor` on the learning rate."""
+    groups: dict[tuple[str, bool], list[Tensor]] = {}
     for name, parameter in network.named_parameters():
         part = name.partition(".")[0]
-        groups[part if part in groups else "projection_head"].append(parameter)
+        part = part if part in ("trunk", "prototypes") else "projection_head"
+        groups.setdefault((part, recipe.decay_vectors or parameter.ndim > 1), []).append(parameter)
     optimizer = _of_groups(recipe, list(groups.values()))
-    optimizer.param_groups[0]["factor"] = recipe.backbone_lr_factor
+    for (part, decays), group in zip(groups, optimizer.param_groups, strict=True):
+        group["factor"] = recipe.backbone_lr_factor if part == "trunk" else 1.0
+        if not decays:
+            group["weight_decay"] = 0.0
     return optimizer
 
 

@@ -126,6 +126,8 @@ class Trainer:
         if self.scale is not None:
             torch._foreach_mul_(gradients, 1 / self.scale.value)
         gradient_norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        if self.recipe.clip_gradient:
+            torch._foreach_mul_(gradients, (self.recipe.clip_gradient / (gradient_norm + 1e-6)).clamp(max=1))
         problems = [~torch.isfinite(loss), ~torch.isfinite(gradient_norm)]
         # filled by the device itself: for a copy of the host's memory the host would wait
         asked = [torch.full((), x, dtype=torch.float32, device=self.device) for x in requests()]

@@ -108,6 +108,19 @@ def test_wide_trunks_get_the_wide_head(width):
     assert settled(10_000, facts=GPU, width=width).head_hidden == 8192
 
 
+def test_a_transformer_gets_what_transformers_are_trained_with():
+    chosen, reasons = derived(50_000, facts=GPU, backbone="timm:vit_small_patch16_224")
+    assert (chosen.optimizer, chosen.weight_decay, chosen.decay_vectors, chosen.clip_gradient) == (
+        "adamw",
+        0.05,
+        False,
+        3.0,
+    )
+    assert chosen.lr == pytest.approx(5e-4 * chosen.batch / 256) and "transformer" in reasons["lr"]
+    convolutional = settled(50_000, facts=GPU, backbone="timm:convnext_tiny")
+    assert convolutional.optimizer == "larc" and convolutional.clip_gradient == 0 and convolutional.decay_vectors
+
+
 # -- images and machine
 
 

@@ -114,6 +114,22 @@ def test_a_zero_parameter_moves_by_the_whole_learning_rate_under_larc():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_without_decay_of_vectors_biases_and_norms_alone_are_left_out(kind):
+    both, matrices = Small(), Small()
+    matrices.load_state_dict(both.state_dict())
+    optimizers = [
+        build_optimizer(recipe(optimizer=kind, weight_decay=0.1, decay_vectors=decays), network)
+        for network, decays in ((both, True), (matrices, False))
+    ]
+    for network, optimizer in zip((both, matrices), optimizers, strict=True):
+        give_gradients(network, 0)
+        make_step(optimizer, 0.1)
+    for name, parameter in both.named_parameters():
+        differs = not torch.equal(parameter, matrices.get_parameter(name))
+        assert differs == (name == "vector"), name  # zero has nothing to decay
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_frozen_prototypes_get_no_step_no_momentum_and_no_decay(kind):
     network = Small()
     optimizer = build_optimizer(recipe(optimizer=kind), network)

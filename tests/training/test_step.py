@@ -104,6 +104,23 @@ def test_the_backbones_rate_is_a_factor_on_the_rate(optimizer):
     assert tenth["projection_head"] == whole["projection_head"]
 
 
+def test_gradients_are_clipped_to_their_common_norm_and_short_ones_left_alone():
+    def after(clip: float) -> tuple[float, list[Tensor]]:
+        ours = trainer(
+            recipe(clip_gradient=clip, optimizer="adam")
+        )  # LARC rescales gradients in place, Adam leaves them
+        told = ours.step([crops()], 0)[STEP_VALUES.index("gradient_norm")]
+        gradients = [p.grad for p in ours.network.parameters() if p.grad is not None]
+        return float(told), gradients
+
+    norm, free = after(0.0)
+    told, clipped = after(norm / 4)
+    assert told == norm  # what is logged is the norm before
+    assert float(torch.stack([g.norm() for g in clipped]).norm()) == pytest.approx(norm / 4, rel=1e-4)
+    assert all(torch.allclose(a / 4, b, rtol=1e-4, atol=1e-9) for a, b in zip(free, clipped, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(free, after(2 * norm)[1], strict=True))
+
+
 def test_hard_codes_are_all_on_the_largest_entry():
     codes = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4]], dtype=torch.float64)
     assert hard_assignments(codes).tolist() == [[0, 1, 0], [1, 0, 0]]
