@@ -4,25 +4,29 @@ The trainings see no label, and no choice in them is made by what scores: kNN on
 is found without labels. Scored is by protocol own of kNN and linear, and differences are paired over the same images.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swav import checkpoint
+from swav import checkpoint, dist
 from swav.errors import ConfigError, DataError, counted
+from swav.evaluation.own import require_labels
 from swav.evaluation.request import open_splits, read_request
 from swav.evaluation.runner import bench
 from swav.files import CHECKPOINTS, METRICS, write_text_durably
 from swav.jsonl import is_metrics, read_if_possible
-from swav.output import deliver, say
+from swav.output import deliver
 from swav.reporting.run_folder import seconds_trained
 from swav.results.console import aligned, headlines, in_points
-from swav.results.intervals import PairedDifference
+from swav.results.intervals import LEVEL, PairedDifference
 from swav.results.paired import paired_difference
 from swav.results.results import OWN, Result
+from swav.system import environment_errors, pick_device
 from swav.training.auto import in_words
 from swav.training.loop import pretrain
+from swav.weights.exported import FOLDER, WEIGHTS
 from swav.weights.sources import check_source
 
 BENCHES = ("knn", "linear")
@@ -39,12 +43,14 @@ class Arm(NamedTuple):
         name: what the table calls them.
         source: the weight source.
         seconds: of training here; None: they were not trained here.
+        seen: images that they were trained on here, each as often as it was seen.
         ended: why the training ended by itself, or None.
     """
 
     name: str
     source: str
     seconds: float | None = None
+    seen: int = 0
     ended: str | None = None
 
 
@@ -81,37 +87,61 @@ def compare(
     refuse_own_keys(settings)
     if init is not None:
         check_source(str(init))
-    request = read_request(BENCHES, [f"random:{out}"], {"protocol": OWN})
-    try:  # before hours of training
-        splits, _ = open_splits(request.settings, Path(labelled), None, "own", everything=False)
+    with dist.process_group(pick_device()), environment_errors():
+        scored = dist.on_rank0(lambda: _check_labels(Path(labelled), asked=labelled != str(data)))
+        plans: dict[str, dict[str, Any]] = {SCRATCH: {}} | ({ADAPTED: {"init": str(init)}} if init is not None else {})
+        each = "" if hours is None else f" of {counted(hours, 'hour')}"
+        words = f"{counted(len(plans), 'training')}{each}, then {' and '.join(BENCHES)} on {counted(scored, 'image')}"
+        dist.say(f"compare: {words}")
+        shared = settings | {"data": str(data), "hours": hours, "knn_every_epochs": 0}
+        trained = []
+        for name, own in plans.items():
+            folder = out / name.rpartition(" ")[2]
+            dist.say(f"compare: {name}, in {folder}")
+            pretrain("auto", out=folder, dry_run=dry_run, **shared | own)
+            if not dry_run:
+                trained.append(dist.on_rank0(functools.partial(_arm, name, folder)))
+        if dry_run:
+            return None
+        given = [] if init is None else [Arm("given", str(init))]
+        arms = [Arm("random", f"random:{out / 'scratch'}"), *given, *trained]
+        sources, names = [arm.source for arm in arms], [arm.name for arm in arms]
+        found = bench(BENCHES, weights=sources, name=names, data=labelled, out=out, protocol=OWN).results
+        if dist.rank() == 0:
+            _write(arms, headlines(found, sources), out, hours)
+    return out / TABLE
+
+
+def _check_labels(labelled: Path, asked: bool) -> int:
+    """Find out before hours of training whether the labels can be scored by.
+
+    Args:
+        asked: the user named them.
+
+    Returns:
+        How many images are scored.
+
+    Raises:
+        DataError: there are none, or too few of too few classes.
+    """
+    request = read_request(BENCHES, ["random:resnet18"], {"protocol": OWN})
+    try:
+        splits, _ = open_splits(request.settings, labelled, None, "own", everything=False)
+        train, val = splits[BENCHES[0]]
+        assert train.labels is not None
+        require_labels(train, train.labels, in_folds=train is val)
     except DataError as error:
+        if asked:
+            raise
         raise DataError(f"{error}\nto score by the labels of other images, give --labelled FOLDER") from error
-    scored = len(splits[BENCHES[0]][1])
-    plans: dict[str, dict[str, Any]] = {SCRATCH: {}} | ({ADAPTED: {"init": str(init)}} if init is not None else {})
-    each = "" if hours is None else f" of {counted(hours, 'hour')}"
-    say(f"compare: {counted(len(plans), 'training')}{each}, then {' and '.join(BENCHES)} on {counted(scored, 'image')}")
-    shared = settings | {"data": str(data), "hours": hours, "knn_every_epochs": 0}
-    trained = []
-    for name, own in plans.items():
-        folder = out / name.rpartition(" ")[2]
-        say(f"compare: {name}, in {folder}")
-        pretrain("auto", out=folder, dry_run=dry_run, **shared | own)
-        if not dry_run:
-            trained.append(_arm(name, folder))
-    if dry_run:
-        return None
-    given_weights = [] if init is None else [Arm("given", str(init))]
-    arms = [Arm("random", f"random:{out / 'scratch'}"), *given_weights, *trained]
-    names = [arm.name for arm in arms]
-    found = bench(
-        BENCHES, weights=[arm.source for arm in arms], name=names, data=labelled, out=out, protocol=OWN
-    ).results
-    rows = headlines(found, [arm.source for arm in arms])
-    text = format_comparison(arms, rows, out)
-    write_text_durably(out / CONTENT, json.dumps(_content(arms, rows, out), indent=1) + "\n")
+    return len(val)
+
+
+def _write(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], out: Path, hours: float | None) -> None:
+    text = format_comparison(arms, rows, out, hours)
+    write_text_durably(out / CONTENT, json.dumps(_content(arms, rows, out, hours), indent=1) + "\n")
     write_text_durably(out / TABLE, text + "\n")
     deliver(f"{text}\n{out / TABLE}")
-    return out / TABLE
 
 
 def refuse_own_keys(settings: Mapping[str, object]) -> None:
@@ -125,11 +155,20 @@ def refuse_own_keys(settings: Mapping[str, object]) -> None:
 
 
 def _arm(name: str, run: Path) -> Arm:
-    """What a finished training came to: its last weights, or where it ended because it did harm the best."""
+    """What a finished training came to: the weights that it exported.
+
+    Raises:
+        ConfigError: labels had a part in it.
+    """
     newest = checkpoint.newest(run / CHECKPOINTS)
-    ended = None if newest is None else checkpoint.read_state(newest).get("ended")
-    seconds = seconds_trained(read_if_possible(run / METRICS, is_metrics))
-    return Arm(name, f"{run}@best" if ended else str(run), seconds, ended)
+    state = {} if newest is None else checkpoint.read_state(newest)
+    if state.get("knn_start") is not None or state.get("best_knn") is not None:
+        raise ConfigError(
+            f"{run}: expected a training that no label had a part in, found one that was scored by kNN on the way; use another --out"
+        )
+    lines = read_if_possible(run / METRICS, is_metrics)
+    seen = state.get("step", 0) * state.get("recipe", {}).get("batch", 0)
+    return Arm(name, str(run / FOLDER / WEIGHTS), seconds_trained(lines), seen, state.get("ended"))
 
 
 def pairs_of(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
@@ -140,8 +179,13 @@ def pairs_of(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
 
 
 def judged(differences: Sequence[PairedDifference]) -> str:
-    """Judge differences of several benchmarks: only those count whose interval does not hold 0."""
-    signs = {found.difference > 0 for found in differences if not found.is_none}
+    """Judge differences of several benchmarks: those count that are beyond chance, though several were looked at (Holm 1979)."""
+    ordered = sorted(differences, key=lambda found: found.p_value)
+    signs = set[bool]()
+    for place, found in enumerate(ordered):
+        if found.p_value > (1 - LEVEL) / (len(ordered) - place):
+            break
+        signs.add(found.difference > 0)
     return {
         frozenset({True}): "worth it",
         frozenset({False}): "not worth it, it is worse",
@@ -149,20 +193,27 @@ def judged(differences: Sequence[PairedDifference]) -> str:
     }.get(frozenset(signs), "not worth it, no difference is shown")
 
 
-def format_comparison(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], folder: Path) -> str:
+def format_comparison(
+    arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], folder: Path, hours: float | None = None
+) -> str:
     """Format the table and the verdicts.
 
     Args:
         rows: {benchmark: {weights: row}}.
         folder: that of their results.json.
+        hours: given to each training; None: they were as long as `auto` found right.
 
     Raises:
         DataError: results are of different images, or their logs are missing.
     """
-    some = next(iter(rows.values()))[arms[0].source]
-    head = ["weights", *(f"{name} {its[arms[0].source].metric} [%]" for name, its in rows.items()), "training"]
-    body = [[arm.name, *(f"{its[arm.source].value:.1f}" for its in rows.values()), _time(arm)] for arm in arms]
-    lines = ["## Is training worth it?", "", *aligned([head, *body], left=1), ""]
+    first = next(iter(rows.values()))
+    metrics = [f"{name} {its[arms[0].source].metric} [%]" for name, its in rows.items()]
+    table = [["weights", *metrics, "network", "training", "images seen"]]
+    for arm in arms:
+        values = [f"{its[arm.source].value:.1f}" for its in rows.values()]
+        table.append([arm.name, *values, _network(first[arm.source]), _time(arm), f"{arm.seen:,}" if arm.seen else "-"])
+    budget = "as long as auto finds right" if hours is None else counted(hours, "hour")
+    lines = ["## Is training worth it?", "", f"Budget of each training: {budget}.", "", *aligned(table, left=1), ""]
     for one, other in pairs_of(arms):
         found = _differences(one, other, rows, folder)
         gains = ", ".join(f"{name} {in_points(difference)}" for name, difference in found.items())
@@ -170,12 +221,22 @@ def format_comparison(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Resul
         verdict = judged(list(found.values()))
         lines.append(f"- {other.name}, against {_called(one)}: {verdict}: {gains}{spent}")
     lines += [f"- {arm.name}: the training ended by itself: {arm.ended}" for arm in arms if arm.ended]
-    lines += [
-        "",
-        f"Points of % on {some.n:,} images, with 95 % intervals paired over these images. They say nothing of another",
-    ]
-    lines += ["training run, which would give other numbers; protocol own, no label was seen in training."]
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Points of % on {first[arms[0].source].n:,} images, with 95 % intervals paired over these images. They say nothing of another",
+            "training run, which would give other numbers. Protocol own; no label was seen in training. A verdict counts what is",
+            "beyond chance in kNN and linear together (Holm).",
+        ]
+    )
+
+
+def _network(row: Result) -> str:
+    """Network and size of the images, which may differ between weights."""
+    its = row.config.network
+    width = "" if its.width in (None, 1) else f" x {its.width}"
+    return f"{its.backbone}{width}, {row.config.size} px"
 
 
 def _called(arm: Arm) -> str:
@@ -193,7 +254,9 @@ def _differences(
     return {name: paired_difference(its[one.source], its[other.source], folder) for name, its in rows.items()}
 
 
-def _content(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], folder: Path) -> dict[str, Any]:
+def _content(
+    arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], folder: Path, hours: float | None
+) -> dict[str, Any]:
     """What comparison.json holds."""
     weights = [
         arm._asdict()
@@ -209,4 +272,4 @@ def _content(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], fold
             for name, each in found.items()
         }
         differences.append({"of": other.name, "over": one.name, "verdict": judged(list(found.values()))} | its)
-    return {"format": FORMAT, "weights": weights, "differences": differences}
+    return {"format": FORMAT, "hours": hours, "weights": weights, "differences": differences}

@@ -338,6 +338,13 @@ class Recipe(Settings):
             yield f"warmup_epochs: expected below epochs ({self.epochs}), found {self.warmup_epochs}"
         if known("koleo", "batch", "micro_batch") and self.koleo > 0 and 1 in (self.batch, self.micro_batch):
             yield "koleo: expected at least 2 images per forward, found 1: an embedding is spread from its nearest other one"
+        measured = ("check_every_epochs", "knn_every_epochs")
+        if (
+            known("stop_when_worse", *measured)
+            and self.stop_when_worse
+            and not any(getattr(self, key) for key in measured)
+        ):
+            yield "stop_when_worse: expected kNN or view retrieval to judge by, found check_every_epochs=0 and knn_every_epochs=0"
         if known("hours", "epochs") and self.hours is not None:
             yield f"hours: expected epochs=auto beside it, found epochs={self.epochs}; the time to spend derives the epochs"
 

@@ -18,6 +18,7 @@ from swav.results.intervals import PairedDifference
 from swav.training.setup import read_settings
 
 GAIN, LOSS, NONE = PairedDifference(20, 90, 1000), PairedDifference(90, 20, 1000), PairedDifference(48, 52, 1000)
+JUST = PairedDifference(39, 61, 1000)
 QUICK: dict[str, Any] = {
     "crops": [{"count": 2, "size": 16, "scale": [0.3, 1.0]}],
     "width": 0.125,
@@ -36,6 +37,8 @@ QUICK: dict[str, Any] = {
         ([NONE, NONE], "not worth it, no difference is shown"),
         ([LOSS, NONE], "not worth it, it is worse"),
         ([GAIN, LOSS], "not clear, one is better and one worse"),
+        ([JUST, NONE], "not worth it, no difference is shown"),  # p = .04, and two were looked at
+        ([JUST, GAIN], "worth it"),
     ],
 )
 def test_only_differences_beyond_chance_count(differences, words):

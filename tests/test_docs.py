@@ -173,7 +173,11 @@ def test_every_command_line_is_one(place, words, tmp_path, monkeypatch):
 def runs_here(words: Sequence[str]) -> bool:
     """Whether what a command reads is in the workshop, and it takes a moment."""
     named = [word.partition("=")[2] for word in words if re.match(r"(data|init)=", word)]
-    named += [words[i + 1].removeprefix("random:") for i, word in enumerate(words) if word in ("--weights", "--data", "--labelled", "--init")]
+    named += [
+        words[i + 1].removeprefix("random:")
+        for i, word in enumerate(words)
+        if word in ("--weights", "--data", "--labelled", "--init")
+    ]
     if words[0] == "report" or words[:2] == ["data", "scan"]:
         named += [word for word in words[1:] if word != "scan"]
     sized = any(word.startswith("batch=") for word in words)  # larger than the workshop's few images

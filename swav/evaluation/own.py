@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from swav.data.images import Images
 from swav.data.sources.decode import printable
 from swav.errors import ConfigError, DataError
 from swav.evaluation.stages import write_log
@@ -88,16 +89,20 @@ def check(task: Task[Any]) -> None:
             f"{task.settings.score_images}; use train_images"
         )
     assert task.train.labels is not None
-    _require_labels(task, task.train.labels)
+    require_labels(task.train, task.train.labels, task.in_folds)
 
 
-def _require_labels(task: Task[Any], labels: Int64[np.ndarray, " N"]) -> None:
-    """Refuse labels of which some part of the folds, and some part of that, would hold one class only."""
-    needed = 3 if task.in_folds else 2
+def require_labels(images: Images, labels: Int64[np.ndarray, " N"], in_folds: bool) -> None:
+    """Refuse labels of which some part of the folds, and some part of that, would hold one class only.
+
+    Raises:
+        DataError: too few images of too few classes.
+    """
+    needed = 3 if in_folds else 2
     enough = int((np.bincount(labels, minlength=1) >= needed).sum())
     if enough < 2:
         raise DataError(
-            f"{printable(str(task.train.root))}: expected at least two classes with {needed} images to learn from, found {enough}; "
+            f"{printable(str(images.root))}: expected at least two classes with {needed} images to learn from, found {enough}; "
             "add images, or use other class folders"
         )
 
@@ -112,7 +117,7 @@ def labelled_features(task: Task[Any], bench: str) -> LabelledFeatures:
     assert bank.pooled is not None and queries.pooled is not None
     assert task.train.labels is not None and task.val.labels is not None
     labels = task.train.labels[bank.kept]
-    _require_labels(task, labels)
+    require_labels(task.train, labels, task.in_folds)
     return LabelledFeatures(
         features=bank.pooled.numpy(),
         labels=labels,

@@ -42,7 +42,7 @@ CURVES: tuple[tuple[str, str, str, float, float | None, str], ...] = (
         "%",
         1,
         None,
-        "How often an image is found by another view of it; the first point is the start, where nothing was learned yet.",
+        "How often an image is found by another view of it; the first point is of the weights at the start.",
     ),
     ("prototypes_used", "Prototypes in use", "%", 100, 0.0, "Share that was the first choice of some recent image."),
     ("rankme", "Effective rank", "RankMe", 1, 0.0, "How many directions the embeddings of a batch fill."),

@@ -110,11 +110,13 @@ class Config(StoredObject):
     Attributes:
         network: what built it.
         mean, std: of the normalisation; None where unknown.
+        size: side of the images [pixels]; None where unknown.
     """
 
     network: Annotated[NetworkFacts, BeforeValidator(lambda value: _read(NetworkFacts, value))] = NetworkFacts()
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    size: int | None = None
 
 
 class Result(StoredObject):

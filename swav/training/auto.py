@@ -7,6 +7,7 @@ No torch here: what has to be measured comes as functions, called only where a s
 """
 
 import math
+import re
 
 from swav.config import TIMM, Crop, Recipe
 from swav.errors import ConfigError, DataError, counted
@@ -29,10 +30,20 @@ EXPLAINED = frozenset(  # settings that have a rule
 )
 DEFAULT = "the default"  # the reason of what has no rule
 MOST_EPOCHS = 2000  # that `hours` may make of few images
-_TRANSFORMERS = ("vit", "deit", "beit", "eva", "cait", "swin")  # in names of timm's models
+_TRANSFORMERS = (
+    "vit",
+    "deit",
+    "deit3",
+    "beit",
+    "beitv2",
+    "eva",
+    "eva02",
+    "cait",
+    "xcit",
+)  # names of timm's models begin so
 _FEW_PROTOTYPES = 1000
 _MANY_IMAGES = 1_000_000
-CHECKED_IMAGES, CHECKED_VIEWS = 512, 4  # that a check looks at (retrieval.py); views of each
+CHECKED_IMAGES, _LEAST_CHECKED, CHECKED_VIEWS = 512, 128, 4  # that a check looks at (retrieval.py); views of each
 _CHECKS_SHARE, _MOST_CHECKS, _CHECKS_FOR_HARM = 0.01, 20, 10
 
 
@@ -55,7 +66,7 @@ def derive(recipe: Recipe, facts: MachineAndData) -> tuple[Recipe, dict[str, str
     choices = Choices(recipe)
     adapting.network(choices, facts)
     _transformer(choices)
-    later = EXPLAINED | (adapting.SCHEDULE if facts.start is not None else frozenset())
+    later = EXPLAINED | (adapting.LATER if facts.start is not None else frozenset())
     for key, field in Recipe.model_fields.items():
         if key not in DEPENDENT and key not in later:
             choices.choose(key, field.default, DEFAULT)
@@ -68,9 +79,9 @@ def derive(recipe: Recipe, facts: MachineAndData) -> tuple[Recipe, dict[str, str
         _spread,
         _check_forward,
         _codes,
-        adapting.head_first,
         _optimiser,
         _length,
+        adapting.head_first,
         adapting.evaluations,
         _checks,
     ):
@@ -87,7 +98,8 @@ def derive(recipe: Recipe, facts: MachineAndData) -> tuple[Recipe, dict[str, str
 
 
 def _is_transformer(backbone: str) -> bool:
-    return backbone.startswith(TIMM) and any(word in backbone for word in _TRANSFORMERS)
+    name = backbone.removeprefix(TIMM)
+    return backbone.startswith(TIMM) and re.match(rf"(test_)?({'|'.join(_TRANSFORMERS)})\d*(_|$)", name) is not None
 
 
 def _transformer(choices: Choices) -> None:
@@ -160,11 +172,13 @@ def _machine(choices: Choices, facts: MachineAndData) -> None:
 
 def _views(choices: Choices, facts: MachineAndData) -> None:
     on_gpu = choices.recipe.device == "cuda"
-    most = facts.start.size if facts.start is not None else 224 if on_gpu else 64
-    large = _crop_size(min(most, facts.side))
+    most = 224 if on_gpu else 64
+    step = _patch(choices.recipe.backbone)
+    large = _crop_size(min(most, facts.side), step)
     reason = f"short side of the images: {facts.side} pixels (median)"
-    if facts.side > most and facts.start is not None:
-        reason += f"; {facts.start.name} was made for {most}"
+    if facts.start is not None:  # smaller images are enlarged, as they are for scoring
+        large = facts.start.size
+        reason = f"{facts.start.name} was made for {large} pixels"
     elif facts.side > most:
         reason += "; 224 is the published size" if on_gpu else "; a CPU has time for crops of 64 pixels, a GPU for 224"
     if large < 48:
@@ -172,7 +186,7 @@ def _views(choices: Choices, facts: MachineAndData) -> None:
         reason += "; smaller crops of such images would show nothing"
     else:
         # The published sizes, 224 and 96, in their proportion. In the little time of a CPU fewer, wider crops teach more.
-        small = max(24, round(large * 3 / 7 / 16) * 16)
+        small = max(step or 24, round(large * 3 / 7 / (step or 16)) * (step or 16))
         scales = ((0.14, 1.0), (0.05, 0.14)) if on_gpu else ((0.25, 1.0), (0.08, 0.25))
         crops = (
             Crop(count=2, size=large, scale=scales[0]),
@@ -181,9 +195,19 @@ def _views(choices: Choices, facts: MachineAndData) -> None:
     choices.choose("crops", crops, reason)
 
 
-def _crop_size(pixels: int) -> int:
-    """At most so many, a multiple of 16 (patches of a ViT), below 48 of 4; the config allows 8 and more."""
+def _crop_size(pixels: int, patch: int = 0) -> int:
+    """At most so many, a multiple of 16, below 48 of 4, or of a transformer's patches; the config allows 8 and more."""
+    if patch:
+        return max(patch, pixels // patch * patch)
     return max(8, pixels // 16 * 16 if pixels >= 48 else pixels // 4 * 4)
+
+
+def _patch(backbone: str) -> int:
+    """The side of a transformer's patches, as its name says; 0 of other networks."""
+    if not _is_transformer(backbone):
+        return 0
+    said = re.search(r"patch(\d+)", backbone)
+    return int(said[1]) if said else 16
 
 
 def _colour(choices: Choices, facts: MachineAndData) -> None:
@@ -297,7 +321,11 @@ def _spread(choices: Choices, facts: MachineAndData) -> None:
         choices.choose("koleo", 0.0, "a process takes one image at a time, which has no other to be spread from")
     if facts.num_images >= _MANY_IMAGES:
         choices.choose("koleo", 0.0, f"published; with {_MANY_IMAGES:,} images and more nothing else was measured")
-    choices.choose("koleo", 0.1, "DINOv2's; without it short runs on few images may learn nothing (docs/log.md)")
+    if choices.recipe.batch >= 256:
+        choices.choose("koleo", 0.1, "DINOv2's; without it short runs on few images may learn nothing (docs/log.md)")
+    choices.choose(
+        "koleo", 0.3, "spreads embeddings; with the rate that goes with it the best of many short runs (docs/log.md)"
+    )
 
 
 def _codes(choices: Choices, facts: MachineAndData) -> None:
@@ -309,6 +337,8 @@ def _codes(choices: Choices, facts: MachineAndData) -> None:
     elif prototypes < _FEW_PROTOTYPES:
         choices.choose("epsilon", 0.03, f"sharper than the published .05, with few prototypes ({prototypes})")
     choices.choose("epsilon", 0.05, "published")
+    if facts.start is not None:
+        return  # adapting.head_first, once the length is known
     steps = _steps_per_epoch(choices, facts)
     choices.choose(
         "freeze_prototypes_steps",
@@ -338,8 +368,8 @@ def _optimiser(choices: Choices, facts: MachineAndData) -> None:
         lr = 5e-4 * batch / 256
         reason = f"of a transformer: DINO's 5e-4 at batch 256, in proportion, for batch {batch}"
     else:
-        lr = 1e-3 * (batch / 64) ** 0.5
-        reason = f"1e-3 at batch 64, by the square root, for batch {batch}"
+        lr = 3e-3 * (batch / 64) ** 0.5
+        reason = f"3e-3 at batch 64, by the square root, for batch {batch}"
     choices.choose("lr", float(f"{lr:.4g}"), reason)
     choices.choose("final_lr", float(f"{choices.recipe.lr / 1000:.4g}"), "lr / 1000, as in the released recipes")
 
@@ -378,22 +408,34 @@ def _checks(choices: Choices, facts: MachineAndData) -> None:
     recipe = choices.recipe
     pixels = sum(crop.count * crop.size**2 for crop in recipe.crops)
     whole = 3 * pixels * facts.num_images * recipe.epochs
-    check = CHECKED_VIEWS * min(CHECKED_IMAGES, facts.num_images) * recipe.resolution**2
+    check = CHECKED_VIEWS * checked_images(recipe, facts.num_images) * recipe.resolution**2
     most = between(int(_CHECKS_SHARE * whole / check) - 1, 1, _MOST_CHECKS)
-    reason = f"before the first epoch and {counted(most, 'time')} on the way, for at most 1 % of the time"
-    if recipe.stop_when_worse and most < _CHECKS_FOR_HARM:
-        most, reason = _CHECKS_FOR_HARM, f"{_CHECKS_FOR_HARM} times, to find harm early (stop_when_worse)"
-    elif most == 1:
+    if recipe.stop_when_worse:
+        most = max(most, _CHECKS_FOR_HARM)
+    every = math.ceil(recipe.epochs / most)
+    if every >= recipe.epochs:
         reason = "before the first epoch and after the last"
-    choices.choose("check_every_epochs", math.ceil(recipe.epochs / most), reason)
+    else:
+        times = counted(math.ceil(recipe.epochs / every), "time")
+        reason = f"before the first epoch and {times} on the way, " + (
+            "to find harm early (stop_when_worse)" if recipe.stop_when_worse else "for at most 1 % of the time"
+        )
+    choices.choose("check_every_epochs", every, reason)
+
+
+def checked_images(recipe: Recipe, num_images: int) -> int:
+    """How many images a check looks at: 512, fewer where a check would be more than a hundredth of the run."""
+    pixels = sum(crop.count * crop.size**2 for crop in recipe.crops)
+    share = int(0.01 * 3 * pixels * num_images * recipe.epochs / (CHECKED_VIEWS * recipe.resolution**2))
+    return min(num_images, between(share, _LEAST_CHECKED, CHECKED_IMAGES))
 
 
 def _epochs(recipe: Recipe, facts: MachineAndData) -> tuple[int, str]:
     images = facts.num_images
-    if recipe.hours is None and facts.start is not None:
-        return adapting.epochs(images)
     if recipe.hours is None:
         epochs = between(round(200 * (1.28e6 / images) ** 0.25), 100, 800)
+        if facts.start is not None:
+            return adapting.epochs(images, epochs)
         return epochs, f"200 on ImageNet; fewer images ({images}) need more passes"
     throughput = facts.throughput(recipe)
     budget, pass_seconds = 3600 * recipe.hours, images / throughput

@@ -1,18 +1,21 @@
 """Where a run starts from: `init=W` puts existing weights in the place of fresh ones, once, before the first step."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from swav import checkpoint
 from swav.config import TIMM, Recipe
 from swav.errors import ConfigError
 from swav.files import CHECKPOINTS
+from swav.network.backbone import TimmTrunk
 from swav.network.heads import SwavNetwork, build_network
 from swav.training.choices import StartWeights
 from swav.weights.encoder import Encoder, load
+from swav.weights.sources import is_foreign
 
 _SHAPING = ("backbone", "width", "stem", "in_channels")  # the keys that make a backbone
 
@@ -36,13 +39,18 @@ def load_init_weights(recipe: Recipe, out: Path) -> Encoder | None:
         return None
     if recipe.init.startswith("random:"):
         raise ConfigError(f"init={recipe.init}: expected existing weights; fresh ones come from the seed, without init")
-    return load(recipe.init)
+    options: dict[str, object] = {}
+    of_timm = not recipe.left_at_auto("backbone") and recipe.backbone.startswith(TIMM)
+    if of_timm and is_foreign(recipe.init) and not recipe.init.startswith(TIMM):
+        options = {"model": recipe.backbone}  # which network a file of timm's is of, only the recipe says
+    return load(recipe.init, **options)
 
 
 def facts_of(start: Encoder) -> StartWeights:
     """What `auto` is to know of weights that a run starts from."""
     settings = {key: start.settings[key] for key in _SHAPING if key in start.settings}
     if str(settings.get("backbone", "")).startswith(TIMM):
+        settings["backbone"] = settings["backbone"].partition(".")[0]  # a tag names weights
         settings |= {key: Recipe.model_fields[key].default for key in ("width", "stem")}
     head = None
     if start.head is not None:
@@ -59,7 +67,7 @@ def require_fitting(start: Encoder, recipe: Recipe) -> None:
     """
     with torch.device("meta"):
         expected = build_network(recipe).trunk
-    difference = _difference(start.trunk, expected)
+    difference = _difference(_trunk_state(start, recipe), expected.state_dict())
     if (
         difference is None and not start.provenance and start.settings["stem"] != recipe.stem
     ):  # of equal shapes: half, small
@@ -84,7 +92,7 @@ def init_from(network: SwavNetwork, start: Encoder, recipe: Recipe) -> str:
     Returns:
         What came along, what did not, and where this run differs from how the weights were trained.
     """
-    network.trunk.load_state_dict(start.trunk.state_dict())
+    network.trunk.load_state_dict(_trunk_state(start, recipe))
     came, stayed = ["backbone"], []
     for name, theirs, ours in (
         ("head", start.head, network.projection_head),
@@ -93,7 +101,7 @@ def init_from(network: SwavNetwork, start: Encoder, recipe: Recipe) -> str:
         why = None
         if theirs is None:
             why = "none there"
-        elif _difference(theirs, ours):
+        elif _difference(theirs.state_dict(), ours.state_dict()):
             why = "of another size"
         elif name == "prototypes" and start.prototype_sets != recipe.prototype_sets:
             why = f"of other sets: {list(start.prototype_sets)}"
@@ -125,7 +133,13 @@ def _plain(value: Any) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
-def _difference(one: nn.Module, other: nn.Module) -> str | None:
-    """The first tensor of which two modules have different shapes."""
-    shapes = [{name: tensor.shape for name, tensor in module.state_dict().items()} for module in (one, other)]
+def _trunk_state(start: Encoder, recipe: Recipe) -> dict[str, Tensor]:
+    """The backbone's tensors by the names of the recipe's: a model of timm's is a part of ours."""
+    bare = recipe.backbone.startswith(TIMM) and not isinstance(start.trunk, TimmTrunk)
+    return {f"model.{name}" if bare else name: tensor for name, tensor in start.trunk.state_dict().items()}
+
+
+def _difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str | None:
+    """The first tensor of which two modules' states have different shapes."""
+    shapes = [{name: tensor.shape for name, tensor in state.items()} for state in (one, other)]
     return next((name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)), None)

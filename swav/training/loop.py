@@ -110,6 +110,8 @@ def run_or_resume(wanted: Recipe, out: Path, dry_run: bool, began: float) -> Pat
             trainer.load(saved, own)
             monitor.load_state_dict(own, f"{saved.path}/rank_{dist.rank()}.safetensors")
         scoring = Scoring(run, saved)
+        if scoring.ended is not None:
+            run.ended_at = start_step
         if start_step == run.total_steps and not scoring.put_off:
             why = f", where it stopped by itself: {scoring.ended}" if scoring.ended else ""
             dist.say(f"{out}: finished at step {start_step}{why}; nothing to do")
@@ -169,7 +171,8 @@ def _train(
                 saver.save(0)
         if scoring.put_off:
             scoring.catch_up(done, trainer.network, log, progress, stop)
-        for batch in loader:
+            _end_if_it_harms(run, scoring, done, progress)
+        for batch in loader if done < run.total_steps else ():
             too_many = log.add_unreadable(batch.unreadable) > allowed
             save_due = saver.is_due()
             if batch.step == start_step and first:
@@ -199,9 +202,7 @@ def _train(
                     run.budget.epoch_made(done)
                 put_off_by = scoring.evaluate(done, trainer.network, log, progress, stop, stop_code)
                 stop_code = max(stop_code, put_off_by)
-                if scoring.ended is not None:
-                    run.ended_at = done
-                    progress.say(f"step {done}: stops here: {scoring.ended}")
+                _end_if_it_harms(run, scoring, done, progress)
                 if run.budget is not None and done < run.total_steps:
                     _plan_anew(run.budget, done, progress)
                 fault_point("epoch:end")
@@ -221,6 +222,12 @@ def _train(
         progress.close()
         loader.close()
         log.close()
+
+
+def _end_if_it_harms(run: RunSetup, scoring: Scoring, done: int, progress: Progress) -> None:
+    if scoring.ended is not None:
+        run.ended_at = done
+        progress.say(f"step {done}: stops here: {scoring.ended}")
 
 
 def _plan_anew(plan: Budget, done: int, progress: Progress) -> None:
@@ -255,7 +262,7 @@ def _finish(run: RunSetup, log: Log, scoring: Scoring) -> None:
     first = dist.rank() == 0
     if first:
         log.check_folder()
-        judgement, advice = verdict(log.recent, *run.health_facts, ended=True)
+        judgement, advice = verdict(log.recent, *run.health_facts, ended=True, harm=scoring.harm)
         with not_essential(f"{run.out}/report/verdict.json"):
             (run.out / REPORT_PARTS).mkdir(exist_ok=True)
             write_text_durably(

@@ -15,6 +15,8 @@ from swav.tensors import require_same_form
 
 STEP_VALUES = ("loss", "code_entropy", "code_confidence", "gradient_norm")
 _CHECK_KEYS = ("view_retrieval", "view_retrieval_gain", "view_retrieval_margin")
+_CEILING = 98.0  # of view retrieval [%]: where both are above, nothing can be told
+RANDOM = "random weights"  # what fresh weights are called
 SURE_AFTER = 50  # lines of metrics: before, a run that has not left its start is not judged
 
 
@@ -110,7 +112,7 @@ class HealthCheck:
         ln_k, images, prototypes, start: as for `verdict`.
     """
 
-    def __init__(self, ln_k: float, images: int, prototypes: int, start: str = "random weights"):
+    def __init__(self, ln_k: float, images: int, prototypes: int, start: str = RANDOM):
         self.facts = ln_k, images, prototypes, start
         self.state = "healthy"
 
@@ -145,8 +147,9 @@ def verdict(
     ln_k: float,
     images: int,
     prototypes: int,
-    start: str = "random weights",
+    start: str = RANDOM,
     ended: bool = False,
+    harm: str | None = None,
 ) -> tuple[str, str]:
     """Judge a run by its last lines of metrics.
 
@@ -157,15 +160,22 @@ def verdict(
         prototypes: of the largest set.
         start: what the weights at the start are called.
         ended: the run is over; on the way nothing is said of what may still be learned.
+        harm: why the weights at the start are better than the last, where they are given ones and it is so.
 
     Returns:
-        One of healthy, collapsing, too few images, prototypes dying, not learning, data-bound, too early; and the evidence, or
+        One of healthy, collapsing, too few images, prototypes dying, did harm, not learning, data-bound, too early; and the evidence, or
         the advice that the literature gives.
 
     Source of the advice: README "Common issues" and tracker of the original (reference: collapse at loss = ln K).
     """
     lines = [line for line in history if "loss" in line]
-    if len(lines) < 5:
+    knows, evidence = learned(history, start)
+    if harm is not None:
+        return (
+            "did harm",
+            f"{harm}. {evidence}. The best weights are exported; keep {start}, or try a lower backbone_lr_factor",
+        )
+    if len(lines) < 5 and not (ended and knows is False):
         return "too early", "fewer than five lines of metrics"
     recent = lines[-max(5, len(lines) // 10) :]
     mean = {
@@ -188,16 +198,11 @@ def verdict(
             "prototypes dying",
             "few prototypes are ever chosen: fewer prototypes, a longer queue, or a smaller epsilon",
         )
-    knows, evidence = learned(history, start)
     if knows is False and ended and _rises(history):
         return "too early", f"{evidence}, and it rises: train longer"
     if knows is False and ended:
-        return "not learning", (
-            f"{evidence}. Train longer, use more images, or change koleo (0.1 to 0.3), lr or crops; or keep {start}"
-            if start != "random weights"
-            else f"{evidence}. Train longer, use more images, change koleo (0.1 to 0.3) or lr, or start from weights that saw more "
-            "(init=W)"
-        )
+        more = "or start from weights that saw more (init=W)" if start == RANDOM else f"or keep {start}"
+        return "not learning", f"{evidence}. Train longer, use more images, change koleo (0.1 to 0.3) or lr, {more}"
     if mean["data_wait"] > 0.3:
         return (
             "data-bound",
@@ -216,7 +221,7 @@ def _rises(history: Sequence[Mapping[str, float | None]]) -> bool:
     margins = [
         line.get("view_retrieval_margin") or 0.0 for line in history if line.get("view_retrieval_gain") is not None
     ]
-    return len(values) > 2 and values[-1] - values[-2] > margins[-1]
+    return len(values) > 2 and values[-1] - values[-2] > math.hypot(margins[-1], margins[-2])
 
 
 def learned(history: Sequence[Mapping[str, float | None]], start: str) -> tuple[bool | None, str]:
@@ -232,15 +237,17 @@ def learned(history: Sequence[Mapping[str, float | None]], start: str) -> tuple[
     knows: bool | None = None
     if checks:
         value, gain, margin = (checks[-1][key] or 0.0 for key in _CHECK_KEYS)
-        knows = gain > margin
+        knows = None if min(value, value - gain) > _CEILING else gain > margin
         words.append(
             f"an image is found by another view of it in {value:.1f} % of cases, {value - gain:.1f} % with {start} "
             f"({gain:+.1f} +- {margin:.1f})"
         )
     if before and len(scored) > len(before):
         now, at_start = scored[-1]["knn_top1"] or 0.0, before[0] or 0.0
-        knows = now > at_start
-        words.insert(0, f"kNN {now:.1f}, {at_start:.1f} with {start}")
+        margin = scored[-1].get("knn_top1_margin") or 0.0
+        if abs(now - at_start) > margin:  # else it says nothing, and the check decides
+            knows = now > at_start
+        words.insert(0, f"kNN {now:.1f} (+- {margin:.1f}), {at_start:.1f} with {start}")
     return knows, "; ".join(words)
 
 

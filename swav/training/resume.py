@@ -67,8 +67,6 @@ def resume(run: RunSetup) -> checkpoint.Checkpoint | None:
         run.budget.resume(saved.step, saved.state["plan"])
     if run.kept:
         dist.say(f"auto: {kept_in_words(run)}")
-    if saved.state.get("ended"):
-        run.ended_at = saved.step
     if saved.state["best_knn"] is not None and run.labelled is None and dist.rank() == 0:
         warn(f"{run.out}: was scored by kNN before, and is not from here on: {run.unlabelled}")
     if (device := saved.state["recipe"]["device"]) != run.recipe.device:

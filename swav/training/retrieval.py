@@ -63,11 +63,14 @@ class RetrievalCheck:
         images: that are trained on.
         size: side of the views [pixels].
         seed: which images are drawn, and their views.
+        count: images that are looked at.
         saved: what a checkpoint says (`state`), or None.
     """
 
-    def __init__(self, images: Images, size: int, seed: int, saved: Mapping[str, Any] | None = None):
-        self._images, self._size, self._seed = images, size, seed
+    def __init__(
+        self, images: Images, size: int, seed: int, count: int = CHECKED_IMAGES, saved: Mapping[str, Any] | None = None
+    ):
+        self._images, self._size, self._seed, self._count = images, size, seed, count
         self._views: UInt8[Tensor, "N Q S S 3"] | None = None
         self._places: list[int] = []
         self._start: dict[int, int] = {} if saved is None else dict(zip(saved["images"], saved["hits"], strict=True))
@@ -123,7 +126,7 @@ class RetrievalCheck:
             mean=mean,
             std=std,
         )
-        count = min(len(self._images), CHECKED_IMAGES, int(MOST_BYTES / (3 * CHECKED_VIEWS * self._size**2)))
+        count = min(len(self._images), self._count, int(MOST_BYTES / (3 * CHECKED_VIEWS * self._size**2)))
         drawn = sorted(np.random.default_rng(self._seed).permutation(len(self._images))[: max(2, count)].tolist())
         views = torch.empty(len(drawn), CHECKED_VIEWS, self._size, self._size, 3, dtype=torch.uint8)
         self._places = []

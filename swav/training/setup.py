@@ -22,9 +22,10 @@ from swav.recipe_files import stored, validated, verified_yaml
 from swav.strict_yaml import read_yaml
 from swav.system import available_cpus, computes_in_bf16, has_compiler
 from swav.training import budget, estimate
-from swav.training.auto import DEPENDENT, derive, power_of_two
+from swav.training.auto import CHECKED_VIEWS, DEPENDENT, checked_images, derive, power_of_two
 from swav.training.budget import Budget, evaluation_share, first_plan, read_plans
 from swav.training.choices import MachineAndData, StartWeights
+from swav.training.monitor import RANDOM
 
 
 @dataclasses.dataclass
@@ -55,7 +56,7 @@ class RunSetup:
     def health_facts(self) -> tuple[float, int, int, str]:
         """What the verdict compares a run with: the loss of equal codes, the number of images, and of prototypes, and what the
         weights at the start are called."""
-        start = "random weights" if self.recipe.init is None else self.recipe.init
+        start = RANDOM if self.recipe.init is None else self.recipe.init
         return self.recipe.log_prototypes, len(self.images), max(self.recipe.prototype_sets), start
 
     @property
@@ -96,7 +97,8 @@ def prepare(
     """
     began = budget.now() if began is None else began
     if not wanted.left_at_auto("backbone"):
-        check_backbone(wanted.backbone, () if wanted.left_at_auto("crops") else wanted.view_sizes, wanted.in_channels)
+        channels = 3 if wanted.left_at_auto("in_channels") else wanted.in_channels
+        check_backbone(wanted.backbone, () if wanted.left_at_auto("crops") else wanted.view_sizes, channels)
     before = settings_of(out)
     kept: list[str] = []
     if before is not None:
@@ -129,9 +131,18 @@ def prepare(
             raise
         except DataError as error:
             unlabelled = str(error)  # usual where there are no labels; said, as it may be that the splits differ
+    if dist.rank() == 0 and recipe.stop_when_worse and labelled is None and not recipe.check_every_epochs:
+        raise ConfigError(
+            f"stop_when_worse: expected kNN or view retrieval to judge by, found check_every_epochs=0 and no labels ({unlabelled}); "
+            "leave check_every_epochs out"
+        )
     run = RunSetup(out, recipe, reasons, images, labelled, unlabelled, device, kept, speeds[0] if speeds else None)
     if wanted.hours is not None:
-        scored = sum(map(len, labelled)) if labelled else 0
+        scored, views = sum(map(len, labelled)) if labelled else 0, 0
+        due = [max(1, round(recipe.knn_every_epochs))] if scored else []
+        if recipe.check_every_epochs:
+            due.append(recipe.check_every_epochs)
+            views = CHECKED_VIEWS * checked_images(recipe, len(images))
         run.budget = Budget(
             wanted.hours,
             recipe.epochs,
@@ -140,8 +151,8 @@ def prepare(
             out=None if dry_run else out,
             run=_identity(recipe, wanted.hours, images),
             reason=reasons.get("epochs", "as the run began"),
-            every=max(1, round(recipe.knn_every_epochs)) if scored else 0,
-            evaluation=evaluation_share(recipe, len(images), scored),
+            every=min(due, default=0),
+            evaluation=evaluation_share(recipe, len(images), scored + views),
             lines=plans,
         )
     return run

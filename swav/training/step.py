@@ -122,6 +122,7 @@ class Trainer:
             embeddings, target_embeddings, codes, loss = self._accumulated(micro_batches)
         fault_point("step:middle")
 
+        self._drop_frozen(step)
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         if self.scale is not None:
             torch._foreach_mul_(gradients, 1 / self.scale.value)
@@ -225,12 +226,15 @@ class Trainer:
         (total if self.scale is None else total * self.scale.value).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def _update(self, step: int, skip: Tensor) -> None:
+    def _drop_frozen(self, step: int) -> None:
+        """Without a gradient there is no momentum and no weight decay: the optimiser passes a parameter over."""
         if step < self.recipe.freeze_prototypes_steps:
-            self.prototypes.grad = None  # no gradient, no momentum, no weight decay: the optimiser passes it over
+            self.prototypes.grad = None
         if step < self.recipe.freeze_backbone_steps:
             for parameter in self.network.trunk.parameters():
                 parameter.grad = None
+
+    def _update(self, step: int, skip: Tensor) -> None:
         rate = learning_rate(self.recipe, step, self.steps_per_epoch, self._changes)
         for group in self.optimizer.param_groups:
             group["lr"] = group["factor"] * rate

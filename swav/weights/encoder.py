@@ -293,7 +293,5 @@ def _checkpoint_folder(source: str) -> Path:
         return newest
     step = checkpoint.read_state(newest).get("best_step")
     if step is None:
-        raise ConfigError(
-            f"{folder}@best: expected a run that was scored by kNN while training, found no score; use {folder}"
-        )
+        raise ConfigError(f"{folder}@best: expected a run that was scored while training, found no score; use {folder}")
     return newest.with_name(f"step_{step:08d}")

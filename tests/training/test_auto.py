@@ -224,7 +224,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused():
         settled(10_000, "default", {"world_size": 3})
 
 
-@pytest.mark.parametrize(("batch", "micro_batch", "koleo"), [(64, 0, 0.1), (4, 2, 0.1), (4, 1, 0.0), (2, 0, 0.0)])
+@pytest.mark.parametrize(("batch", "micro_batch", "koleo"), [(64, 0, 0.3), (4, 2, 0.3), (4, 1, 0.0), (2, 0, 0.0)])
 def test_embeddings_are_spread_unless_a_process_has_one_image_at_a_time(batch, micro_batch, koleo):
     world_size = 2 if batch == 2 else 1
     assert settled(1000, facts={"world_size": world_size}, batch=batch, micro_batch=micro_batch).koleo == koleo

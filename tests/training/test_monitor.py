@@ -33,6 +33,46 @@ def test_the_verdict_of_a_history(lines, state):
     assert verdict(lines, math.log(K), 1000, K)[0] == state
 
 
+def check(gain: float, step: int = 90, value: float = 30.0) -> dict[str, float]:
+    return {"step": step, "view_retrieval": value, "view_retrieval_gain": gain, "view_retrieval_margin": 1.0}
+
+
+def vote(top1: float, step: int = 90) -> dict[str, float]:
+    return {"step": step, "knn_top1": top1, "knn_top1_margin": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("scores", "state", "words"),
+    [
+        ([check(0, 0), check(20.0)], "healthy", "in 30.0 % of cases, 10.0 % with random weights (+20.0 +- 1.0)"),
+        ([check(0, 0), check(0.9)], "not learning", "init=W"),
+        ([check(0, 0), check(-5.0, 50), check(-2.0)], "too early", "it rises"),
+        ([check(0, 0), check(-2.5, 50), check(-2.0)], "not learning", "-2.0"),  # a rise that may be chance
+        ([check(0, 0), check(0.0, value=99.5)], "healthy", "99.5"),  # more cannot be told
+        (
+            [vote(12.0, 0), vote(11.0), check(0, 0), check(20.0)],
+            "healthy",
+            "kNN 11.0 (+- 3.0), 12.0 with random weights",
+        ),
+        ([vote(12.0, 0), vote(8.0), check(0, 0), check(20.0)], "not learning", "kNN 8.0"),
+        ([vote(12.0, 0), vote(30.0), check(0, 0), check(-3.0)], "healthy", "kNN 30.0"),
+        ([vote(12.0, 0)], "healthy", "below ln K"),
+    ],
+)
+def test_the_verdict_at_the_end_is_of_what_was_learned_however_low_the_loss(scores, state, words):
+    told, advice = verdict([*[GOOD] * 60, *scores], math.log(K), 1000, K, ended=True)
+    assert told == state and words in advice
+    live = verdict([*[GOOD] * 60, *scores], math.log(K), 1000, K)[0]
+    assert live == "healthy"  # on the way nothing is said of what may still be learned
+
+
+def test_harm_to_given_weights_is_a_verdict_of_its_own_and_short_runs_are_told_what_was_measured():
+    told, advice = verdict([GOOD] * 60, math.log(K), 1000, K, "w.pth", ended=True, harm="kNN is below")
+    assert told == "did harm" and "keep w.pth" in advice
+    short = [GOOD, vote(50.0, 0), vote(30.0)]
+    assert verdict(short, math.log(K), 1000, K, ended=True)[0] == "not learning"
+
+
 def test_what_changes_is_said_once_while_the_run_goes_on():
     watch, history, said = HealthCheck(math.log(K), 1000, K), [], []
     for line in [GOOD] * 60 + [GOOD | {"loss_gap": 0.0}] * 30 + [GOOD] * 30:

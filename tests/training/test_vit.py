@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from swav.evaluation.runner import bench
 from swav.training import loop
@@ -51,3 +51,20 @@ def test_a_vit_is_trained_scored_exported_and_started_from(shapes, tmp_path, cap
     said = capsys.readouterr().err
     assert "backbone = timm:test_vit: that of" in said and "optimizer = adamw" in said
     assert load(adapted).settings["backbone"] == "timm:test_vit"
+
+
+@pytest.mark.slow
+def test_a_file_of_timms_weights_is_adapted_where_the_recipe_says_whose_it_is(shapes, tmp_path, capsys):
+    model = timm.create_model("test_vit", num_classes=0)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / "vit.safetensors")
+    run = loop.pretrain(
+        "auto",
+        out=tmp_path / "run",
+        data=shapes,
+        init=tmp_path / "vit.safetensors",
+        **QUICK | {"backbone": "timm:test_vit", "lr": 1e-9},
+    )
+    assert "vit.safetensors: backbone; fresh head" in capsys.readouterr().err
+    trained = load(run).trunk.state_dict()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(trained[f"model.{name}"], value, rtol=0, atol=1e-6)
