@@ -258,7 +258,7 @@ def test_the_first_process_plans_for_all(two_processes):
 @pytest.fixture(scope="module")
 def timed(shapes) -> dict[str, Any]:
     """Settings of a run of 4 steps an epoch, for which 36 s of a fake clock are given."""
-    return SMALL | {"data": str(shapes), "epochs": "auto", "hours": 0.01, "queue_length": 0}
+    return SMALL | {"data": str(shapes), "epochs": "auto", "hours": 0.01, "queue_length": 0, "check_every_epochs": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -321,6 +321,13 @@ def test_a_run_follows_its_plans_to_the_end(whole, timed, monkeypatch, capsys):
     loop.pretrain("tiny", out=whole, **timed)
     assert "finished at step 16; nothing to do" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_checks_without_labels_are_planned_with(timed, tmp_path, monkeypatch):
+    tick(monkeypatch, slower)
+    run = loop.pretrain("tiny", out=tmp_path / "run", **timed | {"check_every_epochs": 2})
+    first, second = plans_of(run)[:2]
+    assert first == PLANS[0] and 8 < second[1] < PLANS[1][1]
 
 
 def test_its_settings_keep_the_hours_and_may_be_used_as_a_recipe(whole, timed):

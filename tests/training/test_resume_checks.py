@@ -190,10 +190,13 @@ def test_queues_of_processes_that_do_not_fit_together_are_refused():
 def test_a_last_score_that_was_interrupted_is_made_once_labels_are_back(shapes, tmp_path, monkeypatch):
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(shapes, data)
-    go_on(data, run, knn_every_epochs=0)
+    go_on(data, run, knn_every_epochs=2)
     last = checkpoint.newest(run / "checkpoints")
     assert last is not None
-    checkpoint.amend_state(last, {"unscored": True, "had_labels": True})  # as a signal in the last evaluation leaves it
+    unscored = {"unscored": True, "best_step": None, "best_knn": None}
+    checkpoint.amend_state(last, unscored)  # as a signal in the last evaluation leaves it
+    kept = [line for line in lines(run) if "knn_top1" not in line or line["step"] == 0]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in kept))
     (data / "val").rename(tmp_path / "away")
     monkeypatch.setattr("swav.training.setup.labelled_splits", no_labels)
     go_on(data, run, knn_every_epochs=1)

@@ -80,7 +80,7 @@ def test_best_is_of_a_run_that_has_one(run):
     state = STATE | {"best_step": None}
     model = build_network(RECIPE).state_dict()
     checkpoint.save(run / "checkpoints", 15, model=model, optim={}, local={}, state=state, keep=3)
-    with pytest.raises(ConfigError, match="scored by kNN"):
+    with pytest.raises(ConfigError, match="scored while training"):
         load(f"{run}@best")
 
 
