@@ -4,6 +4,10 @@ Run: pytest tests/test_comparison.py
 """
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ from swav.errors import ConfigError, DataError
 from swav.files import CONFIG
 from swav.results.intervals import PairedDifference
 from swav.training.setup import read_settings
+from tests.processes import LAUNCHER_VARIABLES
 
 GAIN, LOSS, NONE = PairedDifference(20, 90, 1000), PairedDifference(90, 20, 1000), PairedDifference(48, 52, 1000)
 JUST = PairedDifference(39, 61, 1000)
@@ -120,3 +125,28 @@ def test_the_table_holds_every_kind_of_weights_and_the_same_call_resumes(shapes,
     again = compare(shapes, out=tmp_path / "out", init=tmp_path / "first" / "scratch", **QUICK)
     assert again == table and table.read_text() == text
     assert capsys.readouterr().err.count("nothing to do") == 2
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_comparison(shapes, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [f"{key}={json.dumps(value)}" for key, value in QUICK.items()]
+    command = [sys.executable, "-m", "swav", "compare", "--data", str(shapes), "--out", str(tmp_path / "out"), *words]
+    variables = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [
+        subprocess.Popen(
+            command,
+            env=variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=100) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "| from scratch" in said[0][0] and not said[1][0]
+    assert "over 2 processes" in said[0][1] and (tmp_path / "out/comparison.json").exists()
