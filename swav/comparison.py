@@ -108,7 +108,7 @@ def compare(
         sources, names = [arm.source for arm in arms], [arm.name for arm in arms]
         found = bench(BENCHES, weights=sources, name=names, data=labelled, out=out, protocol=OWN).results
         if dist.rank() == 0:
-            _write(arms, headlines(found, sources), out, hours)
+            _write(arms, headlines(found, sources), out, _budget(hours, settings))
     return out / TABLE
 
 
@@ -137,9 +137,17 @@ def _check_labels(labelled: Path, asked: bool) -> int:
     return len(val)
 
 
-def _write(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], out: Path, hours: float | None) -> None:
-    text = format_comparison(arms, rows, out, hours)
-    write_text_durably(out / CONTENT, json.dumps(_content(arms, rows, out, hours), indent=1) + "\n")
+def _budget(hours: float | None, settings: Mapping[str, object]) -> str:
+    """What each training was given, in words."""
+    if hours is not None:
+        return counted(hours, "hour")
+    epochs = settings.get("epochs", "auto")
+    return counted(epochs, "epoch") if isinstance(epochs, int) else "as long as auto finds right"
+
+
+def _write(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], out: Path, budget: str) -> None:
+    text = format_comparison(arms, rows, out, budget)
+    write_text_durably(out / CONTENT, json.dumps(_content(arms, rows, out, budget), indent=1) + "\n")
     write_text_durably(out / TABLE, text + "\n")
     deliver(f"{text}\n{out / TABLE}")
 
@@ -193,15 +201,13 @@ def judged(differences: Sequence[PairedDifference]) -> str:
     }.get(frozenset(signs), "not worth it, no difference is shown")
 
 
-def format_comparison(
-    arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], folder: Path, hours: float | None = None
-) -> str:
+def format_comparison(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], folder: Path, budget: str) -> str:
     """Format the table and the verdicts.
 
     Args:
         rows: {benchmark: {weights: row}}.
         folder: that of their results.json.
-        hours: given to each training; None: they were as long as `auto` found right.
+        budget: of each training, in words.
 
     Raises:
         DataError: results are of different images, or their logs are missing.
@@ -212,7 +218,6 @@ def format_comparison(
     for arm in arms:
         values = [f"{its[arm.source].value:.1f}" for its in rows.values()]
         table.append([arm.name, *values, _network(first[arm.source]), _time(arm), f"{arm.seen:,}" if arm.seen else "-"])
-    budget = "as long as auto finds right" if hours is None else counted(hours, "hour")
     lines = ["## Is training worth it?", "", f"Budget of each training: {budget}.", "", *aligned(table, left=1), ""]
     for one, other in pairs_of(arms):
         found = _differences(one, other, rows, folder)
@@ -255,7 +260,7 @@ def _differences(
 
 
 def _content(
-    arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], folder: Path, hours: float | None
+    arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], folder: Path, budget: str
 ) -> dict[str, Any]:
     """What comparison.json holds."""
     weights = [
@@ -272,4 +277,4 @@ def _content(
             for name, each in found.items()
         }
         differences.append({"of": other.name, "over": one.name, "verdict": judged(list(found.values()))} | its)
-    return {"format": FORMAT, "hours": hours, "weights": weights, "differences": differences}
+    return {"format": FORMAT, "budget": budget, "weights": weights, "differences": differences}

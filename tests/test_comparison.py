@@ -103,7 +103,14 @@ def test_the_table_holds_every_kind_of_weights_and_the_same_call_resumes(shapes,
     table = compare(shapes, out=tmp_path / "out", init=tmp_path / "first" / "scratch", **QUICK)
     assert table is not None
     text = table.read_text()
-    for words in ("| random", "| given", "| from scratch", "| adapted", "- adapted, against the given weights"):
+    for words in (
+        "Budget of each training: 2 epochs.",
+        "| random",
+        "| given",
+        "| from scratch",
+        "| adapted",
+        "- adapted, against the given weights",
+    ):
         assert words in text
     for run in ("scratch", "adapted"):
         recipe = read_settings(tmp_path / "out" / run / CONFIG)
