@@ -308,14 +308,16 @@ def test_a_signal_to_one_process_ends_all_with_its_code(two_processes):
 
 # -- whole processes
 
-# Sends signals to itself the first time that it comes to a place: `where` is MODULE:NAME of a function, or a module that
-# is imported. Then runs the command.
+# Sends signals to itself the first time, or with #N the N-th, that it comes to a place: `where` is MODULE:NAME of a function, or
+# a module that is imported. Then runs the command.
 RUNNER = """
 import importlib, os, signal, sys
 numbers, where, words = eval(sys.argv[1]), sys.argv[2], sys.argv[3:]
-todo = list(numbers)
+where, _, count = where.partition("#")
+todo, left = list(numbers), [int(count or 1)]
 def send():
-    while todo:
+    left[0] -= 1
+    while todo and left[0] <= 0:
         os.kill(os.getpid(), todo.pop(0))
 class Hook:
     def find_spec(self, name, path=None, target=None):
@@ -343,7 +345,8 @@ MOMENTS = {
     "header check": ("swav.data.sources.header_index:_header", None),
     "step": ("swav.training.step:Trainer.step", "saved"),
     "save": ("swav.checkpoint:_publish", "saved"),
-    "kNN": ("swav.features:features_of", "saved"),
+    "start": ("swav.features:features_of", None),
+    "kNN": ("swav.training.scoring:score_by_knn#2", "saved"),
 }
 MATRIX = [
     ("import", (signal.SIGTERM,)),
@@ -351,6 +354,7 @@ MATRIX = [
     ("step", (signal.SIGHUP, signal.SIGTERM)),
     ("step", (signal.SIGINT,)),
     ("save", (signal.SIGTERM, signal.SIGTERM)),
+    ("start", (signal.SIGUSR2,)),
     ("kNN", (signal.SIGUSR1,)),
 ]
 

@@ -121,14 +121,14 @@ class Scoring:
         """Score the weights that the run starts from, which all later scores are compared with.
 
         Raises:
-            Stopped: a signal asks for an end. No step is lost, as none was made.
+            Stopped: a signal asks for an end. No step is lost, as none was made: the next command begins anew.
         """
         stopped: tuple[str, int] | None = None
         if dist.rank() == 0:
             try:
                 self._score_start(network, log, progress)
             except Stopped as asked:
-                stopped = f"{asked}; no step was made yet: rerun the same command to begin", asked.exit_code
+                stopped = str(asked), asked.exit_code
         self.measure, self.best, stopped = dist.broadcast_object((self.measure, self.best, stopped))
         if stopped is not None:
             raise Stopped(*stopped)

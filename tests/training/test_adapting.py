@@ -223,7 +223,7 @@ def test_a_signal_before_the_start_is_scored_begins_no_step(shapes, given, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr("swav.training.retrieval.stop_if_asked", interrupt)
-        with pytest.raises(Stopped, match="no step was made yet") as caught:
+        with pytest.raises(Stopped, match="stopped by SIGTERM") as caught:
             loop.pretrain("tiny", out=tmp_path / "run", **RUN | {"data": str(shapes), "init": str(given)})
     assert caught.value.exit_code == 75 and not list((tmp_path / "run/checkpoints").iterdir())
     run = loop.pretrain("tiny", out=tmp_path / "run", **RUN | {"data": str(shapes), "init": str(given), "epochs": 1})
