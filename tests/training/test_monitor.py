@@ -46,6 +46,11 @@ def vote(top1: float, step: int = 90) -> dict[str, float]:
     [
         ([check(0, 0), check(20.0)], "healthy", "in 30.0 % of cases, 10.0 % with random weights (+20.0 +- 1.0)"),
         ([check(0, 0), check(0.9)], "not learning", "init=W"),
+        (
+            [check(0, 0), check(5.0)],
+            "not learning",
+            "+5.0 +- 1.0",
+        ),  # a fifth more than random weights' 25 is too little
         ([check(0, 0), check(-5.0, 50), check(-2.0)], "too early", "it rises"),
         ([check(0, 0), check(-2.5, 50), check(-2.0)], "not learning", "-2.0"),  # a rise that may be chance
         ([check(0, 0), check(0.0, value=99.5)], "healthy", "99.5"),  # more cannot be told
