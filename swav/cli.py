@@ -149,9 +149,10 @@ def compare(
 
     overrides = parse_overrides(settings or [])
     load_recipe("auto", overrides | {"data": data, "hours": hours})
-    check_images(data)
-    if not dry_run:
-        check_writable(out)
+    if _is_alone():
+        check_images(data)
+        if not dry_run:
+            check_writable(out)
     from swav import comparison
 
     comparison.refuse_own_keys(overrides)

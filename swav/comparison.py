@@ -138,7 +138,7 @@ def _check_labels(labelled: Path, asked: bool) -> int:
 
 
 def _budget(hours: float | None, settings: Mapping[str, object]) -> str:
-    """What each training was given, in words."""
+    """The budget of each training, as text."""
     if hours is not None:
         return counted(hours, "hour")
     epochs = settings.get("epochs", "auto")
@@ -207,7 +207,7 @@ def format_comparison(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Resul
     Args:
         rows: {benchmark: {weights: row}}.
         folder: that of their results.json.
-        budget: of each training, in words.
+        budget: of each training, as text.
 
     Raises:
         DataError: results are of different images, or their logs are missing.

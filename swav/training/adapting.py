@@ -27,13 +27,13 @@ def network(choices: Choices, facts: MachineAndData) -> None:
     choices.choose(
         "backbone_lr_factor", BACKBONE_LR_FACTOR, "adapting: existing weights are soon spoilt at the full rate"
     )
+    choices.choose("freeze_prototypes_steps", 0, "adapting: head and prototypes learn from the first step")
     choices.choose("stop_when_worse", True, "adapting: existing weights may be the better ones")
 
 
 def head_first(choices: Choices, facts: MachineAndData) -> None:
     """Head and prototypes learn on a backbone that stands still, in the first tenth of the steps."""
     if facts.start is not None:
-        choices.choose("freeze_prototypes_steps", 0, "adapting: head and prototypes learn from the first step")
         steps = choices.recipe.epochs * max(1, facts.num_images // choices.recipe.batch)
         choices.choose(
             "freeze_backbone_steps",

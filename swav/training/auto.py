@@ -337,8 +337,6 @@ def _codes(choices: Choices, facts: MachineAndData) -> None:
     elif prototypes < _FEW_PROTOTYPES:
         choices.choose("epsilon", 0.03, f"sharper than the published .05, with few prototypes ({prototypes})")
     choices.choose("epsilon", 0.05, "published")
-    if facts.start is not None:
-        return  # adapting.head_first, once the length is known
     steps = _steps_per_epoch(choices, facts)
     choices.choose(
         "freeze_prototypes_steps",
@@ -404,12 +402,9 @@ def _length(choices: Choices, facts: MachineAndData) -> None:
 
 
 def _checks(choices: Choices, facts: MachineAndData) -> None:
-    """A check is a forward of its views; a step is worth three of all crops."""
     recipe = choices.recipe
-    pixels = sum(crop.count * crop.size**2 for crop in recipe.crops)
-    whole = 3 * pixels * facts.num_images * recipe.epochs
-    check = CHECKED_VIEWS * checked_images(recipe, facts.num_images) * recipe.resolution**2
-    most = between(int(_CHECKS_SHARE * whole / check) - 1, 1, _MOST_CHECKS)
+    affordable = _affordable(recipe, facts.num_images) // checked_images(recipe, facts.num_images)
+    most = between(affordable - 1, 1, _MOST_CHECKS)  # one is made before the first epoch
     if recipe.stop_when_worse:
         most = max(most, _CHECKS_FOR_HARM)
     every = math.ceil(recipe.epochs / most)
@@ -425,9 +420,14 @@ def _checks(choices: Choices, facts: MachineAndData) -> None:
 
 def checked_images(recipe: Recipe, num_images: int) -> int:
     """How many images a check looks at: 512, fewer where a check would be more than a hundredth of the run."""
+    return min(num_images, between(_affordable(recipe, num_images), _LEAST_CHECKED, CHECKED_IMAGES))
+
+
+def _affordable(recipe: Recipe, num_images: int) -> int:
+    """Images that all checks together may look at for a hundredth of the run: a step is worth three forwards of all crops."""
     pixels = sum(crop.count * crop.size**2 for crop in recipe.crops)
-    share = int(0.01 * 3 * pixels * num_images * recipe.epochs / (CHECKED_VIEWS * recipe.resolution**2))
-    return min(num_images, between(share, _LEAST_CHECKED, CHECKED_IMAGES))
+    whole = 3 * pixels * num_images * recipe.epochs
+    return int(_CHECKS_SHARE * whole / (CHECKED_VIEWS * recipe.resolution**2))
 
 
 def _epochs(recipe: Recipe, facts: MachineAndData) -> tuple[int, str]:

@@ -16,7 +16,7 @@ from swav.tensors import require_same_form
 STEP_VALUES = ("loss", "code_entropy", "code_confidence", "gradient_norm")
 _CHECK_KEYS = ("view_retrieval", "view_retrieval_gain", "view_retrieval_margin")
 _LEAST_SHARE = 0.25  # of random weights' view retrieval: runs that gained less were no better by kNN (docs/log.md)
-_CEILING = 98.0  # of view retrieval [%]: where both are above, nothing can be told
+_CEILING = 98.0  # of view retrieval [%]: where both are above, no gain can be seen
 RANDOM = "random weights"  # what fresh weights are called
 SURE_AFTER = 50  # lines of metrics: before, a run that has not left its start is not judged
 
@@ -170,7 +170,7 @@ def verdict(
     Source of the advice: README "Common issues" and tracker of the original (reference: collapse at loss = ln K).
     """
     lines = [line for line in history if "loss" in line]
-    knows, evidence = learned(history, start)
+    knows, evidence = learned(history, start) if ended or harm is not None else (None, "")  # on the way not asked for
     if harm is not None:
         return (
             "did harm",
@@ -229,7 +229,7 @@ def learned(history: Sequence[Mapping[str, float | None]], start: str) -> tuple[
     """Find out whether more is known than at the start: by kNN where there are labels, else by view retrieval.
 
     Returns:
-        Whether it is, None where nothing was measured yet; and the evidence in words.
+        Whether it is, None where nothing was measured yet; and the evidence as text.
     """
     scored = [line for line in history if line.get("knn_top1") is not None]
     before = [line["knn_top1"] for line in scored if line["step"] == 0]

@@ -1,4 +1,4 @@
-"""Attacks: `auto init=W` that trains another network than W's, spoils good weights, or goes on where it does harm.
+"""Attacks: `auto init=W` that trains another network than W's, makes good weights worse, or goes on where it does harm.
 
 Run: pytest tests/training/test_adapting.py
 """
@@ -104,7 +104,7 @@ def given(shapes, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def told(monkeypatch):
+def gains_to_come(monkeypatch):
     """What the check will say after each epoch: gains over the start."""
     gains: list[float] = []
 
@@ -118,8 +118,8 @@ def told(monkeypatch):
     return gains
 
 
-def test_a_run_that_does_harm_ends_and_hands_on_what_it_was_given(shapes, given, told, tmp_path, capsys):
-    told += [-1.0, 2.0, -3.0, -3.0, -3.0, -3.0]
+def test_a_run_that_does_harm_ends_and_hands_on_what_it_was_given(shapes, given, gains_to_come, tmp_path, capsys):
+    gains_to_come += [-1.0, 2.0, -3.0, -3.0, -3.0, -3.0]
     settings = RUN | {"data": str(shapes), "init": str(given)}
     run = loop.pretrain("tiny", out=tmp_path / "run", **settings)
     said = capsys.readouterr().err
@@ -128,7 +128,7 @@ def test_a_run_that_does_harm_ends_and_hands_on_what_it_was_given(shapes, given,
         in said
     )
     newest = checkpoint.newest(run / "checkpoints")
-    assert newest is not None and newest.name == "step_00000020" and told == [-3.0]
+    assert newest is not None and newest.name == "step_00000020" and gains_to_come == [-3.0]
     assert load(f"{run}@best").settings["epochs"] == 2
     assert load(run / "export/backbone.safetensors").sha256 == load(f"{run}@best").sha256 != load(run).sha256
     files = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}
@@ -138,8 +138,8 @@ def test_a_run_that_does_harm_ends_and_hands_on_what_it_was_given(shapes, given,
     assert files == {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}
 
 
-def test_the_given_weights_stay_the_best_where_nothing_is_better(shapes, given, told, tmp_path):
-    told += [-1.0] * 10
+def test_the_given_weights_stay_the_best_where_nothing_is_better(shapes, given, gains_to_come, tmp_path):
+    gains_to_come += [-1.0] * 10
     run = loop.pretrain("tiny", out=tmp_path / "run", **RUN | {"data": str(shapes), "init": str(given)})
     assert load(f"{run}@best").sha256 == load(given).sha256 == load(run / "export/backbone.safetensors").sha256
 
@@ -154,14 +154,14 @@ def test_the_given_weights_stay_the_best_where_nothing_is_better(shapes, given, 
         ([1.0] * 8 + [-1.0] * 2, {}),  # too late to end before its end
     ],
 )
-def test_it_goes_on_where_no_lasting_harm_is_seen(gains, changes, shapes, given, told, tmp_path):
-    told += gains
+def test_it_goes_on_where_no_lasting_harm_is_seen(gains, changes, shapes, given, gains_to_come, tmp_path):
+    gains_to_come += gains
     run = loop.pretrain("tiny", out=tmp_path / "run", **RUN | changes | {"data": str(shapes), "init": str(given)})
     assert load(run).settings["epochs"] == 10
 
 
-def test_a_run_that_was_interrupted_before_it_ended_ends_there_too(shapes, given, told, tmp_path, monkeypatch):
-    told += [-1.0] * 3
+def test_a_run_that_was_interrupted_before_it_ended_ends_there_too(shapes, given, gains_to_come, tmp_path, monkeypatch):
+    gains_to_come += [-1.0] * 3
     settings = RUN | {"data": str(shapes), "init": str(given), "checkpoint_every_steps": 4}
     whole = loop.pretrain("tiny", out=tmp_path / "whole", **settings)
 
@@ -174,7 +174,7 @@ def test_a_run_that_was_interrupted_before_it_ended_ends_there_too(shapes, given
             raise Interrupted
 
     passed: list[str] = []
-    told += [-1.0] * 3
+    gains_to_come += [-1.0] * 3
     monkeypatch.setattr("swav.training.step.fault_point", interrupt)
     with pytest.raises(Interrupted):
         loop.pretrain("tiny", out=tmp_path / "parts", **settings)
@@ -185,23 +185,23 @@ def test_a_run_that_was_interrupted_before_it_ended_ends_there_too(shapes, given
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
-def test_harm_at_the_end_is_not_handed_on_either(shapes, given, told, tmp_path):
-    told += [1.0] * 8 + [-1.0] * 2
+def test_harm_at_the_end_is_not_handed_on_either(shapes, given, gains_to_come, tmp_path):
+    gains_to_come += [1.0] * 8 + [-1.0] * 2
     run = loop.pretrain("tiny", out=tmp_path / "run", **RUN | {"data": str(shapes), "init": str(given)})
     assert load(run / "export/backbone.safetensors").sha256 == load(f"{run}@best").sha256 != load(run).sha256
     assert json.loads((run / "report/verdict.json").read_text())["state"] == "did harm"
 
 
 def test_an_evaluation_that_a_signal_put_off_ends_the_run_where_it_would_have_ended(
-    shapes, given, told, tmp_path, monkeypatch
+    shapes, given, gains_to_come, tmp_path, monkeypatch
 ):
     """The third evaluation is the one that ends the run; a signal comes in it."""
-    told += [-1.0] * 2
+    gains_to_come += [-1.0] * 2
     settings = RUN | {"data": str(shapes), "init": str(given)}
     score = RetrievalCheck.score
 
     def interrupted(check: RetrievalCheck, *rest: Any) -> Retrieval | None:
-        if told:
+        if gains_to_come:
             return score(check, *rest)
         os.kill(os.getpid(), signal.SIGTERM)
         raise Stopped("stopped by SIGTERM", 75)
@@ -210,7 +210,7 @@ def test_an_evaluation_that_a_signal_put_off_ends_the_run_where_it_would_have_en
     with pytest.raises(Stopped):
         loop.pretrain("tiny", out=tmp_path / "run", **settings)
     monkeypatch.setattr(RetrievalCheck, "score", score)
-    told += [-1.0]
+    gains_to_come += [-1.0]
     run = loop.pretrain("tiny", out=tmp_path / "run", **settings)
     newest = checkpoint.newest(run / "checkpoints")
     assert newest is not None and newest.name == "step_00000012" and "ended" in checkpoint.read_state(newest)
@@ -258,8 +258,8 @@ def test_harm_that_nothing_could_find_is_asked_for_in_vain(shapes, given, tmp_pa
         )
 
 
-def test_with_labels_the_vote_of_the_neighbours_decides(shapes, given, told, tmp_path, monkeypatch):
-    told += [9.0] * 10
+def test_with_labels_the_vote_of_the_neighbours_decides(shapes, given, gains_to_come, tmp_path, monkeypatch):
+    gains_to_come += [9.0] * 10
     votes = iter([50.0] + [40.0] * 10)
     monkeypatch.setattr(scoring, "score_by_knn", lambda *_: Vote(next(votes), 20, 3.0))
     run = loop.pretrain(

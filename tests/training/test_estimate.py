@@ -6,7 +6,6 @@ On a GPU the same functions measure for real; here `peak` is a model of one. Run
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from swav import algorithm, dist
 from swav.config import Recipe
 from swav.data.sources.open import open_images
-from swav.data.synthetic.writers import write_shapes
 from swav.errors import MachineError
 from swav.network.backbone import count_parameters
 from swav.network.heads import build_network
@@ -45,13 +43,6 @@ def recipe(**changes: object) -> Recipe:
     return derive(
         load_recipe("tiny", SMALL | {"data": "unused", "workers": 0} | changes), MachineAndData(num_images=64)
     )[0]
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("shapes")
-    write_shapes(folder, "imagenet", train=64, val=32, size=32, seed=0)
-    return folder
 
 
 # -- memory

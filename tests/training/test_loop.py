@@ -43,13 +43,6 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("shapes")
-    write_shapes(folder, "imagenet", train=64, val=32, size=32, seed=0)
-    return folder
-
-
 def recipe(**changes: object) -> Recipe:
     """Settings without `auto`, for 4 steps an epoch."""
     wanted = load_recipe("tiny", SMALL | {"data": "unused"} | changes)

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from swav.config import Recipe
-from swav.data.synthetic.writers import write_shapes
 from swav.errors import ConfigError, DataError
 from swav.recipe_files import load_recipe, to_yaml
 from swav.training import estimate, setup, summary
@@ -21,13 +20,6 @@ CPU = torch.device("cpu")
 AUTO: dict[str, Any] = dict.fromkeys(
     ("epochs", "batch", "prototypes", "lr", "crops", "workers", "width", "precision"), "auto"
 )
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("shapes")
-    write_shapes(folder, "imagenet", train=64, val=32, size=32, seed=0)
-    return folder
 
 
 @pytest.fixture
