@@ -3,7 +3,7 @@
 Run: python benchmarks/search.py benchmarks/search.toml --data FOLDER --work FOLDER --out benchmarks/results/search.jsonl
      (FOLDER of small_sets.py; `--table` prints what is known instead)
 
-The queue names variants (settings of `swav pretrain auto`; those of `base` are part of each unless it says otherwise) and stages: a
+The queue names variants (settings of `swav pretrain auto`; those of `base` are part of each unless it says `base = false`) and stages: a
 budget in images seen, seeds, sets and variants. A finished run is a line of --out: kNN and the linear layer of the last stage beside
 random weights of the same network. A line that is there is not made again, a run that was ended continues, and the file may grow
 while it is worked through. Several commands may share a queue, each on a core: they take different runs. One thread each.
@@ -35,7 +35,8 @@ def runs(queue: Row) -> Iterator[Row]:
         for seed, variant, name in itertools.product(stage["seeds"], stage["variants"], stage["sets"]):
             chosen = dict(queue["variants"][variant])
             of_sets = chosen.pop("sets", {})
-            settings = queue.get("base", {}) | chosen | of_sets.get(name, {})
+            base = queue.get("base", {}) if chosen.pop("base", True) else {}
+            settings = base | chosen | of_sets.get(name, {})
             yield {"set": name, "variant": variant, "images": stage["images"], "seed": seed, "settings": settings}
 
 
