@@ -83,8 +83,9 @@ def bench(
         list[str],
         typer.Argument(
             metavar="NAME... [KEY=VALUE]...",
-            help="Benchmarks (knn, linear, linear-stages, places205, inat18, semisup, svm, lowshot; all), then settings "
-            "(protocol=own: kNN and linear on labels of your own, in seconds).",
+            help="Benchmarks (knn, linear, linear-stages, places205, inat18, semisup, svm, lowshot, detect-voc, detect-coco, "
+            "segment-voc, segment-cityscapes, segment-linear; all), then settings (protocol=own: kNN, linear and "
+            "segment-linear on labels of your own).",
         ),
     ],
     weights: Annotated[
@@ -198,7 +199,9 @@ def scan_data(path: str, as_json: Annotated[bool, typer.Option("--json", help="P
 @data_app.command()
 def shapes(
     folder: Path,
-    layout: Annotated[str, typer.Option(help="imagenet, voc, places205, inat18")] = "imagenet",
+    layout: Annotated[
+        str, typer.Option(help="imagenet, voc, voc0712, coco, cityscapes, places205, inat18")
+    ] = "imagenet",
     train: Annotated[int, typer.Option(min=1, help="Training images.")] = 2000,
     val: Annotated[int, typer.Option(min=1, help="Validation images.")] = 500,
     size: Annotated[int, typer.Option(min=16, help="Side of an image [pixels].")] = 64,

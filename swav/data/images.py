@@ -55,7 +55,7 @@ class Images:
         return self.storage.name(i)
 
     def read(self, i: SupportsIndex) -> Pixels:
-        """Return the pixels of image i: RGB, upright, contiguous.
+        """Return the pixels of image i: RGB, upright (or of the size that its annotation has), contiguous.
 
         Raises:
             Unreadable: the file is damaged, or it changed or went away since it was found.

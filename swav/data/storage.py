@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, UInt8, UInt16, UInt64
+from jaxtyping import Bool, Float32, UInt8, UInt16, UInt64
 from numpy.typing import NDArray
 
 from swav.data.sources.decode import decode, decode_as_pillow, read_file
 from swav.data.sources.walk import Names, path_of
 
-# Upright and contiguous; 1 to 16 channels. What trains or scores today wants RGB of 8 bits, and says so.
+# Upright (but see Files.keep_shape) and contiguous; 1 to 16 channels. What trains or scores today wants RGB of 8 bits, and says so.
 Pixels = UInt8[np.ndarray, "H W C"] | UInt16[np.ndarray, "H W C"] | Float32[np.ndarray, "H W C"]
 Indices = Sequence[int] | NDArray[np.integer]
 
@@ -83,14 +83,25 @@ class Storage(Protocol):
 
 
 class Files:
-    """Images in files below a folder: a `Storage`."""
+    """Images in files below a folder: a `Storage`.
+
+    Attributes:
+        keep_shape: of which images a rotation by EXIF that exchanges height and width is left out, as what is annotated on them
+            has the size before it; None: of none.
+    """
 
     in_memory = False
 
     def __init__(
-        self, root: Path, names: Iterable[bytes], rows: np.ndarray, inodes: UInt64[np.ndarray, "N 2"] | None = None
+        self,
+        root: Path,
+        names: Iterable[bytes],
+        rows: np.ndarray,
+        inodes: UInt64[np.ndarray, "N 2"] | None = None,
+        keep_shape: Bool[np.ndarray, " N"] | None = None,
     ):
         self.root, self.rows, self.inodes, self.names = root, rows, inodes, Names(names)
+        self.keep_shape = keep_shape
 
     def __len__(self) -> int:
         return len(self.names)
@@ -102,17 +113,22 @@ class Files:
         return read_file(path_of(self.root, self.names[i]), self.name(i))
 
     def read(self, i: SupportsIndex) -> Pixels:
-        return decode(self.read_bytes(i), self.name(i))
+        return decode(self.read_bytes(i), self.name(i), self._keeps_shape(i))
 
     def read_as_pillow(self, i: SupportsIndex) -> tuple[Pixels, str | None]:
-        return decode_as_pillow(self.read_bytes(i), self.name(i))
+        return decode_as_pillow(self.read_bytes(i), self.name(i), self._keeps_shape(i))
 
     def select(self, indices: NDArray[np.int64]) -> "Files":
         inodes = None if self.inodes is None else self.inodes[indices]
-        return Files(self.root, (self.names[i] for i in indices), self.rows[indices], inodes)
+        keep_shape = None if self.keep_shape is None else self.keep_shape[indices]
+        return Files(self.root, (self.names[i] for i in indices), self.rows[indices], inodes, keep_shape)
 
     def content(self) -> bytes:
-        return bytes(self.rows["time"].tobytes())
+        kept = b"" if self.keep_shape is None or not self.keep_shape.any() else self.keep_shape.tobytes()
+        return bytes(self.rows["time"].tobytes()) + kept
+
+    def _keeps_shape(self, i: SupportsIndex) -> bool:
+        return self.keep_shape is not None and bool(self.keep_shape[i])
 
 
 class InMemory:
@@ -165,7 +181,10 @@ def joined(parts: Sequence[Storage]) -> Storage:
     arrays = [part.pixels for part in parts if isinstance(part, InMemory)]
     if len(arrays) == len(parts):
         return InMemory(parts[0].root, names, rows, np.concatenate(arrays))
-    if all(isinstance(part, Files) for part in parts):
-        return Files(parts[0].root, names, rows)
+    files = [part for part in parts if isinstance(part, Files)]
+    if len(files) == len(parts):
+        none = all(part.keep_shape is None for part in files)
+        flags = [np.zeros(len(part), np.bool_) if part.keep_shape is None else part.keep_shape for part in files]
+        return Files(parts[0].root, names, rows, keep_shape=None if none else np.concatenate(flags))
     kinds = ", ".join(sorted({type(part).__name__ for part in parts}))
     raise TypeError(f"expected storages of one kind, Files or InMemory, found {kinds}")

@@ -11,6 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int8, Int64, UInt8
 from numpy.typing import NDArray
 
+from swav.data.sources.decode import printable
+from swav.errors import DataError
+
 
 @runtime_checkable
 class Targets(Protocol):
@@ -96,12 +99,13 @@ class ObjectSets:
     """The objects of each image. They lie in few flat arrays: loader processes share them without copying.
 
     Args:
-        objects: of each image.
+        objects: of each image; all of them with masks, or none.
 
     Attributes:
         sizes: height and width of each image, as its boxes count them [N, 2].
         ids: number of each image in its data set [N].
         dropped: how many objects of the data set were left out, by reason.
+        class_ids: number of each class in its data set (COCO's have gaps); where none are given, from 1.
     """
 
     def __init__(
@@ -112,15 +116,46 @@ class ObjectSets:
         sizes: Int64[np.ndarray, "N 2"],
         ids: Int64[np.ndarray, " N"],
         dropped: Mapping[str, int] | None = None,
+        class_ids: Sequence[int] | None = None,
     ):
-        self.classes, self.sizes, self.ids, self.dropped = list(classes), sizes, ids, dict(dropped or {})
         found = [*objects]
-        fields = [[getattr(each, name) for each in found] for name in _NONE._fields[:-1]]
-        self._fields = [np.concatenate([none, *parts]) for none, parts in zip(_NONE[:-1], fields, strict=True)]
-        texts = [[json.dumps(mask).encode() for mask in each.masks] for each in found]
-        self._masks = np.frombuffer(b"".join(itertools.chain(*texts)), dtype=np.uint8)
-        self._ends = np.cumsum([0, *map(len, found)])
-        self._mask_ends = np.cumsum([0, *map(len, itertools.chain(*texts))])
+        parts = ([getattr(each, name) for each in found] for name in _NONE._fields[:-1])
+        fields = [np.concatenate([none, *part]) for none, part in zip(_NONE[:-1], parts, strict=True)]
+        texts = [json.dumps(mask).encode() for each in found for mask in each.masks]
+        self.classes, self.sizes, self.ids, self.dropped = list(classes), sizes, ids, dict(dropped or {})
+        self.class_ids = [*range(1, len(classes) + 1)] if class_ids is None else list(class_ids)
+        self._hold(fields, np.array([*map(len, found)], dtype=np.int64), texts)
+
+    @classmethod
+    def from_flat(
+        cls,
+        objects: Objects,
+        counts: Int64[np.ndarray, " N"],
+        classes: Sequence[str],
+        *,
+        sizes: Int64[np.ndarray, "N 2"],
+        ids: Int64[np.ndarray, " N"],
+        dropped: Mapping[str, int] | None = None,
+        class_ids: Sequence[int] | None = None,
+        mask_texts: Sequence[bytes] = (),
+    ) -> "ObjectSets":
+        """Return the targets of many images at once.
+
+        Args:
+            objects: of all images, one image after the other, without masks.
+            counts: how many objects each image has.
+            mask_texts: of each object its mask as JSON; empty where the data set has none.
+        """
+        made = cls((), classes, sizes=sizes, ids=ids, dropped=dropped, class_ids=class_ids)
+        made._hold(list(objects[:-1]), counts, mask_texts)
+        return made
+
+    def _hold(self, fields: Sequence[np.ndarray], counts: Int64[np.ndarray, " N"], texts: Sequence[bytes]) -> None:
+        if len(texts) not in (0, len(fields[0])):
+            raise ValueError(f"masks: expected one of each of {len(fields[0])} objects or none, found {len(texts)}")
+        self._fields, self._ends = [*fields], np.cumsum([0, *counts.tolist()], dtype=np.int64)
+        self._masks = np.frombuffer(b"".join(texts), dtype=np.uint8)
+        self._mask_ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -128,17 +163,35 @@ class ObjectSets:
     def __getitem__(self, i: int) -> Objects:
         first, end = self._ends[i], self._ends[i + 1]
         boxes, labels, difficult, crowd, area, numbers = (field[first:end] for field in self._fields)
-        ends = self._mask_ends[first : end + 1].tolist()  # one 0, where there are no masks
+        ends = self._mask_ends[first : end + 1].tolist()  # one 0, or nothing, where there are no masks
         masks = [json.loads(self._masks[a:b].tobytes()) for a, b in itertools.pairwise(ends)]
         return Objects(boxes, labels, difficult, crowd, area, numbers, masks)
 
     def content(self) -> bytes:
-        arrays = [self.sizes, self.ids, self._ends, *self._fields, self._mask_ends, self._masks]
+        class_ids = np.array(self.class_ids, dtype=np.int64)
+        arrays = [self.sizes, self.ids, class_ids, self._ends, *self._fields, self._mask_ends, self._masks]
         return b"".join(hashlib.sha256(np.ascontiguousarray(array).data).digest() for array in arrays)
 
     def select(self, indices: NDArray[np.int64]) -> "ObjectSets":
-        sizes, ids = self.sizes[indices], self.ids[indices]
-        return ObjectSets((self[int(i)] for i in indices), self.classes, sizes=sizes, ids=ids, dropped=self.dropped)
+        firsts, counts = self._ends[indices], np.diff(self._ends)[indices]
+        ends = np.cumsum(counts)
+        # the places of all chosen objects: those of an image follow one another
+        places = np.arange(counts.sum()) + np.repeat(firsts - (ends - counts), counts)
+        objects = Objects(*(field[places] for field in self._fields))
+        texts: list[bytes] = []
+        if len(self._masks):
+            starts, stops = self._mask_ends[places].tolist(), self._mask_ends[places + 1].tolist()
+            texts = [self._masks[a:b].tobytes() for a, b in zip(starts, stops, strict=True)]
+        return ObjectSets.from_flat(
+            objects,
+            counts,
+            self.classes,
+            sizes=self.sizes[indices],
+            ids=self.ids[indices],
+            dropped=self.dropped,
+            class_ids=self.class_ids,
+            mask_texts=texts,
+        )
 
 
 _NONE = Objects(
@@ -161,9 +214,10 @@ class LabelMaps:
         classes: names of the classes.
         read: a path to the map [H, W], of indices into the classes and VOID.
         stamps: per image bytes that differ where its file does.
+        sizes: height and width of each image, as its map should have them [N, 2]; None: not known.
 
-    Raises (of `read`):
-        DataError: a map is damaged, or holds an index that is no class.
+    Raises (when a map is read):
+        DataError: it is damaged, of another size, or holds an index that is no class.
     """
 
     def __init__(
@@ -172,23 +226,34 @@ class LabelMaps:
         classes: Sequence[str],
         read: Callable[[str], UInt8[np.ndarray, "H W"]],
         stamps: Sequence[bytes],
+        sizes: Int64[np.ndarray, "N 2"] | None = None,
     ):
         self.paths, self.classes, self.stamps, self._read = list(paths), list(classes), list(stamps), read
+        self.sizes = sizes
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> UInt8[np.ndarray, "H W"]:
-        return self._read(self.paths[i])
+        classes = self._read(self.paths[i])
+        if self.sizes is not None and classes.shape != (size := tuple(self.sizes[i].tolist())):
+            (height, width), (its_height, its_width) = size, classes.shape
+            raise DataError(
+                f"{printable(self.paths[i])}: expected the class of each of {width}x{height} pixels, as the image has, found "
+                f"{its_width}x{its_height}; replace the map"
+            )
+        return classes
 
     def content(self) -> bytes:
-        return b"\0".join(
-            os.fsencode(path) + b"\0" + stamp for path, stamp in zip(self.paths, self.stamps, strict=True)
+        names = (
+            os.fsencode(path) + b"\0" + stamp.hex().encode()
+            for path, stamp in zip(self.paths, self.stamps, strict=True)
         )
+        return b"\0".join([*names, b"" if self.sizes is None else self.sizes.tobytes()])
 
     def select(self, indices: NDArray[np.int64]) -> "LabelMaps":
-        chosen = indices.tolist()
-        return LabelMaps([self.paths[i] for i in chosen], self.classes, self._read, [self.stamps[i] for i in chosen])
+        paths, stamps = ([values[i] for i in indices.tolist()] for values in (self.paths, self.stamps))
+        return LabelMaps(paths, self.classes, self._read, stamps, None if self.sizes is None else self.sizes[indices])
 
 
 def fingerprint(targets: Targets | None) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 from swav.evaluation.settings import (
     BenchSettings,
+    DetectCocoSettings,
+    DetectVocSettings,
     Inat18Settings,
     KnnOwnSettings,
     KnnSettings,
@@ -17,6 +19,10 @@ from swav.evaluation.settings import (
     LinearSettings,
     LowshotSettings,
     Places205Settings,
+    Protocol,
+    SegmentCityscapesSettings,
+    SegmentLinearSettings,
+    SegmentVocSettings,
     SemisupSettings,
     StagesSettings,
     SvmSettings,
@@ -46,6 +52,8 @@ class Benchmark:
         smoke: settings that protocol smoke changes: at most 5 minutes on two cores, with a ResNet-18.
         distributed: whether several processes run it together; else the first runs it while the others wait.
         own: its protocol own, or None where it has none.
+        published: whether it has a protocol published; where not, it is run by protocol own unless another one is asked for.
+        variants: settings that other published protocols of its own change, by their names.
     """
 
     module: str
@@ -53,6 +61,21 @@ class Benchmark:
     smoke: Mapping[str, Any]
     distributed: bool
     own: Own | None = None
+    published: bool = True
+    variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def has(self, protocol: str) -> bool:
+        """Whether it has a protocol."""
+        always = {"own": self.own is not None, "published": self.published, "smoke": True}
+        return always.get(protocol, protocol in self.variants)
+
+    def changes(self, protocol: str) -> Mapping[str, Any]:
+        """Settings that a protocol changes."""
+        return self.smoke if protocol == "smoke" else self.variants.get(protocol, {})
+
+    def protocol_for(self, asked: Protocol) -> Protocol:
+        """The protocol that it is run by, where one is asked for of several benchmarks, or none (then it is published)."""
+        return asked if self.has(asked) else "own"
 
     def module_of(self, protocol: str) -> str:
         """The module of a protocol."""
@@ -68,6 +91,17 @@ class Benchmark:
 
 
 _STAGES = {"size": 64, "train_images": 2000, "score_images": 1000, "batch": 64}
+_SEGMENT = {"batch": 8, "iterations": 150, "channels": 64}
+_DETECT = {
+    "size": 160,
+    "sides": (128, 160),
+    "long": 256,
+    "batch": 4,
+    "iterations": 150,
+    "rois": 64,
+    "proposals": (200, 100),
+}
+_MOCO = {"rules": "detectron2", "decay_norms": False, "precise_norms": 200}
 
 CATALOG: dict[str, Benchmark] = {
     "knn": Benchmark(
@@ -119,5 +153,35 @@ CATALOG: dict[str, Benchmark] = {
         LowshotSettings,
         {"size": 112, "train_images": 2000, "score_images": 2000, "k": (1, 2, 4, 8, 16)},
         distributed=False,
+    ),
+    "detect-voc": Benchmark(
+        "swav.evaluation.protocols.detect_voc",
+        DetectVocSettings,
+        {**_DETECT, "score_images": 60},
+        distributed=True,
+        variants={"moco": _MOCO, "swav": {**_MOCO, "lr": 0.1, "warmup": 1000, "warmup_factor": 1 / 3}},
+    ),
+    "detect-coco": Benchmark(
+        "swav.evaluation.protocols.detect_coco", DetectCocoSettings, {**_DETECT, "score_images": 43}, distributed=True
+    ),
+    "segment-voc": Benchmark(
+        "swav.evaluation.protocols.segment_voc",
+        SegmentVocSettings,
+        {"size": 96, "scale": (384, 96), **_SEGMENT, "score_images": 100},
+        distributed=True,
+    ),
+    "segment-cityscapes": Benchmark(
+        "swav.evaluation.protocols.segment_cityscapes",
+        SegmentCityscapesSettings,
+        {"size": 96, "scale": (256, 128), **_SEGMENT, "score_images": 60},
+        distributed=True,
+    ),
+    "segment-linear": Benchmark(
+        "swav.evaluation.protocols.segment_linear",
+        SegmentLinearSettings,
+        {"size": 96, "iterations": 150, "score_images": 100},
+        distributed=False,
+        own=Own("swav.evaluation.protocols.segment_linear", SegmentLinearSettings),
+        published=False,
     ),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swav.config import RENAMED, WeightOptions
-from swav.data.sources.catalog import DATASETS, DataSet, Splits, require_disjoint
+from swav.data.sources.catalog import DATASETS, Splits, require_disjoint
 from swav.data.sources.decode import printable, reason_of
 from swav.data.sources.walk import may_hold_images
 from swav.errors import ConfigError, DataError, did_you_mean
@@ -91,16 +91,14 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
         raise ConfigError(
             f"protocol: expected one of {', '.join(PROTOCOLS)}, found '{protocol}'{did_you_mean(str(protocol), PROTOCOLS)}"
         )
-    if protocol == "own":
-        lacking = [name for name in wanted if not CATALOG[name].own]
+    if "protocol" in overrides:
+        lacking = [name for name in wanted if not CATALOG[name].has(protocol)]
         if lacking and "all" not in names:
             row = _no_such_protocol(lacking[0], protocol)
             raise ConfigError(f"{row.bench}: {row.reason}; use {row.expected}")
         wanted = [name for name in wanted if name not in lacking]
     once = {key: value for key, value in overrides.items() if key in SuiteSettings.model_fields}
-    values: dict[str, dict[str, Any]] = {
-        name: dict(CATALOG[name].smoke) if protocol == "smoke" else {} for name in wanted
-    }
+    values: dict[str, dict[str, Any]] = {name: dict(CATALOG[name].changes(protocol)) for name in wanted}
     for key in sorted(set(overrides) - set(once), key=lambda key: "." in key):  # those for one of them last
         bench, dot, inner = key.rpartition(".")
         chosen = [bench] if dot else wanted
@@ -113,9 +111,12 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
 
 def _no_such_protocol(name: str, protocol: str) -> NotRun:
     """Why a benchmark is not run under a protocol that it does not have."""
-    has = " and ".join(each for each in CATALOG if CATALOG[each].own)
-    reason = f"expected a protocol that it has, found {protocol}, which only {has} have"
-    return NotRun(bench=name, reason=reason, expected="protocol=published or protocol=smoke")
+    has = [each for each in PROTOCOLS if CATALOG[name].has(each)]
+    reason = f"expected a protocol that it has, found {protocol}"
+    others = [each for each in CATALOG if CATALOG[each].has(protocol)]
+    if len(others) < len(CATALOG) / 2:
+        reason += f", which only {', '.join(others)} {'have' if len(others) > 1 else 'has'}"
+    return NotRun(bench=name, reason=reason, expected=" or ".join(f"protocol={each}" for each in has))
 
 
 def _dotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,7 +187,8 @@ def check_places(request: Request, data: Path, out: Path, dry_run: bool, modules
     read_results(out)
 
 
-def _found(of: DataSet, data: Path, cache: Path | None, protocol: Protocol) -> Splits:
+def _found(name: str, data: Path, cache: Path | None, asked: Protocol) -> Splits:
+    of, protocol = DATASETS[CATALOG[name].settings.data], CATALOG[name].protocol_for(asked)
     if protocol == "own" and of.find_undivided is not None:
         return of.find_undivided(data, cache)
     return of.find(data, cache, protocol == "smoke")
@@ -231,7 +233,7 @@ def open_splits(
         wanted = CATALOG[name].settings.data
         if wanted not in opened:
             try:
-                opened[wanted] = require_disjoint(_found(DATASETS[wanted], data, cache, protocol))
+                opened[wanted] = require_disjoint(_found(name, data, cache, protocol))
             except DataError as error:
                 opened[wanted] = error
             except PermissionError as error:

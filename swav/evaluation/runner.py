@@ -95,7 +95,7 @@ def bench(
             for name, (train, val) in splits.items()
         }
         tasks = [
-            (name, _task(network, splits[name], seeded, suite.protocol, devices[name], out))
+            (name, _task(network, splits[name], seeded, CATALOG[name].protocol_for(suite.protocol), devices[name], out))
             for network in encoders
             for name in runs
             for seeded in runs[name]
@@ -158,7 +158,11 @@ def _never_run(
     absent: Sequence[NotRun], earlier: Sequence[Result], weights: Sequence[str], protocol: Protocol
 ) -> list[NotRun]:
     """Those of which no earlier run has results, as from another --data; of the others it is said that these stay."""
-    there = {(row.bench, row.weights) for row in earlier if row.protocol == protocol}
+    there = {
+        (row.bench, row.weights)
+        for row in earlier
+        if row.bench in CATALOG and row.protocol == CATALOG[row.bench].protocol_for(protocol)
+    }
     found = []
     for row in absent:
         if all((row.bench, each) in there for each in ([row.weights] if row.weights else weights)):

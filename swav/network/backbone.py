@@ -39,6 +39,9 @@ class TimmTrunk(nn.Module):
     Vision transformers are made to take images of any size that their patches divide. Stages are the model's own: the
     feature stages of a hierarchical model, every block of a plain transformer, as [N, C, H, W]; their names are timm's.
 
+    Attributes:
+        name: of the model in timm.
+
     Args:
         name: of the model in timm, without a tag (a tag names weights).
         in_channels: C of the images.
@@ -50,7 +53,7 @@ class TimmTrunk(nn.Module):
     def __init__(self, name: str, in_channels: int = 3):
         super().__init__()
         shape = timm_shape(name, in_channels)
-        self.model = _timm_model(name, in_channels)
+        self.name, self.model = name, _timm_model(name, in_channels)
         self.num_features, self.stage_names, self.stage_channels = shape.num_features, shape.names, shape.channels
 
     def stages(self, images: Float[Tensor, "N C H W"]) -> list[Tensor]:

@@ -57,7 +57,7 @@ class ViewSampler:
 
 def generator(seed: int, epoch: int, purpose: str, sample: int = 0) -> np.random.Generator:
     """Random numbers that depend on nothing but these four."""
-    stream = ("views", "order", "replacement", "lighting").index(purpose)
+    stream = ("views", "order", "replacement", "lighting", "sample").index(purpose)
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, stream, sample]))
 
 

@@ -1,5 +1,5 @@
 """Which data set a benchmark reads, and where it lies: `--data ROOT` is one itself, or a folder that holds them by their
-usual names (imagenet/, VOCdevkit/, Places205/, iNaturalist2018/).
+usual names (imagenet/, VOCdevkit/, Places205/, iNaturalist2018/, coco/, cityscapes/).
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from swav.data.images import Images
 from swav.data.overlap import refuse_shared
-from swav.data.sources import lists, voc
+from swav.data.sources import coco, label_maps, lists, voc, voc_objects
 from swav.data.sources.decode import printable
 from swav.data.sources.open import check_images, labelled_splits
 from swav.errors import DataError
@@ -19,7 +19,7 @@ LABELLED_HOMES = ("imagenet", "imagenette")  # below a folder of data sets, the 
 # Folders by which a folder of data sets, or another data set, is known: none of them is a class of images.
 NOT_CLASSES = (
     *("VOCdevkit", "VOC2007", "VOC2012", "coco", "cityscapes", "Places205", "iNaturalist2018"),
-    *("ImageSets", "annotations", "leftImg8bit", "trainvalsplit_places205", "train_val2018"),
+    *("ImageSets", "annotations", "leftImg8bit", "gtFine", "train2017", "trainvalsplit_places205", "train_val2018"),
 )
 
 
@@ -69,6 +69,16 @@ def undivided(root: Path, cache: Path | None = None) -> Splits:
     return labelled(root, cache, divide=False)
 
 
+def segmented(root: Path, cache: Path | None = None) -> Splits:
+    """Return both splits of images with maps of classes; of a folder without a split for scoring all, as one object in both
+    places.
+
+    Raises:
+        DataError: as label_maps.segmented_splits.
+    """
+    return label_maps.segmented_splits(root, cache, divide=False)
+
+
 def require_disjoint(splits: Splits) -> Splits:
     """The splits, which have no image in common. (Of a set that is not divided labelled_splits has refused doubles.)
 
@@ -106,5 +116,28 @@ DATASETS: dict[str, DataSet] = {
         lists.inat18_splits,
         f"iNaturalist 2018 as iNaturalist2018/ under --data: {lists.HOW_INAT18}",
         lists.find_inat18,
+    ),
+    "voc0712": DataSet(
+        voc_objects.detection_splits,
+        f"PASCAL VOC 2007 and 2012 as VOCdevkit/VOC2007 and VOCdevkit/VOC2012 under --data: {voc_objects.HOW}",
+        voc.find_home,
+    ),
+    "coco": DataSet(coco.detection_splits, f"COCO 2017 as coco/ under --data: {coco.HOW}", coco.find_home),
+    "voc12aug": DataSet(
+        label_maps.voc12aug_splits,
+        f"PASCAL VOC 2012 as VOCdevkit/VOC2012 under --data, with SBD's maps: {label_maps.HOW_VOC12AUG}",
+        label_maps.find_voc12,
+    ),
+    "cityscapes": DataSet(
+        label_maps.cityscapes_splits,
+        f"Cityscapes as cityscapes/ under --data: {label_maps.HOW_CITYSCAPES}",
+        label_maps.find_cityscapes,
+    ),
+    "segmented": DataSet(
+        label_maps.segmented_splits,
+        "images with the class of every pixel under --data: images/ and masks/ (PNGs of one index per pixel, of the same names), "
+        "train/ and val/ above or below these; or VOCdevkit/VOC2012 with SegmentationClass/ or SegmentationClassAug/",
+        label_maps.find_segmented,
+        segmented,
     ),
 }

@@ -3,7 +3,8 @@
 A plain JPEG goes through simplejpeg, everything else through Pillow's own reader of that format. The content decides
 which one, never the file's name, and only the formats in READERS are ever tried. What is done with odd pixels:
 
-- the rotation that EXIF asks for (1-8) is applied; a damaged EXIF block counts as none, XMP and ICC are not read;
+- the rotation that EXIF asks for (1-8) is applied, but for images whose annotation has the size before it (`keep_shape`); a
+  damaged EXIF block counts as none, XMP and ICC are not read;
 - 16-bit grey is scaled by 255/65535, not clipped; so is 32-bit integer grey that stays within 0..65535 (other ranges
   and floating point are refused: nothing says what white is);
 - CMYK and YCCK are converted; with Adobe's marker their values are inverted, as Adobe writes them;
@@ -64,6 +65,7 @@ READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
 }
 JPEG_MODES = {"YCbCr": "RGB", "RGB": "RGB", "Gray": "L"}  # what simplejpeg may decode; CMYK and YCCK are Pillow's
 ORIENTATION = 0x0112  # EXIF's tag
+EXCHANGES_SIDES = range(5, 9)  # the orientations by which rows become columns
 RETRY_SECONDS = (0.1, 0.5)
 
 Result = TypeVar("Result")
@@ -103,21 +105,24 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
-def decode(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
+def decode(data: bytes, name: str, keep_shape: bool = False) -> UInt8[np.ndarray, "H W 3"]:
     """Return the pixels of an image file, writable and contiguous.
+
+    Args:
+        keep_shape: leave out a rotation by EXIF that exchanges height and width.
 
     Raises:
         Unreadable: with this name, whatever is wrong with the bytes.
     """
     if (claim := _false_jpeg(data)) is not None:  # before memory is taken
         raise Unreadable(name, claim)
-    pixels, damage = decode_as_pillow(data, name)
+    pixels, damage = decode_as_pillow(data, name, keep_shape)
     if damage is not None:
         raise Unreadable(name, damage)
     return pixels
 
 
-def decode_as_pillow(data: bytes, name: str) -> tuple[UInt8[np.ndarray, "H W 3"], str | None]:
+def decode_as_pillow(data: bytes, name: str, keep_shape: bool = False) -> tuple[UInt8[np.ndarray, "H W 3"], str | None]:
     """As `decode`, but reads a damaged file too, as far as Pillow does: what is lost of a JPEG is grey or garbled.
 
     The published protocols read their images so, and were scored on such files.
@@ -130,8 +135,12 @@ def decode_as_pillow(data: bytes, name: str) -> tuple[UInt8[np.ndarray, "H W 3"]
     """
     try:
         if data.startswith(b"\xff\xd8\xff"):
-            return _decode_jpeg(data)
-        return _decode_by_pillow(data, len(data)), None
+            pixels, orientation, damage = _decode_jpeg(data)
+        else:
+            (pixels, orientation), damage = _decode_by_pillow(data, len(data)), None
+        if keep_shape and orientation in EXCHANGES_SIDES:
+            return pixels, damage
+        return _turned(pixels, orientation), damage
     except MemoryError:
         raise
     except Exception as error:  # hostile bytes can make a decoder raise anything
@@ -160,6 +169,19 @@ def as_pixels(image: Any) -> Any:
     except Exception as error:  # Pillow reads a file as late as here
         reason = reason_of(error)
     raise DataError(f"{printable(name)}: expected an image, found {reason}")
+
+
+def orientation_of(data: bytes) -> int:
+    """EXIF's orientation of an image file, 1 to 8; 1 where it says none, or the file is damaged."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return _jpeg_orientation(data)
+    try:
+        with READERS[sniff(data)](io.BytesIO(data)) as image:
+            return _orientation(image)
+    except MemoryError:
+        raise
+    except Exception:  # whoever reads the pixels says what is wrong
+        return 1
 
 
 def read_header(file: io.BufferedIOBase, name: str) -> Header:
@@ -299,22 +321,22 @@ _FOREIGN = (  # in lower case
 )
 
 
-def _decode_jpeg(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], str | None]:
-    """Pixels, and what is wrong with them."""
+def _decode_jpeg(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], int, str | None]:
+    """Pixels as stored, their orientation by EXIF, and what is wrong with them."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except ValueError:  # a rare kind of JPEG, or damaged before its pixels
-        return _decode_by_pillow(with_end(data), len(data)), None
+        return *_decode_by_pillow(with_end(data), len(data)), None
     check_size("JPEG", width, height, len(data))
     if colours in JPEG_MODES:
         try:
-            return _turned(simplejpeg.decode_jpeg(data, "RGB"), _jpeg_orientation(data)), None
+            return simplejpeg.decode_jpeg(data, "RGB"), _jpeg_orientation(data), None
         except ValueError:
             pass  # also at what libjpeg merely warns of
     damage = _false_jpeg(data) or jpeg_damage(data, "RGB" if colours in JPEG_MODES else "CMYK")
     try:
         # One that is cut off is not what Pillow reads: no end is put to it.
-        return _decode_by_pillow(data if damage else with_end(data), len(data)), damage
+        return *_decode_by_pillow(data if damage else with_end(data), len(data)), damage
     except MemoryError:
         raise
     except Exception as error:
@@ -333,7 +355,8 @@ def _false_jpeg(data: bytes) -> str | None:
     return false_claim("JPEG", width, height, len(data))
 
 
-def _decode_by_pillow(data: bytes, size: int) -> UInt8[np.ndarray, "H W 3"]:
+def _decode_by_pillow(data: bytes, size: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
+    """Pixels as stored, and their orientation by EXIF."""
     kind = sniff(data)
     try:
         return _loaded(kind, data, size)
@@ -345,13 +368,12 @@ def _decode_by_pillow(data: bytes, size: int) -> UInt8[np.ndarray, "H W 3"]:
         return _loaded(kind, bare, size)
 
 
-def _loaded(kind: str, data: bytes, size: int) -> UInt8[np.ndarray, "H W 3"]:
+def _loaded(kind: str, data: bytes, size: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
     with READERS[kind](io.BytesIO(data)) as image:
         check_size(kind, *image.size, size)
         _check_mode(image.mode)
         image.load()
-        orientation = _jpeg_orientation(data) if kind == "JPEG" else _orientation(image)
-        return _turned(_rgb(image), orientation)
+        return _rgb(image), _jpeg_orientation(data) if kind == "JPEG" else _orientation(image)
 
 
 def _webp_header(start: bytes, size: int) -> Header:
@@ -437,7 +459,7 @@ def _turned(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.nd
     """Turn pixels upright (EXIF 2.3, table "Orientation")."""
     if orientation == 1:
         return pixels
-    if orientation >= 5:  # 5-8 have rows and columns exchanged
+    if orientation in EXCHANGES_SIDES:
         pixels = pixels.transpose(1, 0, 2)
     mirror_columns = orientation in (2, 3, 6, 7)
     mirror_rows = orientation in (3, 4, 7, 8)

@@ -9,12 +9,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 import cv2
-import numpy as np
-from jaxtyping import Int, UInt8
 
+from swav.data.synthetic import dense_writers as dense
+from swav.data.synthetic.dense_writers import write_image
 from swav.data.synthetic.shapes import CLASSES, SPLITS, Scene, scene
 from swav.errors import ConfigError, DataError, MachineError, did_you_mean
 from swav.files import visible, write_text_durably
@@ -29,17 +28,12 @@ class LayoutWriter(NamedTuple):
     Attributes:
         draw: draw(scene, folder, split, index) writes one scene; what it returns is listed.
         finish: finish(folder, {split: what draw returned}) writes what stands beside the images, as lists.
+        second_train: name of a second training split, as large as train and of other scenes; empty: there is none.
     """
 
     draw: Callable[[Scene, Path, str, int], Any]
     finish: Callable[[Path, dict[str, list[Any]]], None]
-
-
-def _write_image(path: Path, image: UInt8[np.ndarray, "H W 3"], *options: int) -> None:
-    """As the path's extension says."""
-    _, data = cv2.imencode(path.suffix, image[..., ::-1], options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.tobytes())
+    second_train: str = ""
 
 
 def _no_lists(folder: Path, listed: dict[str, list[Any]]) -> None:
@@ -51,57 +45,7 @@ def _no_lists(folder: Path, listed: dict[str, list[Any]]) -> None:
 
 def _draw_imagenet(drawn: Scene, folder: Path, split: str, index: int) -> None:
     path = folder / split / CLASSES[drawn.label] / f"{index:06d}.png"
-    _write_image(path, drawn.image, cv2.IMWRITE_PNG_COMPRESSION, 3)
-
-
-# --- voc: FOLDER/VOC2007/{JPEGImages,Annotations,ImageSets/Main}, with the splits trainval and test -------------------
-
-_TEST_IDS = 500_000  # the numbers of the test split begin here: ids are unique over both
-_DIFFICULT = 0.015  # of the image's area: an object that shows less is marked as hard to recognise
-
-_Listed = tuple[str, Int[np.ndarray, " 10"]]  # id, and per class 1 present, 0 difficult ones only, -1 absent
-
-
-def _draw_voc(drawn: Scene, folder: Path, split: str, index: int) -> _Listed:
-    name = f"{index + (_TEST_IDS if split == 'val' else 0):06d}"
-    home = folder / "VOC2007"
-    _write_image(home / "JPEGImages" / f"{name}.jpg", drawn.image, cv2.IMWRITE_JPEG_QUALITY, 95)
-    size = drawn.image.shape[0]
-    difficult = drawn.instances.mean(axis=(1, 2)) < _DIFFICULT
-    root = ElementTree.Element("annotation")
-    _leaves(root, folder="VOC2007", filename=f"{name}.jpg")
-    _leaves(ElementTree.SubElement(root, "size"), width=size, height=size, depth=3)
-    _leaves(root, segmented=0)
-    for label, (x0, y0, x1, y1), hard in zip(drawn.classes, drawn.boxes, difficult, strict=True):
-        item = ElementTree.SubElement(root, "object")
-        _leaves(item, name=CLASSES[label], pose="Unspecified", truncated=0, difficult=int(hard))
-        # VOC counts pixels from 1, and the last one belongs to the box
-        _leaves(ElementTree.SubElement(item, "bndbox"), xmin=x0 + 1, ymin=y0 + 1, xmax=x1, ymax=y1)
-    path = home / "Annotations" / f"{name}.xml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ElementTree.indent(root, "\t")
-    path.write_bytes(ElementTree.tostring(root) + b"\n")
-    labels = np.full(len(CLASSES), -1)
-    labels[drawn.classes[difficult]] = 0
-    labels[drawn.classes[~difficult]] = 1
-    return name, labels
-
-
-def _leaves(parent: ElementTree.Element, **texts: object) -> None:
-    for tag, text in texts.items():
-        ElementTree.SubElement(parent, tag).text = str(text)
-
-
-def _list_voc(folder: Path, listed: dict[str, list[_Listed]]) -> None:
-    """The lists of ImageSets/Main: ids per split, and per class and split an id and its label a line."""
-    home = folder / "VOC2007" / "ImageSets" / "Main"
-    home.mkdir(parents=True, exist_ok=True)
-    trainval, test = listed["train"], listed["val"]
-    for split, rows in {"trainval": trainval, "train": trainval[::2], "val": trainval[1::2], "test": test}.items():
-        (home / f"{split}.txt").write_text("".join(f"{name}\n" for name, _ in rows), encoding="ascii")
-        for k, label in enumerate(CLASSES):
-            text = "".join(f"{name} {labels[k]:2d}\n" for name, labels in rows)
-            (home / f"{label}_{split}.txt").write_text(text, encoding="ascii")
+    write_image(path, drawn.image, cv2.IMWRITE_PNG_COMPRESSION, 3)
 
 
 # --- places205: FOLDER/data/vision/.../images256/LETTER/CLASS/NAME.jpg, and lists of a path and a label a line ------------
@@ -112,7 +56,7 @@ _PLACES_IMAGES = "data/vision/torralba/deeplearning/images256"
 def _draw_places205(drawn: Scene, folder: Path, split: str, index: int) -> str:
     label = CLASSES[drawn.label]
     name = f"{label[0]}/{label}/{split}_{index:08d}.jpg"
-    _write_image(folder / _PLACES_IMAGES / name, drawn.image, cv2.IMWRITE_JPEG_QUALITY, 95)
+    write_image(folder / _PLACES_IMAGES / name, drawn.image, cv2.IMWRITE_JPEG_QUALITY, 95)
     return f"{name} {drawn.label}\n"
 
 
@@ -128,7 +72,7 @@ def _list_places205(folder: Path, listed: dict[str, list[str]]) -> None:
 
 def _draw_inat18(drawn: Scene, folder: Path, split: str, index: int) -> tuple[str, int]:
     name = f"train_val2018/Shapes/{drawn.label}/{split}{index:08d}.jpg"
-    _write_image(folder / name, drawn.image, cv2.IMWRITE_JPEG_QUALITY, 95)
+    write_image(folder / name, drawn.image, cv2.IMWRITE_JPEG_QUALITY, 95)
     return name, drawn.label
 
 
@@ -150,7 +94,10 @@ def _list_inat18(folder: Path, listed: dict[str, list[tuple[str, int]]]) -> None
 
 LAYOUTS: dict[str, LayoutWriter] = {
     "imagenet": LayoutWriter(_draw_imagenet, _no_lists),
-    "voc": LayoutWriter(_draw_voc, _list_voc),
+    "voc": LayoutWriter(dense.draw_voc2007, dense.list_voc2007),
+    "voc0712": LayoutWriter(dense.draw_voc0712, dense.list_voc0712, second_train=dense.VOC2012),
+    "coco": LayoutWriter(dense.draw_coco, dense.list_coco),
+    "cityscapes": LayoutWriter(dense.draw_cityscapes, _no_lists),
     "places205": LayoutWriter(_draw_places205, _list_places205),
     "inat18": LayoutWriter(_draw_inat18, _list_inat18),
 }
@@ -194,11 +141,15 @@ def write_shapes(
             return
         folder.mkdir(parents=True, exist_ok=True)
         _write_record(folder, wanted, complete=False)
-        draw, finish = LAYOUTS[layout]
-        jobs = [(split, index) for split, count in zip(SPLITS, (train, val), strict=True) for index in range(count)]
-        listed: dict[str, list[Any]] = {split: [] for split in SPLITS}
-        for done, (split, index) in enumerate(jobs, start=1):
-            listed[split].append(draw(scene(seed, split, index, size), folder, split, index))
+        draw, finish, second_train = LAYOUTS[layout]
+        jobs = [
+            (split, split, index) for split, count in zip(SPLITS, (train, val), strict=True) for index in range(count)
+        ]
+        if second_train:
+            jobs += [(second_train, SPLITS[0], index) for index in range(train, 2 * train)]
+        listed: dict[str, list[Any]] = {name: [] for name, _, _ in jobs}
+        for done, (name, split, index) in enumerate(jobs, start=1):
+            listed[name].append(draw(scene(seed, split, index, size), folder, name, index))
             if progress is not None:
                 progress.update(done)
         finish(folder, listed)

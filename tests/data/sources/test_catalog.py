@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swav.data.sources.catalog import DATASETS, LABELLED_HOMES, NOT_CLASSES, labelled
+from swav.data.sources.catalog import DATASETS, LABELLED_HOMES, NOT_CLASSES, labelled, require_disjoint
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import DataError
 
@@ -80,6 +80,33 @@ def test_voc_is_found_one_folder_deeper_but_not_guessed_among_two(tmp_path):
     shutil.copytree(tmp_path / "voc07", tmp_path / "copy")
     with pytest.raises(DataError, match=r"expected one PASCAL VOC 2007 below it, found .*copy.* and .*voc07"):
         find(tmp_path, tmp_path / "cache", False)
+
+
+def test_boxes_and_maps_are_found_in_one_folder_of_data_sets(tmp_path):
+    for layout, name in (("voc0712", "VOCdevkit"), ("coco", "coco"), ("cityscapes", "cityscapes")):
+        write_shapes(tmp_path / name, layout, train=8, val=4, size=32)
+    counts = {}
+    for name in ("voc0712", "coco", "voc12aug", "cityscapes", "segmented"):
+        DATASETS[name].seek(tmp_path)
+        train, val = require_disjoint(DATASETS[name].find(tmp_path, tmp_path / "cache", False))
+        assert train.targets is not None and val.targets is not None and train.classes == val.classes
+        assert [len(train.targets), len(val.targets)] == [len(train), len(val)]
+        counts[name] = (len(train), len(val))
+    assert counts == {
+        "voc0712": (16, 4),
+        "coco": (8, 4),
+        "voc12aug": (6, 2),
+        "cityscapes": (8, 4),
+        "segmented": (6, 2),
+    }
+
+
+@pytest.mark.parametrize("name", ["voc0712", "coco", "voc12aug", "cityscapes", "segmented"])
+def test_what_is_not_there_is_said_with_the_way_to_get_it(tmp_path, name):
+    for find in (DATASETS[name].seek, lambda root: DATASETS[name].find(root, None, True)):
+        with pytest.raises(DataError, match=r": expected .*, found none\n(unpack|put) ") as error:
+            find(tmp_path)
+        assert str(tmp_path) in str(error.value) and len(str(error.value).splitlines()) <= 3
 
 
 def test_every_data_set_says_what_is_expected_where():

@@ -1,0 +1,105 @@
+"""What the benchmarks of detection and segmentation share: their schedule, where their state lies, how they are trained."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from swav import dist
+from swav.data.images import Images
+from swav.errors import ConfigError
+from swav.evaluation import supervised
+from swav.evaluation.settings import DenseSettings
+from swav.evaluation.supervised import AnyBatch, Objective, TrainingPlan, TrainingResult
+from swav.evaluation.task import Task
+from swav.network.backbone import in_channels_last
+from swav.network.sync_batch_norm import synchronised
+
+# Part of a state's name, so that a state of another version of the training is not resumed.
+VERSION = 1
+LINES = 20  # of the log, with a checkpoint each, where no scores on the way are asked for
+STEPS_OF_A_LINE = 500  # at most
+
+
+def train(
+    task: Task[Any],
+    objective: Objective[Any],
+    batches: Callable[[int], Iterator[AnyBatch]],
+    *,
+    bench: str,
+    rates: Callable[[int], list[float]],
+    steps: int,
+    more: tuple[Any, ...] = (),
+) -> TrainingResult:
+    """Train and score a model by its task's settings; see supervised.fit, also for the errors.
+
+    Args:
+        batches: this process's shares of the batches from a step on.
+        rates: learning rate of each of the optimiser's groups at a step, counted from 0.
+        more: what distinguishes this training beside the task.
+    """
+    settings: DenseSettings = task.settings
+    plan = TrainingPlan(
+        bench=bench,
+        label=bench,
+        folder=state_folder(task, bench, *more),
+        steps=steps,
+        epoch=settings.score_every or max(1, min(STEPS_OF_A_LINE, -(-steps // LINES))),
+        evaluate_every=1 if settings.score_every else 0,
+        rates=rates,
+        seed=settings.seed,
+    )
+    return supervised.fit(objective, plan, batches, train=task.train, val=task.val, device=task.device, out=task.out)
+
+
+def state_folder(task: Task[Any], bench: str, *more: Any) -> Path:
+    """Return where the state lies, below the benchmark's own folder."""
+    return task.out / bench / task.identity(VERSION, *more)[1]
+
+
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a model to the device, channels last; under several processes its BatchNorm takes the statistics of all."""
+    if dist.is_active():
+        model = synchronised(model, device)
+    return in_channels_last(model.to(device))
+
+
+def check_batch(task: Task[Any], bench: str) -> None:
+    """Refuse a batch that leaves a process without an image.
+
+    Raises:
+        ConfigError: it is smaller than the number of processes.
+    """
+    if task.settings.batch < dist.world_size():
+        raise ConfigError(
+            f"{bench}.batch: expected at least one image for each of the {dist.world_size()} processes, found "
+            f"{task.settings.batch}"
+        )
+
+
+def sgd(model: nn.Module, settings: DenseSettings) -> torch.optim.SGD:
+    """Return SGD on all that is trained, with weight decay on all of it, norms and biases too."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.SGD(trained, lr=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
+
+
+def scaled(settings: DenseSettings) -> list[str]:
+    """Name what follows from another batch than the published one."""
+    if settings.share == 1:
+        return []
+    rules = [f"lr {settings.rate:g}"] if settings.lr == "auto" else []
+    rules += [f"{settings.steps} iterations"] if settings.iterations == "auto" else []
+    return [f"{' and '.join(rules)} by the linear rule"] if rules else []
+
+
+def trained_images(images: Images, steps: int, batch: int) -> str:
+    """Say how often the training images are seen."""
+    return f"{steps * batch / max(1, len(images)):.1f} passes over {len(images)} images"
+
+
+def trunk_of(task: Task[Any]) -> nn.Module:
+    """Return a copy of the backbone, to be trained: other benchmarks want it as it is."""
+    return copy.deepcopy(task.encoder.trunk).requires_grad_(True)

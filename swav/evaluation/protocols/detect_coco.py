@@ -1,0 +1,93 @@
+"""COCO detection: Mask R-CNN with a feature pyramid on the whole backbone, trained on COCO 2017.
+
+Data        train2017 (117,266 images with objects) to learn from, val2017 (5,000) to score; 80 classes. Crowds are not learned.
+Transform   training: short side of 640 to 800 in steps of 32, at most 1333 the long one; flip p .5. Scoring: short side 800, at
+            most 1333.
+Layer       the backbone and a feature pyramid of 256 channels with BatchNorm; proposal network with 3 anchors at each place of
+            five levels (sides 32 to 512, shapes .5, 1, 2); aligned adaptive RoIAlign of 7x7, box head of four convolutions of
+            256 with BatchNorm and one layer of 1,024; of 14x14, mask head of four convolutions of 256 with BatchNorm, masks of
+            28x28. All is trained, BatchNorm synchronised over processes. Proposals: the best 2,000 (1,000 in scoring) of each
+            level before, 1,000 after suppression at .7; 512 of each image are trained on, at most a quarter positive.
+            Class-specific boxes, L1 losses. Scored: above .05, suppression at .5, at most 100 of each image.
+Optimiser   SGD, learning rate .02, momentum .9, weight decay 1e-4 on all parameters, batch 16.
+Schedule    12 epochs, learning rate x .1 after 8 and 11; linear warm-up of 1,000 iterations from .001 of it.
+Metric      AP, AP50, AP75 [%] of boxes and of masks, as COCOeval has them, at the last iteration.
+Seeds       one, for fresh weights, order, augmentation, and what is sampled of each image.
+Source      MMSelfSup 0.x mask_rcnn_r50_fpn_mstrain_1x_coco, MMDetection 2.28.
+Where we differ: at another batch rate and warm-up change in proportion; batches are all wide or all high images.
+Smoke       size 160, sides 128 to 160, long 256, batch 4, 150 iterations, 64 RoIs, 200 + 100 proposals, at most 43 images
+            scored; listed images may be missing.
+"""
+
+from swav.data.targets import ObjectSets
+from swav.evaluation import dense
+from swav.evaluation.detection import training
+from swav.evaluation.detection.coco_eval import coco_metrics
+from swav.evaluation.detection.models import Detector, fpn_detector
+from swav.evaluation.detection.structures import FPN_COUNTS
+from swav.evaluation.samples import GroupedOrder
+from swav.evaluation.settings import DetectCocoSettings
+from swav.evaluation.task import ResourceEstimate, Score, Task
+
+BENCH = "detect-coco"
+METRICS = tuple(f"{kind} {name}" for kind in ("box", "mask") for name in ("AP", "AP50", "AP75"))
+
+
+def check(task: Task[DetectCocoSettings]) -> None:
+    """Validate settings and data before any computation.
+
+    Raises:
+        ConfigError: the backbone has no maps at strides 4, 8, 16 and 32, or the batch is too small.
+        DataError: there is no image with objects.
+    """
+    dense.check_batch(task, BENCH)
+    training.trained_on(task)
+    _detector(task)
+
+
+def run(task: Task[DetectCocoSettings]) -> list[Score]:
+    """Train and score the detector, resuming an interrupted training.
+
+    Raises:
+        DataError: no image of a split can be read.
+        NumericsError: the loss is not finite.
+        CheckpointError: there is saved state, and none of it verifies.
+    """
+    settings, truth = task.settings, task.val.targets
+    images = training.trained_on(task)
+    assert isinstance(truth, ObjectSets) and isinstance(images.targets, ObjectSets)
+    order = GroupedOrder(settings.seed, images.targets.sizes, settings.batch)
+    steps = settings.iterations if settings.iterations != "auto" else settings.epochs * order.steps_per_epoch
+    result = training.train(
+        task,
+        BENCH,
+        _detector(task),
+        images=images,
+        order=order,
+        steps=steps,
+        drops=settings.drops,
+        shift=training.NO_SHIFT,
+        masks=True,
+        score=lambda found: coco_metrics(truth, found),
+        headline="box AP",
+    )
+    return training.scores(task, result, METRICS)
+
+
+def _detector(task: Task[DetectCocoSettings]) -> Detector:
+    settings = task.settings
+    counts = FPN_COUNTS._replace(after_nms=settings.proposals, rois=settings.rois)
+    return fpn_detector(
+        dense.trunk_of(task), task.num_classes, training.RULES[settings.rules], settings.seed, counts=counts
+    )
+
+
+def estimate_resources(task: Task[DetectCocoSettings]) -> ResourceEstimate:
+    """Estimate resources."""
+    settings = task.settings
+    steps = (
+        settings.epochs * -(-len(task.train) // settings.batch)
+        if settings.iterations == "auto"
+        else settings.iterations
+    )
+    return training.estimate_resources(task, steps, cost=5)

@@ -1,0 +1,97 @@
+"""VOC07+12 detection: Faster R-CNN on the whole backbone, trained on PASCAL VOC 2007 and 2012.
+
+Data        trainval of 2007 and of 2012 (16,551 images) to learn from, test of 2007 (4,952) to score; 20 classes. Difficult
+            objects are no truth: what overlaps them is background.
+Transform   training: short side of 480 to 800 in steps of 32, at most 1333 the long one; flip p .5; all four coordinates - 1.
+            Scoring: short side 800, at most 1333.
+Layer       C4: stem to layer3, a proposal network on their map (3x3 convolution of 1,024, 15 anchors: sides 32 to 512, shapes
+            .5, 1, 2), aligned adaptive RoIAlign of 14x14, layer4 and one more BatchNorm as the head, which averages its map.
+            All is trained, BatchNorm synchronised over processes. Anchors that cross the border are not trained on.
+            Proposals: the best 12,000 (6,000 in scoring) before, 2,000 (1,000) after suppression at .7; 512 of each image
+            are trained on, at most a quarter positive. Class-specific boxes, L1 losses. Scored: above .05, suppression at .5,
+            at most 100 of each image.
+Optimiser   SGD, learning rate .02, momentum .9, weight decay 1e-4 on all parameters, batch 16.
+Schedule    24,000 iterations, learning rate x .1 after 18,000 and 22,000; linear warm-up of 100 iterations from .001 of it.
+Metric      AP50 [%]: 11-point average precision at IoU .5 (widths count the last pixel), mean over classes, difficult objects
+            ignored; AP75, and AP over .50 to .95; at the last iteration.
+Seeds       one, for fresh weights, order, augmentation, and what is sampled of each image.
+Source      MMSelfSup 0.x faster_rcnn_r50_c4_mstrain_24k_voc0712, MMDetection 2.28.
+Where we differ: at another batch rate, iterations and warm-up change in proportion; batches are all wide or all high images.
+Moco        protocol=moco, as published by He et al. 2020 and detectron2: difficult objects are learned, only left and top - 1,
+            Pillow's resizing, every anchor takes part, norms don't decay, BatchNorm's statistics are computed anew from 200
+            batches before scoring ("precise BN"), a match needs more than the threshold.
+Swav        protocol=swav: as moco, with learning rate .1 and a warm-up of 1,000 iterations from 1/3, as VISSL has it for SwAV.
+Smoke       size 160, sides 128 to 160, long 256, batch 4, 150 iterations, 64 RoIs, 200 + 100 proposals, at most 60 images
+            scored; VOC 2007 alone will do.
+"""
+
+from swav.data.targets import ObjectSets
+from swav.evaluation import dense
+from swav.evaluation.detection import training
+from swav.evaluation.detection.detections import Detections
+from swav.evaluation.detection.models import Detector, c4_detector
+from swav.evaluation.detection.structures import C4_COUNTS
+from swav.evaluation.detection.voc_ap import voc_metrics
+from swav.evaluation.samples import GroupedOrder
+from swav.evaluation.settings import DetectVocSettings
+from swav.evaluation.task import ResourceEstimate, Score, Task
+
+BENCH = "detect-voc"
+METRICS = ("AP50", "AP", "AP75")
+
+
+def check(task: Task[DetectVocSettings]) -> None:
+    """Validate settings and data before any computation.
+
+    Raises:
+        ConfigError: the backbone cannot be split into body and head, or the batch is too small.
+        DataError: there is no image with objects.
+    """
+    dense.check_batch(task, BENCH)
+    training.trained_on(task)
+    _detector(task)
+
+
+def run(task: Task[DetectVocSettings]) -> list[Score]:
+    """Train and score the detector, resuming an interrupted training.
+
+    Raises:
+        DataError: no image of a split can be read.
+        NumericsError: the loss is not finite.
+        CheckpointError: there is saved state, and none of it verifies.
+    """
+    settings, truth = task.settings, task.val.targets
+    mmdet = settings.rules == "mmdet"
+    images = training.trained_on(task)
+    assert isinstance(truth, ObjectSets) and isinstance(images.targets, ObjectSets)
+
+    def score(found: Detections) -> dict[str, float]:
+        return voc_metrics(truth, found, match_at_threshold=mmdet, as_text=not mmdet)
+
+    result = training.train(
+        task,
+        BENCH,
+        _detector(task),
+        images=images,
+        order=GroupedOrder(settings.seed, images.targets.sizes, settings.batch),
+        steps=settings.steps,
+        drops=settings.drops,
+        shift=training.SHIFTS[settings.rules],
+        masks=False,
+        score=score,
+        headline="AP50",
+        precise_norms=settings.precise_norms,
+    )
+    return training.scores(task, result, METRICS)
+
+
+def _detector(task: Task[DetectVocSettings]) -> Detector:
+    settings = task.settings
+    before = (C4_COUNTS.before_nms[0], C4_COUNTS.before_nms[1])
+    counts = C4_COUNTS._replace(before_nms=before, after_nms=settings.proposals, rois=settings.rois)
+    return c4_detector(dense.trunk_of(task), task.num_classes, training.RULES[settings.rules], settings.seed, counts)
+
+
+def estimate_resources(task: Task[DetectVocSettings]) -> ResourceEstimate:
+    """Estimate resources: the head sees 512 maps of 14x14 of each image."""
+    return training.estimate_resources(task, task.settings.steps, cost=6)

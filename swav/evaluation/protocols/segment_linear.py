@@ -1,0 +1,75 @@
+"""Linear segmentation: one 1x1 convolution on the last map of a frozen backbone says the class of every pixel. Protocol own.
+
+Data        VOC12aug, or a folder of images/ and masks/ (an index per pixel, 255: void), with train/ and val/ or without: then a
+            fifth of the images is scored.
+Transform   training: short side to 224, times U(1, 2); crop of 224; flip p .5. Scoring: short side to 224, the whole image,
+            filled up to multiples of 32 pixels, logits brought to its own size.
+Layer       BatchNorm and a 1x1 convolution on the last stage's map (of a transformer its patch tokens); the backbone is frozen,
+            in eval mode, with its own strides.
+Optimiser   SGD on the cross-entropy divided by all pixels, learning rate .1, momentum .9, weight decay 1e-4, batch 16.
+Schedule    2,000 iterations, polynomial decay of power .9 to a hundredth. No warm-up.
+Metric      mIoU [%] over the pixels of all images together, with its 95 % interval over images drawn with replacement.
+Seeds       one, for fresh weights, order and augmentation; give several for the spread.
+Source      the linear probe of DINOv2 (Oquab et al. 2023, section 7.4), with rates and schedule of ours.
+Smoke       size 96, batch 16, 150 iterations, at most 100 images scored.
+"""
+
+from swav.data.targets import LabelMaps
+from swav.evaluation import dense
+from swav.evaluation.segmentation import training
+from swav.evaluation.segmentation.augment import Augmentation, Scale
+from swav.evaluation.segmentation.fcn import LinearSegmenter
+from swav.evaluation.segmentation.objective import Inference
+from swav.evaluation.settings import SegmentLinearSettings
+from swav.evaluation.task import ResourceEstimate, Score, Task
+
+BENCH = "segment-linear"
+LONGEST = 8  # times the short side: the longest side that images are scored at
+MULTIPLE = 32  # of pixels: what backbones can take
+
+
+def check(task: Task[SegmentLinearSettings]) -> None:
+    """Validate settings and data before any computation: see segmentation.training.check."""
+    training.check(task, BENCH)
+
+
+def run(task: Task[SegmentLinearSettings]) -> list[Score]:
+    """Train and score the layer, resuming an interrupted training.
+
+    Raises:
+        DataError: no image of a split can be read.
+        NumericsError: the loss is not finite.
+        CheckpointError: there is saved state, and none of it verifies.
+    """
+    settings, encoder = task.settings, task.encoder
+    scale = Scale(LONGEST * settings.size, settings.size)
+    assert isinstance(task.train.targets, LabelMaps)
+    augmentation = Augmentation(
+        task.train.targets,
+        scale,
+        settings.ratios,
+        settings.size,
+        most_of_one_class=1.0,
+        flip=settings.flip,
+        colour=False,
+    )
+    model = LinearSegmenter(
+        encoder.trunk,
+        encoder.stage_channels[-1],
+        task.num_classes,
+        seed=settings.seed,
+        precision=settings.precision,
+    )
+    inference = Inference(scale, multiple=MULTIPLE)
+    result = training.train(task, BENCH, model, augmentation, inference, training.poly(settings.rate, settings.steps))
+    deviations = task.deviations(result.trained, result.scored, *dense.scaled(settings))
+    interval = (result.last["miou_low"], result.last["miou_high"])
+    return [Score("mIoU", result.last["miou"], result.scored, deviations, result.log, interval=interval)]
+
+
+def estimate_resources(task: Task[SegmentLinearSettings]) -> ResourceEstimate:
+    """Estimate resources: images through the frozen backbone, to learn from and to score."""
+    settings = task.settings
+    return ResourceEstimate(
+        2 * len(task.val) + settings.steps * settings.batch, memory=settings.batch * 10**7, disk=10**7
+    )
