@@ -92,7 +92,8 @@ def map_split(
         DataError: an image or a map is missing, or a map has another size than its image, or colours.
     """
     root = reader.root
-    found, kept = look_up(root, [reader.path(name) for _, name in pairs])
+    # SBD's maps lie beside the root, so they go by whole paths; relative ones would be taken from the root
+    found, kept = look_up(root, [os.path.abspath(reader.path(name)) for _, name in pairs])  # noqa: PTH100
     if found.bad and (not allow_missing or not len(kept)):
         more = f" and {len(found.bad) - 1} more" if len(found.bad) > 1 else ""
         raise DataError(

@@ -383,6 +383,15 @@ def test_sbds_map_of_another_size_or_kind_is_refused_when_read(voc12):
         train.targets[1]
 
 
+def test_the_root_may_be_a_relative_path(voc12, monkeypatch):
+    voc12.augment()
+    voc12.list_of("aug", "cd")
+    monkeypatch.chdir(voc12.root)
+    train, _ = label_maps.voc12aug_splits("VOCdevkit")
+    assert len(train) == 3 and isinstance(train.targets, LabelMaps)
+    assert train.targets[0].shape == train.read(0).shape[:2]
+
+
 def test_sbds_maps_go_with_images_as_stored(voc12):
     voc12.add_sbd()
     photo(voc12.home / "JPEGImages/c.jpg", 6)

@@ -11,6 +11,7 @@ import pytest
 
 from swav.data.sources.voc import classification_splits
 from swav.data.synthetic.writers import write_shapes
+from swav.data.targets import MultiLabels
 from swav.errors import DataError
 
 
@@ -19,6 +20,11 @@ def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("root") / "VOCdevkit"
     write_shapes(folder, "voc", train=12, val=8, size=32)
     return folder
+
+
+def marks(images) -> np.ndarray:
+    assert isinstance(images.targets, MultiLabels)
+    return images.targets.values
 
 
 @pytest.fixture
@@ -32,9 +38,7 @@ def test_the_set_itself_the_kit_and_a_folder_of_sets_are_the_same(drawn, below):
     train, test = classification_splits(drawn / below)
     assert (len(train), len(test)) == (12, 8)
     assert train.classes == test.classes and train.classes is not None and len(train.classes) == 10
-    assert (
-        train.targets is not None and train.targets.values.shape == (12, 10) and train.targets.values.dtype == np.int8
-    )
+    assert train.targets is not None and marks(train).shape == (12, 10) and marks(train).dtype == np.int8
     assert train.read(3).shape == (32, 32, 3)
 
 
@@ -61,15 +65,15 @@ def test_labels_are_those_of_the_annotations(data_root):
             for item in root.iter("object"):
                 label = item.findtext("name") or ""
                 expected[label] = max(expected[label], 0 if item.findtext("difficult") == "1" else 1)
-            assert images.targets.values[i].tolist() == list(expected.values())
-        assert 0 in images.targets.values
+            assert marks(images)[i].tolist() == list(expected.values())
+        assert 0 in marks(images)
 
 
 def test_a_choice_of_images_keeps_its_labels(drawn):
     train, _ = classification_splits(drawn)
     some = train.select([5, 2])
     assert some.targets is not None and train.targets is not None
-    assert np.array_equal(some.targets.values, train.targets.values[[5, 2]]) and some.name(0) == train.name(5)
+    assert np.array_equal(marks(some), marks(train)[[5, 2]]) and some.name(0) == train.name(5)
 
 
 def test_no_data_set_says_what_belongs_where(tmp_path):
@@ -97,7 +101,7 @@ def test_a_listed_image_that_is_missing_is_refused_or_in_smoke_left_out_and_told
     train, test = classification_splits(home, allow_missing=True)
     assert (len(train), len(test)) == (11, 8) and "1 listed images are not there" in train.note
     whole, _ = classification_splits(home.parent, allow_missing=True)
-    assert whole.targets is not None and len(whole.targets.values) == 11
+    assert whole.targets is not None and len(marks(whole)) == 11
 
 
 def test_lists_that_contradict_each_other_are_refused(home):

@@ -3,6 +3,8 @@
 Run: pytest tests/evaluation/segmentation/test_augment.py
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -18,13 +20,13 @@ class Fixed(np.random.Generator):
         super().__init__(np.random.PCG64(0))
         self.shares = list(shares)
 
-    def random(self) -> float:
+    def random(self) -> float:  # type: ignore[override]
         return self.shares.pop(0)
 
-    def uniform(self, low: float, high: float) -> float:
+    def uniform(self, low: float, high: float) -> float:  # type: ignore[override]
         return low + (high - low) * self.shares.pop(0)
 
-    def integers(self, low: int, high: int | None = None) -> int:
+    def integers(self, low: int, high: int | None = None) -> int:  # type: ignore[override]
         low, high = (0, low) if high is None else (low, high)
         return low + int((high - low) * self.shares.pop(0))
 
@@ -57,7 +59,7 @@ def test_resizing_does_not_antialias():
 
 def augmentation(labels: np.ndarray, **changed) -> Augmentation:
     maps = LabelMaps(["a"] * 8, ["0", "1", "2"], lambda _: labels, [b""] * 8)
-    wanted = {
+    wanted: dict[str, Any] = {
         "scale": Scale(256, 64), "ratios": (0.5, 2.0), "size": 48, "most_of_one_class": 0.75, "flip": 0.5, "colour": False,
     }  # fmt: skip
     return Augmentation(maps, **(wanted | changed))

@@ -35,10 +35,11 @@ def test_the_head_joins_its_input_and_drops_whole_channels():
     head = FcnHead(4, 3, 2, convolutions=2, concatenate=True).eval()
     x = torch.randn(2, 4, 5, 6)
     y = head.convs(x)
+    assert head.conv_cat is not None
     expected = head.classifier(head.conv_cat(torch.cat([x, y], 1)))
     torch.testing.assert_close(head(x), expected)
     assert isinstance(head.dropout, nn.Dropout2d) and head.dropout.p == 0.1
-    assert head.conv_cat[0].in_channels == 7
+    assert head.get_submodule("conv_cat.0").in_channels == 7
 
 
 def test_training_has_the_auxiliary_loss_on_the_map_before_with_weight_two_fifths():
@@ -47,8 +48,8 @@ def test_training_has_the_auxiliary_loss_on_the_map_before_with_weight_two_fifth
     outputs = model.train()(images)
     assert [weight for weight, _ in outputs] == [1.0, 0.4]
     assert [list(logits.shape) for _, logits in outputs] == [[2, 5, 8, 6]] * 2
-    assert model.auxiliary.convs[0][0].in_channels == tiny().stage_channels[-2]
-    assert model.auxiliary.convs[0][0].out_channels == 4
+    assert model.get_submodule("auxiliary.convs.0.0").in_channels == tiny().stage_channels[-2]
+    assert model.get_submodule("auxiliary.convs.0.0").out_channels == 4
     assert len(model.eval()(images)) == 1
 
 
