@@ -28,6 +28,7 @@ PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # what a network file syst
 PAUSES_SECONDS = (0.1, 0.5, 2.0)  # between the tries of `patiently`
 # Names in a run's folder. One that holds the first two is a run's; both are made before step 1.
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
+PREDICTIONS = "predictions.webp"  # of a benchmark that is drawn, beside its log
 METRICS, BAD_FILES, IMAGE_LIST, PLAN = "metrics.jsonl", "bad_files.jsonl", "images.npz", "plan.jsonl"
 REPORT, REPORT_PARTS = "report.html", "report"
 

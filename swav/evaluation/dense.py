@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,21 +12,40 @@ from swav import dist
 from swav.data.images import Images
 from swav.errors import ConfigError
 from swav.evaluation import supervised
+from swav.evaluation.pictures import Picture, write_picture
 from swav.evaluation.settings import DenseSettings
 from swav.evaluation.supervised import AnyBatch, Objective, TrainingPlan, TrainingResult
 from swav.evaluation.task import Task
+from swav.files import PREDICTIONS, not_essential
 from swav.network.backbone import in_channels_last
 from swav.network.sync_batch_norm import synchronised
+from swav.output import say
 
 # Part of a state's name, so that a state of another version of the training is not resumed.
 VERSION = 1
 LINES = 20  # of the log, with a checkpoint each, where no scores on the way are asked for
 STEPS_OF_A_LINE = 500  # at most
+DRAWN_OF = 200  # images to score, of which telling ones are drawn
+
+
+class DrawnObjective(Objective[Any], Protocol):
+    """An objective whose predictions can be drawn."""
+
+    def picture(self, count: int) -> Picture | None:
+        """Draw truth and predictions of the best, the median and the worst of the first images to score.
+
+        Args:
+            count: images drawn.
+
+        Returns:
+            None where no image can be read.
+        """
+        ...
 
 
 def train(
     task: Task[Any],
-    objective: Objective[Any],
+    objective: DrawnObjective,
     batches: Callable[[int], Iterator[AnyBatch]],
     *,
     bench: str,
@@ -52,7 +71,21 @@ def train(
         rates=rates,
         seed=settings.seed,
     )
-    return supervised.fit(objective, plan, batches, train=task.train, val=task.val, device=task.device, out=task.out)
+    result = supervised.fit(objective, plan, batches, train=task.train, val=task.val, device=task.device, out=task.out)
+    dist.on_rank0(lambda: _draw(objective, plan.folder / PREDICTIONS, settings.pictures))
+    return result
+
+
+def _draw(objective: DrawnObjective, path: Path, count: int) -> None:
+    """Draw predictions beside the truth, where they are not there from an earlier command."""
+    if not count or path.exists():
+        return
+    with not_essential(f"{path}"), dist.single_process(), torch.no_grad():
+        objective.model.eval()
+        picture = objective.picture(count)
+        if picture is not None:
+            write_picture(path, picture)
+            say(f"predictions are drawn in {path}")
 
 
 def state_folder(task: Task[Any], bench: str, *more: Any) -> Path:

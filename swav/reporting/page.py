@@ -8,12 +8,13 @@ import datetime
 import math
 import os
 import struct
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from swav.config import Recipe
-from swav.files import REPORT
+from swav.files import PREDICTIONS, REPORT
 from swav.reporting.curves import Chart, line_chart, number
 from swav.reporting.run_folder import RunFolder, read_folder, seconds_trained
 from swav.results.render import html_templates, write_tables
@@ -72,7 +73,9 @@ def report(folder: str | Path, *, other: str | Path | None = None) -> Path:
     if other is None and (runs[0].results.results or runs[0].results.not_run):
         write_tables(folder, _results_of)
     page = folder / (REPORT if other is None else "compare.html")
-    html = html_templates(Path(__file__).parent / "templates").get_template("report.html").render(_content(runs))
+    html = (
+        html_templates(Path(__file__).parent / "templates").get_template("report.html").render(_content(runs, folder))
+    )
     beside = page.with_name(f".{page.name}.{os.getpid()}.tmp")
     beside.write_bytes(html.encode("utf-8", errors="backslashreplace"))
     beside.replace(page)
@@ -84,7 +87,7 @@ def _results_of(folder: Path) -> Results:
     return read_damaged_results(folder)[0]
 
 
-def _content(runs: Sequence[RunFolder]) -> dict[str, Any]:
+def _content(runs: Sequence[RunFolder], page_folder: Path) -> dict[str, Any]:
     names = _labels(runs)
     return {
         "title": " against ".join(names),
@@ -98,6 +101,7 @@ def _content(runs: Sequence[RunFolder]) -> dict[str, Any]:
         "exported": exported(runs[0]) if len(runs) == 1 else None,
         "charts": charts(names, runs),
         "views": views(runs[0]) if len(runs) == 1 else None,
+        "predictions": [row for run in runs for row in predictions(run, page_folder)],
         "bad": [line for run in runs for line in run.bad][:MAX_BAD_SHOWN],
         "bad_total": sum(len(run.bad) for run in runs),
         "settings": settings_table(runs),
@@ -282,6 +286,18 @@ def _size(png: Path) -> tuple[int, int]:
     with png.open("rb") as file:
         header = file.read(24)
     return struct.unpack(">II", header[16:]) if len(header) == 24 and header.startswith(b"\x89PNG") else (0, 0)
+
+
+def predictions(run: RunFolder, page_folder: Path) -> list[dict[str, str]]:
+    """The pictures of what benchmarks of detection and segmentation predicted: they lie beside their logs."""
+    found: dict[str, dict[str, str]] = {}
+    for row in run.results.results:
+        path = run.path / (row.log or "") / ".." / PREDICTIONS
+        if row.log and path.is_file():
+            source = os.path.relpath(os.path.normpath(path), page_folder)
+            text = f"{row.bench}, {row.name}, protocol {row.protocol}, seed {row.seed}"
+            found.setdefault(source, {"source": urllib.parse.quote(Path(source).as_posix()), "text": text})
+    return list(found.values())
 
 
 def settings_table(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Training a detector: the objective that detect-voc and detect-coco share."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -11,14 +11,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from swav import dist, signals
 from swav.data.images import Images, Unreadable
+from swav.data.targets import Objects, ObjectSets
 from swav.errors import DataError, NumericsError
+from swav.evaluation.dense import DRAWN_OF
 from swav.evaluation.detection.augment import Learned, Pixels, resize_as_pillow, scaled_boxes
-from swav.evaluation.detection.coco_eval import encode_mask
+from swav.evaluation.detection.coco_eval import decode_masks, encode_mask
 from swav.evaluation.detection.detections import Detections
 from swav.evaluation.detection.masks import paste_masks
 from swav.evaluation.detection.models import Detector
 from swav.evaluation.detection.structures import Detections as ImageDetections
 from swav.evaluation.detection.structures import Term
+from swav.evaluation.pictures import Picture, boxes_score, draw_boxes, draw_masks, sheet, shown, telling
 from swav.evaluation.samples import SampleBatch, answers, padded_input
 from swav.evaluation.segmentation.augment import Scale, resize
 from swav.evaluation.settings import DetectRules
@@ -145,6 +148,44 @@ class Detection:
             if not bool(found.scores.isfinite().all() & found.boxes.isfinite().all()):
                 raise NumericsError(f"{self.label}: a score is not finite")
             yield in_image(i, found, (pixels.shape[0], pixels.shape[1]), size, self.shift)
+
+    def picture(self, count: int) -> Picture | None:
+        """Draw boxes, and masks where there are, beside the truth: see DrawnObjective."""
+        objects, edges = self.val.targets, np.array([1, 1, 0, 0] if any(self.shift) else [0] * 4, np.float32)
+        assert isinstance(objects, ObjectSets)
+        found = [part for part in self.detections(range(min(DRAWN_OF, len(self.val)))) if len(part)]
+        agreement = np.array([self._agreement(part, objects[int(part.images[0])]) for part in found])
+        classes, rows = self.val.classes or [], []
+        for place in telling(agreement, count):
+            part = found[place]
+            i = int(part.images[0])
+            pixels, truth = self.val.read(i), objects[i]
+            there, here = (
+                _drawn(pixels, boxes - edges, labels, scores, masks, classes)
+                for boxes, labels, scores, masks in (
+                    (truth.boxes, truth.labels, None, truth.masks if part.masks else ()),
+                    (part.boxes, part.labels, part.scores, part.masks),
+                )
+            )
+            rows.append((f"{self.val.name(i)}: F1 {100 * agreement[place]:.0f} %", shown(pixels)[0], there, here))
+        return sheet(rows) if rows else None
+
+    def _agreement(self, part: Detections, truth: Objects) -> float:
+        return boxes_score(truth.boxes, truth.labels, part.boxes, part.labels, part.scores)
+
+
+def _drawn(
+    pixels: Pixels,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray | None,
+    masks: Sequence[object],
+    classes: Sequence[str],
+) -> Picture:
+    if not masks:
+        return draw_boxes(pixels, boxes, labels, scores, classes)
+    decoded = decode_masks(masks, pixels.shape[0], pixels.shape[1])
+    return draw_masks(pixels, decoded, boxes, labels, scores, classes)
 
 
 def in_image(

@@ -11,6 +11,8 @@ from swav import dist, signals
 from swav.data.images import Images, Unreadable
 from swav.data.targets import LabelMaps
 from swav.errors import DataError, NumericsError
+from swav.evaluation.dense import DRAWN_OF
+from swav.evaluation.pictures import Picture, draw_map, map_score, sheet, shown, telling
 from swav.evaluation.samples import SampleBatch, answers, padded_input
 from swav.evaluation.segmentation.augment import Map, Pixels, Scale, resize
 from swav.evaluation.segmentation.fcn import pixel_loss, resized
@@ -144,6 +146,18 @@ class Segmentation:
                     stride=how.stride,
                 )
             yield i, truth, predicted.to(torch.uint8).cpu().numpy()
+
+    def picture(self, count: int) -> Picture | None:
+        """Draw maps beside the truth: see DrawnObjective."""
+        found = list(self.predictions(range(min(DRAWN_OF, len(self.val)))))
+        agreement = np.array([map_score(predicted, truth) for _, truth, predicted in found])
+        classes, rows = self.val.classes or [], []
+        for place in telling(agreement, count):
+            i, truth, predicted = found[place]
+            pixels = self.val.read(i)
+            there, here = (draw_map(pixels, one, classes) for one in (truth, predicted))
+            rows.append((f"{self.val.name(i)}: IoU {100 * agreement[place]:.0f} %", shown(pixels)[0], there, here))
+        return sheet(rows) if rows else None
 
 
 class _Scored:

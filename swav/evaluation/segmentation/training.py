@@ -1,10 +1,8 @@
 """From a task to its mIoU: what segment-voc, segment-cityscapes and segment-linear share."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from swav.data.targets import LabelMaps
@@ -133,11 +131,3 @@ def estimate_resources(task: Task[Any]) -> ResourceEstimate:
 
 
 COST = 4  # forwards of the plain backbone that one of the FCN takes, of the same image
-
-
-def folder_of_pictures(task: Task[Any], bench: str) -> Path:
-    """Return where predictions are drawn."""
-    return dense.state_folder(task, bench) / "pictures"
-
-
-__all__ = ["check", "estimate_resources", "run_fcn", "torch"]
