@@ -165,9 +165,6 @@ IMPORTED_AS = {
     "scikit_learn": "sklearn",
     "import_linter": "importlinter",
 }
-NOT_IMPORTED = {  # with the reason for which they are declared
-    "torchvision": "exported weights are loaded with it",
-}
 TOOLS = {"pytest_xdist", "pytest_timeout", "importlinter", "ruff", "mypy", "types_pyyaml"}  # run, or plugins
 
 
@@ -177,9 +174,9 @@ def test_dependencies_are_what_is_imported():
     needed, dev, bench = map(declared, (project["dependencies"], groups["dev"], groups["bench"]))
     # faiss: benchmarks/knn.py compares with it where it is installed; lightly: accuracy.py makes it an environment of its own
     of_swav, of_tests, of_benchmarks = imported("swav"), imported("tests"), imported("benchmarks")
-    assert of_swav == needed - NOT_IMPORTED.keys()
+    assert of_swav == needed
     assert of_tests - needed == dev - TOOLS
-    assert of_benchmarks - needed - dev - {"faiss", "lightly"} == bench - NOT_IMPORTED.keys()
+    assert of_benchmarks - needed - dev - {"faiss", "lightly"} == bench
     assert "matplotlib" not in of_swav | of_tests | needed
 
 

@@ -97,9 +97,9 @@ _DETECT = {
     "sides": (128, 160),
     "long": 256,
     "batch": 4,
-    "iterations": 150,
-    "rois": 64,
-    "proposals": (200, 100),
+    "iterations": 100,
+    "rois": 16,
+    "proposals": (100, 50),
 }
 _MOCO = {"rules": "detectron2", "decay_norms": False, "precise_norms": 200}
 
@@ -157,12 +157,12 @@ CATALOG: dict[str, Benchmark] = {
     "detect-voc": Benchmark(
         "swav.evaluation.protocols.detect_voc",
         DetectVocSettings,
-        {**_DETECT, "score_images": 60},
+        {**_DETECT, "score_images": 40},
         distributed=True,
         variants={"moco": _MOCO, "swav": {**_MOCO, "lr": 0.1, "warmup": 1000, "warmup_factor": 1 / 3}},
     ),
     "detect-coco": Benchmark(
-        "swav.evaluation.protocols.detect_coco", DetectCocoSettings, {**_DETECT, "score_images": 43}, distributed=True
+        "swav.evaluation.protocols.detect_coco", DetectCocoSettings, {**_DETECT, "score_images": 40}, distributed=True
     ),
     "segment-voc": Benchmark(
         "swav.evaluation.protocols.segment_voc",
@@ -179,7 +179,7 @@ CATALOG: dict[str, Benchmark] = {
     "segment-linear": Benchmark(
         "swav.evaluation.protocols.segment_linear",
         SegmentLinearSettings,
-        {"size": 96, "iterations": 150, "score_images": 100},
+        {"size": 96, "iterations": 100, "score_images": 100},
         distributed=False,
         own=Own("swav.evaluation.protocols.segment_linear", SegmentLinearSettings),
         published=False,

@@ -2,12 +2,18 @@
 about them."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from swav.data.images import Images
+from swav.data.sources.walk import ROW
+from swav.data.storage import InMemory
+from swav.data.targets import Objects, ObjectSets, Targets
 from swav.evaluation.settings import DenseSettings
 from swav.evaluation.task import Task
 from swav.network.heads import build_network
@@ -43,3 +49,37 @@ def dense_task(settings: DenseSettings, train: Images, val: Images, out: Path, e
 
 def changed(task: Task[Any], **settings: Any) -> Task[Any]:
     return dataclasses.replace(task, settings=task.settings.model_copy(update=settings))
+
+
+def in_memory(pixels: UInt8[np.ndarray, "N S S 3"], targets: Targets | None = None) -> Images:
+    """Square images without files."""
+    names = [f"{i}".encode() for i in range(len(pixels))]
+    return Images(InMemory(Path("memory"), names, np.zeros(len(pixels), ROW), pixels), targets)
+
+
+def object_sets(*objects: Objects, size: tuple[int, int] = (8, 8), classes: int = 3) -> ObjectSets:
+    """The objects of one image each, all of one height and width."""
+    sizes = np.array([size] * len(objects), dtype=np.int64)
+    names = [f"class {k}" for k in range(classes)]
+    return ObjectSets(objects, names, sizes=sizes, ids=np.arange(1, len(objects) + 1))
+
+
+def objects_of(
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    *,
+    difficult: Sequence[bool] = (),
+    crowd: Sequence[bool] = (),
+    masks: Sequence[Any] = (),
+) -> Objects:
+    """Objects by their boxes and classes."""
+    of_them, no = np.array(boxes, np.float32).reshape(-1, 4), [False] * len(boxes)
+    return Objects(
+        boxes=of_them,
+        labels=np.array(labels, np.int64),
+        difficult=np.array(difficult or no, np.bool_),
+        crowd=np.array(crowd or no, np.bool_),
+        area=(of_them[:, 2:] - of_them[:, :2]).prod(axis=1),
+        numbers=np.arange(1, len(boxes) + 1),
+        masks=masks,
+    )

@@ -176,16 +176,16 @@ def test_the_size_is_the_networks_own_unless_one_is_given(colours, tmp_path):
 
 
 def test_a_benchmark_without_protocol_own_is_refused_by_name_and_not_run_under_all(colours, undivided, tmp_path):
-    with pytest.raises(
-        ConfigError, match="svm: expected a protocol that it has, found own, which only knn and linear have"
-    ):
+    only = "which only knn, linear, segment-linear have; use protocol=published or protocol=smoke"
+    with pytest.raises(ConfigError, match=f"svm: expected a protocol that it has, found own, {only}"):
         resolve(["knn", "svm"], {"protocol": "own"})
-    assert list(resolve(["all"], {"protocol": "own"})[1]) == ["knn", "linear"]
+    have = ["knn", "linear", "segment-linear"]
+    assert list(resolve(["all"], {"protocol": "own"})[1]) == have
     request = read_request(["all"], ["random:tiny"], {"protocol": "own"})
-    assert [row.bench for row in request.absent] == [name for name in CATALOG if name not in ("knn", "linear")]
+    assert [row.bench for row in request.absent] == [name for name in CATALOG if name not in have]
     content = bench(["all"], undivided, tmp_path / "out")
     assert {row.bench for row in content.results} == {"knn", "linear"}
-    assert {row.bench for row in content.not_run} == set(CATALOG) - {"knn", "linear"}
+    assert {row.bench for row in content.not_run} == set(CATALOG) - {"knn", "linear"}  # segment-linear has no data here
     with pytest.raises(ConfigError, match=r"unknown key 'linear\.epochs'"):
         resolve(["linear"], {"protocol": "own", "linear.epochs": 3})
     with pytest.raises(ConfigError, match="score_images: expected none"):

@@ -18,16 +18,12 @@ from swav.evaluation.catalog import CATALOG
 from swav.evaluation.protocols import semisup
 from swav.evaluation.settings import KnnOwnSettings
 from swav.results.published import read_published
+from tests.evaluation import phrases_dense
 
 PAGE = (Path(__file__).parents[2] / "docs/protocols.md").read_text(encoding="utf-8")
-MODULES = {
-    "linear-stages": "linear_stages",
-    "svm": "voc_svm",
-    "lowshot": "voc_lowshot",
-}  # others bear the benchmark's name
-
 # Of no influence on a published number, or told in words only.
 UNSAID = {
+    *phrases_dense.UNSAID,
     "train_images",
     "score_images",
     "seed",
@@ -39,6 +35,7 @@ UNSAID = {
     "samples",
 }
 UNSAID_OF = {
+    **phrases_dense.UNSAID_OF,
     "places205": {"crop_scale"},  # has no meaning there
     "semisup": {"lr_trunk", "lr_head"},  # auto: semisup.RATES
     "lowshot": {"layers", "tolerance", "positive_weight"},  # "as for the SVM", see below
@@ -53,6 +50,7 @@ LABELS = ["1 % (12,811 images)", "10 % (128,116)", "1percent.txt, 10percent.txt"
 
 # Phrases of the docstring, of the settings' defaults; and of the page's section.
 DOCSTRING = {
+    **phrases_dense.DOCSTRING,
     "knn": [*IMAGENET, "short side to 256/224 of the size", "({size})", "T = {temperature}", "k = {k}"],
     "linear": [
         *(*IMAGENET, *CROP, *SCORING, "N(0, .01)"),
@@ -117,6 +115,7 @@ DOCSTRING = {
     ],
 }
 SECTION = {
+    **phrases_dense.SECTION,
     "knn": ["(224)", "k = {k}", "exp(cosine / {temperature})"],
     "linear": [
         *(
@@ -153,6 +152,7 @@ SECTION = {
     "lowshot": ["k = {k}, five samples each"],
 }
 MADE_OF = {  # what a phrase's field is made of, where it is not the setting itself
+    **phrases_dense.MADE_OF,
     "steps_and": "steps",
     "costs_short": "costs",
     "factors": "jitter",
@@ -161,12 +161,15 @@ MADE_OF = {  # what a phrase's field is made of, where it is not the setting its
     "fraction_percent": "fraction",
 }
 PROTOCOL_PARTS = ("Data", "Transform", "Optimiser", "Schedule", "Vote", "Search", "Samples")
+DENSE_PARTS = (*PROTOCOL_PARTS, "Layer", "Moco", "Swav")  # those of phrases_dense.py, whose layers have numbers
 
 
 def number(value: float) -> str:
     """As the texts write it: .3, 1e-6, 100."""
     if 0 < value < 1e-3:
         return re.sub("e-0", "e-", f"{value:.0e}")
+    if float(value).is_integer() and value >= 1000:
+        return f"{value:,.0f}"
     return f"{value:g}".removeprefix("0" if 0 < value < 1 else "")
 
 
@@ -179,9 +182,13 @@ def facts(bench: str) -> dict[str, str]:
     """What phrases are made of: settings of the published protocol, as texts."""
     settings = CATALOG[bench].settings()
     values: dict[str, Any] = settings.model_dump()
+    values |= phrases_dense.values_of(bench)
     found = {key: number(x) for key, x in values.items() if isinstance(x, int | float)}
     found |= {key: listed(x) for key, x in values.items() if isinstance(x, tuple)}
-    found |= dict(zip(("trained", "scored", "classes"), (f"{n:,}" for n in settings.published.values()), strict=True))
+    found |= {key: x for key, x in phrases_dense.values_of(bench).items() if isinstance(x, str)}
+    if CATALOG[bench].published:
+        sizes = (f"{n:,}" for n in settings.published.values())
+        found |= dict(zip(("trained", "scored", "classes"), sizes, strict=True))
     if "crop_scale" in values:
         found["crop_scale"] = "-".join(map(number, values["crop_scale"]))
     if "steps" in values:
@@ -210,8 +217,7 @@ def facts(bench: str) -> dict[str, str]:
 
 
 def docstring(bench: str) -> str:
-    module = importlib.import_module(f"swav.evaluation.protocols.{MODULES.get(bench, bench)}")
-    return str(module.__doc__)
+    return str(importlib.import_module(CATALOG[bench].module).__doc__)
 
 
 def part(bench: str, name: str) -> str:
@@ -240,7 +246,7 @@ def test_the_docstring_says_the_settings_and_no_other_number(bench):
     phrases = [braces(text).format_map(facts(bench)) for text in DOCSTRING[bench]]
     text = " ".join(docstring(bench).split())
     assert not [phrase for phrase in phrases if phrase not in text]
-    for name in PROTOCOL_PARTS:
+    for name in DENSE_PARTS if bench in phrases_dense.DOCSTRING else PROTOCOL_PARTS:
         rest = part(bench, name)
         for phrase in sorted(phrases, key=len, reverse=True):
             rest = rest.replace(phrase, " ")
@@ -271,9 +277,23 @@ def test_lowshot_is_solved_as_the_svm_is_and_the_lists_of_few_labels_are_the_sha
     )
 
 
+def test_cityscapes_is_trained_as_voc12aug_is():
+    shared = phrases_dense.UNSAID_OF["segment-cityscapes"]
+    voc, cityscapes = facts("segment-voc"), facts("segment-cityscapes")
+    assert shared <= voc.keys() and {key: voc[key] for key in shared} == {key: cityscapes[key] for key in shared}
+
+
+@pytest.mark.parametrize("name", ["moco", "swav"])
+def test_the_page_has_a_row_for_each_variant_and_no_other_benchmark_has_one(name):
+    assert [bench for bench, entry in CATALOG.items() if name in entry.variants] == ["detect-voc"]
+    assert part("detect-voc", name.capitalize()).startswith(f"protocol={name}")
+    assert [line for line in section_lines("`detect-voc`") if line.startswith(f"| `protocol={name}`")]
+
+
 @pytest.mark.parametrize("bench", CATALOG)
 def test_the_docstring_says_what_smoke_changes_and_no_other_number(bench):
-    numbers = [int(found.replace(",", "")) for found in re.findall(r"\d[\d,]*(?<!,)", part(bench, "Smoke"))]
+    text = re.sub(r"VOC \d{4}", "", part(bench, "Smoke"))
+    numbers = [int(found.replace(",", "")) for found in re.findall(r"\d[\d,]*(?<!,)", text)]
     expected = [
         n
         for key, x in CATALOG[bench].smoke.items()
@@ -286,12 +306,13 @@ def test_the_page_says_what_smoke_changes():
     rows = {}
     for bench, entry in CATALOG.items():
         values = entry.settings(**entry.smoke).model_dump()
-        length = (
+        length = f"{values['iterations']} iterations" if "iterations" in entry.smoke else (
             "; ".join([f"{values['epochs']}", *([listed(values["steps"])] if "steps" in values else [])])
             if "epochs" in values
             else ""
         )
-        images = f"{values['train_images']:,} + {values['score_images']:,}"
+        trained = f"{values['train_images']:,}" if "train_images" in entry.smoke else "all"
+        images = f"{trained} + {values['score_images']:,}"
         rows[bench] = [
             "",
             f" `{bench}` ",
@@ -328,6 +349,8 @@ def section_lines(title: str) -> list[str]:
 
 def test_the_page_says_of_which_sizes_published_numbers_are():
     for bench, entry in CATALOG.items():
+        if not entry.published:
+            continue
         settings = entry.settings
         (line,) = [
             line for line in PAGE.splitlines() if line.count("|") == 6 and re.search(rf"^\| [A-Za-z].*`{bench}`", line)
@@ -338,11 +361,17 @@ def test_the_page_says_of_which_sizes_published_numbers_are():
 def results_of(bench: str) -> list[str]:
     """The published page's numbers, as it writes them."""
     values = read_published()[0].values.get(bench, {}).values()
-    decimals = 1 if bench in ("knn", "linear") else 2
+    decimals = 1 if bench in ("knn", "linear", "detect-coco") else 2
     return list(dict.fromkeys(f"{value:.{decimals}f}" for value in values))
 
 
-@pytest.mark.parametrize("bench", ["knn", "linear", "linear-stages", "places205", "svm", "lowshot"])
+@pytest.mark.parametrize(
+    "bench",
+    [
+        *("knn", "linear", "linear-stages", "places205", "svm", "lowshot"),
+        *("detect-voc", "detect-coco", "segment-voc"),
+    ],
+)
 def test_the_page_repeats_the_published_results(bench):
     expected = results_of(bench)
     row = [line for line in section_lines(f"`{bench}`") if line.startswith(("| published", f"| `{bench}`"))]

@@ -38,7 +38,10 @@ QUICK_ALL: dict[str, Any] = QUICK | {
     "semisup.steps": [],
 }
 # what cannot run on images in class folders
-OTHER_DATA = ("svm", "lowshot", "places205", "inat18")
+OTHER_DATA = (
+    *("svm", "lowshot", "places205", "inat18"),
+    *("detect-voc", "detect-coco", "segment-voc", "segment-cityscapes", "segment-linear"),
+)
 QUICK_KNN: dict[str, Any] = {"size": 16, "workers": 0, "knn.k": [1]}
 
 
@@ -95,8 +98,11 @@ def test_what_has_no_data_under_all_is_listed_with_what_it_needs(colours, tmp_pa
     ] and content.results == ()
     assert all(str(colours) in row.reason for row in content.not_run)
     of_voc = [row.bench for row in content.not_run if "VOCdevkit/VOC2007" in row.expected]
-    assert of_voc == ["svm", "lowshot"]
-    for name, home in (("places205", "Places205/"), ("inat18", "iNaturalist2018/")):
+    assert of_voc == ["svm", "lowshot", "detect-voc"]
+    for name, home in (
+        *(("places205", "Places205/"), ("inat18", "iNaturalist2018/"), ("detect-coco", "as coco/")),
+        *(("segment-voc", "benchmark_RELEASE/"), ("segment-cityscapes", "cityscapes/"), ("segment-linear", "masks/")),
+    ):
         assert [row.bench for row in content.not_run if home in row.expected] == [name]
 
 

@@ -108,12 +108,12 @@ def cut(image: UInt8[Tensor, "1 3 H W"], box: Box, out: UInt8[Tensor, "1 3 S S"]
 
 
 def to_input(
-    crops: UInt8[Tensor, "N S S 3"],
+    crops: UInt8[Tensor, "N H W 3"],
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     in_channels: int = 3,
     lighting: Float32[Tensor, "N 3"] | None = None,
-) -> Float32[Tensor, "N C S S"]:
+) -> Float32[Tensor, "N C H W"]:
     """Normalise uint8 RGB: (x / 255 - mean) / std; channels last.
 
     Args:

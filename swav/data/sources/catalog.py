@@ -69,16 +69,6 @@ def undivided(root: Path, cache: Path | None = None) -> Splits:
     return labelled(root, cache, divide=False)
 
 
-def segmented(root: Path, cache: Path | None = None) -> Splits:
-    """Return both splits of images with maps of classes; of a folder without a split for scoring all, as one object in both
-    places.
-
-    Raises:
-        DataError: as label_maps.segmented_splits.
-    """
-    return label_maps.segmented_splits(root, cache, divide=False)
-
-
 def require_disjoint(splits: Splits) -> Splits:
     """The splits, which have no image in common. (Of a set that is not divided labelled_splits has refused doubles.)
 
@@ -138,6 +128,5 @@ DATASETS: dict[str, DataSet] = {
         "images with the class of every pixel under --data: images/ and masks/ (PNGs of one index per pixel, of the same names), "
         "train/ and val/ above or below these; or VOCdevkit/VOC2012 with SegmentationClass/ or SegmentationClassAug/",
         label_maps.find_segmented,
-        segmented,
     ),
 }

@@ -154,7 +154,7 @@ def _sbd_ids(sbd: Path) -> list[str]:
 def cityscapes_splits(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> Splits:
     """Return (train, val) of Cityscapes. Their targets are LabelMaps, of 19 classes.
 
-    Maps are gtFine's *_labelTrainIds.png, or where one is not there *_labelIds.png.
+    Maps are gtFine's *_labelTrainIds.png, or where one is not there *_labelIds.png. A stand-in may name other classes in classes.txt.
 
     Args:
         root: Cityscapes itself, or a folder that holds it, as cityscapes/ or as the only one.
@@ -165,9 +165,10 @@ def cityscapes_splits(root: str | Path, cache: Path | None = None, allow_missing
         DataError: there is no such data set, or a split or a map is missing.
     """
     home = find_cityscapes(root)
-    reader = MapReader(home, index_table(len(CITYSCAPES)), label_ids=_cityscapes_table())
+    classes = _class_names(home) or CITYSCAPES
+    reader = MapReader(home, index_table(len(classes)), label_ids=_cityscapes_table())
     train, val = (
-        map_split(split, _cityscapes_pairs(home, split), CITYSCAPES, reader, cache, allow_missing)
+        map_split(split, _cityscapes_pairs(home, split), classes, reader, cache, allow_missing)
         for split in ("train", "val")
     )
     return train, val

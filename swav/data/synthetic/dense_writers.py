@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -140,6 +141,12 @@ def list_voc0712(folder: Path, listed: dict[str, list[Listed]]) -> None:
     names["trainval"] = sorted(names["train"] + names["val"])
     for split, its_names in names.items():
         _write_text(home / f"ImageSets/Segmentation/{split}.txt", "".join(f"{name}\n" for name in its_names))
+    _write_classes(home, ["background", *CLASSES])
+
+
+def _write_classes(home: Path, names: Sequence[str]) -> None:
+    """The names of the classes of maps, which the data set itself would have fixed."""
+    _write_text(home / "classes.txt", "".join(f"{name}\n" for name in names))
 
 
 # --- coco: FOLDER/{train,val}2017/ID.jpg and FOLDER/annotations/instances_{train,val}2017.json ----------------------------
@@ -199,7 +206,7 @@ _CITIES = {"train": ("northtown", "southtown"), "val": ("easttown",)}
 
 
 def draw_cityscapes(drawn: Scene, folder: Path, split: str, index: int) -> None:
-    """Of Cityscapes' 19 train ids the first ten are the forms, in order, the eleventh is the background, others don't occur."""
+    """The first ten train ids are the forms, in order, the eleventh is the background."""
     city = _CITIES[split][index % len(_CITIES[split])]
     name = f"{split}/{city}/{city}_{index:06d}_000019"
     write_image(folder / "leftImg8bit" / f"{name}_leftImg8bit.png", drawn.image, cv2.IMWRITE_PNG_COMPRESSION, 3)
@@ -208,3 +215,8 @@ def draw_cityscapes(drawn: Scene, folder: Path, split: str, index: int) -> None:
     path = folder / "gtFine" / f"{name}_gtFine_labelTrainIds.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data.tobytes())
+
+
+def list_cityscapes(folder: Path, listed: dict[str, list[Any]]) -> None:
+    """The folders list the images."""
+    _write_classes(folder, [*CLASSES, "background"])

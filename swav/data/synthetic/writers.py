@@ -97,7 +97,7 @@ LAYOUTS: dict[str, LayoutWriter] = {
     "voc": LayoutWriter(dense.draw_voc2007, dense.list_voc2007),
     "voc0712": LayoutWriter(dense.draw_voc0712, dense.list_voc0712, second_train=dense.VOC2012),
     "coco": LayoutWriter(dense.draw_coco, dense.list_coco),
-    "cityscapes": LayoutWriter(dense.draw_cityscapes, _no_lists),
+    "cityscapes": LayoutWriter(dense.draw_cityscapes, dense.list_cityscapes),
     "places205": LayoutWriter(_draw_places205, _list_places205),
     "inat18": LayoutWriter(_draw_inat18, _list_inat18),
 }

@@ -1,21 +1,23 @@
 """COCO detection: Mask R-CNN with a feature pyramid on the whole backbone, trained on COCO 2017.
 
 Data        train2017 (117,266 images with objects) to learn from, val2017 (5,000) to score; 80 classes. Crowds are not learned.
-Transform   training: short side of 640 to 800 in steps of 32, at most 1333 the long one; flip p .5. Scoring: short side 800, at
-            most 1333.
-Layer       the backbone and a feature pyramid of 256 channels with BatchNorm; proposal network with 3 anchors at each place of
-            five levels (sides 32 to 512, shapes .5, 1, 2); aligned adaptive RoIAlign of 7x7, box head of four convolutions of
-            256 with BatchNorm and one layer of 1,024; of 14x14, mask head of four convolutions of 256 with BatchNorm, masks of
-            28x28. All is trained, BatchNorm synchronised over processes. Proposals: the best 2,000 (1,000 in scoring) of each
-            level before, 1,000 after suppression at .7; 512 of each image are trained on, at most a quarter positive.
-            Class-specific boxes, L1 losses. Scored: above .05, suppression at .5, at most 100 of each image.
+            Images with a side below 32 pixels are left out.
+Transform   training: short side of 640 to 800 in steps of 32, long side at most 1333; flip p .5. Scoring: short side 800, long
+            side at most 1333. Bilinear without antialiasing.
+Layer       the backbone and a feature pyramid of 256 channels with BatchNorm; on each of its five levels a proposal network
+            with 3 anchors a place (sides 32, 64, 128, 256, 512 by level, shapes .5, 1, 2); aligned adaptive RoIAlign of 7x7,
+            box head of four convolutions of 256 with BatchNorm and one layer of 1,024; RoIAlign of 14x14, mask head of four
+            convolutions of 256 with BatchNorm, masks of 28x28. All is trained, BatchNorm synchronised over processes.
+            Of 256 anchors of each image at most half are positive (IoU from .7, negative below .3); of 512 RoIs at most a
+            quarter (from .5). Proposals: the best 2,000 (1,000 in scoring) of each level before, 1,000 (1,000) after
+            suppression at .7. Class-specific boxes, L1 losses. Scored: above .05, suppression at .5, at most 100 of each image.
 Optimiser   SGD, learning rate .02, momentum .9, weight decay 1e-4 on all parameters, batch 16.
 Schedule    12 epochs, learning rate x .1 after 8 and 11; linear warm-up of 1,000 iterations from .001 of it.
-Metric      AP, AP50, AP75 [%] of boxes and of masks, as COCOeval has them, at the last iteration.
+Metric      AP, AP50, AP75 [%] of boxes and of masks, as COCOeval has them, of the last iteration.
 Seeds       one, for fresh weights, order, augmentation, and what is sampled of each image.
 Source      MMSelfSup 0.x mask_rcnn_r50_fpn_mstrain_1x_coco, MMDetection 2.28.
-Where we differ: at another batch rate and warm-up change in proportion; batches are all wide or all high images.
-Smoke       size 160, sides 128 to 160, long 256, batch 4, 150 iterations, 64 RoIs, 200 + 100 proposals, at most 43 images
+Where we differ: at another batch learning rate and warm-up change in proportion; a batch holds wide images or high ones.
+Smoke       size 160, sides 128 and 160, long 256, batch 4, 100 iterations, 16 RoIs, 100 + 50 proposals, at most 40 images
             scored; listed images may be missing.
 """
 

@@ -1,13 +1,13 @@
 """Cityscapes segmentation: an FCN on the whole backbone, trained on street scenes.
 
 Data        Cityscapes: leftImg8bit and gtFine of train (2,975 images) to learn from, of val (500) to score; 19 classes, 255
-            counts nowhere.
-Transform   training: (2049, 1025) keeping the shape, times U(.5, 2); crop of 769; the rest as in segment_voc.py. Scoring:
-            (2049, 1025) in windows of 769 with stride 513, whose logits are averaged and brought to the image's size.
+            (void) counts nowhere.
+Transform   training: within 2049 x 1025 keeping the shape; crop of 769; the rest as in segment_voc.py. Scoring: within 2049 x
+            1025, in windows of 769 with stride 513, whose logits are averaged and resized to the image's own size.
 Layer       as in segment_voc.py; logits are resized with aligned corners.
 Optimiser   SGD as in segment_voc.py, batch 8.
-Schedule    40,000 iterations, polynomial decay of power .9 to 1e-4. No warm-up.
-Metric      mIoU [%] over the pixels of all images together, at the last iteration.
+Schedule    40,000 iterations, polynomial decay as in segment_voc.py. No warm-up.
+Metric      mIoU [%] over the pixels of all images together, of the last iteration.
 Seeds       one, for fresh weights, order and augmentation.
 Source      MMSelfSup 0.x fcn_r50-d8_769x769_40k_cityscapes, MMSegmentation 0.30. No number of SwAV was ever published.
 Where we differ: as segment_voc.py.

@@ -3,16 +3,20 @@
 Data        VOC12aug, or a folder of images/ and masks/ (an index per pixel, 255: void), with train/ and val/ or without: then a
             fifth of the images is scored.
 Transform   training: short side to 224, times U(1, 2); crop of 224; flip p .5. Scoring: short side to 224, the whole image,
-            filled up to multiples of 32 pixels, logits brought to its own size.
+            filled up to multiples of 32 pixels (of a plain transformer's patch), logits resized to its own size. The long side is at most 8 times the short one.
 Layer       BatchNorm and a 1x1 convolution on the last stage's map (of a transformer its patch tokens); the backbone is frozen,
-            in eval mode, with its own strides.
-Optimiser   SGD on the cross-entropy divided by all pixels, learning rate .1, momentum .9, weight decay 1e-4, batch 16.
+            in eval mode; a ResNet's strides beyond 8 become dilations, other models have their own.
+Optimiser   SGD on the cross-entropy divided by all pixels, learning rate .1, momentum .9, weight decay 1e-4 on all that is
+            trained, batch 16.
 Schedule    2,000 iterations, polynomial decay of power .9 to a hundredth. No warm-up.
 Metric      mIoU [%] over the pixels of all images together, with its 95 % interval over images drawn with replacement.
 Seeds       one, for fresh weights, order and augmentation; give several for the spread.
 Source      the linear probe of DINOv2 (Oquab et al. 2023, section 7.4), with rates and schedule of ours.
-Smoke       size 96, batch 16, 150 iterations, at most 100 images scored.
+Where we differ: at another batch learning rate and iterations change in proportion.
+Smoke       size 96, 100 iterations, at most 100 images scored.
 """
+
+from torch import nn
 
 from swav.data.targets import LabelMaps
 from swav.evaluation import dense
@@ -22,10 +26,13 @@ from swav.evaluation.segmentation.fcn import LinearSegmenter
 from swav.evaluation.segmentation.objective import Inference
 from swav.evaluation.settings import SegmentLinearSettings
 from swav.evaluation.task import ResourceEstimate, Score, Task
+from swav.network.dilated import dilated
+from swav.network.resnet import ResNet
 
 BENCH = "segment-linear"
 LONGEST = 8  # times the short side: the longest side that images are scored at
-MULTIPLE = 32  # of pixels: what backbones can take
+MULTIPLE = 32  # of pixels: what backbones can take but plain transformers
+STRIDE = 8  # of a ResNet's maps [pixels]
 
 
 def check(task: Task[SegmentLinearSettings]) -> None:
@@ -53,18 +60,28 @@ def run(task: Task[SegmentLinearSettings]) -> list[Score]:
         flip=settings.flip,
         colour=False,
     )
+    trunk = encoder.trunk
     model = LinearSegmenter(
-        encoder.trunk,
+        dilated(trunk, STRIDE) if isinstance(trunk, ResNet) else trunk,
         encoder.stage_channels[-1],
         task.num_classes,
         seed=settings.seed,
         precision=settings.precision,
     )
-    inference = Inference(scale, multiple=MULTIPLE)
+    inference = Inference(scale, multiple=_patch(trunk) or MULTIPLE)
     result = training.train(task, BENCH, model, augmentation, inference, training.poly(settings.rate, settings.steps))
     deviations = task.deviations(result.trained, result.scored, *dense.scaled(settings))
     interval = (result.last["miou_low"], result.last["miou_high"])
     return [Score("mIoU", result.last["miou"], result.scored, deviations, result.log, interval=interval)]
+
+
+def _patch(trunk: nn.Module) -> int | None:
+    """Side of the patches of a plain transformer [pixels]; None of other backbones."""
+    model = getattr(trunk, "model", None)
+    if model is None or not hasattr(model, "blocks") or not hasattr(model, "patch_embed"):
+        return None
+    side: int = model.patch_embed.patch_size[0]
+    return side
 
 
 def estimate_resources(task: Task[SegmentLinearSettings]) -> ResourceEstimate:

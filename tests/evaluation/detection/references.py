@@ -102,7 +102,7 @@ def _bilinear(x, row, column):
 
 def suppressed(boxes, scores, groups, threshold):
     """Indices of the boxes that stay, the best first."""
-    kept = []
+    kept: list[int] = []
     for i in np.argsort(-np.asarray(scores), kind="stable"):
         if all(groups[i] != groups[j] or iou(boxes[[i]], boxes[[j]])[0, 0] <= threshold for j in kept):
             kept.append(i)

@@ -31,7 +31,9 @@ def test_anchors_of_a_cell_are_not_rounded_and_run_over_the_sizes_first():
     found = cell_anchors(C4_SIZES)
     assert found.shape == (15, 4)
     np.testing.assert_allclose(found.numpy(), references.boxes_of_cell(C4_SIZES), rtol=1e-12)
-    assert found[0].tolist() == pytest.approx([-22.627417, -11.3137085, 22.627417, 11.3137085])  # 45.25 x 22.63: ratio 1/2
+    assert found[0].tolist() == pytest.approx(
+        [-22.627417, -11.3137085, 22.627417, 11.3137085]
+    )  # 45.25 x 22.63: ratio 1/2
     assert found[1].tolist() == [-16, -16, 16, 16]
     assert found[13].tolist() == [-256, -256, 256, 256]
 

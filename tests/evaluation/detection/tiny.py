@@ -1,5 +1,7 @@
 """Detectors so small that they take milliseconds, with images and objects for them."""
 
+from typing import Any
+
 import torch
 
 from swav.evaluation.detection.models import c4_detector, fpn_detector
@@ -8,12 +10,10 @@ from swav.network.resnet import ResNet
 
 CLASSES = 4
 SIZES = [(64, 96), (60, 90), (50, 96), (64, 70)]  # height, width
-_FEW = {"anchors": 40, "rois": 12, "before_nms": (200, 100), "after_nms": (60, 40)}
+_FEW: dict[str, Any] = {"anchors": 40, "rois": 12, "before_nms": (200, 100), "after_nms": (60, 40)}
 BUILD = {
     "c4": lambda trunk, rules, counts: c4_detector(trunk, CLASSES, rules, 0, counts=counts),
-    "fpn": lambda trunk, rules, counts: fpn_detector(
-        trunk, CLASSES, rules, 0, counts=counts, channels=8, features=16
-    ),
+    "fpn": lambda trunk, rules, counts: fpn_detector(trunk, CLASSES, rules, 0, counts=counts, channels=8, features=16),
 }
 
 
