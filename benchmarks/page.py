@@ -28,7 +28,9 @@ benchmarks are is in [protocols](protocols.md).
 def models(content: dict[str, Any], results: list[Result]) -> str:
     """A table of the models."""
     hashes = {row.name: row.weights_sha256 for row in results}
-    lines = ["| model | trained on | settings | images seen | network | SHA-256 of the backbone | config, log | weights |"]
+    lines = [
+        "| model | trained on | settings | images seen | network | SHA-256 of the backbone | config, log | weights |"
+    ]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, model in content["models"].items():
         files = f"[config]({model['files']}/config.yaml), [log]({model['files']}/metrics.jsonl)"
@@ -88,7 +90,9 @@ def main() -> None:
         everything += results
         tables = (folder / "tables.md").read_text(encoding="utf-8").partition("\n## ")[2].replace("\n## ", "\n### ")
         text = f"## {part['title']}\n\n{part['text'].strip()}\n\nCommand: `{part['command']}`\n\n{gains(results)}\n"
-        parts.append(f"{text}\n<details><summary>In the tables of the published page</summary>\n\n### {tables}\n</details>\n")
+        parts.append(
+            f"{text}\n<details><summary>In the tables of the published page</summary>\n\n### {tables}\n</details>\n"
+        )
     sections = [HEAD, f"## Models\n\n{models(content, everything)}\n", *parts]
     sections.append(f"## What ran where\n\n{reproduction(everything)}\n")
     wanted.out.write_text("\n".join(sections), encoding="utf-8")

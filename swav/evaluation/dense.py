@@ -52,6 +52,7 @@ def train(
     rates: Callable[[int], list[float]],
     steps: int,
     more: tuple[Any, ...] = (),
+    images: Images | None = None,
 ) -> TrainingResult:
     """Train and score a model by its task's settings; see supervised.fit, also for the errors.
 
@@ -59,6 +60,7 @@ def train(
         batches: this process's shares of the batches from a step on.
         rates: learning rate of each of the optimiser's groups at a step, counted from 0.
         more: what distinguishes this training beside the task.
+        images: of the task's, those that are trained on; None: all.
     """
     settings: DenseSettings = task.settings
     plan = TrainingPlan(
@@ -71,7 +73,8 @@ def train(
         rates=rates,
         seed=settings.seed,
     )
-    result = supervised.fit(objective, plan, batches, train=task.train, val=task.val, device=task.device, out=task.out)
+    train = task.train if images is None else images
+    result = supervised.fit(objective, plan, batches, train=train, val=task.val, device=task.device, out=task.out)
     dist.on_rank0(lambda: _draw(objective, plan.folder / PREDICTIONS, settings.pictures))
     return result
 
@@ -124,13 +127,8 @@ def scaled(settings: DenseSettings) -> list[str]:
     if settings.share == 1:
         return []
     rules = [f"lr {settings.rate:g}"] if settings.lr == "auto" else []
-    rules += [f"{settings.steps} iterations"] if settings.iterations == "auto" else []
+    rules += [f"{settings.steps} iterations"] if settings.iterations == "auto" and not settings.in_epochs else []
     return [f"{' and '.join(rules)} by the linear rule"] if rules else []
-
-
-def trained_images(images: Images, steps: int, batch: int) -> str:
-    """Say how often the training images are seen."""
-    return f"{steps * batch / max(1, len(images)):.1f} passes over {len(images)} images"
 
 
 def trunk_of(task: Task[Any]) -> nn.Module:

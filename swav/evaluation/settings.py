@@ -267,6 +267,7 @@ class DenseSettings(BenchSettings):
     score_every: Steps = Field(0, description="steps between scores on the way; the last is always scored; 0: only it")
     pictures: Steps = Field(6, description="images whose predictions are drawn: best, median and worst ones")
 
+    in_epochs: ClassVar[bool] = False  # iterations are those of epochs, whatever the batch
     published_batch: ClassVar[int] = 16
     published_iterations: ClassVar[int]
     published_lr: ClassVar[float]
@@ -410,6 +411,7 @@ class DetectCocoSettings(DetectSettings):
 
     data: ClassVar[str] = "coco"
     published: ClassVar[Mapping[str, int]] = {"training images": 117_266, "scored images": 5000, "classes": 80}
+    in_epochs: ClassVar[bool] = True
     published_iterations: ClassVar[int] = 87_960  # 12 epochs of 7,330
     published_warmup: ClassVar[int] = 1000
 

@@ -68,8 +68,8 @@ SEGMENTATION = (
 BEYOND = ("Beyond the page", "What the page has no table for.")
 OWN_DATA = (
     "Protocol own",
-    "Frozen features of the data set at hand, in %: kNN, and a logistic regression. In brackets the 95 % interval over the "
-    "scored images.",
+    "Frozen features of the data set at hand, in %: kNN, a logistic regression, and for segmentation a linear layer on every "
+    "place of the last map. In brackets the 95 % interval over the scored images.",
 )
 STAGES = (
     "Feature1 to Feature5 have no global average pooling: the feature map is pooled to specific dimensions, then a linear "

@@ -14,7 +14,7 @@ from swav.data.images import Images
 from swav.data.sources.walk import ROW
 from swav.data.storage import InMemory
 from swav.data.targets import Objects, ObjectSets, Targets
-from swav.evaluation.settings import DenseSettings
+from swav.evaluation.settings import BenchSettings
 from swav.evaluation.task import Task
 from swav.network.heads import build_network
 from swav.network.resnet import ResNet
@@ -41,7 +41,9 @@ def small_bottleneck(seed: int = 0) -> ResNet:
         return ResNet("bottleneck", (2, 2, 2, 2), width=0.25)
 
 
-def dense_task(settings: DenseSettings, train: Images, val: Images, out: Path, encoder: Encoder | None = None) -> Task[Any]:
+def dense_task(
+    settings: BenchSettings, train: Images, val: Images, out: Path, encoder: Encoder | None = None
+) -> Task[Any]:
     """The task of a benchmark, on the CPU; the folder is made."""
     out.mkdir(exist_ok=True)
     return Task(encoder or encoder_of(), train, val, settings, "smoke", CPU, out)
@@ -65,8 +67,8 @@ def object_sets(*objects: Objects, size: tuple[int, int] = (8, 8), classes: int 
 
 
 def objects_of(
-    boxes: Sequence[Sequence[float]],
-    labels: Sequence[int],
+    boxes: Sequence[Sequence[float]] | np.ndarray,
+    labels: Sequence[int] | np.ndarray,
     *,
     difficult: Sequence[bool] = (),
     crowd: Sequence[bool] = (),

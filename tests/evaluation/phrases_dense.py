@@ -2,8 +2,10 @@
 test_protocol_texts.py looks for in the docstrings and on the page."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
+from swav.data.targets import VOID
 from swav.evaluation.catalog import CATALOG
 from swav.evaluation.detection import boxes, models, roi, rpn
 from swav.evaluation.detection.augment import with_objects
@@ -18,6 +20,7 @@ from swav.evaluation.settings import DenseSettings, DetectSettings, SegmentSetti
 UNSAID = {"score_every", "pictures"}
 UNSAID_OF = {
     "detect-voc": {"precise_norms"},  # of moco and swav
+    "detect-coco": {"iterations"},  # auto: those of the epochs
     "segment-cityscapes": {
         *("lr", "momentum", "weight_decay", "flip", "ratios", "most_of_one_class", "channels")
     },  # "as in segment_voc.py", see test_protocol_texts.py
@@ -64,6 +67,7 @@ DOCSTRING = {
         _SGD,
         "{iterations} iterations, learning rate x .1 after {drops_at}; linear warm-up of {warmup} iterations from {warmup_factor}",
         "{after}",
+        "He et al. 2020",
         "anew from {moco_norms} batches before scoring",
         "left and top - {shift} only",
         "with learning rate {swav_lr} and a warm-up of {swav_warmup} iterations from {swav_factor} of it",
@@ -117,6 +121,7 @@ DOCSTRING = {
         "Scoring: short side to {size}, the whole image, filled up to multiples of {multiple} pixels",
         "at most {longest} times the short one",
         "a 1x1 convolution",
+        "strides beyond {most_stride} become dilations",
         "learning rate {lr}, momentum {momentum}, weight decay {weight_decay} on all that is trained, batch {batch}",
         "{iterations} iterations, polynomial decay of power {power} to a {hundredth}",
     ],
@@ -173,6 +178,7 @@ SECTION = {
     ],
     "segment-linear": [
         "short side to {size}, times U({ratios}), crop of {size}, flip {flip}",
+        "strides beyond {most_stride} become dilations",
         "multiples of {multiple} pixels",
         "at most {longest} times the short one",
         "learning rate {lr}, momentum {momentum}, weight decay {weight_decay}, batch {batch}",
@@ -186,7 +192,7 @@ def values_of(bench: str) -> dict[str, Any]:
     settings = CATALOG[bench].settings()
     if not isinstance(settings, DenseSettings):
         return {}
-    found: dict[str, Any] = {"iterations": settings.steps, "lr": settings.rate, "void": augment.VOID}
+    found: dict[str, Any] = {"iterations": settings.steps, "lr": settings.rate, "void": VOID}
     if isinstance(settings, DetectSettings):
         return found | _of_detection(bench, settings)
     found |= {
@@ -196,6 +202,7 @@ def values_of(bench: str) -> dict[str, Any]:
         "ratios": ", ".join(f"{ratio:g}".removeprefix("0") for ratio in settings.model_dump()["ratios"]),
         "multiple": segment_linear.MULTIPLE,
         "longest": segment_linear.LONGEST,
+        "most_stride": segment_linear.STRIDE,
     }
     if isinstance(settings, SegmentSettings):
         found |= {
@@ -216,7 +223,7 @@ def values_of(bench: str) -> dict[str, Any]:
 
 def _of_detection(bench: str, settings: DetectSettings) -> dict[str, Any]:
     counts = {"detect-voc": C4_COUNTS, "detect-coco": FPN_COUNTS}[bench]
-    sizes = {"detect-voc": models.C4_SIZES, "detect-coco": models.FPN_SIZES}[bench]
+    sizes: Sequence[Sequence[float]] = models.C4_SIZES if bench == "detect-voc" else models.FPN_SIZES
     fpn = inspect.signature(models.fpn_detector).parameters
     steps = {b - a for a, b in zip(settings.sides, settings.sides[1:], strict=False)}
     length = getattr(settings, "epochs", settings.steps)
@@ -253,7 +260,9 @@ def _of_detection(bench: str, settings: DetectSettings) -> dict[str, Any]:
         "shift": {SHIFTS["mmdet"]: SHIFTS["mmdet"][0]}[(1, 1, 1, 1)],
     }
     if CATALOG[bench].variants:
-        moco, swav = (CATALOG[bench].settings(**CATALOG[bench].variants[name]).model_dump() for name in ("moco", "swav"))
+        moco, swav = (
+            CATALOG[bench].settings(**CATALOG[bench].variants[name]).model_dump() for name in ("moco", "swav")
+        )
         assert moco["precise_norms"] == swav["precise_norms"] and SHIFTS[moco["rules"]] == (1, 1, 0, 0)
         found |= {
             "moco_norms": moco["precise_norms"],

@@ -24,16 +24,25 @@ from swav.data.synthetic.writers import write_shapes
 from swav.errors import Stopped
 from swav.evaluation import runner, supervised
 from swav.evaluation.catalog import CATALOG
+from swav.evaluation.detection import objective
 from swav.evaluation.detection.models import fpn_detector
-from swav.evaluation.protocols import detect_coco
+from swav.evaluation.protocols import detect_coco, detect_voc
+from swav.evaluation.samples import Sample, endless_order, sample_batches
 from swav.evaluation.task import Task
 from swav.results.results import read_results
-from tests.evaluation.dense import dense_task
+from tests.evaluation.dense import dense_task, in_memory, object_sets, objects_of
 from tests.processes import LAUNCHER_VARIABLES
 
 ROOT = Path(__file__).parents[2]
 FEW: dict[str, Any] = {"batch": 3, "iterations": 3, "workers": 0, "pictures": 0}
-DETECT: dict[str, Any] = FEW | {"size": 64, "sides": (48, 64), "long": 96, "rois": 8, "proposals": (30, 10), "warmup": 2}
+DETECT: dict[str, Any] = FEW | {
+    "size": 64,
+    "sides": (48, 64),
+    "long": 96,
+    "rois": 8,
+    "proposals": (30, 10),
+    "warmup": 2,
+}
 SEGMENT: dict[str, Any] = FEW | {"size": 48, "scale": (96, 64), "channels": 8}
 SETTINGS = {
     "detect-voc": DETECT | {"precise_norms": 2},
@@ -98,8 +107,8 @@ def test_a_training_that_a_signal_interrupts_ends_with_the_same_bits(task_of, mo
     assert whole.step == 3 and all(0 <= value <= 100 for value in whole.scores.values())
     real, steps = supervised._step, list[int]()
 
-    def then_signal(objective, model, batch):
-        found = real(objective, model, batch)
+    def then_signal(trained, model, batch):
+        found = real(trained, model, batch)
         steps.append(batch.step)
         if batch.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -114,6 +123,28 @@ def test_a_training_that_a_signal_interrupts_ends_with_the_same_bits(task_of, mo
     again = run(name, task_of(name, "torn", score_every=3))
     assert steps == [0, 1, 2] and again.scores == whole.scores and again.step == 3
     assert whole.tensors.keys() == again.tensors.keys()
+    assert all(torch.equal(value, again.tensors[key]) for key, value in whole.tensors.items())
+
+
+def test_a_signal_between_precise_statistics_and_the_score_changes_nothing(task_of, monkeypatch):
+    """What is saved then has statistics that training did not make; they are computed anew at the resume."""
+    whole = run("detect-voc", task_of("detect-voc", "whole", score_every=2, iterations=4))
+    real, calls = objective.compute_statistics, list[int]()
+
+    def then_signal(*arguments: Any) -> None:
+        real(*arguments)
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(objective, "compute_statistics", then_signal)
+    torn = task_of("detect-voc", "torn", score_every=2, iterations=4)
+    with signals.work(), pytest.raises(Stopped):
+        detect_voc.run(torn)
+    again = run("detect-voc", task_of("detect-voc", "torn", score_every=2, iterations=4))
+    assert (
+        len(calls) == 3 and again.scores == whole.scores
+    )  # of the step it was stopped at once more, and of the last one
     assert all(torch.equal(value, again.tensors[key]) for key, value in whole.tensors.items())
 
 
@@ -133,6 +164,30 @@ def test_the_network_that_is_trained_is_a_copy(task_of, name):
     run(name, task)
     assert all(torch.equal(value, before[key]) for key, value in task.encoder.state_dict().items())
     assert not task.encoder.training and not any(p.requires_grad for p in task.encoder.parameters())
+
+
+def test_images_without_objects_are_no_training_images_of_the_result(tmp_path):
+    """Of COCO's 118,287 the published 117,266 are trained on: all of them there, the result is comparable."""
+    box, pixels = objects_of([[4, 4, 30, 30]], [0]), np.zeros((4, 40, 40, 3), np.uint8)
+    targets = object_sets(box, objects_of([], []), box, objects_of([[0, 0, 9, 9]], [0], crowd=[True]), size=(40, 40))
+    images = in_memory(pixels, targets)
+    settings = CATALOG["detect-voc"].settings(**DETECT | {"iterations": 1, "batch": 2})
+    score, *_ = detect_voc.run(dense_task(settings, images, images, tmp_path / "out"))
+    assert "; 2 training images instead of 16,551; 4 scored images instead of" in score.deviations
+
+
+def test_samples_of_a_step_and_of_two_steps_are_drawn_independently():
+    images = in_memory(np.zeros((1, 8, 8, 3), np.uint8))
+
+    def augment(index: int, pixels: Any, draw: np.random.Generator) -> Sample[float]:
+        return Sample(pixels, float(draw.random()), index)
+
+    def numbers(seed: int) -> list[float]:
+        order = endless_order(0, 1, 4)
+        made = sample_batches(images, augment, order, batch=4, steps=range(3), seed=seed, workers=0)
+        return [sample.target for batch in made for sample in batch.samples]
+
+    assert len({*numbers(0), *numbers(1)}) == 24 and numbers(0) == numbers(0)
 
 
 # -- whole commands
@@ -219,9 +274,7 @@ def test_a_command_that_sigterm_ends_has_saved_and_goes_on_to_the_same_bytes(und
 @pytest.mark.timeout(400)
 def test_every_benchmark_gives_its_rows(shapes, tmp_path):
     words: dict[str, Any] = {f"{name}.{key}": value for name, its in SETTINGS.items() for key, value in its.items()}
-    content = runner.bench(
-        [*SETTINGS], weights=["random:tiny"], data=shapes, out=tmp_path, protocol="smoke", **words
-    )
+    content = runner.bench([*SETTINGS], weights=["random:tiny"], data=shapes, out=tmp_path, protocol="smoke", **words)
     rows = {(row.bench, row.metric): row for row in content.results}
     assert [*rows] == [(name, metric) for name in SETTINGS for metric in METRICS[name]] and content.not_run == ()
     for (name, metric), row in rows.items():

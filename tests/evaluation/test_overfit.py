@@ -78,7 +78,9 @@ def test_c4_learns_six_photos_by_heart(data_root, tmp_path):
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_mask_r_cnn_learns_four_photos_by_heart(data_root, tmp_path, monkeypatch):
-    narrow = functools.partial(fpn_detector, channels=64, features=256)  # as narrow as the trunk; 256 and 1,024 are published
+    narrow = functools.partial(
+        fpn_detector, channels=64, features=256
+    )  # as narrow as the trunk; 256 and 1,024 are published
     monkeypatch.setattr(detect_coco, "fpn_detector", narrow)
     images = with_large_objects(trained_images("coco", data_root / "coco_tiny"), 4)
     settings = DetectCocoSettings(**DETECT, iterations=300, lr=0.02, warmup=50)

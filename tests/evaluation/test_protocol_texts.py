@@ -306,10 +306,14 @@ def test_the_page_says_what_smoke_changes():
     rows = {}
     for bench, entry in CATALOG.items():
         values = entry.settings(**entry.smoke).model_dump()
-        length = f"{values['iterations']} iterations" if "iterations" in entry.smoke else (
-            "; ".join([f"{values['epochs']}", *([listed(values["steps"])] if "steps" in values else [])])
-            if "epochs" in values
-            else ""
+        length = (
+            f"{values['iterations']} iterations"
+            if "iterations" in entry.smoke
+            else (
+                "; ".join([f"{values['epochs']}", *([listed(values["steps"])] if "steps" in values else [])])
+                if "epochs" in values
+                else ""
+            )
         )
         trained = f"{values['train_images']:,}" if "train_images" in entry.smoke else "all"
         images = f"{trained} + {values['score_images']:,}"

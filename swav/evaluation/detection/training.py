@@ -131,7 +131,8 @@ def train(
         workers=task.workers,
         precise=(lambda: batches(0, precise_norms)) if precise_norms else None,
     )
-    return dense.train(task, objective, batches, bench=bench, rates=warmed_up(settings, steps, drops), steps=steps)
+    rates = warmed_up(settings, steps, drops)
+    return dense.train(task, objective, batches, bench=bench, rates=rates, steps=steps, images=images)
 
 
 def scores(task: Task[Any], result: TrainingResult, metrics: tuple[str, ...], *more: str) -> list[Score]:

@@ -3,7 +3,8 @@
 Data        VOC12aug, or a folder of images/ and masks/ (an index per pixel, 255: void), with train/ and val/ or without: then a
             fifth of the images is scored.
 Transform   training: short side to 224, times U(1, 2); crop of 224; flip p .5. Scoring: short side to 224, the whole image,
-            filled up to multiples of 32 pixels (of a plain transformer's patch), logits resized to its own size. The long side is at most 8 times the short one.
+            filled up to multiples of 32 pixels (of a plain transformer's patch), logits resized to its own size. The long side is
+            at most 8 times the short one.
 Layer       BatchNorm and a 1x1 convolution on the last stage's map (of a transformer its patch tokens); the backbone is frozen,
             in eval mode; a ResNet's strides beyond 8 become dilations, other models have their own.
 Optimiser   SGD on the cross-entropy divided by all pixels, learning rate .1, momentum .9, weight decay 1e-4 on all that is

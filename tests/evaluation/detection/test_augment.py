@@ -105,8 +105,9 @@ def test_a_flip_turns_image_boxes_and_masks_together_and_twice_is_none():
     assert [extent(mask) for mask in unpacked[1]] == flipped.boxes.tolist()
     again = objects_of(flipped.boxes, flipped.labels, masks=[encode_mask(mask.astype(bool)) for mask in unpacked[1]])
     twice, found = augmented(again, turned, flip=1.0, **options)
+    assert found.masks is not None and at_rest.masks is not None
     assert (twice == pixels).all() and found.boxes.tolist() == at_rest.boxes.tolist()
-    assert (found.masks == at_rest.masks).all() and found.labels.tolist() == at_rest.labels.tolist()
+    assert np.array_equal(found.masks, at_rest.masks) and found.labels.tolist() == at_rest.labels.tolist()
 
 
 def test_half_of_the_images_are_flipped_and_every_side_is_drawn():
@@ -158,7 +159,10 @@ def test_difficult_objects_are_learned_by_detectron2s_rules_only_and_crowds_neve
         masks=["a", "b", "c", "d"],
     )  # fmt: skip
     assert learned(objects, "mmdet").labels.tolist() == [0] and learned(objects, "mmdet").masks == ["a"]
-    assert learned(objects, "detectron2").labels.tolist() == [0, 1] and learned(objects, "detectron2").masks == ["a", "b"]
+    assert learned(objects, "detectron2").labels.tolist() == [0, 1] and learned(objects, "detectron2").masks == [
+        "a",
+        "b",
+    ]
     assert learned(objects, "detectron2").numbers.tolist() == [1, 2]
 
 
@@ -188,5 +192,10 @@ def test_what_there_is_to_train_on():
         ids=np.arange(7),
     )
     assert with_objects(sets, "detectron2").tolist() == [0, 3, 4, 5, 6]
-    assert with_objects(sets, "mmdet").tolist() == [0, 3, 4, 6]  # difficult ones are background there, and 31 pixels too few
+    assert with_objects(sets, "mmdet").tolist() == [
+        0,
+        3,
+        4,
+        6,
+    ]  # difficult ones are background there, and 31 pixels too few
     assert with_objects(sets.select(np.array([1, 2])), "mmdet").tolist() == []

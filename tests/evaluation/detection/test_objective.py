@@ -120,8 +120,8 @@ def objective_and_samples(case: Case) -> tuple[Objective[Any], list[Sample[Any]]
         if case.kind == "c4"
         else fpn_detector(trunk, 3, case.rules, 0, counts=COUNTS, channels=8, features=16)
     )
-    given = [Sample(one, its, i) for i, (one, its) in enumerate(zip(pixels, objects, strict=True))]
-    return detection(dense.to_device(in_float64(made), CPU)), given
+    shown = [Sample(one, its, i) for i, (one, its) in enumerate(zip(pixels, objects, strict=True))]
+    return detection(dense.to_device(in_float64(made), CPU)), shown
 
 
 def one_step(case: Case) -> dict[str, Tensor]:
@@ -173,6 +173,22 @@ def test_each_part_of_the_loss_is_divided_by_what_was_sampled_of_all_images():
     assert len({float(term.count) for term in terms.values()}) >= 3
 
 
+def test_counts_and_images_of_other_processes_are_added_before_anything_is_divided(monkeypatch):
+    """Another process has three images, and of each part a number of its own. The loop weighs this process by 2 of 5."""
+    objective, samples = objective_and_samples(CASES["C4"])
+    assert isinstance(objective, Detection)
+    objective.model.eval()
+    batch = SampleBatch(5, 0, samples[:2], [])
+    terms = objective._terms(objective.model, batch)
+    others = torch.tensor([100.0, 200.0, 300.0, 400.0, 3.0])
+    monkeypatch.setattr(dist, "all_reduce_sum", lambda x: x + others)
+    expected = sum(
+        float(term.total.detach()) / float(term.count + other)
+        for term, other in zip(terms.values(), others[:4], strict=True)
+    )
+    assert float(objective.loss(objective.model, batch).detach()) * 2 / 5 == pytest.approx(expected, rel=1e-6)
+
+
 def test_what_is_sampled_depends_on_seed_step_and_place_alone():
     seeds = [sampling_seed(seed, step, place) for seed in (0, 1) for step in (0, 1, 257) for place in (0, 1, 16)]
     assert len(set(seeds)) == 18 and seeds == [
@@ -221,9 +237,7 @@ def test_a_perfect_detection_of_a_voc_image_is_worth_100(rules):
 def test_masks_come_back_at_the_images_own_size():
     mask = np.zeros((40, 60), np.bool_)
     mask[10:30, 20:50] = True
-    truth = object_sets(
-        objects_of([[20, 10, 50, 30]], [1], masks=[encode_mask(mask)]), size=(40, 60)
-    )
+    truth = object_sets(objects_of([[20, 10, 50, 30]], [1], masks=[encode_mask(mask)]), size=(40, 60))
     full = torch.ones(1, 28, 28)
     found = ImageDetections(torch.tensor([[40.0, 20.0, 100.0, 60.0]]), torch.tensor([0.5]), torch.tensor([1]), full)
     back = in_image(0, found, (80, 120), (40, 60), NO_SHIFT)
@@ -239,7 +253,11 @@ def test_detections_of_several_images_are_joined_in_order_and_none_are_fine():
     assert len(nothing) == 0 and nothing.boxes.shape == (0, 4) and nothing.masks == []
     one, two = (
         Detections(
-            np.full(n, i), np.arange(n), np.full(n, 0.5, np.float32), np.full((n, 4), float(i), np.float32), [f"m{i}"] * n
+            np.full(n, i),
+            np.arange(n),
+            np.full(n, 0.5, np.float32),
+            np.full((n, 4), float(i), np.float32),
+            [f"m{i}"] * n,
         )
         for i, n in ((0, 2), (3, 1))
     )
@@ -270,7 +288,9 @@ def found_at(left: float, score: float = 0.9) -> ImageDetections:
 
 
 def three_images() -> Any:
-    return in_memory(np.zeros((3, 16, 16, 3), np.uint8), object_sets(*[objects_of([[0, 0, 8, 8]], [0])] * 3, size=(16, 16)))
+    return in_memory(
+        np.zeros((3, 16, 16, 3), np.uint8), object_sets(*[objects_of([[0, 0, 8, 8]], [0])] * 3, size=(16, 16))
+    )
 
 
 def test_images_are_scored_at_their_own_size_whatever_the_network_saw():
@@ -320,7 +340,9 @@ def test_no_readable_image_is_an_error_and_an_unreadable_one_does_not_count(monk
 
 def test_precise_statistics_are_the_plain_mean_over_batches_and_leave_momentum_and_mode():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.1), nn.ReLU(), nn.BatchNorm2d(4, momentum=0.3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.1), nn.ReLU(), nn.BatchNorm2d(4, momentum=0.3)
+    )
     model.eval()
     weights = copy.deepcopy([*model.parameters()])
     batches = [torch.randn(5, 3, 2, 3) * (i + 1) + i for i in range(4)]
