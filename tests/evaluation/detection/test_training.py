@@ -116,7 +116,8 @@ def test_rate_per_image_and_images_seen_stay_at_every_batch(name, batch):
         assert settings.warmup_steps * batch == page.warmup_steps * page.batch == 1600
         assert voc_rates(batch=batch)(24_000 * 16 * 3 // 4 // batch) == pytest.approx(settings.rate / 10)
         assert voc_rates(batch=batch)(24_000 * 16 * 3 // 4 // batch - 1) == pytest.approx(settings.rate)
-    rule = f"lr {settings.rate:g} and {settings.steps} iterations by the linear rule"
+    more = "" if settings.in_epochs else f" and {settings.steps} iterations"
+    rule = f"lr {settings.rate:g}{more} by the linear rule"
     assert dense.scaled(settings) == ([] if batch == page.batch else [rule])
 
 
