@@ -292,9 +292,8 @@ def predictions(run: RunFolder, page_folder: Path) -> list[dict[str, str]]:
     """The pictures of what benchmarks of detection and segmentation predicted: they lie beside their logs."""
     found: dict[str, dict[str, str]] = {}
     for row in run.results.results:
-        path = run.path / (row.log or "") / ".." / PREDICTIONS
-        if row.log and path.is_file():
-            source = os.path.relpath(os.path.normpath(path), page_folder)
+        if row.log and (path := (run.path / row.log).parent / PREDICTIONS).is_file():
+            source = os.path.relpath(path, page_folder)
             text = f"{row.bench}, {row.name}, protocol {row.protocol}, seed {row.seed}"
             found.setdefault(source, {"source": urllib.parse.quote(Path(source).as_posix()), "text": text})
     return list(found.values())

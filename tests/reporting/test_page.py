@@ -174,6 +174,21 @@ def test_a_missing_part_is_left_out(run, missing):
     assert ("+25.25" in page.text) == (missing != "results.json")
 
 
+def test_predictions_are_shown_where_they_lie_beside_their_log(run):
+    folder = run / "segment-voc" / "a #1"
+    folder.mkdir(parents=True)
+    (folder / "predictions.webp").write_bytes(b"RIFF")
+    rows = [
+        result(run, 30.0, "segment-voc", metric="mIoU", log="segment-voc/a #1/log.jsonl", name="<b>mine"),
+        result(run, 20.0, "detect-voc", metric="AP50", log="detect-voc/b/log.jsonl"),
+    ]
+    (run / "results.json").write_text(json.dumps({"results": rows, "not_run": []}))
+    page = Page(report(run))
+    sources = [image["src"] for image in page.all("img")]
+    assert sources == ["report/views.png", "segment-voc/a%20%231/predictions.webp"]
+    assert "segment-voc, <b>mine, protocol published, seed 0" in page.text and not page.unbalanced
+
+
 def test_a_run_without_a_step_has_a_report(tmp_path):
     (tmp_path / "config.yaml").write_text(to_yaml(Recipe()))
     (tmp_path / "metrics.jsonl").write_text("")

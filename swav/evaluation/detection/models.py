@@ -44,6 +44,7 @@ class Detector(nn.Module):
 
     Attributes:
         padding: sides of a batch of images should be multiples of it [pixels].
+        best_roi_iou: see Rules.best_roi_iou_fpn.
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class Detector(nn.Module):
         self.body, self.rpn, self.mask_head = body, rpn, mask_head
         self.predictor = BoxPredictor(body.features, num_classes)
         self.num_classes, self.rules, self.counts = num_classes, rules, counts
-        self.padding = rules.padding[0 if isinstance(body, C4) else 1]
+        pyramid = isinstance(body, Pyramid)
+        self.padding = rules.padding[1 if pyramid else 0]
+        self.best_roi_iou = rules.best_roi_iou_fpn if pyramid else None
 
     def forward(
         self,
@@ -98,7 +101,6 @@ class Detector(nn.Module):
     ) -> dict[str, Term]:
         terms = self.rpn.losses(anchors, sizes, truths, seeds)
         proposals = self.rpn.proposals(anchors, sizes, training=True)
-        best = self.rules.best_roi_iou_fpn if isinstance(self.body, Pyramid) else None
         rois = [
             sample_rois(
                 boxes,
@@ -107,7 +109,7 @@ class Detector(nn.Module):
                 num_classes=self.num_classes,
                 rules=self.rules,
                 counts=self.counts,
-                best=best,
+                best=self.best_roi_iou,
             )
             for boxes, truth, seed in zip(proposals, truths, seeds, strict=True)
         ]

@@ -95,6 +95,9 @@ def test_steps_in_bf16_are_decoded_in_float32():
     found = decode(torch.zeros(1, 4, dtype=torch.bfloat16), boxes, RPN_WEIGHTS, clamp_both_ends=False)
     assert found.dtype == torch.float32
     assert torch.equal(found, boxes)
+    steps = torch.tensor([[0.3, -0.7, 0.9, 1.1]]).bfloat16()
+    found = decode(steps, boxes, ROI_WEIGHTS, clamp_both_ends=False)
+    assert torch.equal(found, decode(steps.float(), boxes, ROI_WEIGHTS, clamp_both_ends=False))
 
 
 def test_class_specific_steps_are_decoded_from_one_box():

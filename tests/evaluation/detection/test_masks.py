@@ -39,8 +39,8 @@ def test_a_cell_of_one_half_is_the_objects():
 @pytest.mark.parametrize("padding", [None, 32])
 def test_the_loss_is_the_mean_over_positives_and_pixels_of_the_true_class(padding):
     torch.manual_seed(0)
-    boxes = torch.tensor([[10.25, 4, 49.125, 33.5], [0.5, 0, 30.25, 39.75], [5, 5, 9, 9]])
-    bitmaps = torch.stack([bitmap(), 1 - bitmap()])
+    boxes = torch.tensor([[45.3, 4.5, 50, 33.3], [0.7, 0.3, 30.1, 40], [5, 5, 9, 9]])  # two reach the border
+    bitmaps = (torch.rand(2, 40, 50) < 0.5).to(torch.uint8)
     truth = Truth(boxes[:2], torch.tensor([1, 2]), bitmaps)
     empty = Truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 30, 20, dtype=torch.uint8))
     rois = [

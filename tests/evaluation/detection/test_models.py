@@ -71,10 +71,22 @@ def test_the_published_numbers_of_boxes():
     assert C4_COUNTS[2:] == FPN_COUNTS[2:] == (256, 0.5, 512, 0.25, 100, 0.7, 0.5, 0.05)
 
 
-def test_paddings_are_those_of_the_references():
-    """detectron2 pads C4's images to the largest of the batch only."""
-    found = {(kind, name): detector(kind, rules).padding for kind in KINDS for name, rules in RULES.items()}
-    assert found == {("c4", "mmdet"): 32, ("c4", "detectron2"): 1, ("fpn", "mmdet"): 32, ("fpn", "detectron2"): 32}
+def test_what_the_code_bases_do_differently_in_one_of_the_models_only():
+    """detectron2 pads C4's images to the largest of the batch; border and best proposals are in MMDetection's configurations."""
+    made = {(kind, name): detector(kind, rules) for kind in KINDS for name, rules in RULES.items()}
+    assert {key: (each.padding, each.rpn.inside_only, each.best_roi_iou) for key, each in made.items()} == {
+        ("c4", "mmdet"): (32, True, None),
+        ("c4", "detectron2"): (1, False, None),
+        ("fpn", "mmdet"): (32, False, 0.5),
+        ("fpn", "detectron2"): (32, False, None),
+    }
+
+
+def test_the_level_of_the_largest_anchors_has_no_features_of_regions():
+    maps = [torch.full((1, 8, 256 >> i, 256 >> i), float(i)) for i in range(5)]
+    made: Any = detector("fpn")
+    pooled = made.body.pooled(maps, [torch.tensor([[0.0, 0, 1000, 1000]])], 7)
+    assert (pooled == 3).all()
 
 
 @pytest.mark.parametrize(("name", "bound"), [("detectron2", math.sqrt(3 / 1024)), ("mmdet", math.sqrt(6 / 1280))])

@@ -9,7 +9,10 @@ from swav.evaluation.detection.structures import C4_COUNTS, DETECTRON2, FPN_COUN
 from tests.evaluation.detection import references
 
 SIZES = [(60, 90), (64, 40)]  # of the images, in a batch of 64 x 96
-OBJECTS = [torch.tensor([[4.0, 6, 44, 40], [30, 12, 66, 50]]), torch.zeros(0, 4)]
+OBJECTS = [  # the first is an anchor, which the second has as its best too; the last is much smaller than any
+    torch.tensor([[8.0, 8, 40, 40], [10, 9, 38, 37], [30, 12, 66, 50], [70, 50, 76, 55]]),
+    torch.zeros(0, 4),
+]
 TRUTHS = [Truth(boxes, torch.zeros(len(boxes), dtype=torch.int64)) for boxes in OBJECTS]
 RULES = {"mmdet": MMDET, "detectron2": DETECTRON2}
 
@@ -147,6 +150,14 @@ def test_proposals_are_the_best_of_each_level_that_no_better_one_of_it_covers(tr
         kept = references.suppressed(np.array(boxes), scores, levels, 0.7)[:after]
         np.testing.assert_allclose(proposals[i].numpy(), np.array(boxes)[kept], rtol=1e-6, atol=1e-6)
         assert not proposals[i].requires_grad
+
+
+def test_proposals_of_another_level_suppress_nothing():
+    rpn = ProposalNetwork(4, [(16.0,), (32.0,)], (8, 16), DETECTRON2, C4_COUNTS, inside_only=False)
+    rpn.anchors = 2
+    anchors = torch.tensor([[0.0, 0, 30, 30], [0, 0, 29, 30], [0, 0, 30, 28], [50, 0, 70, 20]])
+    found = AnchorPredictions(anchors, torch.tensor([[4.0, 3, 2, 1]]), torch.zeros(1, 4, 4), [(1, 1), (1, 1)])
+    assert torch.equal(rpn.proposals(found, [(50, 100)], training=True)[0], anchors[[0, 2, 3]])
 
 
 def test_proposals_that_are_empty_or_not_finite_are_dropped():
