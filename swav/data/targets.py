@@ -167,6 +167,15 @@ class ObjectSets:
         masks = [json.loads(self._masks[a:b].tobytes()) for a, b in itertools.pairwise(ends)]
         return Objects(boxes, labels, difficult, crowd, area, numbers, masks)
 
+    def num_counting(self, difficult: bool = False) -> Int64[np.ndarray, " N"]:
+        """Return how many objects of each image are no crowds and, unless `difficult` ones count, not hard to recognise."""
+        counts = ~self._fields[_NONE._fields.index("crowd")]
+        if not difficult:
+            counts = counts & ~self._fields[_NONE._fields.index("difficult")]
+        ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        found: Int64[np.ndarray, " N"] = ends[self._ends[1:]] - ends[self._ends[:-1]]
+        return found
+
     def content(self) -> bytes:
         class_ids = np.array(self.class_ids, dtype=np.int64)
         arrays = [self.sizes, self.ids, class_ids, self._ends, *self._fields, self._mask_ends, self._masks]

@@ -11,7 +11,9 @@ from typing import Any
 from swav.evaluation.settings import (
     BenchSettings,
     DetectCocoSettings,
+    DetectVocMocoSettings,
     DetectVocSettings,
+    DetectVocSwavSettings,
     Inat18Settings,
     KnnOwnSettings,
     KnnSettings,
@@ -53,7 +55,7 @@ class Benchmark:
         distributed: whether several processes run it together; else the first runs it while the others wait.
         own: its protocol own, or None where it has none.
         published: whether it has a protocol published; where not, it is run by protocol own unless another one is asked for.
-        variants: settings that other published protocols of its own change, by their names.
+        variants: settings of other published protocols of its own, by their names.
     """
 
     module: str
@@ -62,16 +64,12 @@ class Benchmark:
     distributed: bool
     own: Own | None = None
     published: bool = True
-    variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    variants: Mapping[str, type[BenchSettings]] = dataclasses.field(default_factory=dict)
 
     def has(self, protocol: str) -> bool:
         """Whether it has a protocol."""
         always = {"own": self.own is not None, "published": self.published, "smoke": True}
         return always.get(protocol, protocol in self.variants)
-
-    def changes(self, protocol: str) -> Mapping[str, Any]:
-        """Settings that a protocol changes."""
-        return self.smoke if protocol == "smoke" else self.variants.get(protocol, {})
 
     def protocol_for(self, asked: Protocol) -> Protocol:
         """The protocol that it is run by, where one is asked for of several benchmarks, or none (then it is published)."""
@@ -83,7 +81,9 @@ class Benchmark:
 
     def settings_of(self, protocol: str) -> type[BenchSettings]:
         """The settings of a protocol."""
-        return self.own.settings if protocol == "own" and self.own else self.settings
+        if protocol == "own" and self.own:
+            return self.own.settings
+        return self.variants.get(protocol, self.settings)
 
     def is_distributed(self, protocol: str) -> bool:
         """Whether several processes run a protocol together."""
@@ -101,7 +101,6 @@ _DETECT = {
     "rois": 16,
     "proposals": (100, 50),
 }
-_MOCO = {"rules": "detectron2", "decay_norms": False, "precise_norms": 200}
 
 CATALOG: dict[str, Benchmark] = {
     "knn": Benchmark(
@@ -159,7 +158,7 @@ CATALOG: dict[str, Benchmark] = {
         DetectVocSettings,
         {**_DETECT, "score_images": 40},
         distributed=True,
-        variants={"moco": _MOCO, "swav": {**_MOCO, "lr": 0.1, "warmup": 1000, "warmup_factor": 1 / 3}},
+        variants={"moco": DetectVocMocoSettings, "swav": DetectVocSwavSettings},
     ),
     "detect-coco": Benchmark(
         "swav.evaluation.protocols.detect_coco", DetectCocoSettings, {**_DETECT, "score_images": 40}, distributed=True

@@ -13,11 +13,12 @@ from swav.data.images import Images
 from swav.errors import ConfigError
 from swav.evaluation import supervised
 from swav.evaluation.pictures import Picture, write_picture
-from swav.evaluation.settings import DenseSettings
+from swav.evaluation.settings import DenseSettings, DetectSettings
 from swav.evaluation.supervised import AnyBatch, Objective, TrainingPlan, TrainingResult
 from swav.evaluation.task import Task
 from swav.files import PREDICTIONS, not_essential
 from swav.network.backbone import in_channels_last
+from swav.network.resnet import ResNet
 from swav.network.sync_batch_norm import synchronised
 from swav.output import say
 
@@ -25,6 +26,7 @@ from swav.output import say
 VERSION = 1
 LINES = 20  # of the log, with a checkpoint each, where no scores on the way are asked for
 STEPS_OF_A_LINE = 500  # at most
+PROBE = 64  # side of the image that shows which parameters are reached [pixels]
 DRAWN_OF = 200  # images to score, of which telling ones are drawn
 
 
@@ -128,9 +130,28 @@ def scaled(settings: DenseSettings) -> list[str]:
         return []
     rules = [f"lr {settings.rate:g}"] if settings.lr == "auto" else []
     rules += [f"{settings.steps} iterations"] if settings.iterations == "auto" and not settings.in_epochs else []
-    return [f"{' and '.join(rules)} by the linear rule"] if rules else []
+    if isinstance(settings, DetectSettings) and settings.warmup == "auto":
+        rules.append(f"a warm-up of {settings.warmup_steps}")
+    return [f"{', '.join(rules)} by the linear rule"] if rules else []
 
 
 def trunk_of(task: Task[Any]) -> nn.Module:
     """Return a copy of the backbone, to be trained: other benchmarks want it as it is."""
-    return copy.deepcopy(task.encoder.trunk).requires_grad_(True)
+    trunk = copy.deepcopy(task.encoder.trunk).cpu().requires_grad_(True)
+    freeze_unreached(trunk)
+    return trunk
+
+
+def freeze_unreached(trunk: nn.Module) -> None:
+    """Freeze parameters that no map depends on, as those of a layer behind the last one: several processes would wait for their
+    gradients."""
+    if isinstance(trunk, ResNet):  # has none
+        return
+    image = torch.zeros(1, next(trunk.parameters()).shape[1], PROBE, PROBE)
+    training = trunk.training
+    maps: list[torch.Tensor] = trunk.eval().stages(image)  # type: ignore[operator]
+    trunk.train(training)
+    trained = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(sum(one.sum() for one in maps), trained, allow_unused=True)  # type: ignore[arg-type]
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)

@@ -98,7 +98,9 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
             raise ConfigError(f"{row.bench}: {row.reason}; use {row.expected}")
         wanted = [name for name in wanted if name not in lacking]
     once = {key: value for key, value in overrides.items() if key in SuiteSettings.model_fields}
-    values: dict[str, dict[str, Any]] = {name: dict(CATALOG[name].changes(protocol)) for name in wanted}
+    values: dict[str, dict[str, Any]] = {
+        name: dict(CATALOG[name].smoke) if protocol == "smoke" else {} for name in wanted
+    }
     for key in sorted(set(overrides) - set(once), key=lambda key: "." in key):  # those for one of them last
         bench, dot, inner = key.rpartition(".")
         chosen = [bench] if dot else wanted

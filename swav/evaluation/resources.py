@@ -14,7 +14,7 @@ from swav.results.results import DryRunRow
 
 SAMPLE = 64  # images that are timed
 STEP = 3  # forwards that a training step takes: there, and back for activations and for weights
-DOUBT = f"extrapolated from {SAMPLE} images; expect a factor of 2 either way"
+DOUBT = f"extrapolated from at most {SAMPLE} images; expect a factor of 2 either way"
 
 
 def dry_run_row(bench: str, task: Task[Any], estimate: ResourceEstimate) -> DryRunRow:
@@ -38,7 +38,9 @@ def _seconds_per_image(task: Task[Any]) -> float:
     Raises:
         DataError: none of the images can be read.
     """
-    sample, settings = subsample(task.train, SAMPLE, seed=0), task.settings
+    settings = task.settings
+    # of large images fewer: together they are one batch of the network
+    sample = subsample(task.train, max(4, min(SAMPLE, SAMPLE * 224**2 // settings.size**2)), seed=0)
     began = time.monotonic()
     views = [
         torch.from_numpy(part)

@@ -64,9 +64,9 @@ class BenchSettings(Settings):
         """Whether a seed makes a difference, beside which images take part."""
         return True
 
-    def published_text(self, key: str) -> str:
+    def published_value(self, key: str) -> Any:
         """Return the published value of a setting."""
-        return _text(getattr(type(self)(), key))
+        return getattr(type(self)(), key)
 
 
 class KnnSettings(BenchSettings):
@@ -272,12 +272,12 @@ class DenseSettings(BenchSettings):
     published_iterations: ClassVar[int]
     published_lr: ClassVar[float]
 
-    def published_text(self, key: str) -> str:
+    def published_value(self, key: str) -> Any:
         """Return the published value of a setting, at the batch that is set."""
         auto = self.model_copy(update={key: "auto"})
-        if key == "lr":
-            return _text(auto.rate)
-        return f"{auto.steps:,}" if key == "iterations" else super().published_text(key)
+        if key == "iterations":
+            return auto.steps
+        return auto.rate if key == "lr" else super().published_value(key)
 
     @property
     def share(self) -> float:
@@ -310,6 +310,13 @@ class SegmentSettings(DenseSettings):
         0.0  # an image is scored by windows of the crop's size, with this stride, of their side; 0: at once
     )
     published_lr: ClassVar[float] = 0.01
+
+    @field_validator("scale")
+    @classmethod
+    def _long_before_short(cls, scale: tuple[int, int]) -> tuple[int, int]:
+        if scale[0] < scale[1]:
+            raise ValueError(f"expected the long side first, found {list(scale)}")
+        return scale
 
     @field_validator("ratios")
     @classmethod
@@ -381,6 +388,10 @@ class DetectSettings(DenseSettings):
     published_lr: ClassVar[float] = 0.02
     published_warmup: ClassVar[int]
 
+    def published_value(self, key: str) -> Any:
+        """Return the published value of a setting, at the batch that is set."""
+        return self.model_copy(update={key: "auto"}).warmup_steps if key == "warmup" else super().published_value(key)
+
     @property
     def warmup_steps(self) -> int:
         return round(self.published_warmup / self.share) if self.warmup == "auto" else self.warmup
@@ -404,6 +415,27 @@ class DetectVocSettings(DetectSettings):
     precise_norms: Steps = Field(
         0, description="batches by which BatchNorm's statistics are computed anew before a score"
     )
+
+
+class DetectVocMocoSettings(DetectVocSettings):
+    """Of the same by protocol moco."""
+
+    rules: DetectRules = Field(
+        "detectron2", description="whose rules decide what MMDetection and detectron2 do differently"
+    )
+    decay_norms: bool = Field(False, description="whether norms decay too")
+    precise_norms: Steps = Field(
+        200, description="batches by which BatchNorm's statistics are computed anew before a score"
+    )
+
+
+class DetectVocSwavSettings(DetectVocMocoSettings):
+    """Of the same by protocol swav."""
+
+    published_lr: ClassVar[float] = 0.1
+    published_warmup: ClassVar[int] = 1000
+
+    warmup_factor: Fraction = Field(1 / 3, description="of the learning rate, at the first step")
 
 
 class DetectCocoSettings(DetectSettings):
@@ -459,11 +491,13 @@ def deviations_of(settings: BenchSettings) -> list[str]:
         "score_images",
     }  # a k is a row of its own; images are counted elsewhere
     return [
-        f"{key} {_text(getattr(settings, key))} instead of {settings.published_text(key)}"
+        f"{key} {_text(getattr(settings, key))} instead of {_text(settings.published_value(key), key == 'iterations')}"
         for key in changed
-        if key not in quiet
+        if key not in quiet and getattr(settings, key) != settings.published_value(key)
     ]
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, in_thousands: bool = False) -> str:
+    if in_thousands:
+        return f"{value:,}"
     return f"{value:g}" if isinstance(value, float) else str(list(value) if isinstance(value, tuple) else value)

@@ -21,7 +21,7 @@ from swav.system import available_cpus
 from swav.weights.encoder import Encoder
 
 # Settings that leave every bit of a state as it is, or nearly (another device rounds otherwise).
-_BESIDE_THE_STATE = {"workers", "device", "score_every_epochs"}
+_BESIDE_THE_STATE = {"workers", "device", "score_every_epochs", "pictures"}
 
 AnyBench = TypeVar("AnyBench", bound=BenchSettings)
 

@@ -14,7 +14,7 @@ from swav.evaluation.detection.structures import C4_COUNTS, FPN_COUNTS
 from swav.evaluation.detection.training import SHIFTS
 from swav.evaluation.protocols import segment_linear
 from swav.evaluation.segmentation import augment, fcn, training
-from swav.evaluation.settings import DenseSettings, DetectSettings, SegmentSettings
+from swav.evaluation.settings import DenseSettings, DetectSettings, DetectVocSettings, SegmentSettings
 
 # Fields that have no setting of their own below, or that others tell.
 UNSAID = {"score_every", "pictures"}
@@ -260,14 +260,13 @@ def _of_detection(bench: str, settings: DetectSettings) -> dict[str, Any]:
         "shift": {SHIFTS["mmdet"]: SHIFTS["mmdet"][0]}[(1, 1, 1, 1)],
     }
     if CATALOG[bench].variants:
-        moco, swav = (
-            CATALOG[bench].settings(**CATALOG[bench].variants[name]).model_dump() for name in ("moco", "swav")
-        )
-        assert moco["precise_norms"] == swav["precise_norms"] and SHIFTS[moco["rules"]] == (1, 1, 0, 0)
+        moco, swav = (CATALOG[bench].variants[name]() for name in ("moco", "swav"))
+        assert isinstance(moco, DetectVocSettings) and isinstance(swav, DetectVocSettings)
+        assert moco.precise_norms == swav.precise_norms and SHIFTS[moco.rules] == (1, 1, 0, 0)
         found |= {
-            "moco_norms": moco["precise_norms"],
-            "swav_lr": swav["lr"],
-            "swav_warmup": swav["warmup"],
-            "swav_factor": {round(1 / 3, 9): "a third"}[round(swav["warmup_factor"], 9)],
+            "moco_norms": moco.precise_norms,
+            "swav_lr": swav.rate,
+            "swav_warmup": swav.warmup_steps,
+            "swav_factor": {round(1 / 3, 9): "a third"}[round(swav.warmup_factor, 9)],
         }
     return found

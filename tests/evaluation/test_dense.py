@@ -28,7 +28,7 @@ from swav.evaluation.detection import objective
 from swav.evaluation.detection.models import fpn_detector
 from swav.evaluation.protocols import detect_coco, detect_voc
 from swav.evaluation.samples import Sample, endless_order, sample_batches
-from swav.evaluation.task import Task
+from swav.evaluation.task import Score, Task
 from swav.results.results import read_results
 from tests.evaluation.dense import dense_task, in_memory, object_sets, objects_of
 from tests.processes import LAUNCHER_VARIABLES
@@ -173,6 +173,7 @@ def test_images_without_objects_are_no_training_images_of_the_result(tmp_path):
     images = in_memory(pixels, targets)
     settings = CATALOG["detect-voc"].settings(**DETECT | {"iterations": 1, "batch": 2})
     score, *_ = detect_voc.run(dense_task(settings, images, images, tmp_path / "out"))
+    assert isinstance(score, Score)
     assert "; 2 training images instead of 16,551; 4 scored images instead of" in score.deviations
 
 

@@ -15,6 +15,8 @@ from swav.evaluation.samples import Draw, Sample
 from swav.evaluation.segmentation.augment import Scale, resize
 from swav.evaluation.settings import DetectRules
 
+LEAST, MOST = 1, 2**31  # sides of an object or an image [pixels]
+
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 Boxes = Float32[np.ndarray, "n 4"]
 
@@ -95,8 +97,11 @@ class Augmentation:
 
 
 def learned(objects: Objects, rules: DetectRules) -> Objects:
-    """Return the objects that are learned: no crowds, and by MMDetection's rules no difficult ones."""
-    kept = ~objects.crowd if rules == "detectron2" else ~objects.crowd & ~objects.difficult
+    """Return the objects that are learned: no crowds, and by MMDetection's rules no difficult ones and none of less than a pixel."""
+    kept = ~objects.crowd
+    if rules == "mmdet":
+        sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
+        kept = kept & ~objects.difficult & (objects.area > 0) & (sides.min(axis=1, initial=MOST) >= LEAST)
     masks = [mask for mask, wanted in zip(objects.masks, kept, strict=True) if wanted] if objects.masks else []
     boxes, labels, difficult, crowd, area, numbers = (field[kept] for field in objects[:-1])
     return Objects(boxes, labels, difficult, crowd, area, numbers, masks)
@@ -123,7 +128,7 @@ def with_objects(objects: ObjectSets, rules: DetectRules, smallest: int = 32) ->
     Args:
         smallest: side of an image by MMDetection's rules [pixels].
     """
-    kept = [i for i in range(len(objects)) if (~objects[i].crowd).any()]
+    kept = objects.num_counting(difficult=True) > 0
     if rules == "mmdet":
-        kept = [i for i in kept if objects.sizes[i].min() >= smallest]
-    return np.array(kept, dtype=np.int64)
+        kept &= objects.sizes.min(axis=1, initial=MOST) >= smallest
+    return np.flatnonzero(kept)

@@ -46,7 +46,7 @@ class Detection:
         scale: what images to score are resized to.
         rules: whose resizing.
         shift: what is added to left, top, right, bottom of a box, to be compared with the data set's.
-        score: detections in all images to {metric: value}.
+        score: objects and detections of the same images to {metric: value}.
         headline: the metric of the progress line.
         precision: of the network.
         seed: of what is sampled.
@@ -62,7 +62,7 @@ class Detection:
     scale: Scale
     rules: DetectRules
     shift: tuple[int, int, int, int]
-    score: Callable[[Detections], Mapping[str, float]]
+    score: Callable[[ObjectSets, Detections], Mapping[str, float]]
     headline: str
     precision: str
     seed: int
@@ -109,27 +109,26 @@ class Detection:
         """
         if self.precise is not None:
             compute_statistics(self.model, self.precise(), lambda batch: self._terms(self.model, batch))
-        own, scored, sound = list[Detections](), 0, True
+        own, sound = dict[int, Detections](), True
         try:
-            for found in self.detections(range(dist.rank(), len(self.val), dist.world_size())):
-                own.append(found)
-                scored += 1
+            own |= self.detections(range(dist.rank(), len(self.val), dist.world_size()))
         except NumericsError:
             sound = False
-        shares = dist.gather_objects((own, scored, sound))
-        if not all(fine for *_, fine in shares):
+        shares = dist.gather_objects((own, sound))
+        if not all(fine for _, fine in shares):
             raise NumericsError(f"{self.label}: expected finite scores, found others; use a smaller lr")
-        if not (of_all := sum(number for _, number, _ in shares)):
+        of_all = dict(pair for part, _ in shares for pair in part.items())
+        if not of_all:
             raise DataError(f"{self.label}: expected readable images to score, found none; check the files")
-        parts = sorted(
-            (part for parts, *_ in shares for part in parts if len(part)), key=lambda part: int(part.images[0])
-        )
-        values = dist.on_rank0(lambda: dict(self.score(joined(parts))))
+        assert isinstance(self.val.targets, ObjectSets)
+        readable = np.array(sorted(of_all), dtype=np.int64)
+        truth, found = self.val.targets.select(readable), joined([of_all[int(i)] for i in readable])
+        values = dist.on_rank0(lambda: dict(self.score(truth, found)))
         metrics = [Metric(name, value) for name, value in values.items()]
-        return Evaluation(of_all, metrics, f"{self.headline} {values.get(self.headline, float('nan')):.2f}")
+        return Evaluation(len(of_all), metrics, f"{self.headline} {values.get(self.headline, float('nan')):.2f}")
 
-    def detections(self, places: range) -> Iterator[Detections]:
-        """Yield what is found in images to score, at their own size; what cannot be read is left out.
+    def detections(self, places: range) -> Iterator[tuple[int, Detections]]:
+        """Yield the index of each image to score, and what is found in it, at its own size; what cannot be read is left out.
 
         Raises:
             NumericsError: a score is not finite.
@@ -147,23 +146,22 @@ class Detection:
                 (found,) = self.model(x, [(pixels.shape[0], pixels.shape[1])])
             if not bool(found.scores.isfinite().all() & found.boxes.isfinite().all()):
                 raise NumericsError(f"{self.label}: a score is not finite")
-            yield in_image(i, found, (pixels.shape[0], pixels.shape[1]), size, self.shift)
+            yield i, in_image(i, found, (pixels.shape[0], pixels.shape[1]), size, self.shift)
 
     def picture(self, count: int) -> Picture | None:
         """Draw boxes, and masks where there are, beside the truth: see DrawnObjective."""
         objects, edges = self.val.targets, np.array([1, 1, 0, 0] if any(self.shift) else [0] * 4, np.float32)
         assert isinstance(objects, ObjectSets)
-        found = [part for part in self.detections(range(min(DRAWN_OF, len(self.val)))) if len(part)]
-        agreement = np.array([self._agreement(part, objects[int(part.images[0])]) for part in found])
+        found = list(self.detections(range(min(DRAWN_OF, len(self.val)))))
+        agreement = np.array([self._agreement(part, objects[i]) for i, part in found])
         classes, rows = self.val.classes or [], []
         for place in telling(agreement, count):
-            part = found[place]
-            i = int(part.images[0])
+            i, part = found[place]
             pixels, truth = self.val.read(i), objects[i]
             there, here = (
                 _drawn(pixels, boxes - edges, labels, scores, masks, classes)
                 for boxes, labels, scores, masks in (
-                    (truth.boxes, truth.labels, None, truth.masks if part.masks else ()),
+                    (truth.boxes, truth.labels, None, truth.masks),
                     (part.boxes, part.labels, part.scores, part.masks),
                 )
             )
@@ -210,14 +208,14 @@ def in_image(
 
 
 def joined(parts: list[Detections]) -> Detections:
-    """Return the detections of several images as one."""
+    """Return the detections of several images as one: those of the first are of image 0."""
     none = Detections(
         np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 4), np.float32), []
     )
-    images, labels, scores, boxes = (
-        np.concatenate([getattr(part, name) for part in (none, *parts)])
-        for name in ("images", "labels", "scores", "boxes")
+    labels, scores, boxes = (
+        np.concatenate([getattr(part, name) for part in (none, *parts)]) for name in ("labels", "scores", "boxes")
     )
+    images = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     return Detections(images, labels, scores, boxes, [mask for part in parts for mask in part.masks])
 
 

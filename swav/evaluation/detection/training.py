@@ -20,12 +20,13 @@ from swav.evaluation.samples import GroupedOrder, SampleBatch, sample_batches
 from swav.evaluation.segmentation.augment import Scale
 from swav.evaluation.settings import DetectSettings
 from swav.evaluation.supervised import TrainingResult
-from swav.evaluation.task import ResourceEstimate, Score, Task
+from swav.evaluation.task import NoScore, ResourceEstimate, Score, Task
 
 RULES: Mapping[str, Rules] = {"mmdet": MMDET, "detectron2": DETECTRON2}
 # What is subtracted from VOC's left, top, right, bottom, which count pixels from 1.
 SHIFTS: Mapping[str, tuple[int, int, int, int]] = {"mmdet": (1, 1, 1, 1), "detectron2": (1, 1, 0, 0)}
 NO_SHIFT = (0, 0, 0, 0)
+COUNTING = "images with objects that are neither crowds nor difficult"
 
 
 def warmed_up(settings: DetectSettings, steps: int, drops: tuple[float, ...]) -> Callable[[int], list[float]]:
@@ -68,7 +69,23 @@ def trained_on(task: Task[Any]) -> Images:
             f"{task.train.root}: expected images with objects to learn from, found none (crowds are not learned); check the "
             "annotations"
         )
-    return task.train.select(chosen)
+    return task.train if len(chosen) == len(task.train) else task.train.select(chosen)
+
+
+def check(task: Task[Any], bench: str) -> None:
+    """Validate settings and data before any computation.
+
+    Raises:
+        ConfigError: the batch is too small.
+        DataError: there is no image with objects to learn from, or no object to score.
+    """
+    dense.check_batch(task, bench)
+    trained_on(task)
+    assert isinstance(task.val.targets, ObjectSets)
+    if not task.val.targets.num_counting().sum():
+        raise DataError(
+            f"{task.val.root}: expected objects to score in {task.val.note}, found none that counts; use {COUNTING}"
+        )
 
 
 def train(
@@ -82,7 +99,7 @@ def train(
     drops: tuple[float, ...],
     shift: tuple[int, int, int, int],
     masks: bool,
-    score: Callable[[Detections], Mapping[str, float]],
+    score: Callable[[ObjectSets, Detections], Mapping[str, float]],
     headline: str,
     precise_norms: int = 0,
 ) -> TrainingResult:
@@ -94,7 +111,7 @@ def train(
         drops: parts of the steps after which the learning rate is a tenth.
         shift: of the data set's boxes.
         masks: whether masks are learned.
-        score: detections to metrics, of which `headline` is shown.
+        score: objects and detections to metrics, of which `headline` is shown.
         precise_norms: batches by which BatchNorm's statistics are computed anew before a score.
     """
     settings: DetectSettings = task.settings
@@ -135,25 +152,31 @@ def train(
     return dense.train(task, objective, batches, bench=bench, rates=rates, steps=steps, images=images)
 
 
-def scores(task: Task[Any], result: TrainingResult, metrics: tuple[str, ...], *more: str) -> list[Score]:
-    """Return the results of a training."""
+def scores(task: Task[Any], result: TrainingResult, metrics: tuple[str, ...], *more: str) -> list[Score | NoScore]:
+    """Return the results of a training; of a metric for which no object counts, why there is none."""
     deviations = task.deviations(result.trained, result.scored, *dense.scaled(task.settings), *more)
     return [
-        Score(name, result.last[name], result.scored, deviations, result.log) for name in metrics if name in result.last
+        Score(name, result.last[name], result.scored, deviations, result.log)
+        if name in result.last
+        else NoScore(name, f"expected objects to score in {task.val.note}, found none that counts", COUNTING)
+        for name in metrics
     ]
 
 
-def estimate_resources(task: Task[Any], steps: int, cost: float) -> ResourceEstimate:
+def estimate_resources(task: Task[Any], steps: int, cost: float, of_a_roi: float) -> ResourceEstimate:
     """Estimate resources.
 
     Args:
         cost: forwards of the plain backbone, of a square image of the size, that one of the detector takes.
+        of_a_roi: memory of a region that is trained on [bytes].
     """
     settings = task.settings
     weights = 4 * sum(parameter.numel() for parameter in task.encoder.trunk.parameters())
     return ResourceEstimate(
         forwards=round(cost * len(task.val)),
         trained=round(cost * steps * settings.batch),
-        memory=round(6 * weights + settings.batch * 1800 * settings.size**2 * 4),
+        memory=round(
+            6 * weights + settings.batch * (1800 * 4 * settings.size * settings.long + settings.rois * of_a_roi)
+        ),
         disk=8 * weights,
     )

@@ -17,7 +17,8 @@ Metric      AP50 [%]: 11-point average precision at IoU .5 (widths count the las
 Seeds       one, for fresh weights, order, augmentation, and what is sampled of each image.
 Source      MMSelfSup 0.x faster_rcnn_r50_c4_mstrain_24k_voc0712, MMDetection 2.28.
 Where we differ: at another batch learning rate, iterations and warm-up change in proportion; a batch holds wide images or high
-            ones.
+            ones. All images of a process are filled up to one
+            size, which BatchNorm sees; published are two images on each of eight. Images are normalised as for the weights.
 Moco        protocol=moco, as published by He et al. 2020, by detectron2's rules: difficult objects are learned, left and top - 1
             only, resized by Pillow, anchors that cross the border take part, norms do not decay, BatchNorm's statistics are
             computed anew from 200 batches before scoring ("precise BN"), a match needs more than the threshold, boxes and
@@ -37,7 +38,7 @@ from swav.evaluation.detection.structures import C4_COUNTS
 from swav.evaluation.detection.voc_ap import voc_metrics
 from swav.evaluation.samples import GroupedOrder
 from swav.evaluation.settings import DetectVocSettings
-from swav.evaluation.task import ResourceEstimate, Score, Task
+from swav.evaluation.task import NoScore, ResourceEstimate, Score, Task
 
 BENCH = "detect-voc"
 METRICS = ("AP50", "AP", "AP75")
@@ -48,14 +49,13 @@ def check(task: Task[DetectVocSettings]) -> None:
 
     Raises:
         ConfigError: the backbone cannot be split into body and head, or the batch is too small.
-        DataError: there is no image with objects.
+        DataError: there is no image with objects, or no object to score.
     """
-    dense.check_batch(task, BENCH)
-    training.trained_on(task)
+    training.check(task, BENCH)
     _detector(task)
 
 
-def run(task: Task[DetectVocSettings]) -> list[Score]:
+def run(task: Task[DetectVocSettings]) -> list[Score | NoScore]:
     """Train and score the detector, resuming an interrupted training.
 
     Raises:
@@ -63,12 +63,12 @@ def run(task: Task[DetectVocSettings]) -> list[Score]:
         NumericsError: the loss is not finite.
         CheckpointError: there is saved state, and none of it verifies.
     """
-    settings, truth = task.settings, task.val.targets
+    settings = task.settings
     mmdet = settings.rules == "mmdet"
     images = training.trained_on(task)
-    assert isinstance(truth, ObjectSets) and isinstance(images.targets, ObjectSets)
+    assert isinstance(images.targets, ObjectSets)
 
-    def score(found: Detections) -> dict[str, float]:
+    def score(truth: ObjectSets, found: Detections) -> dict[str, float]:
         return voc_metrics(truth, found, match_at_threshold=mmdet, as_text=not mmdet)
 
     result = training.train(
@@ -97,4 +97,4 @@ def _detector(task: Task[DetectVocSettings]) -> Detector:
 
 def estimate_resources(task: Task[DetectVocSettings]) -> ResourceEstimate:
     """Estimate resources: the head sees 512 maps of 14x14 of each image."""
-    return training.estimate_resources(task, task.settings.steps, cost=6)
+    return training.estimate_resources(task, task.settings.steps, cost=6, of_a_roi=8e6)

@@ -17,9 +17,12 @@ Where we differ: at another batch learning rate and iterations change in proport
 Smoke       size 96, 100 iterations, at most 100 images scored.
 """
 
+import torch
 from torch import nn
 
+from swav.data.sources.decode import reason_of
 from swav.data.targets import LabelMaps
+from swav.errors import ConfigError
 from swav.evaluation import dense
 from swav.evaluation.segmentation import training
 from swav.evaluation.segmentation.augment import Augmentation, Scale
@@ -37,8 +40,24 @@ STRIDE = 8  # of a ResNet's maps [pixels]
 
 
 def check(task: Task[SegmentLinearSettings]) -> None:
-    """Validate settings and data before any computation: see segmentation.training.check."""
-    training.check(task, BENCH)
+    """Validate settings and data before any computation.
+
+    Raises:
+        ConfigError: the backbone has no stages, or takes no images that are not square; or the batch is too small.
+    """
+    training.check(task, BENCH, stages=1)
+    encoder = task.encoder
+    multiple = _patch(encoder.trunk) or MULTIPLE
+    high = -(-task.settings.size // multiple) * multiple
+    image = torch.zeros(1, encoder.in_channels, high, high + multiple, device=next(encoder.parameters()).device)
+    try:
+        with torch.no_grad():
+            encoder.stages(image)
+    except Exception as error:  # a model may raise anything at a size that it was not made for
+        raise ConfigError(
+            f"{encoder.name}: expected a backbone that takes images of any shape, found one that does not take {high} x "
+            f"{high + multiple} pixels ({reason_of(error)}); use a ResNet or a plain transformer"
+        ) from None
 
 
 def run(task: Task[SegmentLinearSettings]) -> list[Score]:
@@ -81,8 +100,8 @@ def _patch(trunk: nn.Module) -> int | None:
     model = getattr(trunk, "model", None)
     if model is None or not hasattr(model, "blocks") or not hasattr(model, "patch_embed"):
         return None
-    side: int = model.patch_embed.patch_size[0]
-    return side
+    sides: tuple[int, ...] | None = getattr(model.patch_embed, "patch_size", None)
+    return sides[0] if sides else None
 
 
 def estimate_resources(task: Task[SegmentLinearSettings]) -> ResourceEstimate:

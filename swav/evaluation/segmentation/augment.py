@@ -81,14 +81,16 @@ class Augmentation:
 
 def crop_place(labels: Map, size: int, most_of_one_class: float, draw: Draw) -> tuple[int, int]:
     """Draw where to crop: the first of ten places with more than one class, none of them on more than the given share of the
-    labelled pixels; else the tenth."""
+    labelled pixels; else an eleventh."""
     height, width = labels.shape
-    top = left = 0
-    for _ in range(CROP_TRIES if most_of_one_class < 1 else 1):
-        top, left = (int(draw.integers(max(side - size, 0) + 1)) for side in (height, width))
+    top, left = (int(draw.integers(max(side - size, 0) + 1)) for side in (height, width))
+    if most_of_one_class == 1:
+        return top, left
+    for _ in range(CROP_TRIES):
         counts = np.bincount(labels[top : top + size, left : left + size].ravel(), minlength=VOID + 1)[:VOID]
         if np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < most_of_one_class:
             break
+        top, left = (int(draw.integers(max(side - size, 0) + 1)) for side in (height, width))
     return top, left
 
 

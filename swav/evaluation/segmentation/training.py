@@ -14,6 +14,7 @@ from swav.evaluation.segmentation.fcn import Fcn
 from swav.evaluation.segmentation.objective import Inference, Segmentation
 from swav.evaluation.supervised import TrainingResult
 from swav.evaluation.task import ResourceEstimate, Score, Task
+from swav.network.dilated import dilated
 
 POWER, LEAST = 0.9, 0.01  # of the polynomial schedule: exponent, and the last rate as a share of the first
 
@@ -24,33 +25,41 @@ def poly(lr: float, steps: int) -> Callable[[int], list[float]]:
     return lambda step: [(lr - least) * (1 - step / steps) ** POWER + least]
 
 
-def check(task: Task[Any], bench: str) -> None:
+def check(task: Task[Any], bench: str, stages: int = 2) -> None:
     """Validate settings and data before any computation.
 
+    Args:
+        stages: of the backbone, whose maps are needed.
+
     Raises:
-        ConfigError: the backbone has no stages or its strides cannot become dilations, or the batch is too small.
+        ConfigError: the backbone has too few stages or, where two are needed, its strides cannot become dilations; or the batch
+            is too small.
     """
     dense.check_batch(task, bench)
-    if len(task.encoder.stage_channels) < 2:
+    if len(task.encoder.stage_channels) < stages:
         raise ConfigError(
             f"{task.encoder.name}: expected a backbone with stages, found {task.encoder.settings['backbone']}; "
-            f"{bench} needs the maps of its last two"
+            f"{bench} needs the maps of its last {'two' if stages == 2 else 'one'}"
         )
+    if stages == 2:
+        dilated(task.encoder.trunk)
     assert isinstance(task.train.targets, LabelMaps)
 
 
 def fcn(task: Task[Any]) -> nn.Module:
     """Return the FCN of a task, ready to be trained."""
     settings, encoder = task.settings, task.encoder
-    trunk = encoder.trunk
-    return Fcn(
-        trunk,
+    model = Fcn(
+        encoder.trunk,
         encoder.stage_channels,
         task.num_classes,
         channels=settings.channels,
         seed=settings.seed,
         precision=settings.precision,
-    ).requires_grad_(True)
+    )
+    model.cpu().requires_grad_(True)
+    dense.freeze_unreached(model.trunk)
+    return model
 
 
 def run_fcn(task: Task[Any], bench: str) -> list[Score]:

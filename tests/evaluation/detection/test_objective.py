@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from swav import dist
+from swav.data.targets import ObjectSets
 from swav.errors import DataError, NumericsError
 from swav.evaluation import dense, supervised
 from swav.evaluation.detection.augment import Learned, scaled_boxes
@@ -58,7 +59,7 @@ def detection(model: nn.Module, rules: str = "mmdet", **options: Any) -> Detecti
         scale=Scale(128, 64),
         rules=rules,  # type: ignore[arg-type]
         shift=options.pop("shift", NO_SHIFT),
-        score=options.pop("score", lambda found: {"AP50": float(len(found))}),
+        score=options.pop("score", lambda _, found: {"AP50": float(len(found))}),
         headline="AP50",
         precision="fp32",
         seed=3,
@@ -262,7 +263,7 @@ def test_detections_of_several_images_are_joined_in_order_and_none_are_fine():
         for i, n in ((0, 2), (3, 1))
     )
     both = joined([one, two])
-    assert both.images.tolist() == [0, 0, 3] and both.labels.tolist() == [0, 1, 0]
+    assert both.images.tolist() == [0, 0, 1] and both.labels.tolist() == [0, 1, 0]
     assert both.boxes[:, 0].tolist() == [0, 0, 3] and both.masks == ["m0", "m0", "m3"]
     assert both.boxes.dtype == both.scores.dtype == np.float32
 
@@ -296,7 +297,7 @@ def three_images() -> Any:
 def test_images_are_scored_at_their_own_size_whatever_the_network_saw():
     kept: list[Detections] = []
 
-    def score(found: Detections) -> dict[str, float]:
+    def score(truth: ObjectSets, found: Detections) -> dict[str, float]:
         kept.append(found)
         return {"AP50": 12.5}
 
@@ -327,9 +328,11 @@ def test_no_readable_image_is_an_error_and_an_unreadable_one_does_not_count(monk
         return real(self, i)
 
     monkeypatch.setattr(type(images), "read", read)
-    kept: list[Detections] = []
-    objective = detection(Answering(found_at(0.0)), val=images, score=lambda found: kept.append(found) or {})  # type: ignore[func-returns-value]
-    assert objective.evaluate().scored == 2 and kept[0].images.tolist() == [0, 2]
+    kept: list[Any] = []
+    objective = detection(Answering(found_at(0.0)), val=images, score=lambda *given: kept.append(given) or {})  # type: ignore[func-returns-value]
+    assert objective.evaluate().scored == 2
+    ((truth, found),) = kept
+    assert found.images.tolist() == [0, 1] and truth.ids.tolist() == images.targets.ids[[0, 2]].tolist()
     broken |= {0, 2}
     with pytest.raises(DataError, match="x: expected readable images to score, found none"):
         objective.evaluate()

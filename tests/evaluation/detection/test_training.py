@@ -22,6 +22,7 @@ from swav.evaluation.request import read_request, resolve
 from swav.evaluation.segmentation.training import poly
 from swav.evaluation.settings import (
     DetectCocoSettings,
+    DetectSettings,
     DetectVocSettings,
     SegmentCityscapesSettings,
     SegmentLinearSettings,
@@ -116,14 +117,17 @@ def test_rate_per_image_and_images_seen_stay_at_every_batch(name, batch):
         assert settings.warmup_steps * batch == page.warmup_steps * page.batch == 1600
         assert voc_rates(batch=batch)(24_000 * 16 * 3 // 4 // batch) == pytest.approx(settings.rate / 10)
         assert voc_rates(batch=batch)(24_000 * 16 * 3 // 4 // batch - 1) == pytest.approx(settings.rate)
-    more = "" if settings.in_epochs else f" and {settings.steps} iterations"
-    rule = f"lr {settings.rate:g}{more} by the linear rule"
+    rule = f"lr {settings.rate:g}"
+    rule += "" if settings.in_epochs else f", {settings.steps} iterations"
+    rule += f", a warm-up of {settings.warmup_steps}" if isinstance(settings, DetectSettings) else ""
+    rule += " by the linear rule"
     assert dense.scaled(settings) == ([] if batch == page.batch else [rule])
 
 
 def test_what_is_given_is_not_scaled_and_only_what_is_scaled_is_said():
-    assert dense.scaled(DetectVocSettings(batch=8, lr=0.5)) == ["48000 iterations by the linear rule"]
-    assert dense.scaled(DetectVocSettings(batch=8, iterations=7)) == ["lr 0.01 by the linear rule"]
+    rule = "48000 iterations, a warm-up of 200 by the linear rule"
+    assert dense.scaled(DetectVocSettings(batch=8, lr=0.5)) == [rule]
+    assert dense.scaled(DetectVocSettings(batch=8, iterations=7, warmup=3)) == ["lr 0.01 by the linear rule"]
     both = DetectVocSettings(batch=8, iterations=7, lr=0.5, warmup=3)
     assert dense.scaled(both) == [] and (both.steps, both.rate, both.warmup_steps) == (7, 0.5, 3)
     assert SegmentCityscapesSettings().share == 1 and SegmentCityscapesSettings(batch=16).rate == 0.02
@@ -175,9 +179,15 @@ def test_segmentation_decays_all_that_is_trained():
 
 def test_each_protocol_of_voc_is_what_its_source_says():
     published, moco, swav = (of_protocol("detect-voc", protocol) for protocol in ("published", "moco", "swav"))
-    rules = {"rules": "detectron2", "decay_norms": False, "precise_norms": 200}
-    assert moco == DetectVocSettings(**rules)
-    assert swav == DetectVocSettings(**rules, lr=0.1, warmup=1000, warmup_factor=1 / 3)
+    for settings, lr, warmup, factor in ((moco, 0.02, 100, 0.001), (swav, 0.1, 1000, 1 / 3)):
+        assert isinstance(settings, DetectVocSettings) and settings.rules == "detectron2"
+        assert not settings.decay_norms and settings.precise_norms == 200
+        assert (settings.rate, settings.warmup_steps, settings.warmup_factor) == (lr, warmup, factor)
+        half = settings.model_copy(update={"batch": 8})
+        assert (half.rate, half.warmup_steps, half.steps) == (lr / 2, 2 * warmup, 48_000)
+        assert deviations_of(settings) == [] and "batch 8 instead of 16" in deviations_of(half)
+        told = settings.model_copy(update={"iterations": 24_000, "lr": lr, "warmup": warmup})
+        assert deviations_of(told) == []  # as published, though it is said
     assert published == DetectVocSettings() and (published.rules, published.precise_norms) == ("mmdet", 0)
     assert published.sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800) and published.long == 1333
     assert published.decay_norms and not moco.decay_norms
@@ -248,7 +258,7 @@ def test_the_text_of_a_result_names_images_classes_settings_and_what_was_scaled(
     text = task.deviations(160, 140, *dense.scaled(task.settings))
     assert text == (
         "protocol smoke; 160 training images instead of 16,551; 140 scored images instead of 4,952; 3 classes instead of 20; "
-        "batch 8 instead of 16; lr 0.01 and 48000 iterations by the linear rule"
+        "batch 8 instead of 16; lr 0.01, 48000 iterations, a warm-up of 200 by the linear rule"
     )
 
 

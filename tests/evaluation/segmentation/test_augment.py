@@ -96,16 +96,16 @@ def test_scale_flip_and_place_are_those_drawn():
     assert given(0, pixels, Fixed(0.0, 0.0, 0.0, 0.9)).pixels.shape[:2] == (32, 32)
 
 
-def test_a_crop_of_nearly_one_class_is_drawn_again_ten_times_at_most():
+def test_a_crop_of_nearly_one_class_is_drawn_again_up_to_ten_times():
     labels = np.zeros((8, 100), np.uint8)
     labels[:, 96:] = 1
     draws = Fixed(*[0.0, 0.0] * 3, 0.0, 0.999, 0.5)
     assert crop_place(labels, 8, 0.75, draws) == (0, 92)  # half of it is of either class
-    never = Fixed(*[0.0, 0.0] * 10, 0.0, 0.5)
-    assert crop_place(labels, 8, 0.75, never) == (0, 0) and len(never.shares) == 2
+    never = Fixed(*[0.0, 0.0] * 10, 0.0, 0.5, 0.0, 0.9)
+    assert crop_place(labels, 8, 0.75, never) == (0, 46) and len(never.shares) == 2  # the eleventh, as it is
     void = labels.copy()
     void[:, 97:] = 255  # of what is labelled of that crop 5 of 6 are of one class
-    assert crop_place(void, 9, 0.75, Fixed(*[0.0, 0.999] * 10)) == (0, 91)
+    assert crop_place(void, 9, 0.75, Fixed(*[0.0, 0.999] * 11)) == (0, 91)
     once = Fixed(0.0, 0.0, 0.0, 0.5)
     assert crop_place(labels, 8, 1.0, once) == (0, 0) and len(once.shares) == 2
 
