@@ -3,7 +3,7 @@
 Eight bottlenecks of 16 to 128 channels, short side at most 256, four to eight images with large objects, scored on what was
 learned. The real sets are those under SWAV_DATA.
 
-Run: pytest tests/evaluation/test_overfit.py -m long    (5 to 10 minutes each); -m slow for those on shapes
+Run: pytest tests/evaluation/test_overfit.py -m long    (5 to 10 minutes each)
 """
 
 import functools
@@ -97,7 +97,7 @@ def test_an_fcn_learns_six_photos_by_heart(data_root, tmp_path):
     assert numbers(segment_voc, settings, images, tmp_path / "out")["mIoU"] >= 90
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_an_fcn_with_windows_learns_four_street_scenes_by_heart(tmp_path):
     write_shapes(tmp_path / "cityscapes", "cityscapes", train=4, val=1, size=128)
