@@ -21,7 +21,7 @@ from swav.evaluation.detection.structures import (
     C4_COUNTS,
     FPN_COUNTS,
     Counts,
-    Detections,
+    ImageDetections,
     Rules,
     Term,
     Truth,
@@ -70,7 +70,7 @@ class Detector(nn.Module):
         sizes: Sizes,
         truths: Sequence[Truth] | None = None,
         seeds: Sequence[int] | None = None,
-    ) -> dict[str, Term] | list[Detections]:
+    ) -> dict[str, Term] | list[ImageDetections]:
         """Return the loss of images, or what is detected in them.
 
         Args:
@@ -134,7 +134,7 @@ class Detector(nn.Module):
         assert isinstance(self.body, Pyramid)
         return self.body.pooled(maps, boxes, 14)
 
-    def _detected(self, maps: list[Tensor], proposals: Sequence[Tensor], sizes: Sizes) -> list[Detections]:
+    def _detected(self, maps: list[Tensor], proposals: Sequence[Tensor], sizes: Sizes) -> list[ImageDetections]:
         logits, deltas = self.predictor(self.body.regions(maps, proposals))
         counts = [len(boxes) for boxes in proposals]
         found = [

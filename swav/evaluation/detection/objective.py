@@ -19,8 +19,7 @@ from swav.evaluation.detection.coco_eval import decode_masks, encode_mask
 from swav.evaluation.detection.detections import Detections
 from swav.evaluation.detection.masks import paste_masks
 from swav.evaluation.detection.models import Detector
-from swav.evaluation.detection.structures import Detections as ImageDetections
-from swav.evaluation.detection.structures import Term
+from swav.evaluation.detection.structures import ImageDetections, Term
 from swav.evaluation.pictures import Picture, boxes_score, draw_boxes, draw_masks, sheet, shown, telling
 from swav.evaluation.samples import SampleBatch, answers, padded_input
 from swav.evaluation.segmentation.augment import Scale, resize

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
 
 from swav.evaluation.detection.boxes import ROI_WEIGHTS, decode, draws, encode, match, overlaps, sample, wide
-from swav.evaluation.detection.structures import Counts, Detections, Rules, Term, Truth
+from swav.evaluation.detection.structures import Counts, ImageDetections, Rules, Term, Truth
 
 OVERLAP = 0.5  # with an object, from which on a region is positive; below it is background
 SIDE = 56  # the smallest square region of the second level [pixels] is twice this
@@ -168,7 +168,7 @@ def detect(
     size: tuple[int, int],
     rules: Rules,
     counts: Counts,
-) -> Detections:
+) -> ImageDetections:
     """Return what is detected in one image: of each class the boxes that overlap no surer one much.
 
     Args:
@@ -183,4 +183,4 @@ def detect(
     labels = torch.nonzero(likely)[:, 1]
     found, scores = clip_boxes_to_image(boxes[likely], size), scores[:, :-1][likely]
     order = batched_nms(found, scores, labels, counts.detection_nms)[: counts.detections]
-    return Detections(found[order], scores[order], labels[order])
+    return ImageDetections(found[order], scores[order], labels[order])

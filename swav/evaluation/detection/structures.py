@@ -20,7 +20,7 @@ class Truth(NamedTuple):
     masks: UInt8[Tensor, "n H W"] | None = None
 
 
-class Detections(NamedTuple):
+class ImageDetections(NamedTuple):
     """What was found in one image, in pixels of the network's input, by falling score.
 
     Attributes:

@@ -21,8 +21,7 @@ from swav.evaluation.detection.coco_eval import coco_metrics, decode_masks, enco
 from swav.evaluation.detection.detections import Detections
 from swav.evaluation.detection.models import Detector, c4_detector, fpn_detector
 from swav.evaluation.detection.objective import Detection, compute_statistics, in_image, joined, sampling_seed
-from swav.evaluation.detection.structures import DETECTRON2, MMDET, Counts, Rules
-from swav.evaluation.detection.structures import Detections as ImageDetections
+from swav.evaluation.detection.structures import DETECTRON2, MMDET, Counts, ImageDetections, Rules
 from swav.evaluation.detection.training import NO_SHIFT, SHIFTS
 from swav.evaluation.detection.voc_ap import voc_metrics
 from swav.evaluation.samples import Sample, SampleBatch
