@@ -16,11 +16,13 @@ def files(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_demo_ends_with_a_table_and_the_reports_path_and_again_does_nothing_twice(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo_module, "TRAIN", 64)
     monkeypatch.setattr(demo_module, "VAL", 32)
     monkeypatch.setattr(demo_module, "VOC_TRAIN", 480)
     monkeypatch.setattr(demo_module, "VOC_TEST", 40)
+    monkeypatch.setitem(demo_module.QUICKER, "segment-linear.iterations", 4)
     report = demo_module.demo(tmp_path)
     first = capsys.readouterr().out.splitlines()
     assert first[-1] == str(report) and report.is_file()
