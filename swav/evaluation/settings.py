@@ -479,17 +479,9 @@ def deviations_of(settings: BenchSettings) -> list[str]:
     """Name the settings that differ from the published protocol, with both values."""
     page = type(settings)()
     changed = [key for key in type(settings).model_fields if getattr(settings, key) != getattr(page, key)]
-    quiet = _NO_DEVIATIONS | {
-        "k",
-        "samples",
-        "fraction",
-        "list",
-        "score_every_epochs",
-        "score_every",
-        "pictures",
-        "train_images",
-        "score_images",
-    }  # a k is a row of its own; images are counted elsewhere
+    # a k is a row of its own; images are counted elsewhere
+    names = "k samples fraction list score_every_epochs score_every pictures train_images score_images"
+    quiet = _NO_DEVIATIONS.union(names.split())
     return [
         f"{key} {_text(getattr(settings, key))} instead of {_text(settings.published_value(key), key == 'iterations')}"
         for key in changed
