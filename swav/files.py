@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
-from swav.errors import MachineError, SwavError
+from swav.errors import MachineError, Stopped, SwavError
 from swav.output import say
 from swav.signals import stop_if_asked
 
@@ -52,9 +52,15 @@ def warn_once(message: str) -> None:
 
 @contextlib.contextmanager
 def not_essential(what: str) -> Iterator[None]:
-    """Make any failure to write something that a run can do without a warning: a report, a picture, TensorBoard."""
+    """Make any failure to write something that a run can do without a warning: a report, a picture, TensorBoard.
+
+    Raises:
+        Stopped: a signal asked for an end meanwhile.
+    """
     try:
         yield
+    except Stopped:
+        raise
     except Exception as error:  # libraries of others write some of it, and raise what they like
         warn_once(f"{what} could not be written ({type(error).__name__}: {error}); the run is not affected")
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from swav import files
-from swav.errors import MachineError
+from swav.errors import MachineError, Stopped
 from swav.files import is_run, patiently, visible
 
 ROOT = Path(__file__).parents[1]
@@ -115,6 +115,17 @@ def test_a_write_that_fails_leaves_the_old_text_and_nothing_beside_it(tmp_path, 
     with pytest.raises(OSError, match="No space left"):
         files.write_text_durably(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old" and list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_what_is_not_essential_may_fail_and_a_request_to_stop_is_no_failure(capsys):
+    def write(error: Exception) -> None:
+        raise error
+
+    with files.not_essential("a picture"):
+        write(OSError("full"))
+    assert "a picture could not be written (OSError: full)" in capsys.readouterr().err
+    with pytest.raises(Stopped), files.not_essential("a picture"):
+        write(Stopped("asked to"))
 
 
 def test_only_the_leftovers_of_one_file_are_removed(tmp_path):

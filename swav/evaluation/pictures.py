@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Float64, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from swav.data.targets import VOID
+from swav.files import replaced_durably
 
 Picture = UInt8[np.ndarray, "_ _ 3"]  # each of its own size
 Colour = tuple[int, int, int]
@@ -357,14 +358,15 @@ def sheet(rows: Sequence[Row], columns: Sequence[str] = ("image", "truth", "pred
 
 
 def write_picture(path: Path, picture: Picture) -> None:
-    """Write a picture as its path's ending says: .png, or .webp, which takes a tenth.
+    """Write a picture, whole or not at all, as its path's ending says: .png, or .webp, which takes a tenth.
 
     Raises:
         OSError: the disk is full, or refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"quality": 85, "method": 4} if path.suffix == ".webp" else {}
-    Image.fromarray(picture).save(path, **options)
+    with replaced_durably(path) as beside:
+        Image.fromarray(picture).save(beside, format=path.suffix.removeprefix("."), **options)
 
 
 def _title(text: str, width: int) -> Picture:

@@ -219,3 +219,14 @@ def test_a_sheet_holds_every_picture_whole_and_beside_its_own(tmp_path):
             assert np.array(written).shape == whole.shape
             if name.endswith("png"):
                 np.testing.assert_array_equal(np.array(written), whole)
+
+
+def test_a_picture_that_cannot_be_written_is_not_there_in_part(tmp_path, monkeypatch):
+    def cut_off(self, path, **options):
+        path.write_bytes(b"RIFF")
+        raise OSError("full")
+
+    monkeypatch.setattr(Image.Image, "save", cut_off)
+    with pytest.raises(OSError, match="full"):
+        write_picture(tmp_path / "a.webp", np.zeros((4, 4, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
