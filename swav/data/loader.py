@@ -8,6 +8,7 @@ and a few words go through a pipe. They serve the whole training, so there is no
 """
 
 import dataclasses
+import itertools
 import mmap
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from swav.data.augment.crops import ViewSampler, center_crop_view, cut, generato
 from swav.data.augment.photometric import NUM_PARAMS, apply_opencv
 from swav.data.augment.spec import ViewSpec
 from swav.data.images import Images, Unreadable
+from swav.data.storage import Pixels
 from swav.data.workers import FORKS, Workers
 from swav.errors import DataError, MachineError
 
@@ -62,6 +64,32 @@ class Batch:
 def epoch_order(seed: int, epoch: int, num_images: int) -> Int64[np.ndarray, " N"]:
     """A permutation of all images."""
     return generator(seed, epoch, "order").permutation(num_images)
+
+
+def read_or_replacement(images: Images, seed: int, i: int) -> tuple[int, Pixels, list[tuple[str, str]]]:
+    """Read an image, or in place of one that cannot be read another, always the same.
+
+    Returns:
+        The index of what was read, its pixels, and (name, reason) of those that could not be.
+
+    Raises:
+        DataError: a hundred others cannot be read either.
+    """
+    unreadable: list[tuple[str, str]] = []
+    for index in itertools.chain([i], _replacements(len(images), seed, i)):
+        try:
+            return index, images.read(index), unreadable
+        except Unreadable as error:
+            unreadable.append((error.name, error.reason))
+    raise DataError(
+        f"{images.root}: {_REPLACEMENTS} images drawn in place of an unreadable one are unreadable too, "
+        f"last {unreadable[-1][0]} ({unreadable[-1][1]}); check the disk"
+    )
+
+
+def _replacements(images: int, seed: int, i: int) -> Iterator[int]:
+    """Drawn where one is asked for: most images can be read."""
+    yield from generator(seed, 0, "replacement", i).integers(images, size=_REPLACEMENTS).tolist()
 
 
 @dataclasses.dataclass
@@ -163,20 +191,9 @@ class _Maker:
 
     def _read(self, sample: int, unreadable: list[tuple[str, str]]) -> np.ndarray:
         """The image, or in place of one that cannot be read another, the same in every epoch."""
-        try:
-            return self.images.read(sample)
-        except Unreadable as error:
-            unreadable.append((error.name, error.reason))
-        others = generator(self.spec.seed, 0, "replacement", sample)
-        for other in others.integers(len(self.images), size=_REPLACEMENTS).tolist():
-            try:
-                return self.images.read(other)
-            except Unreadable as error:
-                unreadable.append((error.name, error.reason))
-        raise DataError(
-            f"{self.images.root}: {_REPLACEMENTS} images drawn in place of an unreadable one are unreadable too, "
-            f"last {unreadable[-1][0]} ({unreadable[-1][1]}); check the disk"
-        )
+        _, pixels, missing = read_or_replacement(self.images, self.spec.seed, sample)
+        unreadable += missing
+        return pixels
 
 
 class Loader:

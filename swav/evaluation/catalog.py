@@ -8,12 +8,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from swav.evaluation.settings import (
-    BenchSettings,
+from swav.evaluation.dense_settings import (
     DetectCocoSettings,
     DetectVocMocoSettings,
     DetectVocSettings,
     DetectVocSwavSettings,
+    SegmentCityscapesSettings,
+    SegmentLinearSettings,
+    SegmentVocSettings,
+)
+from swav.evaluation.settings import (
+    BenchSettings,
     Inat18Settings,
     KnnOwnSettings,
     KnnSettings,
@@ -22,9 +27,6 @@ from swav.evaluation.settings import (
     LowshotSettings,
     Places205Settings,
     Protocol,
-    SegmentCityscapesSettings,
-    SegmentLinearSettings,
-    SegmentVocSettings,
     SemisupSettings,
     StagesSettings,
     SvmSettings,

@@ -1,26 +1,28 @@
 """What the benchmarks of detection and segmentation share: their schedule, where their state lies, how they are trained."""
 
 import copy
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from swav import dist
 from swav.data.images import Images
-from swav.errors import ConfigError
+from swav.errors import ConfigError, DataError, NumericsError
 from swav.evaluation import supervised
+from swav.evaluation.dense_settings import DenseSettings, DetectSettings
 from swav.evaluation.pictures import Picture, write_picture
-from swav.evaluation.settings import DenseSettings, DetectSettings
 from swav.evaluation.supervised import AnyBatch, Objective, TrainingPlan, TrainingResult
 from swav.evaluation.task import Task
 from swav.files import PREDICTIONS, not_essential
 from swav.network.backbone import in_channels_last
-from swav.network.resnet import ResNet
 from swav.network.sync_batch_norm import synchronised
 from swav.output import say
+
+T = TypeVar("T")
 
 # Part of a state's name, so that a state of another version of the training is not resumed.
 VERSION = 1
@@ -53,7 +55,6 @@ def train(
     bench: str,
     rates: Callable[[int], list[float]],
     steps: int,
-    more: tuple[Any, ...] = (),
     images: Images | None = None,
 ) -> TrainingResult:
     """Train and score a model by its task's settings; see supervised.fit, also for the errors.
@@ -61,23 +62,23 @@ def train(
     Args:
         batches: this process's shares of the batches from a step on.
         rates: learning rate of each of the optimiser's groups at a step, counted from 0.
-        more: what distinguishes this training beside the task.
         images: of the task's, those that are trained on; None: all.
     """
     settings: DenseSettings = task.settings
+    folder = task.out / bench / task.identity(VERSION)[1]
     plan = TrainingPlan(
         bench=bench,
         label=bench,
-        folder=state_folder(task, bench, *more),
+        folder=folder,
         steps=steps,
         epoch=settings.score_every or max(1, min(STEPS_OF_A_LINE, -(-steps // LINES))),
         evaluate_every=1 if settings.score_every else 0,
         rates=rates,
         seed=settings.seed,
     )
-    train = task.train if images is None else images
-    result = supervised.fit(objective, plan, batches, train=train, val=task.val, device=task.device, out=task.out)
-    dist.on_rank0(lambda: _draw(objective, plan.folder / PREDICTIONS, settings.pictures))
+    learned = task.train if images is None else images
+    result = supervised.fit(objective, plan, batches, train=learned, val=task.val, device=task.device, out=task.out)
+    dist.on_rank0(lambda: _draw(objective, folder / PREDICTIONS, settings.pictures))
     return result
 
 
@@ -93,9 +94,30 @@ def _draw(objective: DrawnObjective, path: Path, count: int) -> None:
             say(f"predictions are drawn in {path}")
 
 
-def state_folder(task: Task[Any], bench: str, *more: Any) -> Path:
-    """Return where the state lies, below the benchmark's own folder."""
-    return task.out / bench / task.identity(VERSION, *more)[1]
+def gathered(label: str, images: int, found: Callable[[range], Iterable[tuple[int, T]]]) -> dict[int, T]:
+    """Return what all processes together find in the images to score, by the image's index, in their order.
+
+    Args:
+        label: for messages.
+        images: how many there are.
+        found: from indices to what is found in them; what cannot be read is left out.
+
+    Raises:
+        DataError: no image can be read.
+        NumericsError: an output is not finite, on any process.
+    """
+    own, sound = dict[int, T](), True
+    try:
+        own |= found(range(dist.rank(), images, dist.world_size()))
+    except NumericsError:
+        sound = False
+    shares = dist.gather_objects((own, sound))
+    if not all(fine for _, fine in shares):
+        raise NumericsError(f"{label}: expected finite outputs to score by, found others; use a smaller lr")
+    of_all = dict(sorted((pair for part, _ in shares for pair in part.items()), key=operator.itemgetter(0)))
+    if not of_all:
+        raise DataError(f"{label}: expected readable images to score, found none; check the files")
+    return of_all
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
@@ -145,8 +167,6 @@ def trunk_of(task: Task[Any]) -> nn.Module:
 def freeze_unreached(trunk: nn.Module) -> None:
     """Freeze parameters that no map depends on, as those of a layer behind the last one: several processes would wait for their
     gradients."""
-    if isinstance(trunk, ResNet):  # has none
-        return
     image = torch.zeros(1, next(trunk.parameters()).shape[1], PROBE, PROBE)
     training = trunk.training
     maps: list[torch.Tensor] = trunk.eval().stages(image)  # type: ignore[operator]

@@ -295,7 +295,7 @@ def _write(draw: ImageDraw.ImageDraw, left: int, top: int, text: str, colour: Co
 def _free_place(box: Sequence[int], text: str, width: int, height: int, taken: Sequence[_Place]) -> _Place | None:
     """Where a label hides least of the others: above the box, in its corners or below it, always within the picture.
 
-    None where it would hide too much: its box is without a name then, and the colour tells the class.
+    None where it would hide too much: the box is drawn without a name then, and its colour shows the class.
     """
     left, top, right, bottom = box
     wide = min(width, _width(text) + 2 * _PADDING)

@@ -6,8 +6,9 @@ state of the data is the step alone, and neither workers nor processes change a 
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
@@ -16,17 +17,16 @@ from torch import Tensor
 
 from swav import dist
 from swav.data.augment.crops import generator, to_input
-from swav.data.images import Images, Unreadable
+from swav.data.images import Images
+from swav.data.loader import read_or_replacement
 from swav.data.workers import Workers
-from swav.errors import DataError
 from swav.weights.encoder import Encoder
-
-REPLACEMENTS = 100  # images tried in place of one that cannot be read
 
 T = TypeVar("T")
 Q = TypeVar("Q")
 A = TypeVar("A")
 Draw = np.random.Generator
+Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Sample(Generic[T]):
 
 
 # An image's index, its pixels and numbers to draw from, to a sample.
-Augment = Callable[[int, UInt8[np.ndarray, "_ _ 3"], Draw], Sample[T]]
+Augment = Callable[[int, Pixels, Draw], Sample[T]]
 
 
 @dataclasses.dataclass
@@ -115,19 +115,8 @@ class _Reader(Generic[T]):
 
     def __call__(self, question: tuple[int, int, int]) -> tuple[Sample[T], list[tuple[str, str]], set[str]]:
         step, place, index = question
-        unreadable: list[tuple[str, str]] = []
-        others = generator(self.seed, 0, "replacement", index).integers(len(self.images), size=REPLACEMENTS)
-        for i in (index, *others.tolist()):
-            try:
-                pixels = self.images.read(i)
-            except Unreadable as error:
-                unreadable.append((error.name, error.reason))
-                continue
-            return self.augment(i, pixels, generator(self.seed, step, "sample", place)), unreadable, self.images.damaged
-        raise DataError(
-            f"{self.images.root}: {REPLACEMENTS} images drawn in place of an unreadable one are unreadable too, last "
-            f"{unreadable[-1][0]} ({unreadable[-1][1]}); check the disk"
-        )
+        i, pixels, unreadable = read_or_replacement(self.images, self.seed, index)
+        return self.augment(i, pixels, generator(self.seed, step, "sample", place)), unreadable, self.images.damaged
 
 
 class _Questions(Sequence[tuple[int, int, int]]):
@@ -199,8 +188,32 @@ def answers(read: Callable[[Q], A], questions: Sequence[Q], workers: int) -> Ite
         yield from processes.map(questions)
 
 
+class Scale(NamedTuple):
+    """The largest sides that an image is resized to, keeping its shape [pixels]."""
+
+    long: int
+    short: int
+
+    def of(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width after it, as MMCV rounds them."""
+        factor = min(self.long / max(height, width), self.short / min(height, width))
+        return int(height * factor + 0.5), int(width * factor + 0.5)
+
+    def times(self, ratio: float) -> "Scale":
+        return Scale(int(self.long * ratio), int(self.short * ratio))
+
+
+def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """Resize bilinearly, without antialiasing, as OpenCV does.
+
+    Args:
+        size: height and width.
+    """
+    return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
 def padded_input(
-    pixels: Sequence[UInt8[np.ndarray, "_ _ 3"]], encoder: Encoder, device: torch.device, multiple: int = 1
+    pixels: Sequence[Pixels], encoder: Encoder, device: torch.device, multiple: int = 1
 ) -> Float32[Tensor, "N C H W"]:
     """Return normalised images as one batch, with zeros at the right and at the bottom of the smaller ones.
 

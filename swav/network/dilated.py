@@ -91,7 +91,7 @@ def _dilated_timm(trunk: TimmTrunk, stride: int) -> TimmTrunk:
     options: dict[str, Any] = timm_options(name, channels)
     try:
         model = timm.create_model(name, pretrained=False, output_stride=stride, **options)
-    except (TypeError, ValueError, AssertionError, NotImplementedError):
+    except (TypeError, ValueError, AssertionError, NotImplementedError):  # as each family of models refuses it
         raise ConfigError(
             f"backbone timm:{name}: expected a model whose strides can become dilations (timm's output_stride={stride}), "
             "found one that cannot; use segment-linear"

@@ -7,6 +7,7 @@ from typing import Any
 
 from swav.data.targets import VOID
 from swav.evaluation.catalog import CATALOG
+from swav.evaluation.dense_settings import DenseSettings, DetectSettings, DetectVocSettings, SegmentSettings
 from swav.evaluation.detection import boxes, models, roi, rpn
 from swav.evaluation.detection.augment import with_objects
 from swav.evaluation.detection.masks import SIDE
@@ -14,7 +15,6 @@ from swav.evaluation.detection.structures import C4_COUNTS, FPN_COUNTS
 from swav.evaluation.detection.training import SHIFTS
 from swav.evaluation.protocols import segment_linear
 from swav.evaluation.segmentation import augment, fcn, training
-from swav.evaluation.settings import DenseSettings, DetectSettings, DetectVocSettings, SegmentSettings
 
 # Fields that have no setting of their own below, or that others tell.
 UNSAID = {"score_every", "pictures"}

@@ -17,14 +17,14 @@ from swav.data.images import Images
 from swav.data.sources.catalog import DATASETS
 from swav.data.synthetic.writers import write_shapes
 from swav.data.targets import LabelMaps, ObjectSets
-from swav.evaluation.detection.models import fpn_detector
-from swav.evaluation.protocols import detect_coco, detect_voc, segment_cityscapes, segment_voc
-from swav.evaluation.settings import (
+from swav.evaluation.dense_settings import (
     DetectCocoSettings,
     DetectVocSettings,
     SegmentCityscapesSettings,
     SegmentVocSettings,
 )
+from swav.evaluation.detection.models import fpn_detector
+from swav.evaluation.protocols import detect_coco, detect_voc, segment_cityscapes, segment_voc
 from tests.evaluation.dense import dense_task, encoder_of, small_bottleneck
 
 DETECT: dict[str, Any] = {

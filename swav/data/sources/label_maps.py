@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Int16
 
 from swav.data.images import Images
-from swav.data.overlap import refuse_doubled
 from swav.data.sources.annotated import find_one, read_ids
 from swav.data.sources.decode import printable
 from swav.data.sources.header_index import THREADS
@@ -201,10 +200,17 @@ def _cityscapes_pairs(home: Path, split: str) -> list[Pair]:
     return pairs
 
 
-def folder_splits(
-    root: str | Path, cache: Path | None = None, allow_missing: bool = False, divide: bool = True
-) -> Splits:
-    """Return (train, val) of a folder with images/ and masks/. Their targets are LabelMaps.
+def folder_splits(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> Splits:
+    """Return (train, val) of a folder with images/ and masks/; without val/ 80 % and 20 % of it, by a fixed seed.
+
+    Args, Raises: as folder_parts.
+    """
+    parts = folder_parts(root, cache, allow_missing)
+    return (parts[0], parts[1]) if len(parts) == 2 else _divided(parts[0])
+
+
+def folder_parts(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> list[Images]:
+    """Return train and val of a folder with images/ and masks/, or all of it as one part. Their targets are LabelMaps.
 
     Without classes.txt the classes are the indices up to the largest that a mask holds: all masks are read.
 
@@ -212,28 +218,19 @@ def folder_splits(
         root: the folder; train/ and val/ (or test/) may be above or below images/ and masks/.
         cache: folder for the index of headers; None: the user's cache folder.
         allow_missing: leave out images without a mask, and say so in the note; else they are an error.
-        divide: a folder without val/ into 80 % and 20 %, by a fixed seed; else all its images are returned as one object in both
-            places.
 
     Raises:
         DataError: there is no such folder, a mask is missing, or fewer than two classes are in the masks.
-        SharedImages: an image is twice in a folder that is not divided.
     """
     root = Path(root).expanduser()
     places = find_folder(root)
     pairs = {split: _folder_pairs(root, *its_own) for split, its_own in places.items()}
     classes = _class_names(root) or _indices_in_use(root, [pair for each in pairs.values() for pair in each])
     reader = MapReader(root, index_table(len(classes)))
-    opened = [
+    return [
         map_split(split or "all images", its_own, classes, reader, cache, allow_missing)
         for split, its_own in pairs.items()
     ]
-    if len(opened) == 2:
-        return opened[0], opened[1]
-    if not divide:
-        refuse_doubled(opened[0])
-        return opened[0], opened[0]
-    return _divided(opened[0])
 
 
 def find_folder(root: str | Path) -> dict[str, tuple[str, str]]:
@@ -314,15 +311,13 @@ def _divided(images: Images) -> Splits:
     )
 
 
-def segmented_splits(
-    root: str | Path, cache: Path | None = None, allow_missing: bool = False, divide: bool = True
-) -> Splits:
+def segmented_splits(root: str | Path, cache: Path | None = None, allow_missing: bool = False) -> Splits:
     """Return both splits of a folder with images/ and masks/, or else of PASCAL VOC 2012 with whichever of SBD's maps there are.
 
     Args, Raises: as folder_splits and voc12aug_splits.
     """
     if _has_folder(root):
-        return folder_splits(root, cache, allow_missing, divide)
+        return folder_splits(root, cache, allow_missing)
     return voc12aug_splits(find_segmented(root), cache, allow_missing, aug_alone=True)
 
 

@@ -9,15 +9,13 @@ from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 
 from swav.data.targets import Objects, ObjectSets
+from swav.evaluation.dense_settings import DetectRules
 from swav.evaluation.detection.coco_eval import decode_masks
 from swav.evaluation.detection.structures import Truth
-from swav.evaluation.samples import Draw, Sample
-from swav.evaluation.segmentation.augment import Scale, resize
-from swav.evaluation.settings import DetectRules
+from swav.evaluation.samples import Draw, Pixels, Sample, Scale, resize
 
 LEAST, MOST = 1, 2**31  # sides of an object or an image [pixels]
 
-Pixels = UInt8[np.ndarray, "_ _ 3"]
 Boxes = Float32[np.ndarray, "n 4"]
 
 

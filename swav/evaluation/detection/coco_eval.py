@@ -69,7 +69,7 @@ def _coco_stats(truth: ObjectSets, found: Detections, kind: str) -> list[float]:
         )
     ]
     evaluation = COCOeval_faster(api, api.loadRes(results), _IOU_TYPES[kind], rle_iou_max_workers=1)
-    evaluation.run()  # silent: it tells its progress to a logger
+    evaluation.run()  # prints nothing: its progress goes to a logger
     return [float(value) for value in evaluation.stats[: len(_NUMBERS)]]
 
 

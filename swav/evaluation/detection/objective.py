@@ -12,18 +12,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from swav import dist, signals
 from swav.data.images import Images, Unreadable
 from swav.data.targets import Objects, ObjectSets
-from swav.errors import DataError, NumericsError
-from swav.evaluation.dense import DRAWN_OF
-from swav.evaluation.detection.augment import Learned, Pixels, resize_as_pillow, scaled_boxes
+from swav.errors import NumericsError
+from swav.evaluation.dense import DRAWN_OF, gathered
+from swav.evaluation.dense_settings import DetectRules
+from swav.evaluation.detection.augment import Learned, resize_as_pillow, scaled_boxes
 from swav.evaluation.detection.coco_eval import decode_masks, encode_mask
 from swav.evaluation.detection.detections import Detections
 from swav.evaluation.detection.masks import paste_masks
 from swav.evaluation.detection.models import Detector
 from swav.evaluation.detection.structures import ImageDetections, Term
 from swav.evaluation.pictures import Picture, boxes_score, draw_boxes, draw_masks, sheet, shown, telling
-from swav.evaluation.samples import SampleBatch, answers, padded_input
-from swav.evaluation.segmentation.augment import Scale, resize
-from swav.evaluation.settings import DetectRules
+from swav.evaluation.samples import Pixels, SampleBatch, Scale, answers, padded_input, resize
 from swav.evaluation.supervised import Evaluation, Metric
 from swav.system import autocast
 from swav.weights.encoder import Encoder
@@ -108,20 +107,9 @@ class Detection:
         """
         if self.precise is not None:
             compute_statistics(self.model, self.precise(), lambda batch: self._terms(self.model, batch))
-        own, sound = dict[int, Detections](), True
-        try:
-            own |= self.detections(range(dist.rank(), len(self.val), dist.world_size()))
-        except NumericsError:
-            sound = False
-        shares = dist.gather_objects((own, sound))
-        if not all(fine for _, fine in shares):
-            raise NumericsError(f"{self.label}: expected finite scores, found others; use a smaller lr")
-        of_all = dict(pair for part, _ in shares for pair in part.items())
-        if not of_all:
-            raise DataError(f"{self.label}: expected readable images to score, found none; check the files")
+        of_all = gathered(self.label, len(self.val), self.detections)
         assert isinstance(self.val.targets, ObjectSets)
-        readable = np.array(sorted(of_all), dtype=np.int64)
-        truth, found = self.val.targets.select(readable), joined([of_all[int(i)] for i in readable])
+        truth, found = self.val.targets.select(np.array(list(of_all))), joined(list(of_all.values()))
         values = dist.on_rank0(lambda: dict(self.score(truth, found)))
         metrics = [Metric(name, value) for name, value in values.items()]
         return Evaluation(len(of_all), metrics, f"{self.headline} {values.get(self.headline, float('nan')):.2f}")
@@ -145,7 +133,7 @@ class Detection:
                 (found,) = self.model(x, [(pixels.shape[0], pixels.shape[1])])
             if not bool(found.scores.isfinite().all() & found.boxes.isfinite().all()):
                 raise NumericsError(f"{self.label}: a score is not finite")
-            yield i, in_image(i, found, (pixels.shape[0], pixels.shape[1]), size, self.shift)
+            yield i, in_image(found, (pixels.shape[0], pixels.shape[1]), size, self.shift)
 
     def picture(self, count: int) -> Picture | None:
         """Draw boxes, and masks where there are, beside the truth: see DrawnObjective."""
@@ -186,12 +174,12 @@ def _drawn(
 
 
 def in_image(
-    i: int, found: ImageDetections, before: tuple[int, int], size: tuple[int, int], shift: tuple[int, int, int, int]
+    found: ImageDetections, before: tuple[int, int], size: tuple[int, int], shift: tuple[int, int, int, int]
 ) -> Detections:
-    """Return detections of a resized image in the pixels of the image as it is, in the convention of its data set.
+    """Return detections of a resized image in the pixels of the image as it is, in the convention of its data set, as those of
+    image 0.
 
     Args:
-        i: the image's index.
         before: height and width at which the network saw it.
         size: its own.
         shift: see Detection.
@@ -203,7 +191,7 @@ def in_image(
         masks = [encode_mask(mask.numpy()) for mask in pasted]
     labels = found.labels.cpu().numpy().astype(np.int64)
     scores = found.scores.float().cpu().numpy()
-    return Detections(np.full(len(labels), i), labels, scores, boxes + np.array(shift, np.float32), masks)
+    return Detections(np.zeros_like(labels), labels, scores, boxes + np.array(shift, np.float32), masks)
 
 
 def joined(parts: list[Detections]) -> Detections:

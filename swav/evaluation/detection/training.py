@@ -11,14 +11,13 @@ from swav.data.images import Images
 from swav.data.targets import ObjectSets
 from swav.errors import DataError
 from swav.evaluation import dense
+from swav.evaluation.dense_settings import DetectSettings
 from swav.evaluation.detection.augment import Augmentation, Learned, with_objects
 from swav.evaluation.detection.detections import Detections
 from swav.evaluation.detection.models import Detector
 from swav.evaluation.detection.objective import Detection
 from swav.evaluation.detection.structures import DETECTRON2, MMDET, Rules
-from swav.evaluation.samples import GroupedOrder, SampleBatch, sample_batches
-from swav.evaluation.segmentation.augment import Scale
-from swav.evaluation.settings import DetectSettings
+from swav.evaluation.samples import GroupedOrder, SampleBatch, Scale, sample_batches
 from swav.evaluation.supervised import TrainingResult
 from swav.evaluation.task import NoScore, ResourceEstimate, Score, Task
 

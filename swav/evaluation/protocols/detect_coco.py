@@ -16,20 +16,21 @@ Schedule    12 epochs, learning rate x .1 after 8 and 11; linear warm-up of 1,00
 Metric      AP, AP50, AP75 [%] of boxes and of masks, as COCOeval has them, of the last iteration.
 Seeds       one, for fresh weights, order, augmentation, and what is sampled of each image.
 Source      MMSelfSup 0.x mask_rcnn_r50_fpn_mstrain_1x_coco, MMDetection 2.28.
-Where we differ: at another batch learning rate and warm-up change in proportion; a batch holds wide images or high ones. All images of a process are filled up to one
-            size, which BatchNorm sees; published are two images on each of eight. Images are normalised as for the weights.
+Where we differ: at another batch learning rate and warm-up change in proportion; a batch holds wide images or high ones. All
+            images of a process are filled up to one size, which BatchNorm sees; published are two images on each of eight GPUs.
+            Images are normalised as for the weights.
 Smoke       size 160, sides 128 and 160, long 256, batch 4, 100 iterations, 16 RoIs, 100 + 50 proposals, at most 40 images
             scored; listed images may be missing.
 """
 
 from swav.data.targets import ObjectSets
 from swav.evaluation import dense
+from swav.evaluation.dense_settings import DetectCocoSettings
 from swav.evaluation.detection import training
 from swav.evaluation.detection.coco_eval import coco_metrics
 from swav.evaluation.detection.models import Detector, fpn_detector
 from swav.evaluation.detection.structures import FPN_COUNTS
 from swav.evaluation.samples import GroupedOrder
-from swav.evaluation.settings import DetectCocoSettings
 from swav.evaluation.task import NoScore, ResourceEstimate, Score, Task
 
 BENCH = "detect-coco"

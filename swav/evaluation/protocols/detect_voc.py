@@ -17,8 +17,8 @@ Metric      AP50 [%]: 11-point average precision at IoU .5 (widths count the las
 Seeds       one, for fresh weights, order, augmentation, and what is sampled of each image.
 Source      MMSelfSup 0.x faster_rcnn_r50_c4_mstrain_24k_voc0712, MMDetection 2.28.
 Where we differ: at another batch learning rate, iterations and warm-up change in proportion; a batch holds wide images or high
-            ones. All images of a process are filled up to one
-            size, which BatchNorm sees; published are two images on each of eight. Images are normalised as for the weights.
+            ones. All images of a process are filled up to one size, which BatchNorm sees; published are two images on each of
+            eight GPUs. Images are normalised as for the weights.
 Moco        protocol=moco, as published by He et al. 2020, by detectron2's rules: difficult objects are learned, left and top - 1
             only, resized by Pillow, anchors that cross the border take part, norms do not decay, BatchNorm's statistics are
             computed anew from 200 batches before scoring ("precise BN"), a match needs more than the threshold, boxes and
@@ -31,13 +31,13 @@ Smoke       size 160, sides 128 and 160, long 256, batch 4, 100 iterations, 16 R
 
 from swav.data.targets import ObjectSets
 from swav.evaluation import dense
+from swav.evaluation.dense_settings import DetectVocSettings
 from swav.evaluation.detection import training
 from swav.evaluation.detection.detections import Detections
 from swav.evaluation.detection.models import Detector, c4_detector
 from swav.evaluation.detection.structures import C4_COUNTS
 from swav.evaluation.detection.voc_ap import voc_metrics
 from swav.evaluation.samples import GroupedOrder
-from swav.evaluation.settings import DetectVocSettings
 from swav.evaluation.task import NoScore, ResourceEstimate, Score, Task
 
 BENCH = "detect-voc"
@@ -90,8 +90,7 @@ def run(task: Task[DetectVocSettings]) -> list[Score | NoScore]:
 
 def _detector(task: Task[DetectVocSettings]) -> Detector:
     settings = task.settings
-    before = (C4_COUNTS.before_nms[0], C4_COUNTS.before_nms[1])
-    counts = C4_COUNTS._replace(before_nms=before, after_nms=settings.proposals, rois=settings.rois)
+    counts = C4_COUNTS._replace(after_nms=settings.proposals, rois=settings.rois)
     return c4_detector(dense.trunk_of(task), task.num_classes, training.RULES[settings.rules], settings.seed, counts)
 
 

@@ -14,9 +14,9 @@ Where we differ: as segment_voc.py.
 Smoke       size 96, scale (256, 128), batch 8, 150 iterations, heads of 64 channels, at most 60 images scored.
 """
 
+from swav.evaluation.dense_settings import SegmentCityscapesSettings
 from swav.evaluation.segmentation import training
 from swav.evaluation.segmentation.training import estimate_resources
-from swav.evaluation.settings import SegmentCityscapesSettings
 from swav.evaluation.task import Score, Task
 
 __all__ = ["check", "estimate_resources", "run"]

@@ -24,11 +24,12 @@ from swav.data.sources.decode import reason_of
 from swav.data.targets import LabelMaps
 from swav.errors import ConfigError
 from swav.evaluation import dense
+from swav.evaluation.dense_settings import SegmentLinearSettings
+from swav.evaluation.samples import Scale
 from swav.evaluation.segmentation import training
-from swav.evaluation.segmentation.augment import Augmentation, Scale
+from swav.evaluation.segmentation.augment import Augmentation
 from swav.evaluation.segmentation.fcn import LinearSegmenter
 from swav.evaluation.segmentation.objective import Inference
-from swav.evaluation.settings import SegmentLinearSettings
 from swav.evaluation.task import ResourceEstimate, Score, Task
 from swav.network.dilated import dilated
 from swav.network.resnet import ResNet
@@ -100,8 +101,8 @@ def _patch(trunk: nn.Module) -> int | None:
     model = getattr(trunk, "model", None)
     if model is None or not hasattr(model, "blocks") or not hasattr(model, "patch_embed"):
         return None
-    sides: tuple[int, ...] | None = getattr(model.patch_embed, "patch_size", None)
-    return sides[0] if sides else None
+    sides: tuple[int, ...] | int | None = getattr(model.patch_embed, "patch_size", None)
+    return sides[0] if isinstance(sides, tuple) else sides
 
 
 def estimate_resources(task: Task[SegmentLinearSettings]) -> ResourceEstimate:

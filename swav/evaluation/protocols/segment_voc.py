@@ -22,9 +22,9 @@ Smoke       size 96, scale (384, 96), batch 8, 150 iterations, heads of 64 chann
             VOC 2012 that have masks, and a list that is missing is forgiven.
 """
 
+from swav.evaluation.dense_settings import SegmentVocSettings
 from swav.evaluation.segmentation import training
 from swav.evaluation.segmentation.training import estimate_resources
-from swav.evaluation.settings import SegmentVocSettings
 from swav.evaluation.task import Score, Task
 
 __all__ = ["check", "estimate_resources", "run"]

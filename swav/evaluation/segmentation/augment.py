@@ -1,44 +1,18 @@
 """How images and their maps of classes are augmented for segmentation: resize, crop, flip and colour, as in MMSegmentation 0.30."""
 
 import dataclasses
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
 from swav.data.targets import VOID, LabelMaps
-from swav.evaluation.samples import Draw, Sample
+from swav.evaluation.samples import Draw, Pixels, Sample, Scale, resize
 
 CROP_TRIES = 10  # for a crop that is not nearly all of one class
 BRIGHTNESS, CONTRAST, HUE = 32, (0.5, 1.5), 18  # added; factor, also of the saturation; added, of 180
 
-Pixels = UInt8[np.ndarray, "_ _ 3"]
 Map = UInt8[np.ndarray, "_ _"]
-
-
-class Scale(NamedTuple):
-    """The largest sides that an image is resized to, keeping its shape [pixels]."""
-
-    long: int
-    short: int
-
-    def of(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width after it, as MMCV rounds them."""
-        factor = min(self.long / max(height, width), self.short / min(height, width))
-        return int(height * factor + 0.5), int(width * factor + 0.5)
-
-    def times(self, ratio: float) -> "Scale":
-        return Scale(int(self.long * ratio), int(self.short * ratio))
-
-
-def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Resize bilinearly, without antialiasing, as OpenCV does.
-
-    Args:
-        size: height and width.
-    """
-    return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 @dataclasses.dataclass(frozen=True)

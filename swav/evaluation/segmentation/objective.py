@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from swav import dist, signals
 from swav.data.images import Images, Unreadable
 from swav.data.targets import LabelMaps
-from swav.errors import DataError, NumericsError
-from swav.evaluation.dense import DRAWN_OF
+from swav.errors import NumericsError
+from swav.evaluation.dense import DRAWN_OF, gathered
 from swav.evaluation.pictures import Picture, draw_map, map_score, sheet, shown, telling
-from swav.evaluation.samples import SampleBatch, answers, padded_input
-from swav.evaluation.segmentation.augment import Map, Pixels, Scale, resize
+from swav.evaluation.samples import Pixels, SampleBatch, Scale, answers, padded_input, resize
+from swav.evaluation.segmentation.augment import Map
 from swav.evaluation.segmentation.fcn import pixel_loss, resized
 from swav.evaluation.segmentation.inference import classes_of
 from swav.evaluation.segmentation.miou import Areas, areas, confusion, interval, mean_iou
@@ -89,23 +89,16 @@ class Segmentation:
             NumericsError: a logit is not finite, on any process.
         """
         classes = self.val.classes or []
-        found, sound = dict[int, Areas](), True
-        try:
-            for i, truth, predicted in self.predictions(range(dist.rank(), len(self.val), dist.world_size())):
-                found[i] = areas(confusion(predicted, truth, len(classes)))
-        except NumericsError:
-            sound = False
-        shares = dist.gather_objects((found, sound))
-        if not all(fine for _, fine in shares):
-            raise NumericsError(f"{self.label}: expected finite logits to score by, found others; use a smaller lr")
-        of_all = dict(pair for part, _ in shares for pair in part.items())
-        if not of_all:
-            raise DataError(f"{self.label}: expected readable images to score, found none; check the files")
-        per_image = np.stack([of_all[i] for i in sorted(of_all)])
+
+        def counted(places: range) -> Iterator[tuple[int, Areas]]:
+            for i, truth, predicted in self.predictions(places):
+                yield i, areas(confusion(predicted, truth, len(classes)))
+
+        per_image = np.stack(list(gathered(self.label, len(self.val), counted).values()))
         miou = float(mean_iou(per_image.sum(axis=0)))
         low, high = interval(per_image)
         metrics = [Metric("miou", miou), Metric("miou_low", low), Metric("miou_high", high)]
-        return Evaluation(len(of_all), metrics, f"mIoU {miou:.2f}")
+        return Evaluation(len(per_image), metrics, f"mIoU {miou:.2f}")
 
     def predictions(self, places: range) -> Iterator[Predicted]:
         """Yield truth and prediction of images to score, at their own size; what cannot be read is left out.

@@ -8,8 +8,8 @@ from torch import nn
 from swav.data.targets import LabelMaps
 from swav.errors import ConfigError
 from swav.evaluation import dense
-from swav.evaluation.samples import endless_order, sample_batches
-from swav.evaluation.segmentation.augment import Augmentation, Scale
+from swav.evaluation.samples import Scale, endless_order, sample_batches
+from swav.evaluation.segmentation.augment import Augmentation
 from swav.evaluation.segmentation.fcn import Fcn
 from swav.evaluation.segmentation.objective import Inference, Segmentation
 from swav.evaluation.supervised import TrainingResult

@@ -6,6 +6,7 @@ Run: pytest tests/data/sources/test_label_maps.py
 
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ def untyped(find):
 
 cityscapes_splits = untyped(label_maps.cityscapes_splits)
 folder_splits = untyped(label_maps.folder_splits)
+folder_parts = untyped(label_maps.folder_parts)
 segmented_splits = untyped(label_maps.segmented_splits)
 require_disjoint = untyped(catalog.require_disjoint)
 voc12aug_splits = untyped(label_maps.voc12aug_splits)
@@ -84,9 +86,9 @@ def folder(tmp_path):
 def test_indices_are_the_classes_by_whatever_palette_or_as_grey(folder):
     for mode in ("P", "L"):
         put_map(folder / "masks/deep/0.png", plain(0, 1, 2, VOID), mode)
-        whole, again = folder_splits(folder, divide=False)
+        (whole,) = folder_parts(folder)
         found = whole.targets[0]
-        assert whole is again and np.array_equal(found, plain(0, 1, 2, VOID)) and found.dtype == np.uint8
+        assert np.array_equal(found, plain(0, 1, 2, VOID)) and found.dtype == np.uint8
     assert whole.classes == ["0", "1", "2"] and len(whole) == 10
     assert first_values(whole) == {f"images/deep/{i}.jpg": i % 3 for i in range(10)}
 
@@ -94,22 +96,24 @@ def test_indices_are_the_classes_by_whatever_palette_or_as_grey(folder):
 def test_a_map_of_two_colours_holds_0_and_1(folder):
     for path in sorted((folder / "masks").rglob("*.png")):
         Image.fromarray(plain(0, 255)).convert("1").save(path)
-    whole, _ = folder_splits(folder, divide=False)
+    (whole,) = folder_parts(folder)
     assert whole.classes == ["0", "1"] and whole.targets[3].ravel()[:3].tolist() == [0, 1, 0]
 
 
-def test_a_folder_without_val_is_divided_by_a_fixed_seed_or_one_object_twice(folder):
+def test_a_folder_without_val_is_divided_by_a_fixed_seed(folder):
     train, val = require_disjoint(folder_splits(folder))
     assert (len(train), len(val)) == (8, 2) and sorted(names_of(train) + names_of(val)) == names_of(
-        folder_splits(folder, divide=False)[0]
+        folder_parts(folder)[0]
     )
     assert names_of(folder_splits(folder)[1]) == names_of(val) and "20 %" in val.note and "seed 0" in train.note
     assert first_values(val) == {name: int(name[-5]) % 3 for name in names_of(val)}
     assert DATASETS["segmented"].find_undivided is None  # else protocol own would score what it has learned from
-    (folder / "images/deep/copy.jpg").symlink_to(folder / "images/deep/0.jpg")
-    shutil.copy(folder / "masks/deep/0.png", folder / "masks/deep/copy.png")
-    with pytest.raises(SharedImages, match="to be one file"):
-        folder_splits(folder, divide=False)
+    for name in names_of(train):  # whichever lies on the other side
+        copy = (folder / name).with_stem(f"{Path(name).stem} again")
+        copy.symlink_to(folder / name)
+        shutil.copy(folder / f"masks/deep/{Path(name).stem}.png", folder / f"masks/deep/{copy.stem}.png")
+    with pytest.raises(SharedImages):
+        require_disjoint(folder_splits(folder))
 
 
 @pytest.mark.parametrize("pattern", ["{kind}/{split}", "{split}/{kind}"])
@@ -165,14 +169,14 @@ def test_a_missing_mask_is_refused_or_in_smoke_left_out(folder):
     (folder / "masks/deep/4.png").unlink()
     assert "expected a map of every image of all images, found none at" in (text := refused(folder_splits, folder))
     assert "masks/deep/4.png" in text
-    whole, _ = folder_splits(folder, None, True, divide=False)
+    (whole,) = folder_parts(folder, None, True)
     assert len(whole) == 9 and first_values(whole)["images/deep/5.jpg"] == 2
     assert "(1 image without a map left out)" in whole.note
 
 
 def test_an_unreadable_image_takes_its_map_along(folder):
     (folder / "images/deep/4.jpg").write_bytes(b"")
-    whole, _ = folder_splits(folder, divide=False)
+    (whole,) = folder_parts(folder)
     assert len(whole) == 9 and first_values(whole)["images/deep/5.jpg"] == 2
 
 
@@ -209,7 +213,7 @@ def test_a_map_that_its_header_shows_to_be_none_is_refused_when_opened(folder, s
 
 
 def test_a_map_that_breaks_later_is_refused_by_name_when_read(folder):
-    whole, _ = folder_splits(folder, divide=False)
+    (whole,) = folder_parts(folder)
     path = folder / "masks/deep/4.png"
     content = path.read_bytes()
     changes = {
@@ -231,7 +235,7 @@ def test_a_map_of_few_bits_by_a_palette_keeps_its_indices(folder):
     image = Image.fromarray(plain(0, 1, 2, 3))
     image.putpalette([9, 9, 9] * 4)
     image.save(folder / "masks/deep/0.png", bits=2)
-    whole, _ = folder_splits(folder, divide=False)
+    (whole,) = folder_parts(folder)
     assert whole.targets[0].ravel()[:4].tolist() == [0, 1, 2, 3] and whole.classes == ["0", "1", "2", "3"]
 
 
@@ -239,7 +243,7 @@ def test_a_map_of_few_bits_by_a_palette_keeps_its_indices(folder):
 def test_the_size_of_the_map_decides_whether_exif_turns_its_image(folder, size):
     photo(folder / "images/deep/4.jpg", 6)
     put_map(folder / "masks/deep/4.png", np.zeros(size, np.uint8))
-    whole, _ = folder_splits(folder, divide=False)
+    (whole,) = folder_parts(folder)
     assert whole.read(4).shape[:2] == whole.targets[4].shape == size
     assert whole.targets.sizes[4].tolist() == list(size)
 
@@ -247,10 +251,10 @@ def test_the_size_of_the_map_decides_whether_exif_turns_its_image(folder, size):
 def test_content_shows_a_map_that_was_replaced_and_no_place(folder, tmp_path_factory):
     moved = tmp_path_factory.mktemp("moved") / "folder"
     shutil.copytree(folder, moved, copy_function=shutil.copy2)
-    one, two = (folder_splits(root, divide=False)[0].targets for root in (folder, moved))
+    one, two = (folder_parts(root)[0].targets for root in (folder, moved))
     assert one.content() == two.content()
     put_map(moved / "masks/deep/4.png", plain(2, 1, 1))
-    assert folder_splits(moved, divide=False)[0].targets.content() != one.content()
+    assert folder_parts(moved)[0].targets.content() != one.content()
     assert np.array_equal(pickle.loads(pickle.dumps(one))[4], one[4])
 
 

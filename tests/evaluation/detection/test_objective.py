@@ -24,8 +24,7 @@ from swav.evaluation.detection.objective import Detection, compute_statistics, i
 from swav.evaluation.detection.structures import DETECTRON2, MMDET, Counts, ImageDetections, Rules
 from swav.evaluation.detection.training import NO_SHIFT, SHIFTS
 from swav.evaluation.detection.voc_ap import voc_metrics
-from swav.evaluation.samples import Sample, SampleBatch
-from swav.evaluation.segmentation.augment import Scale
+from swav.evaluation.samples import Sample, SampleBatch, Scale
 from swav.evaluation.segmentation.fcn import Fcn
 from swav.evaluation.segmentation.objective import Inference, Segmentation
 from swav.evaluation.supervised import Objective
@@ -223,14 +222,14 @@ def test_a_perfect_detection_of_a_voc_image_is_worth_100(rules):
     shift, before = SHIFTS[rules], (160, 200)
     boxes = scaled_boxes(np.array(VOC_BOXES, np.float32) - np.array(shift, np.float32), (80, 100), before)
     found = ImageDetections(torch.from_numpy(boxes), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 2]))
-    back = in_image(0, found, before, (80, 100), shift)
+    back = in_image(found, before, (80, 100), shift)
     np.testing.assert_allclose(back.boxes, VOC_BOXES, atol=1e-4)
     assert (back.images == 0).all() and back.labels.tolist() == [0, 1, 2]
     np.testing.assert_allclose(back.scores, [0.9, 0.8, 0.7], rtol=1e-6)
     metrics = voc_metrics(truth, back, match_at_threshold=rules == "mmdet", as_text=rules == "detectron2")
     assert metrics == {"AP50": 100.0, "AP": 100.0, "AP75": 100.0}
     other = SHIFTS["detectron2" if rules == "mmdet" else "mmdet"]
-    wrong = in_image(0, found, before, (80, 100), other)
+    wrong = in_image(found, before, (80, 100), other)
     assert np.abs(wrong.boxes - VOC_BOXES)[:, 2:].min() > 0.9  # a whole pixel
 
 
@@ -240,12 +239,12 @@ def test_masks_come_back_at_the_images_own_size():
     truth = object_sets(objects_of([[20, 10, 50, 30]], [1], masks=[encode_mask(mask)]), size=(40, 60))
     full = torch.ones(1, 28, 28)
     found = ImageDetections(torch.tensor([[40.0, 20.0, 100.0, 60.0]]), torch.tensor([0.5]), torch.tensor([1]), full)
-    back = in_image(0, found, (80, 120), (40, 60), NO_SHIFT)
+    back = in_image(found, (80, 120), (40, 60), NO_SHIFT)
     assert (decode_masks(back.masks, 40, 60)[0].astype(bool) == mask).all()
     metrics = coco_metrics(truth, back)
     assert metrics["box AP"] == metrics["mask AP"] == pytest.approx(100)
     bf16 = found._replace(boxes=found.boxes.bfloat16(), scores=found.scores.bfloat16(), masks=full.bfloat16())
-    assert in_image(0, bf16, (80, 120), (40, 60), NO_SHIFT).boxes.dtype == np.float32
+    assert in_image(bf16, (80, 120), (40, 60), NO_SHIFT).boxes.dtype == np.float32
 
 
 def test_detections_of_several_images_are_joined_in_order_and_none_are_fine():
@@ -271,7 +270,7 @@ def test_detections_of_several_images_are_joined_in_order_and_none_are_fine():
 
 
 class Answering(Detector):
-    """A detector that finds in every image what it is told, and keeps the sizes that it was given."""
+    """A detector that gives the same detections for every image, and records the sizes of its inputs."""
 
     def __init__(self, found: ImageDetections):
         nn.Module.__init__(self)
@@ -311,7 +310,7 @@ def test_images_are_scored_at_their_own_size_whatever_the_network_saw():
 
 def test_scores_that_are_not_finite_end_it(monkeypatch):
     for found in (found_at(0.0, float("nan")), found_at(float("inf"))):
-        with pytest.raises(NumericsError, match="x: expected finite scores, found others"):
+        with pytest.raises(NumericsError, match="x: expected finite outputs to score by, found others"):
             detection(Answering(found), val=three_images()).evaluate()
 
 

@@ -15,20 +15,20 @@ from torch import nn
 from swav.errors import ConfigError, DataError
 from swav.evaluation import dense
 from swav.evaluation.catalog import CATALOG
-from swav.evaluation.detection.models import c4_detector, fpn_detector
-from swav.evaluation.detection.structures import DETECTRON2, MMDET
-from swav.evaluation.detection.training import NO_SHIFT, RULES, SHIFTS, optimizer, trained_on, warmed_up
-from swav.evaluation.request import read_request, resolve
-from swav.evaluation.segmentation.training import poly
-from swav.evaluation.settings import (
+from swav.evaluation.dense_settings import (
     DetectCocoSettings,
     DetectSettings,
     DetectVocSettings,
     SegmentCityscapesSettings,
     SegmentLinearSettings,
     SegmentVocSettings,
-    deviations_of,
 )
+from swav.evaluation.detection.models import c4_detector, fpn_detector
+from swav.evaluation.detection.structures import DETECTRON2, MMDET
+from swav.evaluation.detection.training import NO_SHIFT, RULES, SHIFTS, optimizer, trained_on, warmed_up
+from swav.evaluation.request import read_request, resolve
+from swav.evaluation.segmentation.training import poly
+from swav.evaluation.settings import deviations_of
 from swav.evaluation.task import Task
 from swav.network.resnet import ResNet
 from swav.recipe_files import parse_overrides
@@ -186,8 +186,8 @@ def test_each_protocol_of_voc_is_what_its_source_says():
         half = settings.model_copy(update={"batch": 8})
         assert (half.rate, half.warmup_steps, half.steps) == (lr / 2, 2 * warmup, 48_000)
         assert deviations_of(settings) == [] and "batch 8 instead of 16" in deviations_of(half)
-        told = settings.model_copy(update={"iterations": 24_000, "lr": lr, "warmup": warmup})
-        assert deviations_of(told) == []  # as published, though it is said
+        explicit = settings.model_copy(update={"iterations": 24_000, "lr": lr, "warmup": warmup})
+        assert deviations_of(explicit) == []  # the published values, given by the user
     assert published == DetectVocSettings() and (published.rules, published.precise_norms) == ("mmdet", 0)
     assert published.sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800) and published.long == 1333
     assert published.decay_norms and not moco.decay_norms

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from swav.data.targets import LabelMaps
-from swav.evaluation.segmentation.augment import Augmentation, Scale, crop_place, distort_colours, padded_map, resize
+from swav.evaluation.samples import Scale, resize
+from swav.evaluation.segmentation.augment import Augmentation, crop_place, distort_colours, padded_map
 
 
 class Fixed(np.random.Generator):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from swav.data.images import Images, Unreadable
 from swav.data.targets import VOID, LabelMaps
 from swav.errors import DataError, NumericsError
-from swav.evaluation.samples import Sample, SampleBatch
-from swav.evaluation.segmentation.augment import Augmentation, Scale, crop_place
+from swav.evaluation.samples import Sample, SampleBatch, Scale
+from swav.evaluation.segmentation.augment import Augmentation, crop_place
 from swav.evaluation.segmentation.fcn import resized
 from swav.evaluation.segmentation.objective import Inference, Segmentation
 from tests.evaluation.dense import encoder_of, in_memory
@@ -160,7 +160,7 @@ def test_images_are_scored_at_their_own_size(how, seen):
 
 def test_logits_that_are_not_finite_and_no_readable_image_are_errors(monkeypatch):
     images = halves()
-    with pytest.raises(NumericsError, match="x: expected finite logits to score by, found others"):
+    with pytest.raises(NumericsError, match="x: expected finite outputs to score by, found others"):
         segmentation(Fixed((1.0, lambda x: by_colour(x) * float("nan"))), images).evaluate()
     broken, real = {0}, Images.read
 
