@@ -8,6 +8,7 @@ Nothing of swav is imported here: pytest reads this file before shapes and types
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from tests.processes import LAUNCHER_VARIABLES, Processes, processes, warm_up
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("SWAV_DATA") or ROOT.parent / "shared" / "data")
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
 
 # Examples are the same in every run, and no limit on their time: a busy machine is not a failure.
 PHASES = [hypothesis.Phase.explicit, hypothesis.Phase.generate, hypothesis.Phase.shrink]  # explaining takes minutes
@@ -40,6 +43,17 @@ def data_root() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real data: {DATA} does not exist; name the folder in SWAV_DATA")
     return DATA
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """A test that leaves a signal ignored fails, not those after it: their processes would inherit that."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    after = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert after == before
 
 
 @pytest.fixture(autouse=True)
