@@ -129,7 +129,7 @@ def _check_labels(labelled: Path, asked: bool) -> int:
         splits, _ = open_splits(request.settings, labelled, None, "own", everything=False)
         train, val = splits[BENCHES[0]]
         assert train.labels is not None
-        require_labels(train, train.labels, in_folds=train is val)
+        require_labels(train, train.labels, in_folds=train is val, groups=train.groups)
     except DataError as error:
         if asked:
             raise

@@ -26,6 +26,7 @@ class Images:
         bad: (name, reason) of what was found unreadable when opened; it is not in the sequence.
         gone: (name, reason) of images of a run that were there when it began and cannot be read now; they are in the sequence.
         others: how many files were passed over, by extension.
+        groups: per image the number of its group (a patient, a video, a camera), the same in both splits; None: there are none.
         note: which images they are, for people.
         left_out: which folders of runs were passed over, as the end of a sentence; empty if none.
         damaged: names of the images that are damaged and were read as far as Pillow does.
@@ -40,8 +41,9 @@ class Images:
         others: Mapping[str, int] | None = None,
         note: str = "",
         left_out: str = "",
+        groups: Int64[np.ndarray, " N"] | None = None,
     ):
-        self.storage, self.targets = storage, targets
+        self.storage, self.targets, self.groups = storage, targets, groups
         self.bad, self.others, self.note, self.left_out = list(bad), dict(others or {}), note, left_out
         self.gone: list[tuple[str, str]] = []
         self.damaged: set[str] = set()
@@ -132,6 +134,11 @@ class Images:
         """SHA-256 over targets and classes, which the fingerprint leaves out: the data of who learns from labels."""
         return fingerprint(self.targets)
 
+    @property
+    def groups_fingerprint(self) -> str:
+        """SHA-256 over the groups; empty where there are none."""
+        return "" if self.groups is None else hashlib.sha256(self.groups.tobytes()).hexdigest()
+
     def select(self, indices: Indices, note: str | None = None) -> "Images":
         """Return the images at these indices, in this order; `bad` and `others` stay with the whole, `damaged` is shared."""
         chosen = np.asarray(indices, dtype=np.int64)
@@ -140,6 +147,7 @@ class Images:
             None if self.targets is None else self.targets.select(chosen),
             note=self.note if note is None else note,
             left_out=self.left_out,
+            groups=None if self.groups is None else self.groups[chosen],
         )
         images._as_pillow, images.damaged = self._as_pillow, self.damaged
         return images

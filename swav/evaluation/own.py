@@ -2,31 +2,38 @@
 
 Where the data set has a split for scoring (val/), a model of all training images scores it; the spread is that of five models
 that each lack one fold of the training images. Where it has none, each of five folds is scored by a model of the other four: every
-image once, by what has never seen it; the spread is that of the folds. Folds are stratified and drawn by the seed.
+image once, by what has never seen it; the spread is that of the folds. Folds are stratified and drawn by the seed; images of one
+group (a CSV's column `group`) are in one fold.
 """
 
 import dataclasses
 import statistics
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from swav.data.folds import group_folds
 from swav.data.images import Images
 from swav.data.sources.decode import printable
-from swav.errors import ConfigError, DataError
+from swav.errors import ConfigError, DataError, counted
+from swav.evaluation.near_duplicates import Copies, near_duplicates
 from swav.evaluation.stages import write_log
 from swav.evaluation.task import Score, Task
-from swav.results.intervals import wilson
+from swav.files import warn_once
+from swav.results.intervals import Interval, of_groups, wilson
 from swav.results.paired import answers
 
 FOLDS = 5
 RANKS = (1, 5)  # the second where there are more classes than that
 
+_found: dict[tuple[object, ...], Copies] = {}  # near-duplicates, which kNN and linear of one command share
+
 Ranked = Mapping[str, Int64[np.ndarray, "M R"]]
 
 
+@runtime_checkable
 class Model(Protocol):
     """What was learned from features and labels."""
 
@@ -40,7 +47,8 @@ class Model(Protocol):
 
 
 AnyModel = TypeVar("AnyModel", bound=Model)
-Learn = Callable[[Float32[np.ndarray, "N F"], Int64[np.ndarray, " N"], AnyModel | None], AnyModel]
+Groups = Int64[np.ndarray, " N"] | None
+Learn = Callable[[Float32[np.ndarray, "N F"], Int64[np.ndarray, " N"], Groups, AnyModel | None], AnyModel]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +60,9 @@ class LabelledFeatures:
         folds: of each of them its number.
         asked, truth: to be scored; in folds the same images.
         names: of those that are scored.
+        groups: of those to learn from; None: there are none.
+        places, asked_places: in their splits.
+        copies: near-duplicates of scored images among those to learn from in other folds.
     """
 
     features: Float32[np.ndarray, "N F"]
@@ -60,10 +71,19 @@ class LabelledFeatures:
     asked: Float32[np.ndarray, "M F"]
     truth: Int64[np.ndarray, " M"]
     names: list[str]
+    groups: Groups
+    places: Int64[np.ndarray, " N"]
+    asked_places: Int64[np.ndarray, " M"]
+    copies: Copies
 
 
-def folds_of(labels: Int64[np.ndarray, " N"], seed: int) -> Int64[np.ndarray, " N"]:
-    """The number of each image's fold: sizes differ by one at most, and so do the folds' numbers of images of each class."""
+def folds_of(labels: Int64[np.ndarray, " N"], seed: int, groups: Groups = None) -> Int64[np.ndarray, " N"]:
+    """The number of each image's fold: sizes differ by one at most, and so do the folds' numbers of images of each class.
+
+    Of groups each is in one fold; sizes and shares are then as near to equal as they allow.
+    """
+    if groups is not None:
+        return group_folds(labels, groups, FOLDS, seed)
     order = np.random.default_rng(seed).permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
     folds = np.empty(len(labels), np.int64)
@@ -89,10 +109,12 @@ def check(task: Task[Any]) -> None:
             f"{task.settings.score_images}; use train_images"
         )
     assert task.train.labels is not None
-    require_labels(task.train, task.train.labels, task.in_folds)
+    require_labels(task.train, task.train.labels, task.in_folds, task.train.groups, task.settings.seed)
 
 
-def require_labels(images: Images, labels: Int64[np.ndarray, " N"], in_folds: bool) -> None:
+def require_labels(
+    images: Images, labels: Int64[np.ndarray, " N"], in_folds: bool, groups: Groups = None, seed: int = 0
+) -> None:
     """Refuse labels of which some part of the folds, and some part of that, would hold one class only.
 
     Raises:
@@ -105,10 +127,29 @@ def require_labels(images: Images, labels: Int64[np.ndarray, " N"], in_folds: bo
             f"{printable(str(images.root))}: expected at least two classes with {needed} images to learn from, found {enough}; "
             "add images, or use other class folders"
         )
+    if groups is not None and not _groups_suffice(labels, groups, in_folds, seed):
+        raise DataError(
+            f"{printable(str(images.root))}: expected groups enough that two classes are left to learn from without those of any "
+            f"fold, found {counted(len(np.unique(groups)), 'group')}; use finer groups or more images, or drop the column group"
+        )
+
+
+def _groups_suffice(
+    labels: Int64[np.ndarray, " N"], groups: Int64[np.ndarray, " N"], in_folds: bool, seed: int
+) -> bool:
+    """Whether every part that something is learned from holds two classes: each lacks a fold, and in folds a fold of its own too."""
+    folds = folds_of(labels, seed, groups)
+    for fold in np.unique(folds):
+        kept = folds != fold
+        if len(np.unique(labels[kept])) < 2:
+            return False
+        if in_folds and not _groups_suffice(labels[kept], groups[kept], False, seed):
+            return False
+    return True
 
 
 def labelled_features(task: Task[Any], bench: str) -> LabelledFeatures:
-    """Features of both splits, kept in `task.out`.
+    """Features of both splits, kept in `task.out`; warns of near-duplicates between folds or splits.
 
     Raises:
         DataError: no image of a split can be read, or too few of them.
@@ -117,15 +158,82 @@ def labelled_features(task: Task[Any], bench: str) -> LabelledFeatures:
     assert bank.pooled is not None and queries.pooled is not None
     assert task.train.labels is not None and task.val.labels is not None
     labels = task.train.labels[bank.kept]
-    require_labels(task.train, labels, task.in_folds)
-    return LabelledFeatures(
-        features=bank.pooled.numpy(),
+    groups = None if task.train.groups is None else task.train.groups[bank.kept]
+    seed = task.settings.seed
+    require_labels(task.train, labels, task.in_folds, groups, seed)
+    features, asked = bank.pooled.numpy(), queries.pooled.numpy()
+    folds = folds_of(labels, seed, groups)
+    apart = (folds, folds) if task.in_folds else (np.zeros(len(features), np.int64), np.ones(len(asked), np.int64))
+    of = {name: its for name, its in task.identity()[0].items() if name not in ("settings", "labels")}
+    key = (repr(of), task.settings.size, *(folds.tobytes() for folds in apart))
+    if key not in _found:
+        _found[key] = near_duplicates(
+            (task.train, bank.kept, features, apart[0]), (task.val, queries.kept, asked, apart[1])
+        )
+    data = LabelledFeatures(
+        features=features,
         labels=labels,
-        folds=folds_of(labels, task.settings.seed),
-        asked=queries.pooled.numpy(),
+        folds=folds,
+        asked=asked,
         truth=task.val.labels[queries.kept],
         names=[task.val.name(i) for i in queries.kept],
+        groups=groups,
+        places=bank.kept,
+        asked_places=queries.kept,
+        copies=_found[key],
     )
+    if data.copies.pairs:
+        warn_once(f"{printable(str(task.val.root))}: {described_copies(task, data)}")
+    return data
+
+
+def described_copies(task: Task[Any], data: LabelledFeatures) -> str:
+    """Say how many scored images have a near-duplicate where they are learned from, and what to do."""
+    copies = data.copies
+    at_least = "" if copies.complete else "at least "
+    where = "another fold" if task.in_folds else "the images to learn from"
+    i, j = copies.pairs[0]
+    pair = f"{printable(data.names[i])} and {printable(task.train.name(data.places[j]))}"
+    advice = "give copies one value in a CSV's column group" if task.in_folds else "take them out of one split"
+    return (
+        f"{at_least}{len(copies.pairs)} of {counted(len(data.truth), 'scored image')} have a near-duplicate in {where} (as {pair}), "
+        f"which flatters the score; {advice}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned(Generic[AnyModel]):
+    """Models, and what each of them scores.
+
+    Attributes:
+        whole: learned from all images; None in folds.
+        models: each without one fold.
+        parts: which of the scored images each of these scores: in folds those of its own, else all.
+    """
+
+    whole: AnyModel | None
+    models: list[AnyModel]
+    parts: list[Bool[np.ndarray, " M"]]
+
+
+def learned(task: Task[Any], data: LabelledFeatures, learn: Learn[AnyModel]) -> Learned[AnyModel]:
+    """Learn from all images where there is a split for scoring, and without each fold.
+
+    Args:
+        learn: makes a model of features, labels and groups; given a model of all of the images, one of a part as that one was
+            made.
+
+    Raises:
+        Stopped: a signal asked for an end; features are kept.
+    """
+    features, labels, folds, groups = data.features, data.labels, data.folds, data.groups
+    whole = None if task.in_folds else learn(features, labels, groups, None)
+    models, parts = list[AnyModel](), list[Bool[np.ndarray, " M"]]()
+    for fold in range(FOLDS) if groups is None else np.unique(folds):
+        out = folds == fold
+        models.append(learn(features[~out], labels[~out], None if groups is None else groups[~out], whole))
+        parts.append(out if task.in_folds else np.ones(len(data.truth), bool))
+    return Learned(whole, models, parts)
 
 
 def scores(task: Task[Any], bench: str, data: LabelledFeatures, learn: Learn[AnyModel], *more: str) -> list[Score]:
@@ -133,53 +241,70 @@ def scores(task: Task[Any], bench: str, data: LabelledFeatures, learn: Learn[Any
 
     Args:
         bench: its name, of the log's folder.
-        learn: makes a model of features and labels; given a model of all of the images, one of a part as that one was made.
+        learn: see `learned`.
         more: deviations.
 
     Raises:
         Stopped: a signal asked for an end; features are kept.
     """
-    features, labels, folds, asked, truth = data.features, data.labels, data.folds, data.asked, data.truth
+    asked, truth = data.asked, data.truth
     ranks = [rank for rank in RANKS if rank == 1 or rank < task.num_classes]
-    models, parts = list[AnyModel](), list[dict[str, Bool[np.ndarray, " M"]]]()
-    whole = None if task.in_folds else learn(features, labels, None)
-    for fold in range(FOLDS):
-        out = folds == fold
-        models.append(learn(features[~out], labels[~out], whole))
-        here = out if task.in_folds else np.ones(len(truth), bool)
-        parts.append(_right(models[-1].ranked(asked[here]), truth[here], ranks))
+    fitted = learned(task, data, learn)
+    whole, models = fitted.whole, fitted.models
+    parts = [
+        _right(model.ranked(asked[here]), truth[here], ranks) for model, here in zip(models, fitted.parts, strict=True)
+    ]
     if whole is not None:
         right = _right(whole.ranked(asked), truth, ranks)
     else:
         right = {metric: np.zeros(len(truth), bool) for metric in parts[0]}
-        for fold, part in enumerate(parts):
+        for here, part in zip(fitted.parts, parts, strict=True):
             for metric in right:
-                right[metric][folds == fold] = part[metric]
+                right[metric][here] = part[metric]
     values = {metric: [100 * float(part[metric].mean()) for part in parts] for metric in right}
     of = {
         "train": task.train.fingerprint,
         "score": task.val.fingerprint,
         "labels": task.val.labels_fingerprint,
     }
+    if data.groups is not None:
+        of["groups"] = task.train.groups_fingerprint
     log = write_log(
         task,
         bench,
         {
             "models": [model.described() for model in ([whole] if whole is not None else models)],
             "parts": values,
+            "near_duplicates": near_duplicates_of(task, data),
             **answers(of, data.names, right),
         },
     )
-    deviations = task.deviations(
-        len(labels), len(truth), *([f"scored in {FOLDS} folds"] if task.in_folds else []), *more
-    )
+    whole_groups = " of whole groups" if data.groups is not None else ""
+    folds = [f"scored in {len(models)} folds{whole_groups}"] if task.in_folds else []
+    if data.copies.pairs:
+        at_least = "" if data.copies.complete else "at least "
+        folds.append(f"{at_least}{counted(len(data.copies.pairs), 'near-duplicate')} of what is learned from")
+    deviations = task.deviations(len(data.labels), len(truth), *folds, *more)
     found = []
     for metric, its in right.items():
-        low, high = wilson(int(its.sum()), len(its))
+        low, high = interval_of(task, data, its)
         spread = statistics.stdev(values[metric])
         interval = (100 * low, 100 * high)
         found.append(Score(metric, 100 * float(its.mean()), len(its), deviations, log, spread, interval))
     return found
+
+
+def interval_of(task: Task[Any], data: LabelledFeatures, right: Bool[np.ndarray, " M"]) -> Interval:
+    """The 95 % interval of a share of right answers, 0..1; of groups those are what is drawn, not the images in them."""
+    if task.val.groups is None:
+        return wilson(int(right.sum()), len(right))
+    return of_groups(right, task.val.groups[data.asked_places])
+
+
+def near_duplicates_of(task: Task[Any], data: LabelledFeatures) -> dict[str, Any]:
+    """What a log holds of near-duplicates: their pairs, a scored image first."""
+    named = [[data.names[i], task.train.name(data.places[j])] for i, j in data.copies.pairs]
+    return {"scored": len(named), "complete": data.copies.complete, "pairs": named}
 
 
 def _right(ranked: Ranked, truth: Int64[np.ndarray, " M"], ranks: list[int]) -> dict[str, Bool[np.ndarray, " M"]]:

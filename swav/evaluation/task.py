@@ -110,6 +110,10 @@ class Task(Generic[AnyBench]):
             "settings": self.settings.model_dump(mode="json", exclude=_BESIDE_THE_STATE),
             "more": more,
         }
+        if (
+            self.train.groups is not None or self.val.groups is not None
+        ):  # others keep the name that they had before groups
+            of["groups"] = [self.train.groups_fingerprint, self.val.groups_fingerprint]
         return of, hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
 
     def features(

@@ -8,13 +8,16 @@ import math
 from collections.abc import Callable
 from statistics import NormalDist
 
+import numpy as np
+from jaxtyping import Bool, Int64
+
 LEVEL = 0.95
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 Interval = tuple[float, float]
 
 
-def wilson(right: int, n: int) -> Interval:
+def wilson(right: float, n: float) -> Interval:
     """The interval of a share of right answers, 0..1.
 
     Raises:
@@ -28,6 +31,26 @@ def wilson(right: int, n: int) -> Interval:
     middle = (share + weight / 2) / (1 + weight)
     half = Z * math.sqrt(share * (1 - share) / n + weight / (4 * n)) / (1 + weight)
     return (max(0.0, middle - half) if right else 0.0), (min(1.0, middle + half) if right < n else 1.0)
+
+
+def of_groups(right: Bool[np.ndarray, " N"], groups: Int64[np.ndarray, " N"]) -> Interval:
+    """The interval of a share of right answers whose images come in groups, 0..1: Wilson's, of as many independent images as tell
+    as much as these (n over the design effect; where all are right or wrong, of as many as there are groups).
+
+    Raises:
+        ValueError: there is no image.
+
+    Source: Korn and Graubard 1998 (Survey Methodology 24, 193), with Wilson's interval in the place of the exact one.
+    """
+    n, numbers = len(right), np.unique(groups, return_inverse=True)[1]
+    share, count = float(right.mean()) if n else 0.0, int(numbers.max(initial=-1)) + 1
+    if share in (0.0, 1.0) or count < 2:
+        effective = float(count)
+    else:
+        sums = np.bincount(numbers, weights=right - share)
+        effect = float((sums**2).sum()) * count / (count - 1) / (n * share * (1 - share))
+        effective = n / max(1.0, effect)
+    return wilson(share * effective, effective)
 
 
 @dataclasses.dataclass(frozen=True)

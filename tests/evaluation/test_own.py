@@ -72,7 +72,7 @@ def test_every_image_is_scored_once_by_what_has_never_seen_it(colours, undivided
     sizes, calls = list[int](), list[Any]()
 
     def scores(task, name, data, learn, *more, kept=own.scores):
-        def remembering(features, labels, like):
+        def remembering(features, labels, groups, like):
             sizes.append(len(features))
             calls.append(like)
             return Remembers(features, task.num_classes - 1)

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 
+from swav.data.folds import group_folds
 from swav.data.images import Images
 from swav.data.overlap import refuse_doubled, refuse_same_folder, refuse_shared
 from swav.data.sources import cifar
@@ -36,7 +38,8 @@ from swav.data.sources.walk import (
 )
 from swav.data.storage import Files, InMemory, joined
 from swav.data.targets import ClassLabels, Targets
-from swav.errors import DataError
+from swav.errors import DataError, counted
+from swav.files import warn_once
 
 Split = Literal["train", "val", "all"]
 VAL_SHARE = 0.2  # of each class, where the data set has no split of its own for scoring
@@ -115,6 +118,7 @@ def labelled_splits(
         refuse_same_folder(layout.root / "train", layout.root / layout.val)
     train, val = (_labelled(open_images(path, split, cache, progress), layout) for split in ("train", "val"))
     refuse_shared(train, val)
+    _warn_of_shared_groups(train, val)
     only_train, only_val = _present(train) - _present(val), _present(val) - _present(train)
     if (only_train or only_val) and not train.in_memory:  # CIFAR's classes are given, whichever occur
         sides = [
@@ -196,19 +200,39 @@ def _open_split(layout: DataLayout, folder: str, cache: Path | None, progress: P
 
 def _open_list(layout: DataLayout, split: Split, cache: Path | None, progress: ProgressCallback | None) -> Images:
     assert layout.listing is not None
-    names, labels, splits = layout.listing
+    names, labels, splits, group_names = layout.listing
+    groups = None if group_names is None else _numbered(group_names)
     note = f"{printable(str(layout.root))} (the whole of it)"
     if splits is not None:
         values = {"train": TRAIN_SPLITS, "val": {layout.val}, "all": {*TRAIN_SPLITS, layout.val}}[split]
         rows = [i for i, its in enumerate(splits) if its in values]
         names, labels = [names[i] for i in rows], None if labels is None else [labels[i] for i in rows]
+        groups = None if groups is None else groups[rows]
         chosen = {"train": "train", "val": layout.val, "all": f"train or {layout.val}"}[split]
         note = f"{printable(str(layout.root))}, the rows whose split is {chosen}"
         if split == "train":
             note += f" ({layout.val} is left for scoring)"
     found, kept = look_up(layout.root.parent, names)
     texts = None if labels is None else [labels[i] for i in kept]
-    return _checked(layout.root.parent, found, texts, note, cache, layout.root.name, progress)
+    kept_groups = None if groups is None else groups[kept]
+    return _checked(layout.root.parent, found, texts, note, cache, layout.root.name, progress, kept_groups)
+
+
+def _numbered(groups: list[str]) -> Int64[np.ndarray, " N"]:
+    """The number of each row's group. An empty cell is a group of its own."""
+    numbers: dict[str | int, int] = {}
+    return np.array([numbers.setdefault(name or row, len(numbers)) for row, name in enumerate(groups)], np.int64)
+
+
+def _warn_of_shared_groups(train: Images, val: Images) -> None:
+    if train.groups is None or val.groups is None:
+        return
+    shared = len(np.intersect1d(train.groups, val.groups))
+    if shared:
+        warn_once(
+            f"{printable(str(train.root))}: {counted(shared, 'group')} of the column group on both sides of the column split: "
+            "what is scored has learned from its own group; put each group on one side"
+        )
 
 
 def _folder_labels(parts: list[list[bytes]], nested: bool) -> list[str] | None:
@@ -230,6 +254,7 @@ def _checked(
     cache: Path | None,
     part: str,
     progress: ProgressCallback | None,
+    groups: Int64[np.ndarray, " N"] | None = None,
 ) -> Images:
     """Read the headers and leave out what is unreadable."""
     rows, reasons = check_headers(root, found.names, found.rows, cache, part, progress)
@@ -242,7 +267,8 @@ def _checked(
         number = {name: k for k, name in enumerate(classes)}
         labels = ClassLabels(np.array([number[text] for text in texts], dtype=np.int64), classes)
     storage = Files(root, (found.names[i] for i in good), rows[good], found.inodes[good])
-    return Images(storage, labels, bad=bad, others=found.others, note=note, left_out=found.left_out)
+    kept = None if groups is None else groups[good]
+    return Images(storage, labels, bad=bad, others=found.others, note=note, left_out=found.left_out, groups=kept)
 
 
 def listed_split(
@@ -321,19 +347,25 @@ def _drawn_splits(images: Images) -> tuple[Images, Images]:
     assert images.labels is not None
     rng = np.random.default_rng(SPLIT_SEED)
     scored = np.zeros(len(images), dtype=bool)
-    for k in range(len(images.classes or [])):
-        members = rng.permutation(np.flatnonzero(images.labels == k))
-        scored[members[: round(VAL_SHARE * len(members))]] = True
+    if images.groups is not None:
+        scored = group_folds(images.labels, images.groups, round(1 / VAL_SHARE), SPLIT_SEED) == 0
+        if scored.all():
+            raise DataError(
+                f"{printable(str(images.root))}: expected at least two groups, to score one, found one; drop the column group"
+            )
+    else:
+        for k in range(len(images.classes or [])):
+            members = rng.permutation(np.flatnonzero(images.labels == k))
+            scored[members[: round(VAL_SHARE * len(members))]] = True
     if not scored.any():
         raise DataError(
             f"{printable(str(images.root))}: expected at least 3 images in some class, to score a fifth of them, found fewer"
         )
     where = printable(str(images.root))
+    drawn = f"(drawn per class{'' if images.groups is None else ', groups whole'}, seed {SPLIT_SEED}){images.left_out}"
     return (
-        images.select(
-            np.flatnonzero(~scored), f"80 % of {where} (drawn per class, seed {SPLIT_SEED}){images.left_out}"
-        ),
-        images.select(np.flatnonzero(scored), f"20 % of {where} (drawn per class, seed {SPLIT_SEED}){images.left_out}"),
+        images.select(np.flatnonzero(~scored), f"80 % of {where} {drawn}"),
+        images.select(np.flatnonzero(scored), f"20 % of {where} {drawn}"),
     )
 
 

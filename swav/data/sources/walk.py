@@ -91,11 +91,12 @@ class Names:
 
 
 class Listing(NamedTuple):
-    """A list file's rows: paths as written, and the CSV's columns `label` and `split`, where it has them."""
+    """A list file's rows: paths as written, and the CSV's columns `label`, `split` and `group`, where it has them."""
 
     names: list[bytes]
     labels: list[str] | None
     splits: list[str] | None
+    groups: list[str] | None = None
 
 
 def path_of(root: Path, name: bytes) -> bytes:
@@ -210,7 +211,7 @@ def look_up(root: Path, names: list[bytes]) -> tuple[Found, NDArray[np.int64]]:
 
 
 def read_list(path: Path) -> Listing:
-    """Read a .txt (one path a line) or a .csv (`path`, and if wanted `label` and `split`; further columns don't matter).
+    """Read a .txt (one path a line) or a .csv (`path`, and if wanted `label`, `split` and `group`; further columns don't matter).
 
     Paths are relative to the file's folder, or absolute.
 
@@ -235,17 +236,18 @@ def read_list(path: Path) -> Listing:
             f"{where}: expected a header path[,label[,split]], found '{printable(','.join(header))[:80]}'"
             f"{did_you_mean('path', header)}; write it as the first line"
         )
-    columns = {name: header.index(name) for name in ("path", "label", "split") if name in header}
+    columns = {name: header.index(name) for name in ("path", "label", "split", "group") if name in header}
     cells: dict[str, list[str]] = {name: [] for name in columns}
     for line, row in rows[1:]:
         for name, column in columns.items():
             cell = row[column] if column < len(row) else ""
-            if not cell.strip():
+            if not cell.strip() and name != "group":
                 raise DataError(f"{where}: expected a {name} in line {line}, found none; fill it, or drop the column")
             if name == "split" and cell.strip() not in {*TRAIN_SPLITS, *VAL_SPLITS}:
                 raise DataError(f"{where}: expected split train, val or test in line {line}, found '{printable(cell)}'")
             cells[name].append(cell if name == "path" else cell.strip())
-    return Listing([os.fsencode(name) for name in cells["path"]], cells.get("label"), cells.get("split"))
+    names = [os.fsencode(name) for name in cells["path"]]
+    return Listing(names, cells.get("label"), cells.get("split"), cells.get("group"))
 
 
 def _rows(known: list[tuple[int, int]]) -> np.ndarray:

@@ -83,7 +83,7 @@ def run(task: Task[KnnOwnSettings]) -> list[Score]:
     settings, data = task.settings, own.labelled_features(task, "knn")
     ks = _usable(settings.k, len(data.labels))
 
-    def learn(features: Float32[np.ndarray, "N F"], labels: Int64[np.ndarray, " N"], _: Bank | None) -> Bank:
+    def learn(features: Float32[np.ndarray, "N F"], labels: Int64[np.ndarray, " N"], *_: object) -> Bank:
         return Bank(features, labels, ks, task.num_classes, settings.temperature, task.device)
 
     dropped = sorted(set(settings.k) - set(ks))

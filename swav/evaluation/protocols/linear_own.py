@@ -79,16 +79,23 @@ def run(task: Task[LinearOwnSettings]) -> list[Score]:
         DataError: no image of a split can be read, or too few of them.
     """
     check(task)
-    costs = sorted(set(task.settings.costs))
+    return own.scores(task, "linear", own.labelled_features(task, "linear"), learner(task.settings))
 
-    def learn(features: Float32[np.ndarray, "N F"], labels: Int64[np.ndarray, " N"], like: Layer | None) -> Layer:
+
+def learner(settings: LinearOwnSettings) -> own.Learn[Layer]:
+    """What makes a layer of features, labels and groups: it chooses a cost by folds, or takes that of a layer of all images."""
+    costs = sorted(set(settings.costs))
+
+    def learn(
+        features: Float32[np.ndarray, "N F"], labels: Int64[np.ndarray, " N"], groups: own.Groups, like: Layer | None
+    ) -> Layer:
         right = dict[float, int]()
         if like is not None:
             cost = like.layer.cost
         elif len(costs) == 1:
             cost = costs[0]
         else:
-            folds = own.folds_of(labels, task.settings.seed)
+            folds = own.folds_of(labels, settings.seed, groups)
             right = dict(zip(costs, logistic.right_by_cost(features, labels, folds, costs).tolist(), strict=True))
             cost = max(costs, key=lambda each: right[each])
         (layer,) = logistic.fit(features, labels, [cost])
@@ -96,4 +103,4 @@ def run(task: Task[LinearOwnSettings]) -> list[Score]:
             warn(f"linear: the layer at C={cost:g} is not solved to {logistic.TOLERANCE:g}; its log says so")
         return Layer(layer, right)
 
-    return own.scores(task, "linear", own.labelled_features(task, "linear"), learn)
+    return learn
