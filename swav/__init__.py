@@ -4,6 +4,7 @@ The commands, as functions:
 
     pretrain(recipe, *, out, ...)              pre-train a network, or resume the run in `out`
     bench(names, *, weights, data, out, ...)   run benchmarks on weights of any origin, or on a module
+    classify(data, *, weights, out, ...)       a classifier on frozen features, and what it says of new images
     load(weights)                              an Encoder: normalised images [N, C, H, W] to features [N, F]
     report(folder)                             write the report of a run or of results
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         Stopped,
         SwavError,
     )
+    from swav.evaluation.classify import classify
     from swav.evaluation.runner import bench
     from swav.network.heads import ProjectionHead, Prototypes
     from swav.reporting.page import report
@@ -60,6 +62,7 @@ __all__ = [
     "SwavError",
     "__version__",
     "bench",
+    "classify",
     "load",
     "normalize_prototypes_",
     "pretrain",
@@ -82,6 +85,7 @@ _HOMES = {
         "Stopped",
         "SwavError",
     ),
+    "swav.evaluation.classify": ("classify",),
     "swav.evaluation.runner": ("bench",),
     "swav.network.heads": ("ProjectionHead", "Prototypes"),
     "swav.reporting.page": ("report",),

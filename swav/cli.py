@@ -161,6 +161,35 @@ def compare(
 
 
 @app.command()
+def classify(
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="W", help="A run, a checkpoint, a weight file, or random:NAME.")
+    ],
+    data: Annotated[
+        str, typer.Option("--data", metavar="LABELLED", help="Class folders, train/ beside val/, or a CSV path,label.")
+    ],
+    out: Out,
+    settings: Settings = None,
+    predict: Annotated[
+        str | None,
+        typer.Option(
+            "--predict", metavar="PATH", help="A folder, a list or one image: its classes go to predictions.csv."
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Make a classifier on frozen features of your labelled images, in seconds: what it is worth, and what it says of new ones."""
+    from swav.evaluation.classify_request import check_classify_places, read_classify_request
+    from swav.recipe_files import parse_overrides
+
+    overrides = parse_overrides(settings or [])
+    check_classify_places(read_classify_request(weights, overrides), Path(data), out, predict, dry_run)
+    from swav.evaluation import classify as classify_module
+
+    classify_module.classify(data, weights=weights, out=out, predict=predict, dry_run=dry_run, **overrides)
+
+
+@app.command()
 def report(
     folder: Path, other: Annotated[Path | None, typer.Argument(help="A second run, to compare.")] = None
 ) -> None:

@@ -21,6 +21,7 @@ import swav
 from swav import cli
 from swav.config import Recipe, WeightOptions
 from swav.evaluation.catalog import CATALOG
+from swav.evaluation.classify_request import read_classify_request
 from swav.evaluation.request import read_request
 from swav.evaluation.settings import SuiteSettings
 from swav.recipe_files import load_recipe, parse_overrides, recipe_names, recipe_text
@@ -88,6 +89,8 @@ def parsed(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     if verb == "bench":
         names = [name for name in found["names"] if "=" not in name]
         read_request(names, found["weights"], parse_overrides([name for name in found["names"] if "=" in name]))
+    if verb == "classify":
+        read_classify_request(found["weights"], parse_overrides(found["settings"] or []))
     return verb, found
 
 
@@ -176,7 +179,7 @@ def runs_here(words: Sequence[str]) -> bool:
     named += [
         words[i + 1].removeprefix("random:")
         for i, word in enumerate(words)
-        if word in ("--weights", "--data", "--labelled", "--init")
+        if word in ("--weights", "--data", "--labelled", "--init", "--predict")
     ]
     if words[0] == "report" or words[:2] == ["data", "scan"]:
         named += [word for word in words[1:] if word != "scan"]
@@ -191,7 +194,7 @@ def runs_here(words: Sequence[str]) -> bool:
 
 def tried(words: Sequence[str]) -> tuple[str, ...]:
     """The command with `--dry-run`, where it is one that takes long."""
-    at_once = {"--dry-run", "--print-slurm"} & set(words) or words[0] not in ("pretrain", "bench", "compare")
+    at_once = {"--dry-run", "--print-slurm"} & set(words) or words[0] not in ("pretrain", "bench", "compare", "classify")
     return tuple(words) if at_once else (*words, "--dry-run")
 
 
@@ -207,7 +210,7 @@ def test_commands_whose_data_are_here_run(at_work, tmp_path, capsys):
         except Exception as error:
             raise AssertionError(f"{place}: swav {' '.join(words)}: {error}") from error
     ran = Counter(words[0] for words in chosen)
-    assert set(ran) == {"bench", "compare", "data", "pretrain", "recipes", "report"} and ran["pretrain"] >= 2
+    assert set(ran) == {"bench", "classify", "compare", "data", "pretrain", "recipes", "report"} and ran["pretrain"] >= 2
     assert "prototypes = " in capsys.readouterr().out
 
 

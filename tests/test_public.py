@@ -55,12 +55,12 @@ def test_help_begins_with_every_name_and_says_what_each_takes():
     text = pydoc.plain(pydoc.render_doc(swav))
     beginning = text.partition("PACKAGE CONTENTS")[0]
     assert not [name for name in swav.__all__ if name not in beginning and name != "__version__"]
-    for start in ("pretrain(\n", "bench(\n", "load(\n", "report(\n", "sinkhorn_codes(\n"):
+    for start in ("pretrain(\n", "bench(\n", "classify(\n", "load(\n", "report(\n", "sinkhorn_codes(\n"):
         assert f"    {start}" in text or f"    {start.strip()}" in text
     assert f"VERSION\n    {swav.__version__}" in text
 
 
-@pytest.mark.parametrize("name", ["pretrain", "bench", "load", "report", "sinkhorn_codes", "swapped_loss", "MultiCrop"])
+@pytest.mark.parametrize("name", ["pretrain", "bench", "classify", "load", "report", "sinkhorn_codes", "swapped_loss", "MultiCrop"])
 def test_no_parameter_is_any_and_everything_is_explained(name):
     function = getattr(swav, name)
     hints = inspect.signature(function).parameters.values()

@@ -70,6 +70,9 @@ def refuse_doubled(images: Images) -> None:
         return
     one, other = (printable(os.path.join(images.root, images.name(i))) for i in found[0])  # noqa: PTH118
     where = f"{one} twice" if one == other else f"{one} and {other} to be one file"
+    labels = images.labels
+    if one == other and labels is not None and any(labels[i] != labels[j] for i, j in found):
+        where += " or more, of several classes, which is not supported here"
     more = f", and {len(found) - 1} more" if len(found) > 1 else ""
     raise SharedImages(
         f"{printable(str(images.root))}: expected each image once, as each is scored by what the others teach, found "

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from swav.signals import stop_if_asked
 
@@ -43,8 +43,20 @@ class LogisticLayer:
 
     def ranked(self, features: Float32[np.ndarray, "M F"]) -> Int64[np.ndarray, "M C"]:
         """Classes, likeliest first; of equal ones the first."""
-        scores = (features - self.mean) / self.scale @ self.weight.T + self.bias
-        return self.classes[np.argsort(-scores, axis=1, kind="stable")]
+        return self.classes[np.argsort(-self._scores(features), axis=1, kind="stable")]
+
+    def answers(
+        self, features: Float32[np.ndarray, "M F"]
+    ) -> tuple[Int64[np.ndarray, " M"], Float64[np.ndarray, " M"]]:
+        """The likeliest class of each, as `ranked` has it, and how likely it is (softmax), 0..1."""
+        scores = self._scores(features).astype(np.float64)
+        best = scores.argmax(axis=1)
+        likely = 1 / np.exp(scores - scores.max(axis=1, keepdims=True)).sum(axis=1)
+        return self.classes[best], likely
+
+    def _scores(self, features: Float32[np.ndarray, "M F"]) -> Float32[np.ndarray, "M C"]:
+        scores: Float32[np.ndarray, "M C"] = (features - self.mean) / self.scale @ self.weight.T + self.bias
+        return scores
 
 
 def fit(

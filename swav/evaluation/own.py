@@ -195,8 +195,9 @@ def described_copies(task: Task[Any], data: LabelledFeatures) -> str:
     i, j = copies.pairs[0]
     pair = f"{printable(data.names[i])} and {printable(task.train.name(data.places[j]))}"
     advice = "give copies one value in a CSV's column group" if task.in_folds else "take them out of one split"
+    have = "has" if len(copies.pairs) == 1 else "have"
     return (
-        f"{at_least}{len(copies.pairs)} of {counted(len(data.truth), 'scored image')} have a near-duplicate in {where} (as {pair}), "
+        f"{at_least}{len(copies.pairs)} of {counted(len(data.truth), 'scored image')} {have} a near-duplicate in {where} (as {pair}), "
         f"which flatters the score; {advice}"
     )
 

@@ -208,7 +208,7 @@ def _possible(tasks: Sequence[tuple[str, Task[Any]]], everything: bool) -> tuple
     possible, absent = [], dict[tuple[str, str], NotRun]()
     for i, (name, task) in enumerate(tasks):
         try:
-            _check_size(name, task)
+            check_size(name, task)
             protocol_of(name, task.protocol).check(task)
         except (ConfigError, DataError) as error:
             if not everything:
@@ -220,7 +220,7 @@ def _possible(tasks: Sequence[tuple[str, Task[Any]]], everything: bool) -> tuple
     return possible, list(absent.values())
 
 
-def _check_size(name: str, task: Task[Any]) -> None:
+def check_size(name: str, task: Task[Any]) -> None:
     """Refuse a network that does not take images of this size, as a transformer whose patches do not divide it."""
     if isinstance(task.encoder.trunk, ResNet):  # takes all
         return

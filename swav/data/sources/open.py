@@ -78,6 +78,24 @@ def open_images(
     return images
 
 
+def open_any(path: str | Path, cache: Path | None = None, progress: ProgressCallback | None = None) -> Images:
+    """Find images that need no label: all those of a folder or a list, or one image file.
+
+    Raises:
+        DataError: as open_images.
+    """
+    place = Path(path).expanduser()
+    if not place.is_file() or place.suffix.lower() in (".txt", ".csv"):
+        return open_images(path, "all", cache, progress)
+    found, _ = look_up(place.parent, [os.fsencode(place.name)])
+    images = _checked(place.parent, found, None, printable(str(path)), cache, "", progress)
+    if not len(images):
+        raise DataError(
+            f"{printable(str(path))}: expected an image, a folder or a list (.txt, .csv), found {images.bad[0][1]}; check the path"
+        )
+    return images
+
+
 def check_images(path: str | Path) -> None:
     """Refuse a path with nothing to train on, and read no image.
 

@@ -1,0 +1,85 @@
+"""What is asked of `swav classify`, and whether it can be had, as far as it can be known without torch."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from swav.data.sources.catalog import LABELLED_HOMES
+from swav.data.sources.decode import printable
+from swav.data.sources.open import check_images
+from swav.errors import ConfigError, DataError
+from swav.evaluation.request import Request, check_places, read_request
+
+BENCH = "linear"  # whose protocol own is what classify does; its settings are those of this benchmark
+CHOSEN = ("protocol", "seeds", "name")  # settings of a bench that make no sense here
+# Folders of data sets whose images show several classes, or have their classes elsewhere, with what scores them.
+SEVERAL = {
+    **dict.fromkeys(("VOCdevkit", "VOC2007", "VOC2012", "ImageSets"), "swav bench svm"),
+    **dict.fromkeys(("coco", "annotations", "train2017"), "swav bench detect-coco"),
+    **dict.fromkeys(("cityscapes", "leftImg8bit", "gtFine"), "swav bench segment-cityscapes"),
+}
+
+
+def read_classify_request(weights: str, overrides: Mapping[str, Any]) -> Request:
+    """Resolve settings; looks at no file.
+
+    Raises:
+        ConfigError: a setting is unknown, out of range, or not for the user to set here; or several processes were started.
+    """
+    if given := [key for key in CHOSEN if key in overrides]:
+        raise ConfigError(f"{given[0]}: is set by classify itself; leave it out")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("classify: expected one process, found several; start it without torchrun")
+    return read_request([BENCH], [weights], dict(overrides) | {"protocol": "own"})
+
+
+def check_classify_places(request: Request, data: Path, out: Path, predict: str | Path | None, dry_run: bool) -> None:
+    """Refuse weights, data, images to predict or a folder that are not there. Reads no weight and, of a folder, no image.
+
+    Raises:
+        ConfigError: the weights name nothing.
+        DataError: there is no image, or those of `data` show several classes each.
+        MachineError: `out` cannot be written.
+    """
+    refuse_known_multi_label(data.expanduser())
+    check_places(request, data, out, dry_run)
+    if predict is not None and not Path(predict).expanduser().is_file():
+        try:
+            check_images(predict)
+        except DataError as error:
+            raise DataError(str(error).replace("check data=", "check --predict")) from None
+
+
+def refuse_known_multi_label(root: Path) -> None:
+    """Refuse data sets, known by their folders, whose images show several classes.
+
+    Raises:
+        DataError: it is one.
+    """
+    if any((place / "train").is_dir() for place in (root, *(root / name for name in LABELLED_HOMES))):
+        return
+    if found := [name for name in SEVERAL if (root / name).is_dir()]:
+        raise DataError(
+            f"{printable(str(root))}: expected one class per image, found {found[0]}/, of a data set whose images show several; "
+            f"give class folders or a CSV path,label, or use {SEVERAL[found[0]]}"
+        )
+
+
+def refuse_joined_labels(data: Path, classes: list[str]) -> None:
+    """Refuse class names that are several in one cell, as `cat;dog` beside `dog`. (A comma joins no classes: ImageNet has
+    `maillot` and `maillot, tank suit`.)
+
+    Raises:
+        DataError: there is one.
+    """
+    parts = {name: [part.strip() for part in re.split(r"[;|]", name)] for name in classes}
+    often = Counter(part for its in parts.values() for part in set(its))
+    for name, its in parts.items():
+        if len(its) > 1 and any(often[part] > 1 for part in its):
+            raise DataError(
+                f"{printable(str(data))}: expected one class per image, found '{printable(name)}', which is several; "
+                "classify knows one class per image only"
+            )

@@ -1,0 +1,244 @@
+"""Attacks: `swav classify` that scores an image by what has seen it, keeps another classifier than it speaks of, uses one of other data,
+or names and classes that its files and its page take for something else.
+
+Run: pytest tests/evaluation/test_classify.py
+"""
+
+import csv
+import json
+import os
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import swav
+from swav.cli import app
+from swav.data.overlap import SharedImages
+from swav.errors import ConfigError, DataError
+from swav.evaluation import classify as module
+from swav.evaluation import runner
+from swav.evaluation.classify import classify
+from swav.evaluation.classify_request import refuse_joined_labels
+from swav.reporting.classify_page import write_classify_page
+from swav.results.intervals import wilson
+from tests.reporting.test_page import NASTY, Page
+
+QUICK: dict[str, Any] = {"size": 16, "workers": 0, "device": "cpu", "linear.costs": [0.01, 1.0]}
+WORDS = [f"{key}={value}" for key, value in QUICK.items()]
+
+
+def made(data, out, **more):
+    return classify(data, weights="random:tiny", out=out, **QUICK | more)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return [*csv.DictReader(file)]
+
+
+@pytest.fixture
+def tree(colours, tmp_path) -> Path:
+    """Class folders, 8 images each."""
+    shutil.copytree(colours / "train", tmp_path / "set")
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_numbers_are_those_of_the_bench(colours, tree, tmp_path, whole):
+    data = tree if whole else colours
+    content = made(data, tmp_path / "out")
+    (row,) = runner.bench(
+        ["linear"], weights="random:tiny", data=data, out=tmp_path / "b", protocol="own", **QUICK
+    ).results
+    top = content["metrics"]["top-1"]
+    assert (top["value"], top["spread"]) == pytest.approx((row.value, row.spread)) and top["interval"] == pytest.approx(
+        row.interval
+    )
+    assert top["mean"] == pytest.approx(statistics.fmean(top["parts"])) and len(top["parts"]) == 5
+    log = json.loads((tmp_path / "b" / row.log).read_text())
+    scored = rows_of(tmp_path / "out" / "scored.csv")
+    assert [line["path"] for line in scored] == log["answers"]["images"] and len(scored) == (24 if whole else 12)
+    right = "".join("1" if line["label"] == line["predicted"] else "0" for line in scored)
+    assert right == log["answers"]["right"]["top-1"]
+    assert np.sum(content["confusion"]) == len(scored) and np.trace(content["confusion"]) == right.count("1")
+    for its in content["per class"]:
+        assert its["interval"] == pytest.approx([100 * end for end in wilson(its["right"], its["scored"])])
+    assert content == json.loads((tmp_path / "out" / "classify.json").read_text())
+
+
+def test_the_files_alone_predict_what_predictions_says(tree, tmp_path):
+    new = tmp_path / "new"
+    shutil.copytree(tree / "red", new)
+    (new / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    made(tree, tmp_path / "out", predict=new)
+    description = json.loads((tmp_path / "out" / "classifier.json").read_text())
+    layer = safetensors.numpy.load_file(tmp_path / "out" / "classifier.safetensors")
+    encoder = swav.load("random:tiny")
+    rows = rows_of(tmp_path / "out" / "predictions.csv")
+    assert [row["path"] for row in rows] == [f"{i}.png" for i in range(8)]
+    views = torch.stack([encoder.preprocess(new / row["path"], size=description["view"]["size"]) for row in rows])
+    with torch.no_grad():
+        features = encoder(views).numpy()
+    scores = (features - layer["mean"]) / layer["scale"] @ layer["weight"].T + layer["bias"]
+    likely = torch.from_numpy(scores).softmax(1).numpy()
+    for row, its in zip(rows, likely, strict=True):
+        assert row["label"] == description["classes"][layer["classes"][its.argmax()]]
+        assert float(row["confidence"]) == pytest.approx(its.max(), abs=1e-3)
+
+
+def test_a_later_call_uses_the_classifier_only_where_nothing_has_changed(tree, tmp_path, monkeypatch, capsys):
+    out, calls = tmp_path / "out", list[str]()
+
+    def counted(*given, kept=module._made):
+        calls.append("made")
+        return kept(*given)
+
+    monkeypatch.setattr(module, "_made", counted)
+    first = made(tree, out)
+    assert made(tree, out, predict=tree / "red" / "0.png") == first and calls == ["made"]
+    assert "is of the same weights, images and settings; used as it is" in capsys.readouterr().err
+    assert len(rows_of(out / "predictions.csv")) == 1
+    made(tree, out, **{"linear.costs": [0.1]})
+    made(tree, out, **{"linear.costs": [0.1]})
+    assert len(calls) == 2
+    classify(tree, weights="random:cifar10", out=out, **QUICK | {"linear.costs": [0.1]})
+    assert len(calls) == 3
+    picture = tree / "red" / "1.png"
+    os.utime(picture, ns=(1, 1))
+    classify(tree, weights="random:cifar10", out=out, **QUICK | {"linear.costs": [0.1]})
+    assert len(calls) == 4
+    tensors = out / "classifier.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[-1] ^= 1
+    tensors.write_bytes(content)
+    classify(tree, weights="random:cifar10", out=out, **QUICK | {"linear.costs": [0.1]})
+    assert len(calls) == 5 and "the tensors are not those that it describes" in capsys.readouterr().err
+
+
+def test_the_command_says_what_it_has_written_and_a_dry_run_writes_nothing(tree, tmp_path):
+    words = ["classify", "--weights", "random:tiny", "--data", str(tree), "--out", str(tmp_path / "out"), *WORDS]
+    shown = CliRunner().invoke(app, [*words, "--predict", str(tree), "--dry-run"])
+    assert shown.exit_code == 0 and not (tmp_path / "out").exists()
+    assert "3 classes, of 8 to 8 images to learn from" in shown.stdout and "predict: 24 images of" in shown.stdout
+    shown = CliRunner().invoke(app, [*words, "--predict", str(tree)])
+    assert shown.exit_code == 0
+    assert shown.stdout.splitlines()[-2:] == [
+        str(tmp_path / "out/classify.html"),
+        str(tmp_path / "out/predictions.csv"),
+    ]
+    assert "| balanced accuracy |" in shown.stdout and "| red " in shown.stdout
+
+
+def test_rare_classes_and_groups_are_said(tree, tmp_path, capsys):
+    for path in sorted((tree / "red").iterdir())[2:]:
+        path.unlink()
+    content = made(tree, tmp_path / "out")
+    said = "1 class with fewer images to learn from than the 5 folds: red (2)"
+    assert said in capsys.readouterr().err and said in content["few"]
+    rows = [f"{path},{path.parent.name},g{i % 4}" for i, path in enumerate(sorted(tree.rglob("*.png")))]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,group", *rows]))
+    content = made(tmp_path / "list.csv", tmp_path / "out")
+    assert content["groups"] == 4 and content["scored"] == "in 4 folds"
+    assert "3 classes with fewer groups to learn from" in content["few"]
+
+
+def test_names_of_users_do_no_harm(colours, tmp_path):
+    folder = tmp_path / "set"
+    strange = [NASTY.replace("/", "_"), 'comma, "quote"\nline', os.fsdecode(b"old\xff")]
+    for name, of in zip(strange, ("blue", "grey", "red"), strict=True):
+        shutil.copytree(colours / "train" / of, folder / name)
+    for path in sorted(folder.rglob("*.png")):  # wrong labels, so that something is confused
+        if path.stem in "01":
+            path.write_bytes((colours / "train" / "grey" / "7.png").read_bytes())
+    content = made(folder, tmp_path / "out", predict=folder)
+    assert content["confused"] and sorted(content["classes"]) == sorted(strange)
+    page = Page(tmp_path / "out" / "classify.html")
+    assert not page.unbalanced and not page.open and not page.all("script")
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    pictures = page.all("img")
+    assert pictures and all(str(each["src"]).startswith("data:image/jpeg;base64,") for each in pictures)
+    assert "http" not in page.source and "<script>alert" in page.text
+    for name in ("scored.csv", "predictions.csv"):
+        assert {row["label"] for row in rows_of(tmp_path / "out" / name)} <= set(strange)
+        assert len(rows_of(tmp_path / "out" / name)) == 24
+
+
+def test_a_page_of_another_file_is_refused(tmp_path):
+    (tmp_path / "classify.json").write_text('{"format": 2}')
+    with pytest.raises(DataError, match=r"classify\.json: expected what swav classify has written"):
+        write_classify_page(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("classes", "wrong"),
+    [
+        (["cat", "dog", "cat;dog"], "cat;dog"),
+        (["a|b", "b | c"], "a|b"),
+        (["maillot", "maillot, tank suit"], ""),
+        (["x;y", "z"], ""),
+    ],
+)
+def test_several_classes_in_a_cell_are_refused(classes, wrong):
+    if not wrong:
+        refuse_joined_labels(Path("list.csv"), classes)
+        return
+    with pytest.raises(DataError) as caught:
+        refuse_joined_labels(Path("list.csv"), classes)
+    assert f"found '{wrong}', which is several" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_data_of_several_labels_are_refused_in_a_line_before_torch(tree, tmp_path):
+    (tmp_path / "root" / "VOCdevkit").mkdir(parents=True)
+    with pytest.raises(
+        DataError, match=r"found VOCdevkit/, of a data set whose images show several; .* use swav bench svm"
+    ) as caught:
+        made(tmp_path / "root", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    rows = [f"{path},{name}" for path in sorted(tree.rglob("*.png")) for name in ("a", "b")]
+    (tmp_path / "twice.csv").write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(SharedImages, match="twice or more, of several classes, which is not supported here") as refused:
+        made(tmp_path / "twice.csv", tmp_path / "out")
+    assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"protocol": "smoke"}, "protocol: is set by classify itself"),
+        ({"cost": 3}, r"unknown key 'cost' \(did you mean 'linear.costs'\?\)"),
+    ],
+)
+def test_settings_are_checked_first(settings, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        classify(tmp_path / "none", weights="random:tiny", out=tmp_path / "out", **settings)
+
+
+def test_what_is_missing_is_named(tree, tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"nowhere: .* check --predict"):
+        made(tree, tmp_path / "out", predict=tmp_path / "nowhere")
+    (tmp_path / "text.jpg").write_text("text")
+    with pytest.raises(DataError, match=r"text\.jpg: expected an image, a folder or a list"):
+        made(tree, tmp_path / "out", predict=tmp_path / "text.jpg")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="expected one process"):
+        made(tree, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_that_is_lost_later_has_no_picture_and_the_page_is_there(tree, tmp_path, monkeypatch):
+    for i in range(3):
+        Image.new("RGB", (20, 20), (190, 60, 60)).save(tree / "blue" / f"wrong{i}.png")
+    monkeypatch.setattr(module, "_write_picture", lambda *_: False)
+    content = made(tree, tmp_path / "out")
+    assert content["confused"] and all(
+        each["picture"] is None for pair in content["confused"] for each in pair["examples"]
+    )
+    assert not Page(tmp_path / "out" / "classify.html").all("img")
