@@ -4,6 +4,7 @@ average over results that differ by more than the seed, an empty cell without a 
 Run: pytest tests/results/test_tables.py
 """
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -91,8 +92,12 @@ def result(bench="knn", metric="top-1 k=10", value=50.0, **changed):
     return row | changed
 
 
-def smoke(**changed):
-    return result(**{"protocol": "smoke", "comparable": False, "difference": "10 classes instead of 1,000"} | changed)
+def smoke(bench="knn", metric="top-1 k=10", **changed):
+    return result(
+        bench,
+        metric,
+        **{"protocol": "smoke", "comparable": False, "difference": "10 classes instead of 1,000"} | changed,
+    )
 
 
 def tables_of(results=(), not_run=(), published=(PAGE_ROW, SIBLING)):
@@ -141,9 +146,40 @@ def test_tables_that_the_page_does_not_have_are_there_where_something_was_measur
     assert titles[-1] == "ImageNet with few labels"
 
 
-def test_ours_stand_directly_below_the_page_s_row_and_above_the_others():
-    one = table(tables_of([result()]))
-    assert [row.kind for row in one.rows] == ["page", "ours", "published"]
+def test_ours_stand_first_then_the_page_s_row_then_the_same_training_elsewhere_then_the_others():
+    again = dataclasses.replace(PAGE_ROW, label="SwAV, elsewhere", page=False)
+    longer = dataclasses.replace(again, label="SwAV, 400 epochs", epochs=400)
+    one = table(tables_of([result()], published=(PAGE_ROW, SIBLING, longer, again)))
+    assert [row.kind for row in one.rows] == ["ours", "page", "published", "sibling", "sibling"]
+    assert [row.cells[0].text for row in one.rows[2:]] == ["SwAV, elsewhere", "Other & Co", "SwAV, 400 epochs"]
+
+
+def test_other_methods_are_folded_in_html_and_left_out_elsewhere_unless_asked_for(tmp_path):
+    folder_of(tmp_path, [result()])
+    for siblings in (False, True):
+        md, page, tex = (path.read_text() for path in write_tables(tmp_path, siblings=siblings))
+        assert ("MoCo v2, ResNet-50" in md) == ("MoCo v2, ResNet-50" in tex) == siblings
+        folded = page.index('<details class="siblings">')
+        assert folded < page.index("MoCo v2, ResNet-50") and OWN_NAME in page[:folded]
+        parsed = Parsed(page)
+        ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
+        assert len(ids) == len(set(ids)) and parsed.unbalanced == []
+
+
+def test_each_table_with_a_row_of_ours_stands_in_a_file_of_its_own_without_links(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("{}\n")
+    write_tables(
+        folder_of(tmp_path, [result(log="log.jsonl"), smoke("svm", "mAP best layer", difference="5,011 images")])
+    )
+    names = {path.name for path in (tmp_path / "tables").iterdir()}
+    nearest = "imagenet-nearest-neighbor-classification"
+    assert names == {
+        f"{name}.{kind}" for name in (nearest, "voc-svm-low-shot-svm-not-comparable") for kind in ("md", "tex")
+    }
+    one = (tmp_path / "tables" / f"{nearest}.md").read_text()
+    assert "50.0" in one and OWN_NAME in one.replace("\\", "") and "](" not in one and "MoCo" not in one
+    assert "5,011 images" in (tmp_path / "tables" / "voc-svm-low-shot-svm-not-comparable.tex").read_text()
 
 
 def test_a_published_number_is_never_rounded_and_a_missing_one_is_a_stroke():
@@ -152,6 +188,7 @@ def test_a_published_number_is_never_rounded_and_a_missing_one_is_a_stroke():
 
 def test_published_rows_name_source_note_and_address():
     page, sibling = table(tables_of()).rows
+    assert (page.kind, sibling.kind) == ("page", "sibling")
     assert "a zoo, table 1" in page.source.text and "config_of_the_page" in page.source.text
     assert page.source.url == "https://example.org/a|b(c)"
     assert "another split" in sibling.source.text
@@ -283,8 +320,23 @@ def test_a_reason_for_one_metric_or_one_weights_stays_there():
     results = [result("lowshot", "mAP k=1"), result("lowshot", "mAP k=1", weights="runs/b")]
     reasons = [{"bench": "lowshot", "metric": "mAP k=96", "weights": "runs/b", "reason": "few", "expected": "more"}]
     one = table(tables_of(results, reasons), "VOC SVM / Low-shot SVM")
-    marked = [[bool(cell.marks) for cell in row.cells[1:]] for row in ours(one)]
+    marked = [["few" in " ".join(notes_of(one, cell)) for cell in row.cells[1:]] for row in ours(one)]
     assert marked == [[False] * 10, [False] * 9 + [True]]
+
+
+def test_every_empty_cell_of_ours_says_why():
+    rows = [result(), smoke(metric="top-1 k=20"), result("svm", "mAP best layer", config={"network": {}})]
+    tables = tables_of(rows, [{"bench": "svm", "weights": "timm:x", "reason": "no stages", "expected": "a ResNet"}])
+    one = table(tables)
+    (row,) = ours(one)
+    said = [" ".join(notes_of(one, cell)) for cell in row.cells[1:]]
+    assert said[0] == "" and "another protocol" in said[1] and "gave no number of this column" in said[2]
+    one = table(tables, "VOC SVM / Low-shot SVM")
+    row, other = ours(one)
+    assert "no stages" in " ".join(notes_of(one, other.cells[2]))
+    assert "swav bench lowshot" in " ".join(notes_of(one, row.cells[3]))
+    for one in tables:
+        assert all(cell.marks for row in ours(one) for cell in row.cells if cell.text == "–")
 
 
 def test_weights_without_any_result_have_a_row_that_says_why():
@@ -298,7 +350,8 @@ def test_weights_without_any_result_have_a_row_that_says_why():
 def test_no_reason_is_given_for_what_was_measured_under_another_protocol():
     tables = tables_of([smoke(), result(metric="top-1 k=20")], [{"bench": "knn", "reason": "old", "expected": "x"}])
     (row,) = ours(table(tables))
-    assert [bool(cell.marks) for cell in row.cells[1:]] == [False, False, True, True]
+    given = ["old" in " ".join(notes_of(table(tables), cell)) for cell in row.cells[1:]]
+    assert given == [False, False, True, True]
 
 
 # -- the formats
