@@ -166,6 +166,9 @@ class Recipe(Settings):
     teacher_momentum: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)] = Field(
         0.0, description="codes from a copy of the network that follows it, t <- m t + (1 - m) s; 0: from the network"
     )
+    final_teacher_momentum: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)] | None = Field(
+        None, description="m at the end of the run, to which it rises by half a cosine; null: it stays as it is"
+    )
     koleo: NonNegative = Field(
         0.0, description="weight of the KoLeo term, which spreads the embeddings of the code-giving crops; 0: none"
     )
@@ -204,6 +207,9 @@ class Recipe(Settings):
     )
     momentum: Fraction = Field(0.9, description="of SGD")
     weight_decay: NonNegative = Field(1e-6, description="on all parameters, see decay_vectors")
+    final_weight_decay: NonNegative | None = Field(
+        None, description="at the end of the run, to which it moves by half a cosine; null: it stays as it is"
+    )
     decay_vectors: bool = Field(
         True,
         description="weight decay on biases and norms too, as the paper; false: not on them, as is usual for a ViT",

@@ -105,6 +105,8 @@ def _prototypes_in_words(recipe: Recipe) -> str:
     words = f"{' + '.join(map(str, recipe.prototype_sets))} prototypes"
     if recipe.teacher_momentum:
         words += f", codes from a teacher of momentum {recipe.teacher_momentum:g}"
+        if recipe.final_teacher_momentum is not None:
+            words += f" to {recipe.final_teacher_momentum:g}"
     if recipe.hard_codes:
         words += ", hard codes"
     return words + (f", KoLeo {recipe.koleo:g}" if recipe.koleo else "")
