@@ -17,10 +17,11 @@ from swav.files import BAD_FILES, METRICS, REPORT_PARTS, FolderGuard, not_essent
 from swav.jsonl import append, is_bad_file, is_metrics, read_if_possible
 from swav.progress import Progress, memory_gb
 from swav.reporting.pictures import write_views
-from swav.training.monitor import STEP_VALUES, HealthCheck, Monitor
+from swav.training.monitor import STEP_VALUES, Monitor
 from swav.training.optim import learning_rate
 from swav.training.setup import RunSetup
 from swav.training.step import Trainer
+from swav.training.verdict import HealthCheck
 
 
 class Log:
@@ -111,7 +112,7 @@ class Recorder:
 
     def __init__(self, run: RunSetup, trainer: Trainer, monitor: Monitor, log: Log, progress: Progress):
         self._run, self._trainer, self._monitor, self._log, self._progress = run, trainer, monitor, log, progress
-        self._health = HealthCheck(*run.health_facts)
+        self._health = HealthCheck(run.health_facts)
         self._health.catch_up(log.recent)
         self._clock = _Clock()
 

@@ -29,7 +29,7 @@ from swav.training.estimate import estimate_run
 from swav.training.flags import FlagReader, Flags
 from swav.training.init import facts_of, init_from, load_init_weights, require_fitting
 from swav.training.log import Log, Recorder, draw_views
-from swav.training.monitor import Monitor, verdict
+from swav.training.monitor import Monitor
 from swav.training.preflight import check_pretraining
 from swav.training.resume import local_shard, resume
 from swav.training.saving import Saver
@@ -37,6 +37,7 @@ from swav.training.scoring import Scoring
 from swav.training.setup import RunSetup, prepare, shared_settings
 from swav.training.step import Trainer
 from swav.training.summary import describe, memory_advice, resume_message
+from swav.training.verdict import verdict
 from swav.views import view_spec
 from swav.weights.export import export_backbone, export_missing
 from swav.weights.exported import FOLDER, how_to_use
@@ -262,7 +263,7 @@ def _finish(run: RunSetup, log: Log, scoring: Scoring) -> None:
     first = dist.rank() == 0
     if first:
         log.check_folder()
-        judgement, advice = verdict(log.recent, *run.health_facts, ended=True, harm=scoring.harm)
+        judgement, advice = verdict(log.recent, run.health_facts, ended=True, harm=scoring.harm)
         with not_essential(f"{run.out}/report/verdict.json"):
             (run.out / REPORT_PARTS).mkdir(exist_ok=True)
             write_text_durably(

@@ -25,7 +25,8 @@ from swav.training import budget, estimate
 from swav.training.auto import CHECKED_VIEWS, DEPENDENT, checked_images, derive, power_of_two
 from swav.training.budget import Budget, evaluation_share, first_plan, read_plans
 from swav.training.choices import MachineAndData, StartWeights
-from swav.training.monitor import RANDOM
+from swav.training.preflight import require_balance
+from swav.training.verdict import RANDOM, HealthFacts
 
 
 @dataclasses.dataclass
@@ -53,11 +54,14 @@ class RunSetup:
         return len(self.images) // self.recipe.batch
 
     @property
-    def health_facts(self) -> tuple[float, int, int, str]:
-        """What the verdict compares a run with: the loss of equal codes, the number of images, and of prototypes, and what the
-        weights at the start are called."""
-        start = RANDOM if self.recipe.init is None else self.recipe.init
-        return self.recipe.log_prototypes, len(self.images), max(self.recipe.prototype_sets), start
+    def health_facts(self) -> HealthFacts:
+        """What the verdict judges the run by."""
+        recipe, unsettled = self.recipe, (0, 0)
+        if recipe.queue_length:  # used once full; within an epoch the loss has found its new level
+            used = recipe.queue_start_epoch * self.steps_per_epoch + -(-recipe.queue_length // recipe.batch)
+            unsettled = used, used + self.steps_per_epoch
+        start = RANDOM if recipe.init is None else recipe.init
+        return HealthFacts(recipe.log_prototypes, len(self.images), max(recipe.prototype_sets), start, unsettled)
 
     @property
     def total_steps(self) -> int:
@@ -118,6 +122,8 @@ def prepare(
     else:
         recipe, reasons, plans = _first_planned(wanted, before, out, images, facts)
     check_backbone(recipe.backbone, (*recipe.view_sizes, recipe.resolution), recipe.in_channels)
+    if before is None:
+        require_balance(recipe, dist.world_size())
     _check_bad(images, recipe)
     if recipe.compile and not has_compiler():
         raise MachineError(

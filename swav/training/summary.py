@@ -7,8 +7,8 @@ from swav.config import RESNETS, Recipe
 from swav.errors import counted
 from swav.files import PLAN
 from swav.training.auto import DEFAULT, in_words
-from swav.training.monitor import too_few
 from swav.training.setup import RunSetup
+from swav.training.verdict import too_few
 
 
 def describe(run: RunSetup) -> str:
