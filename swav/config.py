@@ -38,7 +38,7 @@ MIN_EPSILON = 1e-3
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("expected a number, found a boolean")
+        raise ValueError("expected a number, not a boolean")
     return value
 
 
@@ -252,15 +252,20 @@ class Recipe(Settings):
     @field_validator("*", mode="wrap")
     @classmethod
     def _auto_is_welcome(cls, value: Any, check: Callable[[Any], Any], info: Any) -> Any:
-        return value if _is_auto(value) and info.field_name != "data" else check(value)
+        return value if _is_auto(value) and cls.takes_auto(info.field_name) else check(value)
 
     @field_serializer("*", mode="wrap")
     def _auto_stays(self, value: Any, write: Callable[[Any], Any]) -> Any:
         return value if _is_auto(value) else write(value)
 
+    @staticmethod
+    def takes_auto(key: str) -> bool:
+        """Whether `auto` asks for a derived value. (A folder may be called auto.)"""
+        return key != "data"
+
     def left_at_auto(self, *keys: str) -> bool:
-        """Whether any of these is still to be derived. (A folder may be called auto.)"""
-        return any(key != "data" and _is_auto(getattr(self, key)) for key in keys)
+        """Whether any of these is still to be derived."""
+        return any(self.takes_auto(key) and _is_auto(getattr(self, key)) for key in keys)
 
     @property
     def num_views(self) -> int:

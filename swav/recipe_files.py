@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from swav.config import RENAMED, AnySettings, Recipe, Settings
 from swav.errors import ConfigError, did_you_mean
 from swav.files import visible
+from swav.setting_errors import explain
 from swav.strict_yaml import read_yaml
 
 CHECKSUM = "# sha256 of all above: "
@@ -84,23 +85,7 @@ def validated(kind: type[AnySettings], values: Mapping[str, Any], where: str) ->
             {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in values.items()}
         )
     except ValidationError as error:
-        problem = _told_first(error.errors())
-        message = str(problem["msg"]).removeprefix("Value error, ")
-        place = ".".join(
-            str(part)
-            for part in problem["loc"]
-            if not str(part).startswith(("function-", "literal", "constrained-", "tuple[", "int", "float", "bool"))
-        )
-        if not place:
-            raise ConfigError(f"{where}: {message}") from None
-        raise ConfigError(f"{where}: {place}: {message}, found {problem['input']!r}") from None
-
-
-def _told_first(errors: Sequence[Any]) -> Any:
-    """Choose pydantic's most helpful error: a setting that may be a number or several gives one for each kind."""
-    same_key = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
-    of_several = [error for error in same_key if any(str(part).startswith("tuple[") for part in error["loc"])]
-    return of_several[0] if of_several and isinstance(errors[0]["input"], list | tuple) else errors[0]
+        raise ConfigError(f"{where}: {explain(error, kind)}") from None
 
 
 def stored(values: Mapping[str, Any], where: str) -> Recipe:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from swav.config import RESNETS, TIMM, Recipe
-from swav.errors import CheckpointError, ConfigError, did_you_mean
+from swav.errors import CheckpointError, ConfigError, did_you_mean, printable
 from swav.files import CHECKPOINTS, CONFIG, is_run
 from swav.recipe_files import load_recipe, recipe_names, stored
 from swav.strict_yaml import read_yaml
@@ -119,8 +119,17 @@ def run_or_checkpoint(source: str) -> tuple[Path, bool]:
             if best
             else "a run folder (RUN@best: its best), a checkpoint's folder, a weight file, random:NAME or timm:NAME"
         )
-        raise ConfigError(f"weights '{source}': expected {wanted}, found none")
+        raise ConfigError(f"weights '{printable(source)}': expected {wanted}, found {_what_is_there(source, folder)}")
     return folder, best
+
+
+def _what_is_there(source: str, folder: Path) -> str:
+    """What a source that is no weights' is instead, and which one was perhaps meant."""
+    if folder.is_dir():
+        return "a folder without checkpoints"
+    if source in RESNETS or source in recipe_names():
+        return f"no such file or folder; {RANDOM}{source} is this network with random weights"
+    return "no such file or folder"
 
 
 def is_checkpoint(folder: Path, best: bool) -> bool:

@@ -111,7 +111,7 @@ def test_too_few_images_end_a_benchmark_asked_for_by_name_before_any_work(colour
         fails = lambda _: pytest.fail("works before all is checked")  # noqa: E731
         monkeypatch.setattr(runner.protocol_of(name), "run", fails)
     for names, words, error in (
-        (["linear", "knn"], {"knn.k": [1, 25]}, ConfigError),
+        (["linear", "knn"], {"knn.k": [1, 25]}, DataError),
         (["knn", "linear", "semisup"], {"semisup.list": str(tmp_path / "none"), "semisup.fraction": 0.1}, DataError),
     ):
         for dry_run in (False, True):

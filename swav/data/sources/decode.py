@@ -53,6 +53,7 @@ from swav.data.sources.damage import (
     with_end,
 )
 from swav.errors import DataError
+from swav.errors import printable as printable
 
 READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -98,11 +99,6 @@ class Header(NamedTuple):
     mode: str
     height: int
     width: int
-
-
-def printable(text: str) -> str:
-    """The text as it may safely reach a terminal or a log: control characters and undecodable bytes are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def decode(data: bytes, name: str, keep_shape: bool = False) -> UInt8[np.ndarray, "H W 3"]:
