@@ -14,23 +14,52 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from swav.errors import EXIT_INTERRUPTED, ConfigError, SignalExit, SwavError
+from swav.command_line import Command, Group, complete_bench, complete_recipes, complete_settings
+from swav.errors import EXIT_INTERRUPTED, SignalExit, SwavError
 from swav.files import check_writable
 from swav.output import deliver, protect_output, say
 from swav.signals import StopRequest
+from swav.version import swav_version
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-data_app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+data_app = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data", help="Look at a data set, or make one.")
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything that is written.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Settings = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings; `swav recipes NAME` lists them.")
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings, listed below.", autocompletion=complete_settings),
 ]
 
 
-@app.command()
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        import importlib.metadata
+        import platform
+
+        torch = importlib.metadata.version("torch")
+        deliver(f"swav {swav_version()} (Python {platform.python_version()}, torch {torch}), Apache-2.0")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def swav(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Pre-train a vision backbone on images without labels by SwAV, and measure what it learned."""
+
+
+@app.command(cls=Command, short_help="Everything once, on drawn images, in a few minutes.")
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the demo is written.")] = Path("swav-demo"),
 ) -> None:
@@ -41,9 +70,14 @@ def demo(
     demo_module.demo(out)
 
 
-@app.command()
+@app.command(cls=Command, short_help="Pre-train on images without labels; again: resume.")
 def pretrain(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A name of `swav recipes`, or a YAML file.", autocompletion=complete_recipes
+        ),
+    ],
     out: Out,
     settings: Settings = None,
     dry_run: DryRun = False,
@@ -77,21 +111,22 @@ def pretrain(
         print(folder)
 
 
-@app.command()
+@app.command(cls=Command)
 def bench(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="NAME... [KEY=VALUE]...",
+            metavar="NAME... KEY=VALUE",
             help="Benchmarks (knn, linear, linear-stages, places205, inat18, semisup, svm, lowshot, detect-voc, detect-coco, "
             "segment-voc, segment-cityscapes, segment-linear; all), then settings (protocol=own: kNN, linear and "
             "segment-linear on labels of your own).",
+            autocompletion=complete_bench,
         ),
     ],
     weights: Annotated[
         list[str],
         typer.Option(
-            "--weights", metavar="W", help="A run, a checkpoint, a weight file, or random:NAME; may be repeated."
+            "--weights", metavar="W", help="A run, a checkpoint, a weight file, or random:NAME; may be several."
         ),
     ],
     data: Annotated[
@@ -106,8 +141,6 @@ def bench(
     from swav.recipe_files import parse_overrides
 
     benches = [name for name in names if "=" not in name]
-    if not benches:
-        raise ConfigError("expected the name of a benchmark (as knn, linear, svm, or all), found only settings")
     overrides = parse_overrides([name for name in names if "=" in name])
     request = read_request(benches, weights, overrides)
     if _is_alone():
@@ -127,7 +160,7 @@ def bench(
         deliver("\n".join(filter(None, [shown, differences, str(out / "results.json"), str(out / "tables.html")])))
 
 
-@app.command()
+@app.command(cls=Command, short_help="Find out whether training on your images is worth it.")
 def compare(
     data: Annotated[str, typer.Option("--data", metavar="IMAGES", help="The images to train on.")],
     out: Out,
@@ -160,7 +193,7 @@ def compare(
     comparison.compare(data, out=out, labelled=labelled, init=init, hours=hours, dry_run=dry_run, **overrides)
 
 
-@app.command()
+@app.command(cls=Command)
 def report(
     folder: Path, other: Annotated[Path | None, typer.Argument(help="A second run, to compare.")] = None
 ) -> None:
@@ -170,24 +203,19 @@ def report(
     print(page.report(folder, other=other))
 
 
-@app.command()
-def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, with every default.")] = None) -> None:
+@app.command(cls=Command)
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="Print this one, with every default.", autocompletion=complete_recipes)
+    ] = None,
+) -> None:
     """List the recipes, or print one resolved."""
-    from swav.config import Recipe
-    from swav.recipe_files import load_recipe, recipe_names, recipe_text
+    from swav.recipe_files import describe_recipe, list_recipes
 
-    if name is None:
-        deliver(
-            "\n".join(f"{known:<60}{recipe_text(known).splitlines()[0].removeprefix('# ')}" for known in recipe_names())
-        )
-        return
-    comments = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
-    values = load_recipe(name).model_dump(mode="json").items()
-    lines = [f"{key}: {json.dumps(value):<40} # {Recipe.model_fields[key].description}" for key, value in values]
-    deliver("\n".join(comments + lines))
+    deliver(list_recipes() if name is None else describe_recipe(name))
 
 
-@data_app.command("scan")
+@data_app.command("scan", cls=Command, short_help="What is there, and what would be trained on.")
 def scan_data(path: str, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Count a data set's images, formats, sizes, duplicates and unreadable files, and say what would be trained on."""
     from swav.data.scan import render_scan, scan
@@ -196,7 +224,7 @@ def scan_data(path: str, as_json: Annotated[bool, typer.Option("--json", help="P
     deliver(json.dumps(found, indent=1) if as_json else render_scan(found))
 
 
-@data_app.command()
+@data_app.command(cls=Command, short_help="Write the drawn data set `shapes`.")
 def shapes(
     folder: Path,
     layout: Annotated[

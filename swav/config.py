@@ -382,6 +382,51 @@ RENAMED = {
     "score_epochs": "score_every_epochs",
 }
 
+# What other programs call these settings.
+USUAL_NAMES = {
+    **dict.fromkeys(("learning_rate", "base_lr"), "lr"),
+    **dict.fromkeys(("batch_size", "bs"), "batch"),
+    **dict.fromkeys(("num_workers", "n_workers"), "workers"),
+    **dict.fromkeys(("max_epochs", "num_epochs", "n_epochs"), "epochs"),
+    **dict.fromkeys(("arch", "model", "network"), "backbone"),
+    **dict.fromkeys(("dataset", "data_dir", "images", "path", "folder", "input"), "data"),
+    **dict.fromkeys(("wd",), "weight_decay"),
+    **dict.fromkeys(("crop", "crop_size", "image_size", "img_size", "sizes"), "crops"),
+    **dict.fromkeys(("nmb_prototypes", "num_prototypes", "n_prototypes", "k"), "prototypes"),
+    **dict.fromkeys(("checkpoint", "pretrained", "weights", "ckpt"), "init"),
+    **dict.fromkeys(("output", "output_dir", "save_dir", "out_dir", "o", "project"), "out"),
+    **dict.fromkeys(("amp", "mixed_precision"), "precision"),
+    **dict.fromkeys(("gpu", "gpus", "accelerator"), "device"),
+    **dict.fromkeys(("temp", "tau"), "temperature"),
+}
+
+# Settings by topic, for people.
+TOPICS = {
+    "images": ("data", "max_unreadable"),
+    "views": (
+        *("crops", "code_crops", "flip", "jitter", "jitter_probability", "grayscale"),
+        *("blur", "blur_sigma", "blur_kernel", "mean", "std"),
+    ),
+    "network": (
+        *("backbone", "width", "stem", "in_channels", "zero_init_residual", "sync_bn", "sync_bn_group"),
+        *("head_hidden", "head_dim", "prototypes", "init"),
+    ),
+    "codes and loss": (
+        *("temperature", "epsilon", "sinkhorn_iterations", "sinkhorn", "hard_codes", "teacher_momentum", "koleo"),
+        *("freeze_prototypes_steps", "freeze_backbone_steps", "queue_length", "queue_start_epoch"),
+    ),
+    "length and batch": ("epochs", "hours", "batch", "micro_batch"),
+    "optimiser": (
+        *("optimizer", "lr", "backbone_lr_factor", "final_lr", "warmup_epochs", "warmup_start_lr", "lr_schedule"),
+        *("momentum", "weight_decay", "decay_vectors", "clip_gradient", "trust_coefficient"),
+    ),
+    "machine": ("device", "precision", "compile", "workers", "seed"),
+    "saved and logged": (
+        *("checkpoint_every_minutes", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"),
+    ),
+    "checks on the way": ("knn_every_epochs", "knn_k", "check_every_epochs", "stop_when_worse", "eval_size"),
+}
+
 # Settings that may change between the commands of one run: they leave every weight as it is (another kind of device to
 # rounding). New `hours` count from the next plan on; of a run that began without, the length stays.
 HARMLESS = frozenset(

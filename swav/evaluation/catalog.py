@@ -5,9 +5,10 @@ the settings; units of the metrics are in results/units.py.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from swav.errors import ConfigError, did_you_mean, printable
 from swav.evaluation.dense_settings import (
     DetectCocoSettings,
     DetectVocMocoSettings,
@@ -186,3 +187,17 @@ CATALOG: dict[str, Benchmark] = {
         published=False,
     ),
 }
+
+
+def require_known(names: Iterable[str]) -> None:
+    """Refuse a name that is no benchmark's.
+
+    Raises:
+        ConfigError: with the nearest known one.
+    """
+    known = [*CATALOG, "all"]
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"unknown benchmark '{printable(name)}'{did_you_mean(name, known)}; known: {', '.join(known)}"
+            )

@@ -13,7 +13,7 @@ from swav.data.sources.catalog import DATASETS, Splits, require_disjoint
 from swav.data.sources.decode import printable, reason_of
 from swav.data.sources.walk import may_hold_images
 from swav.errors import ConfigError, DataError, did_you_mean
-from swav.evaluation.catalog import CATALOG
+from swav.evaluation.catalog import CATALOG, require_known
 from swav.evaluation.settings import PROTOCOLS, BenchSettings, Protocol, SuiteSettings
 from swav.files import check_writable
 from swav.recipe_files import validated
@@ -79,10 +79,7 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
             value out of range.
     """
     wanted = list(dict.fromkeys(CATALOG if "all" in names else names))
-    for name in names:
-        if name not in CATALOG and name != "all":
-            known = [*CATALOG, "all"]
-            raise ConfigError(f"unknown benchmark '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}")
+    require_known(names)
     overrides = _dotted(overrides)
     protocol = overrides.get("protocol", "published")
     if protocol == "page":

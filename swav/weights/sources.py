@@ -3,6 +3,7 @@
 A source that names nothing is refused here, before seconds go into the import of torch.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Literal
 
@@ -73,6 +74,16 @@ def is_foreign(source: str) -> bool:
     if source.startswith("timm:"):
         return True
     return Path(source).is_file() and not _of_a_checkpoint(source) and not is_export(source)
+
+
+def is_weights(source: str) -> bool:
+    """Whether a path holds weights, by what is there: a run, a checkpoint, or a file of a known format."""
+    path = Path(source)
+    if path.is_file():
+        with contextlib.suppress(CheckpointError):
+            return bool(format_of(path))
+        return False
+    return is_run(path) or is_checkpoint(path, best=False)
 
 
 def is_export(source: str) -> bool:
