@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from swav.command_line import Command, Group, complete_bench, complete_recipes, complete_settings
-from swav.errors import EXIT_INTERRUPTED, SignalExit, SwavError
+from swav.errors import EXIT_INTERRUPTED, ConfigError, SignalExit, SwavError
 from swav.files import check_writable
 from swav.output import deliver, protect_output, say
 from swav.signals import StopRequest
@@ -81,6 +81,9 @@ def pretrain(
     out: Out,
     settings: Settings = None,
     dry_run: DryRun = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="With --dry-run: every reason, and all settings as YAML.")
+    ] = False,
     print_slurm: Annotated[
         bool, typer.Option("--print-slurm", help="Print a batch script for SLURM that does this, and do nothing.")
     ] = False,
@@ -90,6 +93,8 @@ def pretrain(
     from swav.config import TIMM
     from swav.recipe_files import load_recipe, parse_overrides
 
+    if full and not dry_run:
+        raise ConfigError("pretrain: --full: expected --dry-run beside it")
     wanted = load_recipe(recipe, parse_overrides(settings or []))
     if wanted.backbone.startswith(TIMM):  # settings are checked before data, though timm takes seconds to be asked
         from swav.network.backbone import check_backbone
@@ -106,8 +111,8 @@ def pretrain(
         return
     from swav.training import loop
 
-    folder = loop.run_or_resume(wanted, out, dry_run, began)
-    if _is_first_process():
+    folder = loop.run_or_resume(wanted, out, dry_run, began, full)
+    if _is_first_process() and not dry_run:
         print(folder)
 
 

@@ -97,7 +97,7 @@ def compare(
         trained = []
         for name, own in plans.items():
             folder = out / name.rpartition(" ")[2]
-            dist.say(f"compare: {name}, in {folder}")
+            dist.say(f"compare: {name}" + ("" if dry_run else f", in {folder}"))
             pretrain("auto", out=folder, dry_run=dry_run, **shared | own)
             if not dry_run:
                 trained.append(dist.on_rank0(functools.partial(_arm, name, folder)))

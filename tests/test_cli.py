@@ -199,6 +199,12 @@ def test_dry_run_gives_reasons_and_estimates_and_writes_nothing(swav, images, tm
     assert {"images", "time", "memory", "disk", "measured"} <= {
         line.split()[0] for line in printed.splitlines() if line
     }
+    assert len(printed.splitlines()) <= 40 and str(out) not in printed and "epsilon:" not in printed
+    code, printed, _ = swav(
+        "pretrain", "tiny", images, "batch=2", "queue_length=2", "--out", out, "--dry-run", "--full"
+    )
+    assert code == 0 and "\nepsilon: 0.05\n" in printed and str(out) not in printed
+    assert swav("pretrain", "tiny", images, "--out", out, "--full")[0] == 2
     assert not out.exists()
 
 

@@ -36,7 +36,7 @@ from swav.training.saving import Saver
 from swav.training.scoring import Scoring
 from swav.training.setup import RunSetup, prepare, shared_settings
 from swav.training.step import Trainer
-from swav.training.summary import describe, memory_advice, resume_message
+from swav.training.summary import describe, memory_advice, resume_message, screen
 from swav.training.verdict import verdict
 from swav.views import view_spec
 from swav.weights.export import export_backbone, export_missing
@@ -67,10 +67,11 @@ def pretrain(recipe: str | Path | Recipe, *, out: str | Path, dry_run: bool = Fa
     return run_or_resume(wanted, Path(out), dry_run, budget.now())
 
 
-def run_or_resume(wanted: Recipe, out: Path, dry_run: bool, began: float) -> Path:
+def run_or_resume(wanted: Recipe, out: Path, dry_run: bool, began: float, full: bool = False) -> Path:
     """Pre-train, or resume the run in `out`: see `pretrain`.
 
     Args:
+        full: of a dry run, print every reason, and all settings as YAML.
         began: when the command began, by budget.now: what it imported before belongs to its time too.
     """
     device = pick_device(wanted.device)
@@ -93,7 +94,8 @@ def run_or_resume(wanted: Recipe, out: Path, dry_run: bool, began: float) -> Pat
                 f"\ninit       {init_from(build_network(run.recipe), start, run.recipe)}" if start is not None else ""
             )
             if dist.rank() == 0:
-                deliver(f"{describe(run)}{taken}\n{lines}\n\n{to_yaml(run.settings)}".rstrip("\n"))
+                settings = f"\n\n{to_yaml(run.settings)}".rstrip("\n") if full else ""
+                deliver(screen(f"{describe(run)}{taken}", lines, full) + settings)
             return out
         if dist.rank() == 0:
             stack.enter_context(checkpoint.RunLock(out))
