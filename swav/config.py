@@ -412,13 +412,14 @@ TOPICS = {
         *("head_hidden", "head_dim", "prototypes", "init"),
     ),
     "codes and loss": (
-        *("temperature", "epsilon", "sinkhorn_iterations", "sinkhorn", "hard_codes", "teacher_momentum", "koleo"),
+        *("temperature", "epsilon", "sinkhorn_iterations", "sinkhorn", "hard_codes", "teacher_momentum"),
+        *("final_teacher_momentum", "koleo"),
         *("freeze_prototypes_steps", "freeze_backbone_steps", "queue_length", "queue_start_epoch"),
     ),
     "length and batch": ("epochs", "hours", "batch", "micro_batch"),
     "optimiser": (
         *("optimizer", "lr", "backbone_lr_factor", "final_lr", "warmup_epochs", "warmup_start_lr", "lr_schedule"),
-        *("momentum", "weight_decay", "decay_vectors", "clip_gradient", "trust_coefficient"),
+        *("momentum", "weight_decay", "final_weight_decay", "decay_vectors", "clip_gradient", "trust_coefficient"),
     ),
     "machine": ("device", "precision", "compile", "workers", "seed"),
     "saved and logged": (
