@@ -8,7 +8,7 @@ from swav import checkpoint, dist
 from swav.config import RESNETS, Recipe
 from swav.errors import counted
 from swav.files import PLAN
-from swav.training.auto import DEFAULT, in_words
+from swav.training.auto import DEFAULT, in_words, too_short
 from swav.training.setup import RunSetup
 from swav.training.verdict import too_few
 
@@ -39,8 +39,9 @@ def describe(run: RunSetup) -> str:
             f"warning    sinkhorn=local: codes are balanced over each process ({dist.world_size()}) alone, as the "
             "benchmark page's code base did by mistake; this is not SwAV"
         )
-    if (why := too_few(len(run.images), max(recipe.prototype_sets))) is not None:
-        lines.append(f"warning    {why}")
+    doubts = [too_few(len(run.images), max(recipe.prototype_sets))]
+    doubts += [too_short(run.total_steps * recipe.batch)] if recipe.init is None else []
+    lines += [f"warning    {why}" for why in doubts if why is not None]
     if (
         recipe.queue_length
         and recipe.queue_length // recipe.batch >= (recipe.epochs - recipe.queue_start_epoch) * run.steps_per_epoch

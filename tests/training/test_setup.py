@@ -131,6 +131,16 @@ def test_fewer_images_than_prototypes_are_told_before_the_first_step(wanted, tmp
         assert ("warning    64 images cannot fill 65 prototypes" in summary.describe(some)) == warned
 
 
+def test_a_run_that_sees_too_few_images_to_beat_random_weights_is_warned_of_unless_it_starts_from_others(
+    wanted, tmp_path
+):
+    for epochs, init, warned in ((124, None, True), (125, None, False), (124, "some/weights", False)):
+        few = wanted.model_copy(update={"epochs": epochs, "batch": 64, "prototypes": 8})
+        run = setup.prepare(few, tmp_path, CPU, dry_run=True)
+        run.recipe = run.recipe.model_copy(update={"init": init})
+        assert ("warning    7,936 images will be seen: with fewer than 8,000" in summary.describe(run)) == warned
+
+
 @pytest.mark.parametrize(
     ("at_a_time", "words"), [(1, "one image"), (2, "micro_batch=1,"), (9, "micro_batch=3,"), (64, "micro_batch=32,")]
 )
