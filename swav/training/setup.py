@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from swav.data.images import Images
 from swav.data.overlap import SharedImages
 from swav.data.sample import is_grey, short_side
 from swav.data.sources.open import labelled_splits, open_images
-from swav.errors import CheckpointError, ConfigError, DataError, MachineError
+from swav.errors import CheckpointError, ConfigError, DataError, MachineError, counted, printable
 from swav.files import CHECKPOINTS, CONFIG, warn_once
 from swav.network.backbone import check_backbone
 from swav.recipe_files import stored, validated, verified_yaml
@@ -302,9 +303,37 @@ def _as_before(before: Recipe, wanted: Recipe, out: Path) -> tuple[Recipe, list[
 
 
 def refuse_changes(out: Path, before: Recipe, after: Recipe) -> None:
+    """Refuse to resume a run with other settings; where a finished run is to be longer, say how training goes on from it.
+
+    Raises:
+        ConfigError: settings that shape the weights differ.
+    """
     if changed := settings_diff(before, after):
+        _refuse_more_epochs(out, before, changed)
         rows = "\n".join(f"  {key}: {old} -> {new}" for key, (old, new) in changed.items())
         raise ConfigError(f"{out}: holds a run with other settings; use another --out, or the settings it has:\n{rows}")
+
+
+def _refuse_more_epochs(out: Path, before: Recipe, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Of a finished run, answer more epochs with the command that trains on from its weights.
+
+    Raises:
+        ConfigError: so.
+    """
+    had, wanted = changed.get("epochs", (0, 0))
+    if set(changed) != {"epochs"} or not isinstance(had, int) or not isinstance(wanted, int) or wanted <= had:
+        return
+    newest = checkpoint.newest(out / CHECKPOINTS, warn=lambda _: None)  # `resume` says what it passes over
+    state = {} if newest is None else checkpoint.read_state(newest)
+    steps = had * (state.get("num_images", 0) // before.batch)
+    if not steps or state.get("step") != steps:
+        return
+    command = ["swav", "pretrain", "auto", f"data={before.data}", f"init={out}", f"epochs={wanted - had}"]
+    command += ["--out", f"{out}-more"]
+    raise ConfigError(
+        f"{out}: holds a finished run of {counted(had, 'epoch')}, found epochs={wanted}; its learning rate has come down, so train "
+        f"on from its weights: {printable(shlex.join(command))}"
+    )
 
 
 def _check_bad(images: Images, recipe: Recipe) -> None:
