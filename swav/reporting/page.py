@@ -21,7 +21,7 @@ from swav.results.render import html_templates, write_tables
 from swav.results.results import Result, Results, Summary, read_damaged_results, summary
 from swav.results.units import decimals_of, known_metric
 from swav.version import swav_version
-from swav.weights.exported import FOLDER, WEIGHTS, usage, which
+from swav.weights.exported import FOLDER, RIGHTS, WEIGHTS, usage, which
 
 MAX_BAD_SHOWN = 200
 
@@ -159,7 +159,8 @@ def exported(run: RunFolder) -> dict[str, Any] | None:
     if not run.exported:
         return None
     folder = run.path / FOLDER
-    return {"file": str(folder / WEIGHTS), "which": which(run.exported), "lines": usage(run.exported, folder)}
+    lines = usage(run.exported, folder)
+    return {"file": str(folder / WEIGHTS), "which": which(run.exported), "lines": lines, "rights": RIGHTS}
 
 
 def charts(names: Sequence[str], runs: Sequence[RunFolder]) -> list[Chart]:

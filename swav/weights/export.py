@@ -20,7 +20,18 @@ from swav.files import CHECKPOINTS, remove_leftovers, replaced_durably, warn, wr
 from swav.network import resnet
 from swav.network.backbone import timm_options
 from swav.recipe_files import stored
-from swav.weights.exported import CODE, FOLDER, FORMAT, WEIGHTS, fits_torchvision, is_timms, metadata, read_description
+from swav.weights.exported import (
+    CARD,
+    CODE,
+    FOLDER,
+    FORMAT,
+    WEIGHTS,
+    card,
+    fits_torchvision,
+    is_timms,
+    metadata,
+    read_description,
+)
 
 
 def export_missing(out: Path, step: int, best: bool = False) -> dict[str, Any] | None:
@@ -65,8 +76,9 @@ def export_backbone(out: Path, best: bool = False) -> dict[str, Any]:
     folder = out / FOLDER
     try:
         folder.mkdir(exist_ok=True)
-        for name in (WEIGHTS, CODE):
+        for name in (WEIGHTS, CODE, CARD):
             remove_leftovers(folder / name)
+        write_text_durably(folder / CARD, card(description))
         if not _needs_no_code(description):
             write_text_durably(folder / CODE, code(description))
         with replaced_durably(folder / WEIGHTS) as beside:
