@@ -113,7 +113,7 @@ def pretrain(
 
     folder = loop.run_or_resume(wanted, out, dry_run, began, full)
     if _is_first_process() and not dry_run:
-        print(folder)
+        deliver(str(folder))
 
 
 @app.command(cls=Command)
@@ -205,7 +205,7 @@ def report(
     """Write (again) the report of a run or of results, or compare two."""
     from swav.reporting import page
 
-    print(page.report(folder, other=other))
+    deliver(str(page.report(folder, other=other)))
 
 
 @app.command(cls=Command)
@@ -245,7 +245,7 @@ def shapes(
     from swav.data.synthetic.writers import write_shapes
 
     write_shapes(folder, layout, train=train, val=val, size=size, seed=seed)
-    print(folder)
+    deliver(str(folder))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swav import checkpoint, dist
-from swav.errors import ConfigError, DataError, counted
+from swav.errors import ConfigError, DataError, counted, printable_lines
 from swav.evaluation.own import require_labels
 from swav.evaluation.request import open_splits, read_request
 from swav.evaluation.runner import bench
@@ -146,7 +146,7 @@ def _budget(hours: float | None, settings: Mapping[str, object]) -> str:
 
 
 def _write(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], out: Path, budget: str) -> None:
-    text = format_comparison(arms, rows, out, budget)
+    text = printable_lines(format_comparison(arms, rows, out, budget))
     write_text_durably(out / CONTENT, json.dumps(_content(arms, rows, out, budget), indent=1) + "\n")
     write_text_durably(out / TABLE, text + "\n")
     deliver(f"{text}\n{out / TABLE}")

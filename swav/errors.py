@@ -84,4 +84,11 @@ def counted(number: float, thing: str) -> str:
 
 def printable(text: str) -> str:
     """The text as it may safely reach a terminal or a log: control characters and undecodable bytes are escaped."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """As printable, of text that has lines: line ends and tabs stay."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))

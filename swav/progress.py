@@ -8,6 +8,7 @@ import rich.console
 import rich.progress
 import torch
 
+from swav.errors import printable, printable_lines
 from swav.output import say, tolerant
 
 
@@ -31,6 +32,7 @@ class Progress:
     """
 
     def __init__(self, label: str, total: int, done: int = 0, *, quiet: bool = False, every_seconds: float = 10.0):
+        label = printable(label)
         self.label, self.total, self.start, self.done = label, total, done, done
         self.every_seconds = every_seconds
         self.began = self.printed = time.monotonic()
@@ -80,7 +82,7 @@ class Progress:
         if self.quiet:
             return
         if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False)
+            self._bar.console.print(printable_lines(line), markup=False, highlight=False)
         else:
             say(line)
 

@@ -10,10 +10,11 @@ import re
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
-from swav.errors import MachineError
+from swav.errors import MachineError, printable, printable_lines
 from swav.files import remove_leftovers, write_text_durably
 from swav.results.layout import OURS, PAGE_ROW, SIBLING, Link, Source, Table, TableRow
 from swav.results.published import read_published
@@ -69,8 +70,18 @@ def html_templates(*folders: Path) -> jinja2.Environment:
     """HTML templates, which escape every value: those of these folders, and the tables and style of this package."""
     loader = jinja2.FileSystemLoader([*folders, Path(__file__).parent / "templates"])
     return jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
     )
+
+
+def _printable(value: Any) -> Any:
+    """A value of a template: of a text without control characters, which may come with any name or path."""
+    return type(value)(printable_lines(value)) if isinstance(value, str) and not value.isprintable() else value
 
 
 def _with_log(folder: Path, row: Result) -> Result:
@@ -86,7 +97,7 @@ def _with_log(folder: Path, row: Result) -> Result:
 def plain(words: str) -> str:
     """Words on one line; what cannot be printed, lone surrogates included, as its code."""
     line = " ".join(words.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return printable(line)
 
 
 def _parts(tables: Sequence[Table]) -> Iterator[tuple[tuple[str, str], list[Table]]]:

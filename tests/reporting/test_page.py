@@ -159,6 +159,18 @@ def test_the_check_of_escaping_can_fail(tmp_path):
     assert NASTY not in page.text
 
 
+def test_no_control_character_reaches_the_page_from_a_folder_a_setting_or_a_result(run):
+    odd = "\x1b[31mred\x07\u202e"
+    rows = [result(f"weights{odd}", 50.0)]
+    (run / "results.json").write_text(json.dumps({"format": 1, "results": rows, "not_run": []}))
+    (run / "config.yaml").write_text(to_yaml(Recipe(data=f"photos{odd}", epochs=20)))
+    there = run.rename(run.with_name(f"run{odd}"))
+    texts = [report(there).read_text(encoding="utf-8"), report(there, other=there).read_text(encoding="utf-8")]
+    texts += [(there / f"tables.{kind}").read_text(encoding="utf-8") for kind in ("html", "md", "tex")]
+    assert not [c for text in texts for c in text if not c.isprintable() and c not in "\n\t\xa0"]
+    assert all("x1b" in text for text in texts[:2])  # tables of the published page hold no such row
+
+
 def test_names_that_are_not_text_are_shown_by_their_code(run):
     write_lines(run / "bad_files.jsonl", [{"file": SURROGATE, "reason": "not an image"}])
     assert "old\\udcffname\\ud800.jpg" in Page(report(run)).text
