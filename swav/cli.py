@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 
 from swav.command_line import Command, Group, complete_bench, complete_recipes, complete_settings
 from swav.errors import EXIT_INTERRUPTED, ConfigError, SignalExit, SwavError
-from swav.files import check_writable
+from swav.files import REPORT, check_writable
 from swav.output import deliver, protect_output, say
 from swav.signals import StopRequest
 from swav.version import swav_version
@@ -65,6 +65,7 @@ def demo(
 ) -> None:
     """Pre-train and evaluate a small network on drawn shapes: no download, no GPU, a few minutes."""
     check_writable(out)
+    _say_that_it_begins(f"demo in {out}")
     from swav import demo as demo_module
 
     demo_module.demo(out)
@@ -109,6 +110,7 @@ def pretrain(
 
         deliver(batch_script(["pretrain", recipe, *(settings or []), "--out", str(out)]).rstrip("\n"))
         return
+    _say_that_it_begins(f"pre-training on {wanted.data}, in {out}")
     from swav.training import loop
 
     folder = loop.run_or_resume(wanted, out, dry_run, began, full)
@@ -150,6 +152,7 @@ def bench(
     request = read_request(benches, weights, overrides)
     if _is_alone():
         check_places(request, Path(data), out, dry_run)
+    _say_that_it_begins(f"{', '.join(request.settings)} of {', '.join(request.labels)} on {data}")
     from swav.evaluation import runner
 
     results = runner.bench(benches, weights=weights, data=data, out=out, dry_run=dry_run, **overrides)
@@ -162,7 +165,8 @@ def bench(
 
         shown = format_results(results.results, results.not_run)
         differences = format_differences(results.results, weights, out)
-        deliver("\n".join(filter(None, [shown, differences, str(out / "results.json"), str(out / "tables.html")])))
+        written = [str(out / name) for name in ("results.json", "tables.html", REPORT)]
+        deliver("\n".join(filter(None, [shown, differences, *written])))
 
 
 @app.command(cls=Command, short_help="Find out whether training on your images is worth it.")
@@ -192,6 +196,7 @@ def compare(
         check_images(data)
         if not dry_run:
             check_writable(out)
+    _say_that_it_begins(f"comparison on {data}, in {out}")
     from swav import comparison
 
     comparison.refuse_own_keys(overrides)
@@ -224,7 +229,9 @@ def recipes(
 def scan_data(path: str, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Count a data set's images, formats, sizes, duplicates and unreadable files, and say what would be trained on."""
     from swav.data.scan import render_scan, scan
+    from swav.signals import note_nothing_to_save
 
+    note_nothing_to_save("a scan changes nothing; run the same command again for all of it")
     found = scan(path)
     deliver(json.dumps(found, indent=1) if as_json else render_scan(found))
 
@@ -242,9 +249,12 @@ def shapes(
 ) -> None:
     """Write the drawn data set `shapes`: ten classes that neither colour nor raw pixels tell apart."""
     check_writable(folder)
-    from swav.data.synthetic.writers import write_shapes
+    from swav.data.synthetic.writers import LAYOUTS, write_shapes
+    from swav.progress import FIRST_SECONDS, Progress
 
-    write_shapes(folder, layout, train=train, val=val, size=size, seed=seed)
+    twice = layout in LAYOUTS and bool(LAYOUTS[layout].second_train)
+    with Progress("drawing shapes", val + train * (1 + twice), delay=FIRST_SECONDS) as progress:
+        write_shapes(folder, layout, train=train, val=val, size=size, seed=seed, progress=progress)
     deliver(str(folder))
 
 
@@ -266,6 +276,14 @@ def main() -> None:
         except SignalExit as late:
             code = late.exit_code
     sys.exit(code)
+
+
+def _say_that_it_begins(what: str) -> None:
+    """Before seconds go into an import, say that the settings are accepted."""
+    if _is_first_process() and "torch" not in sys.modules:
+        from swav.data.sources.decode import printable
+
+        say(f"{printable(what)}: loading PyTorch")
 
 
 def _is_alone() -> bool:

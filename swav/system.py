@@ -4,8 +4,10 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import resource
 import shutil
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -206,3 +208,11 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak memory so far: of the GPU's allocator, or resident in this process [GB]."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak / 1e6

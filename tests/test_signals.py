@@ -59,7 +59,9 @@ def test_work_only_remembers_a_signal_and_its_code_says_whether_something_was_sa
         signals.stop_if_asked()
         send(number)
         code, message = signals.end_asked_for()
-        assert code == 128 + number and message.endswith("nothing was saved yet, and nothing saved before is lost")
+        assert code == 128 + number and message.endswith(
+            "nothing was saved yet, and nothing saved before is lost; rerun the same command to begin again"
+        )
         signals.note_saved()
         assert signals.end_asked_for()[0] == stop.exit_code == (130 if number == signal.SIGINT else 75)
         with pytest.raises(Stopped, match="is saved"):
@@ -149,7 +151,8 @@ def test_an_import_that_is_cut_short_is_one_line_and_the_code_of_the_signal(caps
     with StopRequest(at_once=True):
         assert cli._run(command, debug=False) == 128 + signal.SIGUSR2
     assert (
-        capsys.readouterr().err == "swav: stopped by SIGUSR2; nothing was saved yet, and nothing saved before is lost\n"
+        capsys.readouterr().err
+        == "swav: stopped by SIGUSR2; nothing was saved yet, and nothing saved before is lost; rerun the same command to begin again\n"
     )
 
 
@@ -209,7 +212,8 @@ def test_a_process_that_is_busy_in_c_acknowledges_ctrl_c_and_ends_at_the_second_
     assert working.wait() == 130
     importing.send_signal(signal.SIGTERM)
     assert (
-        importing.stderr.read() == "swav: stopped by SIGTERM; nothing was saved yet, and nothing saved before is lost\n"
+        importing.stderr.read()
+        == "swav: stopped by SIGTERM; nothing was saved yet, and nothing saved before is lost; rerun the same command to begin again\n"
     )
     assert importing.wait() == 143
 
@@ -238,7 +242,11 @@ with signals.StopRequest(at_once=True) as stop:
 @pytest.mark.parametrize(
     ("how", "code", "said"),
     [
-        ("lost", 143, "swav: stopped by SIGTERM; nothing was saved yet, and nothing saved before is lost\n"),
+        (
+            "lost",
+            143,
+            "swav: stopped by SIGTERM; nothing was saved yet, and nothing saved before is lost; rerun the same command to begin again\n",
+        ),
         ("ending", 7, ""),
     ],
 )

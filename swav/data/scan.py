@@ -15,6 +15,7 @@ from swav.data.sources.header_index import ProgressCallback
 from swav.data.sources.open import find_layout, labelled_splits, open_images
 from swav.data.sources.walk import NOT_READ
 from swav.errors import DataError
+from swav.progress import FIRST_SECONDS, Progress
 
 EXAMPLES = 5  # of duplicates, and of unreadable files on the terminal
 THREADS = 8  # they overlap the waiting for the disk
@@ -104,10 +105,11 @@ def _read_all(images: Images, progress: ProgressCallback | None) -> list[Reading
     values, counts = np.unique(sizes, return_counts=True)
     shared = np.isin(sizes, values[counts > 1])  # only files of the same size can have the same content
     readings: list[Reading] = []
-    with ThreadPoolExecutor(THREADS) as pool:
+    with Progress("reading images", len(images), delay=FIRST_SECONDS) as shown, ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(images), CHUNK):
             chunk = range(start, min(start + CHUNK, len(images)))
             readings += pool.map(lambda i: _read(images, i, bool(shared[i])), chunk)
+            shown.update(chunk.stop)
             if progress is not None:
                 progress(chunk.stop, len(images))
     return readings

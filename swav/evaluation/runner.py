@@ -6,8 +6,8 @@ torchrun the processes share the benchmarks that train; the others are run by th
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,17 +17,17 @@ from torch import nn
 from swav import dist, signals
 from swav.agreement import code, require_agreement, seen
 from swav.data.sources.catalog import Splits, as_pillow
-from swav.errors import ConfigError, DataError, NumericsError
+from swav.errors import ConfigError, DataError, NumericsError, Stopped
 from swav.evaluation.catalog import CATALOG
 from swav.evaluation.request import check_places, open_splits, read_request, require_some
 from swav.evaluation.resources import dry_run_row, format_rows
 from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, one_per_seed
 from swav.evaluation.task import NoScore, ProtocolModule, Score, Task, subsample
-from swav.files import FolderGuard
+from swav.files import REPORT, FolderGuard, not_essential
 from swav.network.backbone import ResNet
 from swav.output import say
+from swav.reporting.page import report
 from swav.results.console import format_results
-from swav.results.render import write_tables
 from swav.results.results import Config, DryRunRow, NotRun, Result, Results, read_results, write_results
 from swav.system import environment_errors, pick_device, share_cpus, versions
 from swav.weights import encoder
@@ -47,7 +47,7 @@ def bench(
     dry_run: bool = False,
     **settings: object,
 ) -> Results:
-    """Run benchmarks and merge their results into OUT/results.json after each; at the end the tables are beside it.
+    """Run benchmarks and merge their results into OUT/results.json after each; at the end the tables and a report are beside it.
 
     Args:
         names: one benchmark or several, or `all`, where it is no error but listed in `not_run` that data are missing or too few.
@@ -110,9 +110,10 @@ def bench(
             absent = _never_run(absent, earlier, list(labels), suite.protocol)
             write_results(out, [], absent)  # a folder that cannot be written to is found before the work
         guard = FolderGuard(out)
-        with signals.work():
-            for name, task in tasks:
+        with signals.work(), _pages_of_what_is_done(out):
+            for i, (name, task) in enumerate(tasks, start=1):
                 dist.stop_together()
+                dist.say(f"{i} of {len(tasks)}: {name} of {labels[task.encoder.name]}{_which(name, task, runs[name])}")
                 dist.on_rank0(guard.check)
                 with guard.explaining() if dist.rank() == 0 else nullcontext():
                     rows, lacking = _run(name, task, labels[task.encoder.name], everything)
@@ -121,9 +122,26 @@ def bench(
                         write_results(out, rows, lacking, make=False)
                 if rows:
                     signals.note_saved()
-        if dist.rank() == 0:
-            write_tables(out)
         return dist.on_rank0(lambda: read_results(out))
+
+
+@contextmanager
+def _pages_of_what_is_done(out: Path) -> Iterator[None]:
+    """Write tables and report at the end of the work inside, and where a signal ends it."""
+    try:
+        yield
+    except Stopped:
+        if dist.rank() == 0:
+            with not_essential(f"{out}/{REPORT}"):
+                report(out)
+        raise
+    if dist.rank() == 0:
+        report(out)
+
+
+def _which(name: str, task: Task[Any], seeded: Sequence[BenchSettings]) -> str:
+    """The protocol, and of several seeds which."""
+    return f", protocol {task.protocol}" + (f", seed {task.settings.seed}" if len(seeded) > 1 else "")
 
 
 def protocol_of(name: str, protocol: str = "published") -> ProtocolModule:

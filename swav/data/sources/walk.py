@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from swav.data.sources.decode import patiently, printable, reason_of
 from swav.errors import DataError, counted, did_you_mean
 from swav.files import CHECKPOINTS, CONFIG
+from swav.progress import FIRST_SECONDS, Progress
 
 IMAGE_EXTENSIONS = frozenset(b".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split())
 NOT_READ = {  # extensions of images that are not read, for the advice
@@ -109,6 +110,11 @@ def walk(root: Path, folder: str = "") -> Found:
     Links are followed. Each folder is read once, by its device and inode, so loops end; a folder that is reached
     both directly and by a link goes by its own name.
     """
+    with Progress("looking for images", 0, delay=FIRST_SECONDS) as progress:
+        return _walked(root, folder, progress)
+
+
+def _walked(root: Path, folder: str, progress: Progress) -> Found:
     names: list[bytes] = []
     known: list[tuple[int, int]] = []
     inodes: list[tuple[int, int]] = []
@@ -134,6 +140,8 @@ def walk(root: Path, folder: str = "") -> Found:
         for entry in entries:
             if entry.name.startswith(b".") or entry.name in NOT_DATA:
                 continue
+            if not len(names) % 1000:
+                progress.update(len(names))
             name = inside + entry.name
             extension = os.path.splitext(entry.name)[1].lower()
             try:
