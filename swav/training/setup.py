@@ -130,6 +130,7 @@ def prepare(
         raise MachineError(
             "compile=true: expected a C compiler (cc, gcc or clang), found none; install one, as `apt install gcc`"
         )
+    estimate.check_memory(recipe, device, resumes=before is not None)
     labelled, unlabelled = None, "not asked for"
     if recipe.knn_every_epochs and dist.rank() == 0:
         try:
