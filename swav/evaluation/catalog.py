@@ -54,9 +54,10 @@ class Benchmark:
         module: of its protocol, with the functions `check(task)`, which validates settings and data before any computation,
             `run(task)`, which returns its scores, and `estimate_resources(task)`, for --dry-run.
         settings: of protocol published; they name the data set and the published sizes.
-        smoke: settings that protocol smoke changes: at most 5 minutes on two cores, with a ResNet-18.
+        smoke: settings that protocol smoke changes: at most 5 minutes on two cores, of classification with a ResNet-50, of the
+            others with a ResNet-18.
         distributed: whether several processes run it together; else the first runs it while the others wait.
-        own: its protocol own, or None where it has none.
+        own: its protocol own, or None where it has none; where it has a protocol published too, the number of classes decides.
         published: whether it has a protocol published; where not, it is run by protocol own unless another one is asked for.
         variants: settings of other published protocols of its own, by their names.
     """
@@ -116,7 +117,7 @@ CATALOG: dict[str, Benchmark] = {
     "linear": Benchmark(
         "swav.evaluation.protocols.linear",
         LinearSettings,
-        {"size": 64, "train_images": 5000, "score_images": 1000, "epochs": 8},
+        {"size": 64, "train_images": 2000, "score_images": 1000, "epochs": 8},
         distributed=True,
         own=Own("swav.evaluation.protocols.linear_own", LinearOwnSettings),
     ),
@@ -141,7 +142,7 @@ CATALOG: dict[str, Benchmark] = {
     "semisup": Benchmark(
         "swav.evaluation.protocols.semisup",
         SemisupSettings,
-        {"size": 64, "train_images": 5000, "score_images": 1000, "batch": 32},
+        {"size": 64, "train_images": 2000, "score_images": 1000, "batch": 32},
         distributed=True,
     ),
     "svm": Benchmark(

@@ -9,6 +9,7 @@ Seeds       none: nothing is drawn.
 Source      MMSelfSup 0.x knn_imagenet.py and test_knn.py, from DINO's eval_knn.py.
 Where we differ: any number of queries and classes; Pillow's antialiased bilinear resizing as in MMSelfSup 0.x (1.x: cv2).
 Smoke       size 112, at most 5,000 + 1,000 images; a k above the bank is left out instead of refused.
+Time        smoke, ResNet-50, Imagenette: 208 s of CPU, 104 s of two cores.
 """
 
 import torch

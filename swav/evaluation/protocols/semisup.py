@@ -15,7 +15,8 @@ Seeds       one, for the drawn images, initial weights, order and crops.
 Source      Caron et al. 2020, section 4.1, and the released evaluation.
 Where we differ: at another batch than 256 the rates change in proportion. fraction=1.0 (all labels) is a recipe of ours,
             with the rates of 10 %: no source gives one for SwAV, and its result is never comparable.
-Smoke       size 64, batch 32, at most 5,000 images of which the fraction is taken, 1,000 scored.
+Smoke       size 64, batch 32, at most 2,000 images of which the fraction is taken, 1,000 scored.
+Time        smoke, ResNet-50, Imagenette: 236 s of CPU, 118 s of two cores.
 """
 
 import copy
