@@ -144,7 +144,8 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
 ) -> None:
     """Measure what weights have learned. Results go to DIR/results.json, and into the published page's tables beside it."""
-    from swav.evaluation.request import check_places, read_request
+    from swav.evaluation.places import check_places
+    from swav.evaluation.request import read_request
     from swav.recipe_files import parse_overrides
 
     benches = [name for name in names if "=" not in name]
@@ -155,7 +156,7 @@ def bench(
     _say_that_it_begins(f"{', '.join(request.settings)} of {', '.join(request.labels)} on {data}")
     from swav.evaluation import runner
 
-    results = runner.bench(benches, weights=weights, data=data, out=out, dry_run=dry_run, **overrides)
+    results, measured = runner.measure(benches, weights=weights, data=data, out=out, dry_run=dry_run, **overrides)
     if not _is_first_process():
         return
     if as_json:
@@ -163,8 +164,8 @@ def bench(
     elif not dry_run:
         from swav.results.console import format_differences, format_results
 
-        shown = format_results(results.results, results.not_run)
-        differences = format_differences(results.results, weights, out)
+        shown = format_results(results.results, results.not_run, measured)
+        differences = format_differences(results.results, weights, out, measured)
         written = [str(out / name) for name in ("results.json", "tables.html", REPORT)]
         deliver("\n".join(filter(None, [shown, differences, *written])))
 

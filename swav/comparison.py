@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from swav import checkpoint, dist
 from swav.errors import ConfigError, DataError, counted, printable_lines
 from swav.evaluation.own import require_labels
-from swav.evaluation.request import open_splits, read_request
+from swav.evaluation.places import open_data
+from swav.evaluation.request import read_request, refuse
 from swav.evaluation.runner import bench
 from swav.files import CHECKPOINTS, METRICS, write_text_durably
 from swav.jsonl import is_metrics, read_if_possible
@@ -126,8 +127,9 @@ def _check_labels(labelled: Path, asked: bool) -> int:
     """
     request = read_request(BENCHES, ["random:resnet18"], {"protocol": OWN})
     try:
-        splits, _ = open_splits(request.settings, labelled, None, "own", everything=False)
-        train, val = splits[BENCHES[0]]
+        opened = open_data(request, labelled, None)
+        refuse(opened.problems)
+        train, val = opened.splits[BENCHES[0]]
         assert train.labels is not None
         require_labels(train, train.labels, in_folds=train is val)
     except DataError as error:

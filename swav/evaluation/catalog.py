@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from swav.config import Auto
 from swav.errors import ConfigError, did_you_mean, printable
 from swav.evaluation.dense_settings import (
     DetectCocoSettings,
@@ -75,9 +76,16 @@ class Benchmark:
         always = {"own": self.own is not None, "published": self.published, "smoke": True}
         return always.get(protocol, protocol in self.variants)
 
-    def protocol_for(self, asked: Protocol) -> Protocol:
-        """The protocol that it is run by, where one is asked for of several benchmarks, or none (then it is published)."""
-        return asked if self.has(asked) else "own"
+    def protocols_for(self, asked: Protocol | Auto) -> tuple[Protocol, ...]:
+        """The protocols that it may be run by, where one is asked for of several benchmarks, or none (auto).
+
+        Several where the data decide: published for data of the published number of classes, own for others.
+        """
+        if asked != "auto" and self.has(asked):
+            return (asked,)
+        if asked == "auto" and self.published and self.own:
+            return "published", "own"
+        return ("published",) if self.published else ("own",)
 
     def module_of(self, protocol: str) -> str:
         """The module of a protocol."""
@@ -190,15 +198,21 @@ CATALOG: dict[str, Benchmark] = {
 }
 
 
+def unknown(names: Iterable[str]) -> list[tuple[str, ConfigError]]:
+    """The names that are no benchmark's, each with an error that proposes the nearest known one."""
+    known = [*CATALOG, "all"]
+    return [
+        (name, ConfigError(f"unknown benchmark '{printable(name)}'{did_you_mean(name, known)}; known: {', '.join(known)}"))
+        for name in dict.fromkeys(names)
+        if name not in known
+    ]
+
+
 def require_known(names: Iterable[str]) -> None:
-    """Refuse a name that is no benchmark's.
+    """Refuse names of which one is no benchmark's.
 
     Raises:
         ConfigError: with the nearest known one.
     """
-    known = [*CATALOG, "all"]
-    for name in names:
-        if name not in known:
-            raise ConfigError(
-                f"unknown benchmark '{printable(name)}'{did_you_mean(name, known)}; known: {', '.join(known)}"
-            )
+    for _, error in unknown(names):
+        raise error

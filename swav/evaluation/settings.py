@@ -30,10 +30,11 @@ def _as_names(value: Any) -> Any:
 class SuiteSettings(Settings):
     """What is said once, of all benchmarks together."""
 
-    protocol: Protocol = Field(
-        "published",
+    protocol: Protocol | Auto = Field(
+        "auto",
         description="published: exactly the published one; own: for labels of one's own; smoke: a few minutes; moco, swav: other "
-        "published ones of detect-voc",
+        "published ones of detect-voc; auto: own of knn, linear and segment-linear where the number of classes is not the "
+        "published one, else published",
     )
     seeds: Count = Field(1, description="runs of each benchmark that draws something: seed, seed + 1, ...")
     name: Annotated[tuple[str, ...], BeforeValidator(_as_names)] = Field(

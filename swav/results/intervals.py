@@ -1,4 +1,4 @@
-"""95 % intervals of shares, and of the difference of two shares over the same images. Counts in, numbers out.
+"""95 % intervals of shares, and of the difference of two shares, over the same images or over others. Counts in, numbers out.
 
 They are of the images: another sample of them would move the number so. Of another training run they say nothing.
 """
@@ -28,6 +28,28 @@ def wilson(right: int, n: int) -> Interval:
     middle = (share + weight / 2) / (1 + weight)
     half = Z * math.sqrt(share * (1 - share) / n + weight / (4 * n)) / (1 + weight)
     return (max(0.0, middle - half) if right else 0.0), (min(1.0, middle + half) if right < n else 1.0)
+
+
+def unpaired(first: tuple[int, int], second: tuple[int, int]) -> Interval:
+    """The interval of the difference of two shares of right answers, second - first, as of independent images.
+
+    Of the same images it is as a rule too wide: PairedDifference is for them, where it is known which are right.
+
+    Args:
+        first, second: how many are right, of how many.
+
+    Raises:
+        ValueError: as wilson.
+
+    Source: Newcombe 1998 (Statistics in Medicine 17, 873), method 10.
+    """
+    (low, high), (its_low, its_high) = wilson(*first), wilson(*second)
+    share, its_share = first[0] / first[1], second[0] / second[1]
+    difference = its_share - share
+    return (
+        difference - math.hypot(its_share - its_low, high - share),
+        difference + math.hypot(its_high - its_share, share - low),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,7 +84,10 @@ def test_the_console_compares_with_the_first_weights_at_k_20_or_the_nearest(tmp_
     lines = format_differences([*rows, *same], ["runs/a", "runs/b"], tmp_path).splitlines()
     low, high = (100 * end for end in paired_difference(rows[2], rows[3], tmp_path).interval)
     assert lines[0] == f"knn top-1 k=10, runs/b: difference to runs/a: +25.0 ({low:.1f} to {high:.1f})"
-    assert lines[1] == "linear top-1, runs/b: difference to runs/a: none (-3.7 to 3.7)"
+    assert (
+        lines[1]
+        == "linear top-1, runs/b: difference to runs/a: none (-3.7 to 3.7): no difference that 100 images can show"
+    )
     back = format_differences(rows, ["runs/b", "runs/a"], tmp_path)
     assert f"difference to runs/b: -25.0 ({-high:.1f} to {-low:.1f})" in back
     assert format_differences(rows, ["runs/a"], tmp_path) == ""
