@@ -153,7 +153,7 @@ def bench(
     request = read_request(benches, weights, overrides)
     if _is_alone():
         check_places(request, Path(data), out, dry_run)
-    _say_that_it_begins(f"{', '.join(request.settings)} of {', '.join(request.labels)} on {data}")
+    _say_that_it_begins(f"{', '.join(request.candidates)} of {', '.join(request.labels)} on {data}")
     from swav.evaluation import runner
 
     results, measured = runner.measure(benches, weights=weights, data=data, out=out, dry_run=dry_run, **overrides)

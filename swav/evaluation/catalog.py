@@ -202,7 +202,10 @@ def unknown(names: Iterable[str]) -> list[tuple[str, ConfigError]]:
     """The names that are no benchmark's, each with an error that proposes the nearest known one."""
     known = [*CATALOG, "all"]
     return [
-        (name, ConfigError(f"unknown benchmark '{printable(name)}'{did_you_mean(name, known)}; known: {', '.join(known)}"))
+        (
+            name,
+            ConfigError(f"unknown benchmark '{printable(name)}'{did_you_mean(name, known)}; known: {', '.join(known)}"),
+        )
         for name in dict.fromkeys(names)
         if name not in known
     ]

@@ -117,7 +117,8 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
 def _candidates(
     names: Sequence[str], overrides: Mapping[str, Any]
 ) -> tuple[SuiteSettings, dict[str, tuple[Candidate, ...]]]:
-    refuse(unknown(names))  # what is a setting of which follows from the names
+    problems: list[Problem] = list(unknown(names))
+    refuse(problems)  # what is a setting of which follows from the names
     wanted = list(dict.fromkeys(CATALOG if "all" in names else names))
     overrides = _dotted(overrides)
     protocol = _protocol(overrides)

@@ -22,13 +22,12 @@ from swav.evaluation.catalog import CATALOG
 from swav.evaluation.places import POSSIBLE, Opened, check_places, open_data, protocols_chosen, require_some
 from swav.evaluation.request import Candidate, Problem, Request, read_request, refuse
 from swav.evaluation.resources import dry_run_row, format_rows
-from swav.evaluation.settings import one_per_seed
+from swav.evaluation.settings import BenchSettings, one_per_seed
 from swav.evaluation.task import NoScore, ProtocolModule, Score, Task, subsample
 from swav.files import REPORT, FolderGuard, not_essential
 from swav.network.backbone import ResNet
 from swav.output import say
 from swav.reporting.page import report
-from swav.results.console import format_results
 from swav.results.results import Config, DryRunRow, Key, NotRun, Result, Results, now, read_results, write_results
 from swav.system import environment_errors, pick_device, share_cpus, versions
 from swav.weights import encoder
