@@ -141,6 +141,22 @@ def test_a_hang_up_that_was_ignored_when_the_command_began_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_an_interrupted_scan_says_that_it_changes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("swav.data.scan.scan", lambda path: send(signal.SIGINT))
+    with StopRequest(at_once=True):
+        assert cli._run(lambda: cli.scan_data(str(tmp_path)), debug=False) == 130
+    said = "interrupted; a scan changes nothing; run the same command again for all of it"
+    assert capsys.readouterr().err == f"swav: {said}\n"
+
+
+def test_an_interrupted_benchmark_says_that_the_same_command_resumes(capsys):
+    with signals.work() as stop:
+        send(signal.SIGINT)
+        while "\n" not in (said := capsys.readouterr().err):  # a thread says it
+            time.sleep(0.01)
+    assert stop.signal == signal.SIGINT and "the same command resumes" in said
+
+
 def test_an_import_that_is_cut_short_is_one_line_and_the_code_of_the_signal(capsys):
     def command() -> None:
         try:

@@ -6,6 +6,7 @@ Run: pytest tests/evaluation/test_runner.py
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 from swav.data.sources.catalog import DATASETS, labelled
-from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
+from swav.errors import CheckpointError, ConfigError, DataError, NumericsError, Stopped
 from swav.evaluation import resources, runner
 from swav.evaluation.catalog import CATALOG
 from swav.evaluation.places import check_places
@@ -542,3 +543,27 @@ def test_a_data_set_that_may_not_be_read_is_an_error_of_the_data_before_torch_to
         DataError, match=r"/locked/train_places205.csv: expected a folder to read, found Permission denied"
     ):
         check_places(read_request(["places205"], ["random:tiny"], {}), colours, tmp_path / "out", dry_run=False)
+
+
+def test_which_of_how_many_is_measured_is_said_and_a_report_is_left(colours, tmp_path, capsys):
+    both = ["random:tiny", "random:cifar10"]
+    runner.bench(["knn"], weights=both, data=colours, out=tmp_path, name=["first", "second"], **QUICK_KNN)
+    said = [line for line in capsys.readouterr().err.splitlines() if " of 2: " in line]
+    assert said == ["1 of 2: knn of first, protocol published", "2 of 2: knn of second, protocol published"]
+    page = (tmp_path / "report.html").read_text()
+    assert "second" in page and (tmp_path / "tables.html").exists()
+
+
+def test_a_signal_between_two_benchmarks_leaves_the_report_of_what_is_done(colours, tmp_path, monkeypatch):
+    run = runner._run
+
+    def once(*arguments: Any) -> Any:
+        found = run(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(runner, "_run", once)
+    with pytest.raises(Stopped, match="what is finished is saved; rerun the same command to resume"):
+        runner.bench(["knn", "linear"], weights=["random:tiny"], data=colours, out=tmp_path, **QUICK)
+    assert {row.bench for row in read_results(tmp_path).results} == {"knn"}
+    assert "knn" in (tmp_path / "report.html").read_text() and (tmp_path / "tables.html").exists()
