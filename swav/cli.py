@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 
 from swav.command_line import Command, Group, complete_bench, complete_recipes, complete_settings
 from swav.errors import EXIT_INTERRUPTED, ConfigError, SignalExit, SwavError
-from swav.files import REPORT, check_writable
+from swav.files import REPORT, check_writable, is_run, out_folder, refuse_inside
 from swav.output import deliver, protect_output, say
 from swav.signals import StopRequest
 from swav.version import swav_version
@@ -31,7 +31,9 @@ app = typer.Typer(
 data_app = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data", help="Look at a data set, or make one.")
 
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything that is written.")]
+Out = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Folder for everything that is written.", callback=out_folder)
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Settings = Annotated[
     list[str] | None,
@@ -61,7 +63,9 @@ def swav(
 
 @app.command(cls=Command, short_help="Everything once, on drawn images, in a few minutes.")
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the demo is written.")] = Path("swav-demo"),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where the demo is written.", callback=out_folder)
+    ] = Path("swav-demo"),
 ) -> None:
     """Pre-train and evaluate a small network on drawn shapes: no download, no GPU, a few minutes."""
     check_writable(out)
@@ -147,9 +151,11 @@ def bench(
     from swav.evaluation.places import check_places
     from swav.evaluation.request import read_request
     from swav.recipe_files import parse_overrides
+    from swav.weights.sources import expanded
 
     benches = [name for name in names if "=" not in name]
     overrides = parse_overrides([name for name in names if "=" in name])
+    weights = [expanded(source) for source in weights]
     request = read_request(benches, weights, overrides)
     if _is_alone():
         check_places(request, Path(data), out, dry_run)
@@ -195,6 +201,7 @@ def compare(
     load_recipe("auto", overrides | {"data": data, "hours": hours})
     if _is_alone():
         check_images(data)
+        refuse_inside(out, data, resumes=is_run(out / "scratch"))
         if not dry_run:
             check_writable(out)
     _say_that_it_begins(f"comparison on {data}, in {out}")
@@ -249,6 +256,7 @@ def shapes(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Write the drawn data set `shapes`: ten classes that neither colour nor raw pixels tell apart."""
+    folder = out_folder(folder)
     check_writable(folder)
     from swav.data.synthetic.writers import LAYOUTS, write_shapes
     from swav.progress import FIRST_SECONDS, Progress

@@ -16,7 +16,7 @@ from swav.evaluation.own import require_labels
 from swav.evaluation.places import open_data
 from swav.evaluation.request import read_request, refuse
 from swav.evaluation.runner import bench
-from swav.files import CHECKPOINTS, METRICS, write_text_durably
+from swav.files import CHECKPOINTS, METRICS, out_folder, write_text_durably
 from swav.jsonl import is_metrics, read_if_possible
 from swav.output import deliver
 from swav.reporting.run_folder import seconds_trained
@@ -28,7 +28,7 @@ from swav.system import environment_errors, pick_device
 from swav.training.auto import in_words
 from swav.training.loop import pretrain
 from swav.weights.exported import FOLDER, WEIGHTS
-from swav.weights.sources import check_source
+from swav.weights.sources import check_source, expanded
 
 BENCHES = ("knn", "linear")
 SCRATCH, ADAPTED = "from scratch", "adapted"  # of the two trainings; their folders are called scratch and adapted
@@ -84,7 +84,8 @@ def compare(
         DataError: images or labels are missing.
         Stopped: a signal asked for an end; the same call resumes.
     """
-    out, labelled = Path(out), str(data if labelled is None else labelled)
+    out, labelled = out_folder(out), str(data if labelled is None else labelled)
+    init = None if init is None else expanded(str(init))
     refuse_own_keys(settings)
     if init is not None:
         check_source(str(init))

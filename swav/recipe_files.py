@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from swav.config import RENAMED, TOPICS, USUAL_NAMES, AnySettings, Recipe, Settings
 from swav.errors import ConfigError, did_you_mean, printable
-from swav.files import visible
+from swav.files import expand_home, visible
 from swav.setting_errors import explain
 from swav.strict_yaml import read_yaml
 
@@ -49,7 +49,7 @@ def recipe_text(name: str) -> str:
     Raises:
         ConfigError: no such recipe.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES_FOLDER / f"{name}.yaml"
+    path = Path(expand_home(name)) if name.endswith((".yaml", ".yml")) else RECIPES_FOLDER / f"{name}.yaml"
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, ValueError) as error:

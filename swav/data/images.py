@@ -29,6 +29,8 @@ class Images:
         note: which images they are, for people.
         left_out: which folders of runs were passed over, as the end of a sentence; empty if none.
         damaged: names of the images that are damaged and were read as far as Pillow does.
+        warnings: what a user should know before training on them.
+        lost_classes: the reason by class of which no image can be read.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class Images:
         self.bad, self.others, self.note, self.left_out = list(bad), dict(others or {}), note, left_out
         self.gone: list[tuple[str, str]] = []
         self.damaged: set[str] = set()
+        self.warnings: list[str] = []
+        self.lost_classes: dict[str, str] = {}
         self._as_pillow = False
 
     def __len__(self) -> int:
@@ -142,4 +146,5 @@ class Images:
             left_out=self.left_out,
         )
         images._as_pillow, images.damaged = self._as_pillow, self.damaged
+        images.warnings = self.warnings
         return images

@@ -12,7 +12,8 @@ import numpy as np
 from swav.data.images import Images
 from swav.data.sources.decode import Unreadable, decode, printable
 from swav.data.sources.header_index import ProgressCallback
-from swav.data.sources.open import find_layout, labelled_splits, open_images
+from swav.data.sources.layouts import DataLayout, find_layout
+from swav.data.sources.open import labelled_splits, open_images
 from swav.data.sources.walk import NOT_READ
 from swav.errors import DataError
 from swav.progress import FIRST_SECONDS, Progress
@@ -45,26 +46,32 @@ def scan(path: str | Path, cache: Path | None = None, progress: ProgressCallback
         DataError: there is no path, no image, no readable image.
     """
     layout = find_layout(path)
-    images = open_images(path, "all", cache)
-    trained_on = open_images(path, "train", cache) if layout.val else images
+    images = open_images(layout, "all", cache)
+    trained_on = open_images(layout, "train", cache) if layout.val else images
     readings = _read_all(images, progress)
     unreadable = [*images.bad, *((images.name(i), r.reason) for i, r in enumerate(readings) if r.reason)]
     same = _duplicates(images, readings)
-    in_training = {trained_on.name(i) for i in range(len(trained_on))} if layout.val else set[str]()
+    names_trained_on = {trained_on.name(i) for i in range(len(trained_on))}
     return {
         "path": str(path),
         "layout": layout.kind,
         "images": len(images),
         "bytes": _total_bytes(images),
-        "trained_on": {"images": len(trained_on), "note": trained_on.note},
-        "scored": _scored(path, cache),
+        "trained_on": {
+            "images": len(trained_on),
+            "left_out": len(trained_on.bad),  # by their headers, before the first step
+            "damaged": len({name for name, _ in unreadable} & names_trained_on),  # found so on the way
+            "note": trained_on.note,
+        },
+        "scored": _scored(layout, cache),
+        "warnings": trained_on.warnings,
         "classes": _classes(images),
         "formats": _counts(images, "format"),
         "modes": _counts(images, "mode"),
         **{side: _spread(images.rows[side]) for side in ("width", "height")},
         "duplicates": {
             "files": sum(len(group) - 1 for group in same),
-            "in_both_splits": sum(0 < sum(name in in_training for name in group) < len(group) for group in same)
+            "in_both_splits": sum(0 < sum(name in names_trained_on for name in group) < len(group) for group in same)
             if layout.val
             else 0,
             "examples": same[:EXAMPLES],
@@ -78,11 +85,14 @@ def scan(path: str | Path, cache: Path | None = None, progress: ProgressCallback
 def render_scan(found: dict[str, Any]) -> str:
     """What `scan` returned, as lines for a terminal."""
     scored, classes, same = found["scored"], found["classes"], found["duplicates"]
-    trained_on = f"{found['trained_on']['images']} images: {found['trained_on']['note']}"
+    trained_on = f"{found['trained_on']['images']} images: {found['trained_on']['note']}" + _lacking(
+        found["trained_on"]
+    )
     rows = [
         ("images", f"{found['images']} in {_megabytes(found['bytes'])}"),
         ("trained on", trained_on),
         ("scored", f"{scored['images']} images: {scored['note']}" if scored["images"] else f"none: {scored['note']}"),
+        *(("warning", text) for text in found["warnings"]),
         ("classes", _class_line(classes) if classes else "none"),
         ("formats", _count_line(found["formats"])),
         ("modes", _count_line(found["modes"])),
@@ -135,7 +145,14 @@ def _duplicates(images: Images, readings: list[Reading]) -> list[list[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
-def _scored(path: str | Path, cache: Path | None) -> dict[str, Any]:
+def _lacking(trained_on: dict[str, Any]) -> str:
+    """What cannot be read of the images to train on, as a run says it."""
+    left_out, damaged = trained_on["left_out"], trained_on["damaged"]
+    text = f"; {left_out} unreadable left out" if left_out else ""
+    return text + (f"; {damaged} of them damaged, in place of which others are read" if damaged else "")
+
+
+def _scored(path: DataLayout, cache: Path | None) -> dict[str, Any]:
     try:
         score = labelled_splits(path, cache)[1]
     except DataError as error:

@@ -14,7 +14,7 @@ from swav.errors import ConfigError, DataError
 from swav.evaluation.catalog import CATALOG
 from swav.evaluation.request import Candidate, Problem, Request, refuse
 from swav.evaluation.settings import PROTOCOLS, Protocol
-from swav.files import check_writable
+from swav.files import check_writable, is_run, refuse_inside
 from swav.results.results import NotRun, read_results
 from swav.weights.sources import check_source
 
@@ -44,7 +44,7 @@ def check_places(request: Request, data: Path, out: Path, dry_run: bool, modules
         modules: names of weights that are modules in memory.
 
     Raises:
-        ConfigError: a weight source names nothing.
+        ConfigError: a weight source names nothing, or `out` is new and inside of the data.
         DataError: there is no image, or results.json is none.
         MachineError: `out` cannot be written.
     """
@@ -67,7 +67,7 @@ def check_places(request: Request, data: Path, out: Path, dry_run: bool, modules
         refuse(problems)
     if not dry_run:
         check_writable(out)
-    read_results(out)
+    refuse_inside(out, data, resumes=bool(read_results(out).results) or is_run(out))
 
 
 def require_some(opened: Opened, data: Path) -> None:

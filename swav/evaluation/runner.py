@@ -24,7 +24,7 @@ from swav.evaluation.request import Candidate, Problem, Request, read_request, r
 from swav.evaluation.resources import dry_run_row, format_rows
 from swav.evaluation.settings import BenchSettings, one_per_seed
 from swav.evaluation.task import NoScore, ProtocolModule, Score, Task, subsample
-from swav.files import REPORT, FolderGuard, not_essential
+from swav.files import REPORT, FolderGuard, not_essential, out_folder
 from swav.network.backbone import ResNet
 from swav.output import say
 from swav.reporting.page import report
@@ -32,7 +32,7 @@ from swav.results.results import Config, DryRunRow, Key, NotRun, Result, Results
 from swav.system import environment_errors, pick_device, share_cpus, versions
 from swav.weights import encoder
 from swav.weights.encoder import Encoder
-from swav.weights.sources import is_foreign
+from swav.weights.sources import expanded, is_foreign
 
 Weights = str | Path | nn.Module  # an Encoder is a module
 
@@ -96,7 +96,7 @@ def measure(
     **settings: object,
 ) -> Measured:
     """As bench, with its errors; also returns which of the results this call measured, and which are of earlier ones."""
-    out, root = Path(out), Path(data)
+    out, root = out_folder(out), Path(data).expanduser()
     sources, modules = _sources(weights, settings.get("name"))
     request = read_request([names] if isinstance(names, str) else names, sources, settings)
     suite, labels, everything = request.suite, request.labels, request.everything
@@ -311,7 +311,7 @@ def _sources(weights: Weights | Sequence[Weights], name: object) -> tuple[list[s
     sources, modules = list[str](), dict[str, nn.Module]()
     for i, each in enumerate(given):
         if not isinstance(each, nn.Module):
-            sources.append(str(each))
+            sources.append(expanded(str(each)))
             continue
         if len(names) != len(given):
             raise ConfigError(

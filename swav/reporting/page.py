@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from swav.config import Recipe
-from swav.errors import DataError
-from swav.files import PREDICTIONS, REPORT
+from swav.errors import DataError, counted
+from swav.files import PREDICTIONS, REPORT, expand_home
 from swav.reporting.curves import Chart, line_chart, number
 from swav.reporting.run_folder import RunFolder, read_folder, seconds_trained
 from swav.results.console import not_shown
@@ -72,8 +72,8 @@ def report(folder: str | Path, *, other: str | Path | None = None) -> Path:
     Raises:
         DataError: a folder is missing, or holds neither a run nor results.
     """
-    folder = Path(folder)
-    runs = [read_folder(folder)] + ([read_folder(Path(other))] if other is not None else [])
+    folder = Path(expand_home(folder))
+    runs = [read_folder(folder)] + ([read_folder(Path(expand_home(other)))] if other is not None else [])
     if other is None and (runs[0].results.results or runs[0].results.not_run):
         write_tables(folder, _results_of)
     page = folder / (REPORT if other is None else "compare.html")
@@ -127,7 +127,8 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if settings.get("data") is not None:
         count = f"{state['num_images']:,} from " if isinstance(state.get("num_images"), int) else ""
-        found.append(("Images", f"{count}{settings['data']}"))
+        bad = f"; {counted(len(run.bad), 'file')} could not be read" if run.bad else ""
+        found.append(("Images", f"{count}{settings['data']}{bad}"))
     if "backbone" in settings:
         width = "" if settings.get("width") in (None, 1, 1.0) else f", width {settings['width']}"
         found.append(("Network", f"{settings['backbone']}{width}, stem {settings.get('stem')}"))

@@ -14,7 +14,7 @@ from swav.data import manifest
 from swav.data.device import MicroBatches
 from swav.data.loader import Loader
 from swav.errors import DataError, NumericsError, Stopped
-from swav.files import REPORT, not_essential
+from swav.files import REPORT, not_essential, out_folder
 from swav.network.heads import build_network
 from swav.output import deliver
 from swav.progress import Progress
@@ -63,7 +63,7 @@ def pretrain(recipe: str | Path | Recipe, *, out: str | Path, dry_run: bool = Fa
         wanted = validated(Recipe, recipe.model_dump() | settings, "settings")
     else:
         wanted = load_recipe(str(recipe), settings)
-    return run_or_resume(wanted, Path(out), dry_run, budget.now())
+    return run_or_resume(wanted, out_folder(out), dry_run, budget.now())
 
 
 def run_or_resume(wanted: Recipe, out: Path, dry_run: bool, began: float, full: bool = False) -> Path:

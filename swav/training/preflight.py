@@ -9,7 +9,7 @@ from pathlib import Path
 from swav.config import Recipe
 from swav.data.sources.open import check_images
 from swav.errors import ConfigError
-from swav.files import CHECKPOINTS, check_writable
+from swav.files import CHECKPOINTS, check_writable, is_run, refuse_inside
 from swav.weights.sources import check_source
 
 
@@ -22,7 +22,7 @@ def check_pretraining(wanted: Recipe, out: Path, dry_run: bool) -> None:
         dry_run: whether nothing is going to be written.
 
     Raises:
-        ConfigError: `data` is missing, codes could not be balanced, or `init` names nothing.
+        ConfigError: `data` is missing, codes could not be balanced, `init` names nothing, or `out` is new and inside of the data.
         DataError: there are no images.
         MachineError: `out` cannot be written.
     """
@@ -31,6 +31,7 @@ def check_pretraining(wanted: Recipe, out: Path, dry_run: bool) -> None:
     if not (out / CHECKPOINTS).exists():  # a run that is there resumes
         require_balance(wanted, 1)
     check_images(wanted.data)
+    refuse_inside(out, wanted.data, resumes=is_run(out))
     if wanted.init is not None and not (out / CHECKPOINTS).exists():  # a run that resumes does not read it again
         check_source(wanted.init)
     if not dry_run:

@@ -15,6 +15,7 @@ from swav.data import manifest
 from swav.data.images import Images
 from swav.data.overlap import SharedImages
 from swav.data.sample import is_grey, short_side
+from swav.data.sources.layouts import find_layout
 from swav.data.sources.open import labelled_splits, open_images
 from swav.errors import CheckpointError, ConfigError, DataError, MachineError, counted, printable
 from swav.files import CHECKPOINTS, CONFIG, warn_once
@@ -110,7 +111,7 @@ def prepare(
         wanted, kept = _as_before(before, wanted, out)
     cache, path = None if dry_run else out, wanted.data
     assert path is not None
-    images = dist.on_rank0(lambda: _open(path, cache, None if before is None else out, wanted))
+    images, as_before = dist.on_rank0(lambda: _open(path, cache, None if before is None else out, wanted))
     if not wanted.left_at_auto("batch") and len(images) < wanted.batch:
         raise DataError(
             f"{wanted.data}: expected at least one batch of {wanted.batch} images, found {len(images)}; use batch={power_of_two(max(1, len(images)))} or more images"
@@ -134,7 +135,7 @@ def prepare(
     labelled, unlabelled = None, "not asked for"
     if recipe.knn_every_epochs and dist.rank() == 0:
         try:
-            labelled = labelled_splits(path, cache=cache)
+            labelled = labelled_splits(find_layout(path, as_before), cache=cache)
         except SharedImages:  # a score that flatters is worse than none
             raise
         except DataError as error:
@@ -214,10 +215,18 @@ def shared_settings(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude={"workers"})
 
 
-def _open(path: str, cache: Path | None, resumed: Path | None, wanted: Recipe) -> Images:
-    """What a run trains on: the images under a path, or of a run in the folder `resumed` those that it began with."""
+def _open(path: str, cache: Path | None, resumed: Path | None, wanted: Recipe) -> tuple[Images, bool]:
+    """What a run trains on: the images under a path, or of a run in the folder `resumed` those that it began with; and whether
+    the path is read as earlier versions did, which found another layout there."""
     now = open_images(path, split="train", cache=cache)
-    return now if resumed is None else manifest.as_begun(resumed / manifest.FILE, now, wanted.max_unreadable)
+    if resumed is None:
+        return now, False
+    began, as_before = resumed / manifest.FILE, False
+    if missing := manifest.count_missing(began, now):
+        then = open_images(find_layout(path, as_before=True), split="train", cache=cache)
+        as_before = manifest.count_missing(began, then) < missing
+        now = then if as_before else now
+    return manifest.as_begun(began, now, wanted.max_unreadable), as_before
 
 
 def _facts(images: Images, device: torch.device, speeds: list[float], began: float) -> MachineAndData:

@@ -31,7 +31,15 @@ from swav.weights.containers import open_weights
 from swav.weights.exported import FORMAT, is_timms, read_description
 from swav.weights.foreign import MEAN, ForeignWeights, cached_timm_file, load_foreign
 from swav.weights.key_layouts import STD
-from swav.weights.sources import RANDOM, is_checkpoint, is_export, is_foreign, random_recipe, run_or_checkpoint
+from swav.weights.sources import (
+    RANDOM,
+    expanded,
+    is_checkpoint,
+    is_export,
+    is_foreign,
+    random_recipe,
+    run_or_checkpoint,
+)
 
 
 class Encoder(nn.Module):
@@ -148,7 +156,7 @@ def load(weights: str | Path, **options: object) -> Encoder:
         ConfigError: the source is none of the known kinds, or an option is unknown or has no use for it.
         CheckpointError: no checkpoint in it verifies, or its tensors do not fit the network.
     """
-    source = str(weights)
+    source = expanded(str(weights))
     wanted = validated(WeightOptions, options, "weights")
     if is_foreign(source):
         return _of_another_project(source, wanted)

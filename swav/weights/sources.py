@@ -9,12 +9,19 @@ from typing import Literal
 
 from swav.config import RESNETS, TIMM, Recipe
 from swav.errors import CheckpointError, ConfigError, did_you_mean, printable
-from swav.files import CHECKPOINTS, CONFIG, is_run
+from swav.files import CHECKPOINTS, CONFIG, expand_home, is_run
 from swav.recipe_files import load_recipe, recipe_names, stored
 from swav.strict_yaml import read_yaml
 from swav.weights.exported import read_description
 
 RANDOM = "random:"
+
+
+def expanded(source: str) -> str:
+    """A source whose path may begin with ~, the user's home."""
+    if source.startswith(f"{RANDOM}~"):
+        return RANDOM + expand_home(source.removeprefix(RANDOM))
+    return expand_home(source) if source.startswith("~") else source
 
 
 def check_source(source: str) -> None:
@@ -24,6 +31,7 @@ def check_source(source: str) -> None:
         ConfigError: it is none of the known kinds, or nothing is there.
         CheckpointError: it is a file of no known format.
     """
+    source = expanded(source)
     if is_foreign(source) and not source.startswith("timm:"):
         format_of(Path(source))
         return
@@ -71,6 +79,7 @@ def _what_it_is(start: bytes) -> str:
 
 def is_foreign(source: str) -> bool:
     """Whether a source is not ours: a file (but for those of our checkpoints and exports), or timm's."""
+    source = expanded(source)
     if source.startswith("timm:"):
         return True
     return Path(source).is_file() and not _of_a_checkpoint(source) and not is_export(source)
@@ -88,7 +97,7 @@ def is_weights(source: str) -> bool:
 
 def is_export(source: str) -> bool:
     """Whether a source is a file that a run exported, which holds its own description."""
-    return read_description(Path(source)) is not None
+    return read_description(Path(expanded(source))) is not None
 
 
 def random_recipe(name: str) -> Recipe:

@@ -85,7 +85,7 @@ def _cancelled_on_error(pool: ThreadPoolExecutor) -> Iterator[None]:
 
 def user_cache() -> Path:
     """The user's cache folder for swav, by the XDG convention."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "swav"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "swav"
 
 
 def _header(root: Path, name: bytes) -> Header | tuple[str, bool]:
