@@ -234,13 +234,23 @@ def recipes(
 
 
 @data_app.command("scan", cls=Command, short_help="What is there, and what would be trained on.")
-def scan_data(path: str, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def scan_data(
+    path: str,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="white_level and alpha, as for pretrain.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Count a data set's images, formats, sizes, duplicates and unreadable files, and say what would be trained on."""
+    from swav.config import DecodingSettings
     from swav.data.scan import render_scan, scan
+    from swav.data.sources.pixels import decoding_of
+    from swav.recipe_files import parse_overrides, validated
     from swav.signals import note_nothing_to_save
 
+    wanted = validated(DecodingSettings, parse_overrides(settings or []), "settings")
     note_nothing_to_save("a scan changes nothing; run the same command again for all of it")
-    found = scan(path)
+    found = scan(path, how=decoding_of(wanted))
     deliver(json.dumps(found, indent=1) if as_json else render_scan(found))
 
 

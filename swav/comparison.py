@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swav import checkpoint, dist
+from swav.config import DecodingSettings
 from swav.errors import ConfigError, DataError, counted, printable_lines
 from swav.evaluation.own import require_labels
 from swav.evaluation.places import open_data
@@ -108,7 +109,8 @@ def compare(
         given = [] if init is None else [Arm("given", str(init))]
         arms = [Arm("random", f"random:{out / 'scratch'}"), *given, *trained]
         sources, names = [arm.source for arm in arms], [arm.name for arm in arms]
-        found = bench(BENCHES, weights=sources, name=names, data=labelled, out=out, protocol=OWN).results
+        decoding: dict[str, Any] = {key: settings[key] for key in DecodingSettings.model_fields if key in settings}
+        found = bench(BENCHES, weights=sources, name=names, data=labelled, out=out, protocol=OWN, **decoding).results
         if dist.rank() == 0:
             _write(arms, headlines(found, sources), out, _budget(hours, settings))
     return out / TABLE

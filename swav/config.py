@@ -60,6 +60,20 @@ Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 Steps = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
+WHITE_LEVEL = 65535  # of 16 bits: the default
+WhiteLevel = Annotated[
+    int,
+    BeforeValidator(_no_bool),
+    Field(
+        ge=1,
+        lt=2**31,
+        description="value of 16-bit and 32-bit integer images that is white, as 4095 for 12 bits; of no effect on 8 bits",
+    ),
+]
+Alpha = Annotated[
+    Literal["blend", "ignore"],
+    Field(description="blend: transparent pixels are laid on white; ignore: colours as stored, whatever alpha says"),
+]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 
 
@@ -99,6 +113,8 @@ class Recipe(Settings):
     max_unreadable: Annotated[Fraction, Field()] = Field(
         0.01, description="share of unreadable images above which the run stops (at least 10 files)"
     )
+    white_level: WhiteLevel = WHITE_LEVEL
+    alpha: Alpha = "blend"
 
     # -- views (paper section 3.2 and appendix A.1; values of the released scripts)
     crops: tuple[Crop, ...] = Field(
@@ -360,6 +376,13 @@ class Recipe(Settings):
             yield f"hours: expected epochs=auto beside it, found epochs={self.epochs}; the time to spend derives the epochs"
 
 
+class DecodingSettings(Settings):
+    """What image files leave open, for commands that take no recipe."""
+
+    white_level: WhiteLevel = WHITE_LEVEL
+    alpha: Alpha = "blend"
+
+
 class WeightOptions(Settings):
     """What another project's weight file does not say. With several files they hold for each."""
 
@@ -452,8 +475,9 @@ HARMLESS = frozenset(
 def settings_hash(recipe: Recipe) -> str:
     """SHA-256 of the settings that shape the weights."""
     values = {key: value for key, value in recipe.model_dump(mode="json").items() if key not in HARMLESS}
-    if values["sync_bn_group"] is None:  # as before there was such a setting
-        del values["sync_bn_group"]
+    for key, usual in {"sync_bn_group": None, "white_level": WHITE_LEVEL, "alpha": "blend"}.items():
+        if values[key] == usual:  # as before there was such a setting
+            del values[key]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

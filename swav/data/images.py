@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 
 from swav.data.sources.decode import Unreadable
+from swav.data.sources.pixels import Decoding
 from swav.data.storage import Indices, Pixels, Storage
 from swav.data.targets import ClassLabels, Targets, fingerprint
 
@@ -96,6 +97,11 @@ class Images:
         return self.storage.in_memory
 
     @property
+    def how(self) -> Decoding:
+        """How stored values become RGB."""
+        return self.storage.how
+
+    @property
     def labels(self) -> Int64[np.ndarray, " N"] | None:
         """The class of each image; None where there is none, or more than one."""
         return self.targets.values if isinstance(self.targets, ClassLabels) else None
@@ -135,6 +141,15 @@ class Images:
     def labels_fingerprint(self) -> str:
         """SHA-256 over targets and classes, which the fingerprint leaves out: the data of who learns from labels."""
         return fingerprint(self.targets)
+
+    def decoded(self, how: Decoding) -> "Images":
+        """Return the same images, whose stored values become RGB in this way."""
+        if how == self.how:
+            return self  # with its fingerprints
+        images = copy.copy(self)
+        images.storage = self.storage.decoded(how)
+        images.__dict__.pop("content_fingerprint", None)  # is of the pixels
+        return images
 
     def select(self, indices: Indices, note: str | None = None) -> "Images":
         """Return the images at these indices, in this order; `bad` and `others` stay with the whole, `damaged` is shared."""

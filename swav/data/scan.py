@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from swav.data.contrast import Look, findings, look
 from swav.data.images import Images
+from swav.data.sample import sampled
 from swav.data.sources.decode import Unreadable, decode, printable
 from swav.data.sources.header_index import ProgressCallback
 from swav.data.sources.layouts import DataLayout, find_layout
 from swav.data.sources.open import labelled_splits, open_images
+from swav.data.sources.pixels import AS_STORED, Decoding
 from swav.data.sources.walk import NOT_READ
 from swav.errors import DataError
 from swav.progress import FIRST_SECONDS, Progress
@@ -24,13 +27,20 @@ CHUNK = 256  # images between two reports of progress
 
 
 class Reading(NamedTuple):
-    """What reading an image to its end gave: a hash of its content if asked for, and the reason if it is unreadable."""
+    """What reading an image to its end gave: a hash of its content if asked for, what it looks like, and the reason if it is
+    unreadable."""
 
     digest: bytes | None
+    look: Look | None
     reason: str | None
 
 
-def scan(path: str | Path, cache: Path | None = None, progress: ProgressCallback | None = None) -> dict[str, Any]:
+def scan(
+    path: str | Path,
+    cache: Path | None = None,
+    progress: ProgressCallback | None = None,
+    how: Decoding = AS_STORED,
+) -> dict[str, Any]:
     """Count images, formats, sizes, duplicates and unreadable files, and say what would be trained on and scored.
 
     Every image is decoded, as only this finds the truncated ones.
@@ -38,6 +48,7 @@ def scan(path: str | Path, cache: Path | None = None, progress: ProgressCallback
     Args:
         cache: folder for the index of headers; None: the user's cache folder.
         progress: is called as progress(done, total).
+        how: stored values become RGB.
 
     Returns:
         A dict that JSON can hold.
@@ -46,11 +57,12 @@ def scan(path: str | Path, cache: Path | None = None, progress: ProgressCallback
         DataError: there is no path, no image, no readable image.
     """
     layout = find_layout(path)
-    images = open_images(layout, "all", cache)
+    images = open_images(layout, "all", cache).decoded(how)
     trained_on = open_images(layout, "train", cache) if layout.val else images
     readings = _read_all(images, progress)
     unreadable = [*images.bad, *((images.name(i), r.reason) for i, r in enumerate(readings) if r.reason)]
     same = _duplicates(images, readings)
+    faults = findings([reading.look for reading in readings if reading.look is not None], how, looked_at="")
     names_trained_on = {trained_on.name(i) for i in range(len(trained_on))}
     return {
         "path": str(path),
@@ -76,6 +88,7 @@ def scan(path: str | Path, cache: Path | None = None, progress: ProgressCallback
             else 0,
             "examples": same[:EXAMPLES],
         },
+        "faults": [finding._asdict() for finding in faults],
         "unreadable": [{"name": name, "reason": reason} for name, reason in unreadable],
         "passed_over": dict(sorted(images.others.items(), key=lambda item: (-item[1], item[0]))),
         "advice": {extension: NOT_READ[extension] for extension in sorted(images.others) if extension in NOT_READ},
@@ -106,6 +119,7 @@ def render_scan(found: dict[str, Any]) -> str:
         rows.append(("", f"and {len(found['unreadable']) - EXAMPLES} more (all with --json)"))
     if found["passed_over"]:
         rows.append(("other files", _count_line(found["passed_over"])))
+    rows += [("warning", finding["text"]) for finding in found["faults"]]
     rows += [("", f"{extension} is not read: {advice}") for extension, advice in found["advice"].items()]
     return "\n".join([printable(found["path"]), *(f"  {key:<12}{text}" for key, text in rows)])
 
@@ -114,27 +128,29 @@ def _read_all(images: Images, progress: ProgressCallback | None) -> list[Reading
     sizes = images.rows["size"]
     values, counts = np.unique(sizes, return_counts=True)
     shared = np.isin(sizes, values[counts > 1])  # only files of the same size can have the same content
+    closely = set(sampled(len(images)))
     readings: list[Reading] = []
     with Progress("reading images", len(images), delay=FIRST_SECONDS) as shown, ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(images), CHUNK):
             chunk = range(start, min(start + CHUNK, len(images)))
-            readings += pool.map(lambda i: _read(images, i, bool(shared[i])), chunk)
+            readings += pool.map(lambda i: _read(images, i, bool(shared[i]), i in closely), chunk)
             shown.update(chunk.stop)
             if progress is not None:
                 progress(chunk.stop, len(images))
     return readings
 
 
-def _read(images: Images, i: int, hashed: bool) -> Reading:
-    digest = None
+def _read(images: Images, i: int, hashed: bool, closely: bool) -> Reading:
+    digest, name = None, images.name(i)
     try:
         content = images.read_bytes(i)
         digest = hashlib.sha256(content).digest() if hashed else None
-        if not images.in_memory:
-            decode(content, images.name(i))
+        if images.in_memory:
+            return Reading(digest, look(name, images.read(i), None), None)
+        pixels = decode(content, name, how=images.how)
+        return Reading(digest, look(name, pixels, content, images.how, with_alpha=closely), None)
     except Unreadable as error:
-        return Reading(digest, error.reason)
-    return Reading(digest, None)
+        return Reading(digest, None, error.reason)
 
 
 def _duplicates(images: Images, readings: list[Reading]) -> list[list[str]]:

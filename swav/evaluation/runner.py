@@ -17,6 +17,7 @@ from torch import nn
 from swav import dist, signals
 from swav.agreement import code, require_agreement, seen
 from swav.data.sources.catalog import Splits, as_pillow
+from swav.data.sources.pixels import decoding_of
 from swav.errors import ConfigError, DataError, NumericsError, Stopped, printable
 from swav.evaluation.catalog import CATALOG
 from swav.evaluation.places import POSSIBLE, Opened, check_places, open_data, protocols_chosen, require_some
@@ -128,6 +129,7 @@ def measure(
         tasks, absent = [tasks[i] for i in chosen], [*request.absent, *opened.absent, *impossible]
         if dist.rank() == 0:
             _announce(encoders, request, opened, [name for name in runs if len(runs[name]) < suite.seeds])
+            _compare_decoding(encoders, [task.settings for _, task in tasks])
         if dry_run:
             foretold = _foretold(tasks, absent, out)
         _require_tasks(tasks, impossible, root)
@@ -203,6 +205,18 @@ def _announce(encoders: Sequence[Encoder], request: Request, opened: Opened, fix
         say(line)
     if fixed:
         say(f"run once (deterministic): {', '.join(fixed)}")
+
+
+def _compare_decoding(encoders: Sequence[Encoder], settings: Sequence[BenchSettings]) -> None:
+    """Say where weights were trained on images that were read in another way than these are going to be."""
+    for network in encoders:
+        for key, there in network.decoding._asdict().items():
+            here = sorted({str(getattr(chosen, key)) for chosen in settings} - {str(there)})
+            if here:
+                say(
+                    f"note: {network.name} was trained on images read with {key}={there}, and here it is {', '.join(here)}; "
+                    f"where these images are of that kind, add {key}={there}"
+                )
 
 
 def _never_run(absent: Sequence[NotRun], earlier: Sequence[Result], request: Request) -> list[NotRun]:
@@ -348,9 +362,10 @@ def _task(network: Encoder, splits: Splits, chosen: Candidate, device: torch.dev
     settings = chosen.settings
     if chosen.protocol == "own" and "size" not in settings.model_fields_set:
         settings = settings.model_copy(update={"size": network.size})
-    train = subsample(splits[0], settings.train_images, settings.seed)
+    how = decoding_of(settings)
+    train = subsample(splits[0].decoded(how), settings.train_images, settings.seed)
     undivided = splits[0] is splits[1]
-    val = train if undivided else subsample(splits[1], settings.score_images, settings.seed)
+    val = train if undivided else subsample(splits[1].decoded(how), settings.score_images, settings.seed)
     return Task(network, *as_pillow((train, val)), settings, chosen.protocol, device, out)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from swav.config import Auto, Count, Fraction, NonNegative, Positive, Settings, Steps
+from swav.config import WHITE_LEVEL, Alpha, Auto, Count, Fraction, NonNegative, Positive, Settings, Steps, WhiteLevel
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Protocol = Literal["published", "own", "smoke", "moco", "swav"]
@@ -59,6 +59,8 @@ class BenchSettings(Settings):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the backbone; features are float32 in any case")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     workers: Steps | Auto = Field("auto", description="loader processes")
+    white_level: WhiteLevel = WHITE_LEVEL
+    alpha: Alpha = "blend"
 
     @property
     def is_drawn(self) -> bool:

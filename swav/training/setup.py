@@ -14,9 +14,10 @@ from swav.config import AUTO, HARMLESS, Recipe, settings_diff, settings_hash
 from swav.data import manifest
 from swav.data.images import Images
 from swav.data.overlap import SharedImages
-from swav.data.sample import is_grey, short_side
+from swav.data.sample import faults, is_grey, short_side
 from swav.data.sources.layouts import find_layout
 from swav.data.sources.open import labelled_splits, open_images
+from swav.data.sources.pixels import decoding_of
 from swav.errors import CheckpointError, ConfigError, DataError, MachineError, counted, printable
 from swav.files import CHECKPOINTS, CONFIG, warn_once
 from swav.network.backbone import check_backbone
@@ -50,6 +51,7 @@ class RunSetup:
     speed: float | None = None  # images per second, where it had to be measured
     budget: Budget | None = None  # of a run with `hours`
     ended_at: int | None = None  # the last step, of a run that ends before the plan (stop_when_worse)
+    warnings: list[str] = dataclasses.field(default_factory=list)  # of what the images show; of a fresh run
 
     @property
     def steps_per_epoch(self) -> int:
@@ -127,6 +129,7 @@ def prepare(
     if before is None:
         require_balance(recipe, dist.world_size())
     _check_bad(images, recipe)
+    images = images.decoded(how := decoding_of(recipe))
     if recipe.compile and not has_compiler():
         raise MachineError(
             "compile=true: expected a C compiler (cc, gcc or clang), found none; install one, as `apt install gcc`"
@@ -135,7 +138,8 @@ def prepare(
     labelled, unlabelled = None, "not asked for"
     if recipe.knn_every_epochs and dist.rank() == 0:
         try:
-            labelled = labelled_splits(find_layout(path, as_before), cache=cache)
+            train, val = labelled_splits(find_layout(path, as_before), cache=cache)
+            labelled = train.decoded(how), val.decoded(how)
         except SharedImages:  # a score that flatters is worse than none
             raise
         except DataError as error:
@@ -146,6 +150,8 @@ def prepare(
             "leave check_every_epochs out"
         )
     run = RunSetup(out, recipe, reasons, images, labelled, unlabelled, device, kept, speeds[0] if speeds else None)
+    if before is None:
+        run.warnings = dist.on_rank0(lambda: [finding.text for finding in faults(images)])
     if wanted.hours is not None:
         scored, views = sum(map(len, labelled)) if labelled else 0, 0
         due = [max(1, round(recipe.knn_every_epochs))] if scored else []
@@ -240,7 +246,7 @@ def _facts(images: Images, device: torch.device, speeds: list[float], began: flo
 
     def throughput(recipe: Recipe) -> float:
         dist.say(f"measuring the speed of this machine, in about {estimate.SECONDS:g} s of training")
-        speeds.append(estimate.throughput(images, recipe, device))
+        speeds.append(estimate.throughput(images.decoded(decoding_of(recipe)), recipe, device))
         return speeds[0]
 
     return MachineAndData(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from swav import checkpoint
 from swav.config import TIMM
+from swav.data.sources.pixels import AS_STORED, decoding_of
 from swav.errors import CheckpointError, MachineError
 from swav.files import CHECKPOINTS, remove_leftovers, replaced_durably, warn, write_text_durably
 from swav.network import resnet
@@ -137,6 +138,9 @@ def _description(path: Path) -> dict[str, Any]:
         "step": state["step"],
         "best_step": state.get("best_step"),
         "epochs": state["step"] // (state["num_images"] // recipe.batch),  # whole ones
+    }
+    description |= {
+        key: value for key, value in decoding_of(recipe)._asdict().items() if value != getattr(AS_STORED, key)
     }
     if is_timms(description):
         description["timm_options"] = timm_options(recipe.backbone.removeprefix(TIMM), recipe.in_channels)

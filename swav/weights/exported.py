@@ -15,6 +15,7 @@ from swav.data.augment.spec import LUMA
 FOLDER, WEIGHTS, CODE, CARD = "export", "backbone.safetensors", "backbone.py", "README.md"
 RIGHTS = "Weights that you train are yours. The code of swav is licensed under Apache-2.0."
 FORMAT = 1
+DECODING = ("white_level", "alpha")  # are there where the run did not read its images in the default way
 MAX_HEADER = 10_000_000  # bytes; that of a network has some ten thousand
 LAYOUT = "memory_format=torch.channels_last"  # as in the run: with it features are the same to the last bit
 
@@ -48,7 +49,9 @@ def _checked(found: dict[str, Any]) -> dict[str, Any] | None:
     options = all(isinstance(value, int) for value in found.get("timm_options", {}).values())
     rest = isinstance(found["width"], float) and isinstance(found["stem"], str)
     best = found["best_step"] is None or isinstance(found["best_step"], int)
-    return found if whole and triples and known and options and rest and best else None
+    white, alpha = found.get("white_level", 1), found.get("alpha", "blend")
+    decoding = isinstance(white, int) and white > 0 and alpha in ("blend", "ignore")
+    return found if decoding and whole and triples and known and options and rest and best else None
 
 
 def fits_torchvision(description: Mapping[str, Any]) -> bool:
@@ -142,4 +145,6 @@ def _features(description: Mapping[str, Any]) -> str:
     else:
         mean, std = (f"torch.tensor({list(description[key])}).view(3, 1, 1)" for key in ("mean", "std"))
         kind = "RGB"
+    said = ", ".join(f"{key}={description[key]}" for key in DECODING if key in description)
+    kind += f" ({said})" if said else ""
     return f"features = model((images - {mean}) / {std})  # images: [N, {channels}, {size}, {size}], {kind} in 0..1"

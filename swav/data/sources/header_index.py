@@ -21,7 +21,7 @@ from swav.progress import FIRST_SECONDS, Progress
 
 ProgressCallback = Callable[[int, int], None]  # progress: how many are done, of how many
 
-VERSION = 2  # of the cache's content; another one is ignored
+VERSION = 3  # of the cache's content; another one is ignored
 WORTH_CACHING = 1000  # files; fewer are read again in a tenth of a second
 CHUNK = 64  # files per task of the pool
 THREADS = 16  # reading a header is waiting for a disk or a network, not work

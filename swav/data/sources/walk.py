@@ -27,9 +27,12 @@ from swav.errors import DataError, counted, did_you_mean
 from swav.files import CHECKPOINTS, CONFIG, is_run
 from swav.progress import FIRST_SECONDS, Progress
 
-IMAGE_EXTENSIONS = frozenset(b".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split())
+IMAGE_EXTENSIONS = frozenset(
+    b".jpg .jpeg .jpe .jfif .png .webp .avif .avifs .jp2 .j2k .j2c .jpc .jpf .jpx .bmp .dib .gif .tif .tiff .ppm .pgm .pbm "
+    b".pnm".split()
+)
 NOT_READ = {  # extensions of images that are not read, for the advice
-    **dict.fromkeys((".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".psd", ".svg"), "convert to JPEG or PNG"),
+    **dict.fromkeys((".heic", ".heif", ".jxl", ".psd", ".svg"), "convert to JPEG or PNG"),
     **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"), "develop to JPEG or PNG"),
     **dict.fromkeys((".tar", ".zip", ".tgz", ".gz"), "unpack"),
 }
