@@ -6,30 +6,26 @@ Run: pytest tests/evaluation/test_runner.py
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from swav.data.sources.catalog import DATASETS, labelled
-from swav.errors import CheckpointError, ConfigError, DataError, NumericsError, Stopped
-from swav.evaluation import resources, runner
+from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
+from swav.evaluation import runner
 from swav.evaluation.catalog import CATALOG
 from swav.evaluation.places import check_places
 from swav.evaluation.request import read_request, resolve
 from swav.evaluation.settings import KnnSettings, LinearSettings
-from swav.evaluation.task import ResourceEstimate, Score, Task
+from swav.evaluation.task import Score
 from swav.recipe_files import parse_overrides
 from swav.reporting.page import report
 from swav.results.console import format_results
-from swav.results.results import DryRunRow, read_results
-from swav.weights import encoder
+from swav.results.results import read_results
 from tests.network import foreign
 
 QUICK: dict[str, Any] = {
@@ -316,16 +312,6 @@ def test_other_projects_weights_are_scored_beside_ours_with_their_own_normalisat
         )
 
 
-def test_a_dry_run_says_what_there_is_and_writes_nothing(colours, tmp_path, capsys):
-    rows = runner.bench(
-        ["all"], weights=["random:tiny"], data=colours, out=tmp_path / "out", **QUICK, dry_run=True
-    ).dry_run
-    assert {row.bench for row in rows[:4]} == {"knn", "linear", "linear-stages", "semisup"}
-    assert {row.bench for row in rows[4:]} == set(OTHER_DATA)
-    assert all(isinstance(row, DryRunRow) and row.hours >= 0 for row in rows[:4])
-    assert "24" in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("names", "words", "message"),
     [
@@ -416,56 +402,6 @@ def test_a_folder_of_other_data_sets_is_not_taken_for_classes(colours, drawn, tm
         runner.bench(["knn"], weights=["random:tiny"], data=drawn / "VOCdevkit", out=tmp_path / "out", **QUICK_KNN)
 
 
-def test_a_forecast_counts_the_images_that_a_benchmark_will_see(colours, drawn, tmp_path, monkeypatch, capsys):
-    seen = dict[str, ResourceEstimate]()
-
-    def remembered(name, task, estimate_resources):
-        seen[name] = estimate_resources
-        return DryRunRow(
-            bench=name, weights="", seed=0, protocol="", data="", images="", hours=0.0, memory_gb=0.0, disk_gb=0.0
-        )
-
-    monkeypatch.setattr(runner, "dry_run_row", remembered)
-
-    def estimate_resources(benches, data, words):
-        runner.bench(
-            benches, weights=["random:tiny"], data=data, out=tmp_path, **parse_overrides(words.split()), dry_run=True
-        )
-        return dict(seen)
-
-    words = "protocol=published size=32 knn.k=5 linear.epochs=5 linear.batch=8 linear-stages.epochs=25 linear-stages.batch=8 semisup.batch=1"
-    found = estimate_resources(["knn", "linear", "linear-stages", "semisup"], colours, words)
-    assert found["knn"].forwards == 24 + 12  # bank and queries, once
-    assert found["linear"].forwards == 5 * 24 + 12  # scored images once: their features are kept
-    assert found["linear-stages"].forwards == 25 * 24 + 3 * 12  # scored after epochs 10, 20 and 25
-    assert found["semisup"].trained == 20 * (3 + 3)  # 1 % and 10 % of 8 images a class: one and one
-    found = estimate_resources(["svm", "lowshot"], drawn, "size=32 lowshot.k=1 svm.workers=0")
-    assert found["svm"].forwards == found["lowshot"].forwards == 80 + 40
-    assert found["svm"].disk == found["lowshot"].disk == 4 * (80 + 40) * sum(_values(drawn, tmp_path))
-
-
-def test_a_forecast_leaves_out_what_only_the_first_image_takes(colours, monkeypatch):
-    """A GPU's first forward loads kernels for seconds: over 64 images that would be years of ImageNet."""
-    clock, calls = [0.0], []
-
-    def slow_at_first(encoder, views, *_):
-        calls.append(len(views))
-        clock[0] += 100.0 if len(calls) == 1 else 0.5 * len(views)
-        return torch.zeros(len(views), 1)
-
-    monkeypatch.setattr("swav.evaluation.resources.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr(resources, "features_of", slow_at_first)
-    splits, settings = labelled(colours), resolve(["knn"], parse_overrides(["size=16"]))[1]["knn"]
-    task = Task(encoder.load("random:tiny"), *splits, settings, "published", torch.device("cpu"), colours)
-    assert resources.dry_run_row("knn", task, ResourceEstimate(3600)).hours == pytest.approx(0.5)
-
-
-def _values(data, out):
-    """Of the stages of random:tiny at 32 pixels, as the cache has them."""
-    runner.bench(["svm"], weights=["random:tiny"], data=data, out=out, size=32, workers=0, svm={"costs": [1.0]})
-    return [np.load(path, mmap_mode="r").shape[1] for path in next((out / "features").iterdir()).glob("stage*.npy")]
-
-
 def _benched(data, out):
     quick = (
         "protocol=published size=16 workers=0 knn.k=3 linear.epochs=2 linear.batch=10 linear-stages.epochs=2 linear-stages.batch=8 "
@@ -543,27 +479,3 @@ def test_a_data_set_that_may_not_be_read_is_an_error_of_the_data_before_torch_to
         DataError, match=r"/locked/train_places205.csv: expected a folder to read, found Permission denied"
     ):
         check_places(read_request(["places205"], ["random:tiny"], {}), colours, tmp_path / "out", dry_run=False)
-
-
-def test_which_of_how_many_is_measured_is_said_and_a_report_is_left(colours, tmp_path, capsys):
-    both = ["random:tiny", "random:cifar10"]
-    runner.bench(["knn"], weights=both, data=colours, out=tmp_path, name=["first", "second"], **QUICK_KNN)
-    said = [line for line in capsys.readouterr().err.splitlines() if " of 2: " in line]
-    assert said == ["1 of 2: knn of first, protocol published", "2 of 2: knn of second, protocol published"]
-    page = (tmp_path / "report.html").read_text()
-    assert "second" in page and (tmp_path / "tables.html").exists()
-
-
-def test_a_signal_between_two_benchmarks_leaves_the_report_of_what_is_done(colours, tmp_path, monkeypatch):
-    run = runner._run
-
-    def once(*arguments: Any) -> Any:
-        found = run(*arguments)
-        os.kill(os.getpid(), signal.SIGINT)
-        return found
-
-    monkeypatch.setattr(runner, "_run", once)
-    with pytest.raises(Stopped, match="what is finished is saved; rerun the same command to resume"):
-        runner.bench(["knn", "linear"], weights=["random:tiny"], data=colours, out=tmp_path, **QUICK)
-    assert {row.bench for row in read_results(tmp_path).results} == {"knn"}
-    assert "knn" in (tmp_path / "report.html").read_text() and (tmp_path / "tables.html").exists()
