@@ -7,6 +7,7 @@ writes. A model is a folder with the config and the log of its run. What no part
 """
 
 import argparse
+import dataclasses
 import re
 import tomllib
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from swav.evaluation.catalog import CATALOG
 from swav.files import write_text_durably
+from swav.results.layout import OURS
 from swav.results.published import read_published
 from swav.results.render import SOURCES, markdown
 from swav.results.results import Result, Results, read_results, summary
@@ -49,7 +51,7 @@ def gains(results: list[Result]) -> str:
     lines = ["| benchmark | metric | protocol | random weights | trained | difference |", "|---|---|---|---|---|---|"]
     found: dict[tuple[str, str, str], dict[bool, list[Result]]] = {}
     for row in results:
-        if not row.metric.startswith("top-5"):
+        if not row.metric.startswith(("top-5", "spread")):
             found.setdefault((row.bench, row.metric, row.protocol), {}).setdefault(row.name == "random", []).append(row)
     for (bench, metric, protocol), rows in found.items():
         random, trained = (summary(rows.get(kind, [])) for kind in (True, False))
@@ -78,7 +80,8 @@ def reproduction(parts: dict[str, Results]) -> str:
                 its = [row for row in rows if row.protocol == protocol]
                 ran.append(f"{part}, {protocol}, {max(row.n or 0 for row in its):,}, {len({row.seed for row in its})}")
         published = any(row.bench == bench and row.comparable is True for one in parts.values() for row in one.results)
-        command = f"`swav bench {bench} --weights W --data ROOT --out DIR`"
+        protocol = "own" if bench == "segment-linear" else "published"
+        command = f"`swav bench {bench} --weights W --data ROOT --out DIR protocol={protocol}`"
         known = "published protocol" if bench != "segment-linear" else "ours alone; none is published"
         lines.append(
             f"| `{bench}` | {'; '.join(ran) or 'nothing'} | {'run' if published else f'not run yet ({known}): {command}'} |"
@@ -93,7 +96,12 @@ def tables_of(content: Results, folder: Path, beside: Path) -> str:
     for row in rows:
         write_text_durably(folder / row.settings_file, row.settings_text)
     tables = page_tables(content.model_copy(update={"results": rows}), read_published())
-    shown = [table.without_siblings() for table in tables if any(row.kind == "ours" for row in table.rows)]
+    # each under its own title: that nothing here is comparable stands at the top of the page, and the notes say why
+    shown = [
+        dataclasses.replace(table.without_siblings(), comparable=True)
+        for table in tables
+        if any(row.kind == OURS for row in table.rows)
+    ]
     text = markdown(shown).partition("\n## ")[2].partition(f"## {SOURCES}")[0]
     text = re.sub(r" \\\[\d+\\\]", "", text)  # the sources stand in tables.md of every `swav bench`
     return "#### " + text.replace("\n### ", "\n##### ").replace("\n#### ", "\n##### ").replace(

@@ -34,6 +34,9 @@ app.add_typer(data_app, name="data", help="Look at a data set, or make one.")
 Out = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="Folder for everything that is written.", callback=out_folder)
 ]
+Siblings = Annotated[
+    bool, typer.Option("--siblings", help="Show published rows of other methods in tables.md and tables.tex too.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Settings = Annotated[
     list[str] | None,
@@ -146,6 +149,7 @@ def bench(
     out: Out,
     dry_run: DryRun = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
+    siblings: Siblings = False,
 ) -> None:
     """Measure what weights have learned. Results go to DIR/results.json, and into the published page's tables beside it."""
     from swav.evaluation.places import check_places
@@ -165,6 +169,10 @@ def bench(
     results, measured = runner.measure(benches, weights=weights, data=data, out=out, dry_run=dry_run, **overrides)
     if not _is_first_process():
         return
+    if siblings and not dry_run:
+        from swav.results.render import write_tables
+
+        write_tables(out, siblings=True)
     if as_json:
         deliver(json.dumps(results.model_dump(), indent=1))
     elif not dry_run:
@@ -213,12 +221,14 @@ def compare(
 
 @app.command(cls=Command)
 def report(
-    folder: Path, other: Annotated[Path | None, typer.Argument(help="A second run, to compare.")] = None
+    folder: Path,
+    other: Annotated[Path | None, typer.Argument(help="A second run, to compare.")] = None,
+    siblings: Siblings = False,
 ) -> None:
     """Write (again) the report of a run or of results, or compare two."""
     from swav.reporting import page
 
-    deliver(str(page.report(folder, other=other)))
+    deliver(str(page.report(folder, other=other, siblings=siblings)))
 
 
 @app.command(cls=Command)

@@ -425,7 +425,7 @@ USUAL_NAMES = {
 
 # Settings by topic, for people.
 TOPICS = {
-    "images": ("data", "max_unreadable"),
+    "images": ("data", "max_unreadable", "white_level", "alpha"),
     "views": (
         *("crops", "code_crops", "flip", "jitter", "jitter_probability", "grayscale"),
         *("blur", "blur_sigma", "blur_kernel", "mean", "std"),

@@ -58,13 +58,14 @@ CURVES: tuple[tuple[str, str, str, float, float | None, str], ...] = (
 )
 
 
-def report(folder: str | Path, *, other: str | Path | None = None) -> Path:
+def report(folder: str | Path, *, other: str | Path | None = None, siblings: bool = False) -> Path:
     """Write the report of a run or of benchmark results, or a comparison of two. Results are also put into the tables of
-    the published page (formats.write_tables), which the report links.
+    the published page (render.write_tables), which the report links.
 
     Args:
         folder: of the run; the page is written there.
         other: a second run to compare with; the page is then compare.html, and report.html is left alone.
+        siblings: put published rows of other methods and trainings into tables.md and tables.tex too; tables.html has them folded.
 
     Returns:
         Path of the page.
@@ -75,7 +76,7 @@ def report(folder: str | Path, *, other: str | Path | None = None) -> Path:
     folder = Path(expand_home(folder))
     runs = [read_folder(folder)] + ([read_folder(Path(expand_home(other)))] if other is not None else [])
     if other is None and (runs[0].results.results or runs[0].results.not_run):
-        write_tables(folder, _results_of)
+        write_tables(folder, _results_of, siblings)
     page = folder / (REPORT if other is None else "compare.html")
     html = (
         html_templates(Path(__file__).parent / "templates").get_template("report.html").render(_content(runs, folder))

@@ -385,6 +385,7 @@ def test_the_same_files_give_the_same_page_and_nothing_else_is_left(run):
         "tables.md",
         "tables.tex",
         "configs",
+        "tables",
     }
 
 
