@@ -166,7 +166,9 @@ def bench(
     _say_that_it_begins(f"{', '.join(request.candidates)} of {', '.join(request.labels)} on {data}")
     from swav.evaluation import runner
 
-    results, measured = runner.measure(benches, weights=weights, data=data, out=out, dry_run=dry_run, **overrides)
+    results, measured, not_run = runner.measure(
+        benches, weights=weights, data=data, out=out, dry_run=dry_run, **overrides
+    )
     if not _is_first_process():
         return
     if siblings and not dry_run:
@@ -178,7 +180,7 @@ def bench(
     elif not dry_run:
         from swav.results.console import format_differences, format_results
 
-        shown = format_results(results.results, results.not_run, measured)
+        shown = format_results(results.results, not_run, measured)
         differences = format_differences(results.results, weights, out, measured)
         written = [str(out / name) for name in ("results.json", "tables.html", REPORT)]
         deliver("\n".join(filter(None, [shown, differences, *written])))

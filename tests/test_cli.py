@@ -210,7 +210,7 @@ def test_dry_run_gives_reasons_and_estimates_and_writes_nothing(swav, images, tm
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
 def test_of_several_processes_one_prints_the_results(words, swav, monkeypatch, tmp_path, images):
-    monkeypatch.setattr(runner, "measure", lambda *_, **__: runner.Measured(Results(), frozenset()))
+    monkeypatch.setattr(runner, "measure", lambda *_, **__: runner.Measured(Results()))
     command = ["bench", "knn", *words, "--weights", "random:tiny", "--data", images, "--out", tmp_path]
     assert swav(*command)[1] != ""
     monkeypatch.setenv("RANK", "1")

@@ -209,9 +209,7 @@ def _refuse_other_classes(name: str, splits: Splits) -> None:
     of_set = [each for each in CATALOG.values() if each.settings.data == CATALOG[name].settings.data]
     decided = any(len(each.protocols_for("auto")) > 1 for each in of_set)
     if decided and CATALOG[name].own is None and not _has_published_classes(name, splits):
-        raise OtherClasses(
-            f"the data have {_class_count(name, splits)}, for which benchmarks are run by protocol own, and it has none"
-        )
+        raise OtherClasses(f"the data have {_class_count(name, splits)}, and it has no protocol own to score them by")
 
 
 def protocols_chosen(request: Request, opened: Opened) -> list[str]:

@@ -44,10 +44,12 @@ class Measured(NamedTuple):
     Attributes:
         results: the content of results.json.
         rows: those of them that this command measured, by their keys.
+        not_run: what this command could not run.
     """
 
     results: Results
-    rows: frozenset[Key]
+    rows: frozenset[Key] = frozenset()
+    not_run: tuple[NotRun, ...] = ()
 
 
 def bench(
@@ -134,7 +136,7 @@ def measure(
             foretold = _foretold(tasks, absent, out)
         _require_tasks(tasks, impossible, root)
         if dry_run:
-            return Measured(foretold, frozenset())
+            return Measured(foretold)
         if dist.rank() == 0:
             absent = _never_run(absent, earlier, request)
             write_results(out, [], absent)  # a folder that cannot be written to is found before the work
@@ -154,7 +156,8 @@ def measure(
                 if rows:
                     signals.note_saved()
         _require_tasks(measured, failed, root)
-        return Measured(dist.on_rank0(lambda: read_results(out)), frozenset(row.key for row in measured))
+        results = dist.on_rank0(lambda: read_results(out))
+        return Measured(results, frozenset(row.key for row in measured), (*absent, *failed))
 
 
 @contextmanager

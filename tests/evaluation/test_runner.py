@@ -188,17 +188,21 @@ def test_what_an_earlier_command_measured_is_not_listed_as_not_run(colours, draw
     monkeypatch.setattr(runner.protocol_of("svm"), "run", lambda _: [Score("top-1", 50.0, 40, "few")])
     weights = ["random:tiny", "random:cifar10"]
     runner.bench(["knn"], weights=weights[:1], data=colours, out=tmp_path / "out", **QUICK_KNN)
-    content, measured = runner.measure(["all"], weights=weights[:1], data=drawn, out=tmp_path / "out", **QUICK_KNN)
+    content, measured, not_run = runner.measure(
+        ["all"], weights=weights[:1], data=drawn, out=tmp_path / "out", **QUICK_KNN
+    )
     assert {row.bench for row in content.not_run} == set(CATALOG) - {"knn", "svm"}
     assert "knn: not run now, its earlier results stay" in capsys.readouterr().err
     assert {row.bench for row in content.results if row.key in measured} == {"svm"}
-    shown = format_results(content.results, content.not_run, measured).splitlines()
+    shown = format_results(content.results, not_run, measured).splitlines()
+    assert {row.bench for row in not_run} == set(CATALOG) - {"knn", "svm"}
     (knn,) = (line for line in shown if line.startswith("| knn ") and "| top-1 k=1 " in line)
     (svm,) = (line for line in shown if line.startswith("| svm "))
     assert "†" in knn and "†" not in svm
     when = str(content.results[0].measured)
     assert f"† from an earlier command, not measured now ({when[:10]} {when[11:16]} UTC): knn of random:tiny" in shown
     assert "†" not in format_results(content.results)
+    assert runner.measure(["svm"], weights=weights[:1], data=drawn, out=tmp_path / "out", size=16).not_run == ()
     content = runner.bench(["all"], weights=weights, data=drawn, out=tmp_path / "out", **QUICK_KNN)
     assert "knn" in {row.bench for row in content.not_run}  # of the second weights there is nothing
 
