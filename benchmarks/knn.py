@@ -21,7 +21,7 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from swav.metrics import knn_vote, nearest
-from swav.progress import memory_gb
+from swav.system import memory_gb
 
 
 def clusters(rows: int, dim: int, seed: int, classes: int = 100) -> tuple[np.ndarray, np.ndarray]:

@@ -25,9 +25,8 @@ def measure(name: str, batch: int, micro_batch: int) -> str:
     from swav.data.device import MicroBatches
     from swav.data.loader import Batch
     from swav.network.heads import build_network
-    from swav.progress import memory_gb
     from swav.recipe_files import load_recipe
-    from swav.system import computes_in_bf16, pick_device
+    from swav.system import computes_in_bf16, memory_gb, pick_device
     from swav.training.auto import derive
     from swav.training.choices import MachineAndData
     from swav.training.step import Trainer

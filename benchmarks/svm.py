@@ -26,7 +26,8 @@ from threadpoolctl import threadpool_limits
 from swav.evaluation.protocols.voc_svm import score_stage
 from swav.evaluation.settings import SvmSettings
 from swav.evaluation.svm_solver import principal_axes, solve_svms, unit_rows
-from swav.progress import Progress, memory_gb
+from swav.progress import Progress
+from swav.system import memory_gb
 
 NAIVE_COSTS = (0.5**16, 0.5**8, 0.5**4, 1.0, 10.0)
 

@@ -14,39 +14,84 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
+from swav.command_line import Command, Group, complete_bench, complete_recipes, complete_settings
 from swav.errors import EXIT_INTERRUPTED, ConfigError, SignalExit, SwavError
-from swav.files import check_writable
+from swav.files import REPORT, check_writable, is_run, out_folder, refuse_inside
 from swav.output import deliver, protect_output, say
 from swav.signals import StopRequest
+from swav.version import swav_version
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-data_app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+data_app = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data", help="Look at a data set, or make one.")
 
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything that is written.")]
+Out = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Folder for everything that is written.", callback=out_folder)
+]
+Siblings = Annotated[
+    bool, typer.Option("--siblings", help="Show published rows of other methods in tables.md and tables.tex too.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Settings = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings; `swav recipes NAME` lists them.")
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings, listed below.", autocompletion=complete_settings),
 ]
 
 
-@app.command()
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        import importlib.metadata
+        import platform
+
+        torch = importlib.metadata.version("torch")
+        deliver(f"swav {swav_version()} (Python {platform.python_version()}, torch {torch}), Apache-2.0")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def swav(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Pre-train a vision backbone on images without labels by SwAV, and measure what it learned."""
+
+
+@app.command(cls=Command, short_help="Everything once, on drawn images, in a few minutes.")
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the demo is written.")] = Path("swav-demo"),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where the demo is written.", callback=out_folder)
+    ] = Path("swav-demo"),
 ) -> None:
     """Pre-train and evaluate a small network on drawn shapes: no download, no GPU, a few minutes."""
     check_writable(out)
+    _say_that_it_begins(f"demo in {out}")
     from swav import demo as demo_module
 
     demo_module.demo(out)
 
 
-@app.command()
+@app.command(cls=Command, short_help="Pre-train on images without labels; again: resume.")
 def pretrain(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A name of `swav recipes`, or a YAML file.", autocompletion=complete_recipes
+        ),
+    ],
     out: Out,
     settings: Settings = None,
     dry_run: DryRun = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="With --dry-run: every reason, and all settings as YAML.")
+    ] = False,
     print_slurm: Annotated[
         bool, typer.Option("--print-slurm", help="Print a batch script for SLURM that does this, and do nothing.")
     ] = False,
@@ -56,6 +101,8 @@ def pretrain(
     from swav.config import TIMM
     from swav.recipe_files import load_recipe, parse_overrides
 
+    if full and not dry_run:
+        raise ConfigError("pretrain: --full: expected --dry-run beside it")
     wanted = load_recipe(recipe, parse_overrides(settings or []))
     if wanted.backbone.startswith(TIMM):  # settings are checked before data, though timm takes seconds to be asked
         from swav.network.backbone import check_backbone
@@ -70,28 +117,30 @@ def pretrain(
 
         deliver(batch_script(["pretrain", recipe, *(settings or []), "--out", str(out)]).rstrip("\n"))
         return
+    _say_that_it_begins(f"pre-training on {wanted.data}, in {out}")
     from swav.training import loop
 
-    folder = loop.run_or_resume(wanted, out, dry_run, began)
-    if _is_first_process():
-        print(folder)
+    folder = loop.run_or_resume(wanted, out, dry_run, began, full)
+    if _is_first_process() and not dry_run:
+        deliver(str(folder))
 
 
-@app.command()
+@app.command(cls=Command)
 def bench(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="NAME... [KEY=VALUE]...",
+            metavar="NAME... KEY=VALUE",
             help="Benchmarks (knn, linear, linear-stages, places205, inat18, semisup, svm, lowshot, detect-voc, detect-coco, "
             "segment-voc, segment-cityscapes, segment-linear; all), then settings (protocol=own: kNN, linear and "
             "segment-linear on labels of your own).",
+            autocompletion=complete_bench,
         ),
     ],
     weights: Annotated[
         list[str],
         typer.Option(
-            "--weights", metavar="W", help="A run, a checkpoint, a weight file, or random:NAME; may be repeated."
+            "--weights", metavar="W", help="A run, a checkpoint, a weight file, or random:NAME; may be several."
         ),
     ],
     data: Annotated[
@@ -100,34 +149,44 @@ def bench(
     out: Out,
     dry_run: DryRun = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
+    siblings: Siblings = False,
 ) -> None:
     """Measure what weights have learned. Results go to DIR/results.json, and into the published page's tables beside it."""
-    from swav.evaluation.request import check_places, read_request
+    from swav.evaluation.places import check_places
+    from swav.evaluation.request import read_request
     from swav.recipe_files import parse_overrides
+    from swav.weights.sources import expanded
 
     benches = [name for name in names if "=" not in name]
-    if not benches:
-        raise ConfigError("expected the name of a benchmark (as knn, linear, svm, or all), found only settings")
     overrides = parse_overrides([name for name in names if "=" in name])
+    weights = [expanded(source) for source in weights]
     request = read_request(benches, weights, overrides)
     if _is_alone():
         check_places(request, Path(data), out, dry_run)
+    _say_that_it_begins(f"{', '.join(request.candidates)} of {', '.join(request.labels)} on {data}")
     from swav.evaluation import runner
 
-    results = runner.bench(benches, weights=weights, data=data, out=out, dry_run=dry_run, **overrides)
+    results, measured, not_run = runner.measure(
+        benches, weights=weights, data=data, out=out, dry_run=dry_run, **overrides
+    )
     if not _is_first_process():
         return
+    if siblings and not dry_run:
+        from swav.results.render import write_tables
+
+        write_tables(out, siblings=True)
     if as_json:
         deliver(json.dumps(results.model_dump(), indent=1))
     elif not dry_run:
         from swav.results.console import format_differences, format_results
 
-        shown = format_results(results.results, results.not_run)
-        differences = format_differences(results.results, weights, out)
-        deliver("\n".join(filter(None, [shown, differences, str(out / "results.json"), str(out / "tables.html")])))
+        shown = format_results(results.results, not_run, measured)
+        differences = format_differences(results.results, weights, out, measured)
+        written = [str(out / name) for name in ("results.json", "tables.html", REPORT)]
+        deliver("\n".join(filter(None, [shown, differences, *written])))
 
 
-@app.command()
+@app.command(cls=Command, short_help="Find out whether training on your images is worth it.")
 def compare(
     data: Annotated[str, typer.Option("--data", metavar="IMAGES", help="The images to train on.")],
     out: Out,
@@ -152,15 +211,17 @@ def compare(
     load_recipe("auto", overrides | {"data": data, "hours": hours})
     if _is_alone():
         check_images(data)
+        refuse_inside(out, data, resumes=is_run(out / "scratch"))
         if not dry_run:
             check_writable(out)
+    _say_that_it_begins(f"comparison on {data}, in {out}")
     from swav import comparison
 
     comparison.refuse_own_keys(overrides)
     comparison.compare(data, out=out, labelled=labelled, init=init, hours=hours, dry_run=dry_run, **overrides)
 
 
-@app.command()
+@app.command(cls=Command, short_help="Sort images into the classes of your labelled ones.")
 def classify(
     weights: Annotated[
         str, typer.Option("--weights", metavar="W", help="A run, a checkpoint, a weight file, or random:NAME.")
@@ -181,51 +242,63 @@ def classify(
     """Make a classifier on frozen features of your labelled images, in seconds: what it is worth, and what it says of new ones."""
     from swav.evaluation.classify_request import check_classify_places, read_classify_request
     from swav.recipe_files import parse_overrides
+    from swav.weights.sources import expanded
 
     overrides = parse_overrides(settings or [])
-    check_classify_places(read_classify_request(weights, overrides), Path(data), out, predict, dry_run)
+    request = read_classify_request(expanded(weights), overrides)
+    check_classify_places(request, Path(data), out, predict, dry_run)
+    _say_that_it_begins(f"classifier of {data} by {weights}, in {out}")
     from swav.evaluation import classify as classify_module
 
     classify_module.classify(data, weights=weights, out=out, predict=predict, dry_run=dry_run, **overrides)
 
 
-@app.command()
+@app.command(cls=Command)
 def report(
-    folder: Path, other: Annotated[Path | None, typer.Argument(help="A second run, to compare.")] = None
+    folder: Path,
+    other: Annotated[Path | None, typer.Argument(help="A second run, to compare.")] = None,
+    siblings: Siblings = False,
 ) -> None:
     """Write (again) the report of a run or of results, or compare two."""
     from swav.reporting import page
 
-    print(page.report(folder, other=other))
+    deliver(str(page.report(folder, other=other, siblings=siblings)))
 
 
-@app.command()
-def recipes(name: Annotated[str | None, typer.Argument(help="Print this one, with every default.")] = None) -> None:
+@app.command(cls=Command)
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="Print this one, with every default.", autocompletion=complete_recipes)
+    ] = None,
+) -> None:
     """List the recipes, or print one resolved."""
-    from swav.config import Recipe
-    from swav.recipe_files import load_recipe, recipe_names, recipe_text
+    from swav.recipe_files import describe_recipe, list_recipes
 
-    if name is None:
-        deliver(
-            "\n".join(f"{known:<60}{recipe_text(known).splitlines()[0].removeprefix('# ')}" for known in recipe_names())
-        )
-        return
-    comments = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
-    values = load_recipe(name).model_dump(mode="json").items()
-    lines = [f"{key}: {json.dumps(value):<40} # {Recipe.model_fields[key].description}" for key, value in values]
-    deliver("\n".join(comments + lines))
+    deliver(list_recipes() if name is None else describe_recipe(name))
 
 
-@data_app.command("scan")
-def scan_data(path: str, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+@data_app.command("scan", cls=Command, short_help="What is there, and what would be trained on.")
+def scan_data(
+    path: str,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="white_level and alpha, as for pretrain.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Count a data set's images, formats, sizes, duplicates and unreadable files, and say what would be trained on."""
+    from swav.config import DecodingSettings
     from swav.data.scan import render_scan, scan
+    from swav.data.sources.pixels import decoding_of
+    from swav.recipe_files import parse_overrides, validated
+    from swav.signals import note_nothing_to_save
 
-    found = scan(path)
+    wanted = validated(DecodingSettings, parse_overrides(settings or []), "settings")
+    note_nothing_to_save("a scan changes nothing; run the same command again for all of it")
+    found = scan(path, how=decoding_of(wanted))
     deliver(json.dumps(found, indent=1) if as_json else render_scan(found))
 
 
-@data_app.command()
+@data_app.command(cls=Command, short_help="Write the drawn data set `shapes`.")
 def shapes(
     folder: Path,
     layout: Annotated[
@@ -237,11 +310,15 @@ def shapes(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Write the drawn data set `shapes`: ten classes that neither colour nor raw pixels tell apart."""
+    folder = out_folder(folder)
     check_writable(folder)
-    from swav.data.synthetic.writers import write_shapes
+    from swav.data.synthetic.writers import LAYOUTS, write_shapes
+    from swav.progress import FIRST_SECONDS, Progress
 
-    write_shapes(folder, layout, train=train, val=val, size=size, seed=seed)
-    print(folder)
+    twice = layout in LAYOUTS and bool(LAYOUTS[layout].second_train)
+    with Progress("drawing shapes", val + train * (1 + twice), delay=FIRST_SECONDS) as progress:
+        write_shapes(folder, layout, train=train, val=val, size=size, seed=seed, progress=progress)
+    deliver(str(folder))
 
 
 def main() -> None:
@@ -262,6 +339,14 @@ def main() -> None:
         except SignalExit as late:
             code = late.exit_code
     sys.exit(code)
+
+
+def _say_that_it_begins(what: str) -> None:
+    """Before seconds go into an import, say that the settings are accepted."""
+    if _is_first_process() and "torch" not in sys.modules:
+        from swav.data.sources.decode import printable
+
+        say(f"{printable(what)}: loading PyTorch")
 
 
 def _is_alone() -> bool:

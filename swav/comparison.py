@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swav import checkpoint, dist
-from swav.errors import ConfigError, DataError, counted
+from swav.config import DecodingSettings
+from swav.errors import ConfigError, DataError, counted, printable_lines
 from swav.evaluation.own import require_labels
-from swav.evaluation.request import open_splits, read_request
+from swav.evaluation.places import open_data
+from swav.evaluation.request import read_request, refuse
 from swav.evaluation.runner import bench
-from swav.files import CHECKPOINTS, METRICS, write_text_durably
+from swav.files import CHECKPOINTS, METRICS, out_folder, write_text_durably
 from swav.jsonl import is_metrics, read_if_possible
 from swav.output import deliver
 from swav.reporting.run_folder import seconds_trained
@@ -27,7 +29,7 @@ from swav.system import environment_errors, pick_device
 from swav.training.auto import in_words
 from swav.training.loop import pretrain
 from swav.weights.exported import FOLDER, WEIGHTS
-from swav.weights.sources import check_source
+from swav.weights.sources import check_source, expanded
 
 BENCHES = ("knn", "linear")
 SCRATCH, ADAPTED = "from scratch", "adapted"  # of the two trainings; their folders are called scratch and adapted
@@ -83,7 +85,8 @@ def compare(
         DataError: images or labels are missing.
         Stopped: a signal asked for an end; the same call resumes.
     """
-    out, labelled = Path(out), str(data if labelled is None else labelled)
+    out, labelled = out_folder(out), str(data if labelled is None else labelled)
+    init = None if init is None else expanded(str(init))
     refuse_own_keys(settings)
     if init is not None:
         check_source(str(init))
@@ -97,7 +100,7 @@ def compare(
         trained = []
         for name, own in plans.items():
             folder = out / name.rpartition(" ")[2]
-            dist.say(f"compare: {name}, in {folder}")
+            dist.say(f"compare: {name}" + ("" if dry_run else f", in {folder}"))
             pretrain("auto", out=folder, dry_run=dry_run, **shared | own)
             if not dry_run:
                 trained.append(dist.on_rank0(functools.partial(_arm, name, folder)))
@@ -106,7 +109,8 @@ def compare(
         given = [] if init is None else [Arm("given", str(init))]
         arms = [Arm("random", f"random:{out / 'scratch'}"), *given, *trained]
         sources, names = [arm.source for arm in arms], [arm.name for arm in arms]
-        found = bench(BENCHES, weights=sources, name=names, data=labelled, out=out, protocol=OWN).results
+        decoding: dict[str, Any] = {key: settings[key] for key in DecodingSettings.model_fields if key in settings}
+        found = bench(BENCHES, weights=sources, name=names, data=labelled, out=out, protocol=OWN, **decoding).results
         if dist.rank() == 0:
             _write(arms, headlines(found, sources), out, _budget(hours, settings))
     return out / TABLE
@@ -126,8 +130,9 @@ def _check_labels(labelled: Path, asked: bool) -> int:
     """
     request = read_request(BENCHES, ["random:resnet18"], {"protocol": OWN})
     try:
-        splits, _ = open_splits(request.settings, labelled, None, "own", everything=False)
-        train, val = splits[BENCHES[0]]
+        opened = open_data(request, labelled, None)
+        refuse(opened.problems)
+        train, val = opened.splits[BENCHES[0]]
         assert train.labels is not None
         require_labels(train, train.labels, in_folds=train is val, groups=train.groups)
     except DataError as error:
@@ -146,7 +151,7 @@ def _budget(hours: float | None, settings: Mapping[str, object]) -> str:
 
 
 def _write(arms: Sequence[Arm], rows: Mapping[str, Mapping[str, Result]], out: Path, budget: str) -> None:
-    text = format_comparison(arms, rows, out, budget)
+    text = printable_lines(format_comparison(arms, rows, out, budget))
     write_text_durably(out / CONTENT, json.dumps(_content(arms, rows, out, budget), indent=1) + "\n")
     write_text_durably(out / TABLE, text + "\n")
     deliver(f"{text}\n{out / TABLE}")

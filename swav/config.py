@@ -38,7 +38,7 @@ MIN_EPSILON = 1e-3
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("expected a number, found a boolean")
+        raise ValueError("expected a number, not a boolean")
     return value
 
 
@@ -60,6 +60,20 @@ Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 Steps = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
+WHITE_LEVEL = 65535  # of 16 bits: the default
+WhiteLevel = Annotated[
+    int,
+    BeforeValidator(_no_bool),
+    Field(
+        ge=1,
+        lt=2**31,
+        description="value of 16-bit and 32-bit integer images that is white, as 4095 for 12 bits; of no effect on 8 bits",
+    ),
+]
+Alpha = Annotated[
+    Literal["blend", "ignore"],
+    Field(description="blend: transparent pixels are laid on white; ignore: colours as stored, whatever alpha says"),
+]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 
 
@@ -99,6 +113,8 @@ class Recipe(Settings):
     max_unreadable: Annotated[Fraction, Field()] = Field(
         0.01, description="share of unreadable images above which the run stops (at least 10 files)"
     )
+    white_level: WhiteLevel = WHITE_LEVEL
+    alpha: Alpha = "blend"
 
     # -- views (paper section 3.2 and appendix A.1; values of the released scripts)
     crops: tuple[Crop, ...] = Field(
@@ -166,6 +182,9 @@ class Recipe(Settings):
     teacher_momentum: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)] = Field(
         0.0, description="codes from a copy of the network that follows it, t <- m t + (1 - m) s; 0: from the network"
     )
+    final_teacher_momentum: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)] | None = Field(
+        None, description="m at the end of the run, to which it rises by half a cosine; null: it stays as it is"
+    )
     koleo: NonNegative = Field(
         0.0, description="weight of the KoLeo term, which spreads the embeddings of the code-giving crops; 0: none"
     )
@@ -204,6 +223,9 @@ class Recipe(Settings):
     )
     momentum: Fraction = Field(0.9, description="of SGD")
     weight_decay: NonNegative = Field(1e-6, description="on all parameters, see decay_vectors")
+    final_weight_decay: NonNegative | None = Field(
+        None, description="at the end of the run, to which it moves by half a cosine; null: it stays as it is"
+    )
     decay_vectors: bool = Field(
         True,
         description="weight decay on biases and norms too, as the paper; false: not on them, as is usual for a ViT",
@@ -246,15 +268,20 @@ class Recipe(Settings):
     @field_validator("*", mode="wrap")
     @classmethod
     def _auto_is_welcome(cls, value: Any, check: Callable[[Any], Any], info: Any) -> Any:
-        return value if _is_auto(value) and info.field_name != "data" else check(value)
+        return value if _is_auto(value) and cls.takes_auto(info.field_name) else check(value)
 
     @field_serializer("*", mode="wrap")
     def _auto_stays(self, value: Any, write: Callable[[Any], Any]) -> Any:
         return value if _is_auto(value) else write(value)
 
+    @staticmethod
+    def takes_auto(key: str) -> bool:
+        """Whether `auto` asks for a derived value. (A folder may be called auto.)"""
+        return key != "data"
+
     def left_at_auto(self, *keys: str) -> bool:
-        """Whether any of these is still to be derived. (A folder may be called auto.)"""
-        return any(key != "data" and _is_auto(getattr(self, key)) for key in keys)
+        """Whether any of these is still to be derived."""
+        return any(self.takes_auto(key) and _is_auto(getattr(self, key)) for key in keys)
 
     @property
     def num_views(self) -> int:
@@ -349,6 +376,13 @@ class Recipe(Settings):
             yield f"hours: expected epochs=auto beside it, found epochs={self.epochs}; the time to spend derives the epochs"
 
 
+class DecodingSettings(Settings):
+    """What image files leave open, for commands that take no recipe."""
+
+    white_level: WhiteLevel = WHITE_LEVEL
+    alpha: Alpha = "blend"
+
+
 class WeightOptions(Settings):
     """What another project's weight file does not say. With several files they hold for each."""
 
@@ -369,6 +403,52 @@ RENAMED = {
     "log_steps": "log_every_steps",
     "max_bad": "max_unreadable",
     "score_epochs": "score_every_epochs",
+}
+
+# What other programs call these settings.
+USUAL_NAMES = {
+    **dict.fromkeys(("learning_rate", "base_lr"), "lr"),
+    **dict.fromkeys(("batch_size", "bs"), "batch"),
+    **dict.fromkeys(("num_workers", "n_workers"), "workers"),
+    **dict.fromkeys(("max_epochs", "num_epochs", "n_epochs"), "epochs"),
+    **dict.fromkeys(("arch", "model", "network"), "backbone"),
+    **dict.fromkeys(("dataset", "data_dir", "images", "path", "folder", "input"), "data"),
+    **dict.fromkeys(("wd",), "weight_decay"),
+    **dict.fromkeys(("crop", "crop_size", "image_size", "img_size", "sizes"), "crops"),
+    **dict.fromkeys(("nmb_prototypes", "num_prototypes", "n_prototypes", "k"), "prototypes"),
+    **dict.fromkeys(("checkpoint", "pretrained", "weights", "ckpt"), "init"),
+    **dict.fromkeys(("output", "output_dir", "save_dir", "out_dir", "o", "project"), "out"),
+    **dict.fromkeys(("amp", "mixed_precision"), "precision"),
+    **dict.fromkeys(("gpu", "gpus", "accelerator"), "device"),
+    **dict.fromkeys(("temp", "tau"), "temperature"),
+}
+
+# Settings by topic, for people.
+TOPICS = {
+    "images": ("data", "max_unreadable", "white_level", "alpha"),
+    "views": (
+        *("crops", "code_crops", "flip", "jitter", "jitter_probability", "grayscale"),
+        *("blur", "blur_sigma", "blur_kernel", "mean", "std"),
+    ),
+    "network": (
+        *("backbone", "width", "stem", "in_channels", "zero_init_residual", "sync_bn", "sync_bn_group"),
+        *("head_hidden", "head_dim", "prototypes", "init"),
+    ),
+    "codes and loss": (
+        *("temperature", "epsilon", "sinkhorn_iterations", "sinkhorn", "hard_codes", "teacher_momentum"),
+        *("final_teacher_momentum", "koleo"),
+        *("freeze_prototypes_steps", "freeze_backbone_steps", "queue_length", "queue_start_epoch"),
+    ),
+    "length and batch": ("epochs", "hours", "batch", "micro_batch"),
+    "optimiser": (
+        *("optimizer", "lr", "backbone_lr_factor", "final_lr", "warmup_epochs", "warmup_start_lr", "lr_schedule"),
+        *("momentum", "weight_decay", "final_weight_decay", "decay_vectors", "clip_gradient", "trust_coefficient"),
+    ),
+    "machine": ("device", "precision", "compile", "workers", "seed"),
+    "saved and logged": (
+        *("checkpoint_every_minutes", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"),
+    ),
+    "checks on the way": ("knn_every_epochs", "knn_k", "check_every_epochs", "stop_when_worse", "eval_size"),
 }
 
 # Settings that may change between the commands of one run: they leave every weight as it is (another kind of device to
@@ -395,8 +475,9 @@ HARMLESS = frozenset(
 def settings_hash(recipe: Recipe) -> str:
     """SHA-256 of the settings that shape the weights."""
     values = {key: value for key, value in recipe.model_dump(mode="json").items() if key not in HARMLESS}
-    if values["sync_bn_group"] is None:  # as before there was such a setting
-        del values["sync_bn_group"]
+    for key, usual in {"sync_bn_group": None, "white_level": WHITE_LEVEL, "alpha": "blend"}.items():
+        if values[key] == usual:  # as before there was such a setting
+            del values[key]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

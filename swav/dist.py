@@ -179,11 +179,10 @@ def process_group(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES
         ConfigError: the launcher's variables are malformed.
         MachineError: not all processes came, or one died or fell silent.
     """
-    if is_active() or (launched_world_size() == 1 and "RANK" not in os.environ):
+    if is_active() or _is_launched_alone():
         yield
         return
     global _object_group
-    _environment_int("RANK", 0)
     timeout = datetime.timedelta(minutes=timeout_minutes)
     try:
         store, own_rank, size = next(rendezvous("env://", timeout=timeout))
@@ -220,6 +219,14 @@ def process_group(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES
     finally:
         _object_group = None
         torch_dist.destroy_process_group()
+
+
+def _is_launched_alone() -> bool:
+    """Whether no launcher announced a group: a RANK of 0 by itself, as some schedulers set it, is one process."""
+    launched, first = launched_world_size(), _environment_int("RANK", 0) == 0
+    if launched > 1 or not first:
+        return False
+    return not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
 
 def _elect_reporter(store: Store, error: SwavError | SignalExit) -> None:

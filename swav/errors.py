@@ -71,8 +71,8 @@ class SignalExit(BaseException):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'epochs'?)`, or an empty string where nothing known is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    """Return ` (did you mean 'epochs'?)`, or an empty string where nothing known is near, or it is the word itself."""
+    near = difflib.get_close_matches(word, [each for each in known if each != word], n=1, cutoff=0.5)
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
@@ -80,3 +80,15 @@ def counted(number: float, thing: str) -> str:
     """Format a count with its noun: `1 epoch`, `0 epochs`, `1.5 hours`, `2 processes`."""
     ending = "" if number == 1 else "es" if thing.endswith("s") else "s"
     return f"{number if isinstance(number, int) else format(number, 'g')} {thing}{ending}"
+
+
+def printable(text: str) -> str:
+    """The text as it may safely reach a terminal or a log: control characters and undecodable bytes are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """As printable, of text that has lines: line ends and tabs stay."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
-from swav.errors import MachineError, Stopped, SwavError
+from swav.errors import ConfigError, MachineError, Stopped, SwavError
 from swav.output import say
 from swav.signals import stop_if_asked
 
@@ -63,6 +63,53 @@ def not_essential(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # libraries of others write some of it, and raise what they like
         warn_once(f"{what} could not be written ({type(error).__name__}: {error}); the run is not affected")
+
+
+def expand_home(path: str | Path) -> str:
+    """A path in which a leading ~ is the user's home, or ~NAME another's. One of an unknown user stays as it is."""
+    return os.path.expanduser(path)  # noqa: PTH111 - Path's raises
+
+
+def out_folder(path: str | Path) -> Path:
+    """The folder for what is written, as --out names it; ~ is the user's home.
+
+    Raises:
+        ConfigError: its name is no UTF-8, in which settings, results and reports are written, and it holds no run yet.
+    """
+    folder = Path(expand_home(path))
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        if is_run(folder):
+            return folder
+        raise ConfigError(
+            f"--out {ascii(str(folder))[1:-1]}: expected a name in UTF-8, as settings and reports hold it, found other bytes; use another"
+        ) from None
+    return folder
+
+
+def refuse_inside(out: Path, data: str | Path, resumes: bool) -> None:
+    """Refuse a new folder for results inside the data: what is written there would be among the images of the next command.
+
+    Args:
+        resumes: whether there is something in `out` already that is resumed or added to.
+
+    Raises:
+        ConfigError: with the name of a folder beside the data.
+    """
+    given = Path(expand_home(data))
+    place, root = Path(os.path.realpath(out)), Path(os.path.realpath(given))
+    if resumes or not root.is_dir() or not place.is_relative_to(root):
+        return
+    below = "-".join(place.relative_to(root).parts) or "out"
+    start = (
+        given.parent / f"{given.name}-{below}" if given.name not in ("", "..") else root.parent / f"{root.name}-{below}"
+    )
+    names = [start, *(start.with_name(f"{start.name}-{number}") for number in range(2, 100))]
+    beside = next((name for name in names if not os.path.lexists(name)), start)
+    raise ConfigError(
+        f"--out {out}: expected a folder outside of the images in {given}, found one inside; use --out {beside}"
+    )
 
 
 def check_writable(folder: Path) -> None:

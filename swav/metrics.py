@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from swav.errors import ConfigError
+from swav.errors import ConfigError, DataError
 from swav.signals import stop_if_asked
 
 # Queries and rows of the bank compared at a time. Fewer queries leave the processor's matrix units idle (at 16: 2.3 times
@@ -31,7 +31,8 @@ def nearest(
 
     Raises:
         ValueError: features of another shape.
-        ConfigError: k is larger than the bank.
+        ConfigError: k is below 1.
+        DataError: k is larger than the bank.
     """
     if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1]:
         raise ValueError(
@@ -39,7 +40,8 @@ def nearest(
             "give both as encoder(images) returns them: one image is features[None]"
         )
     if not 0 < k <= len(bank):
-        raise ConfigError(f"k: expected 1 to {len(bank)} (the images of the bank), found {k}; use a smaller k")
+        kind = DataError if k > len(bank) else ConfigError
+        raise kind(f"k: expected 1 to {len(bank)} (the images of the bank), found {k}; use a smaller k")
     rows = torch.nn.functional.normalize(queries, dim=1)
     height, width = _TILE.get(bank.device.type, _TILE["cpu"])
     similarity = rows.new_full((len(rows), k), -math.inf)
@@ -90,7 +92,7 @@ def knn_vote(
 
     Raises:
         ValueError: features or labels of another shape.
-        ConfigError: a k is larger than the bank.
+        DataError: a k is larger than the bank.
 
     Source: Wu et al. 2018 (arXiv 1805.01978), section 3.4, as in DINO's and MMSelfSup's kNN.
     """

@@ -8,7 +8,7 @@ import stat
 import sys
 from typing import Any
 
-from swav.errors import MachineError
+from swav.errors import MachineError, printable_lines
 
 PATIENCE_SECONDS = 10.0  # for who reads messages slowly; who has stopped (Ctrl-S, a pager) must not stop the work
 
@@ -99,10 +99,12 @@ def protect_output() -> None:
 def deliver(text: str) -> None:
     """Print on stdout what the command was asked for. A reader that has left (`| head`) has had enough.
 
+    Names and paths in it may be anyone's: what would steer the terminal, or what it cannot show, is printed as its code.
+
     Raises:
         MachineError: it could not be written, as on a full disk.
     """
-    print(text, flush=True)
+    print(_shown(text, sys.stdout), flush=True)
     buffer = getattr(sys.stdout, "buffer", None)
     problem = getattr(getattr(buffer, "raw", buffer), "problem", None)
     if problem is not None and not isinstance(problem, BrokenPipeError):
@@ -110,6 +112,12 @@ def deliver(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr. A terminal that is gone or full stops nothing."""
+    """Print a line on stderr, made safe as by `deliver`. A terminal that is gone or full stops nothing."""
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        print(_shown(text, sys.stderr), file=sys.stderr, flush=True)
+
+
+def _shown(text: str, stream: Any) -> str:
+    """The text without control characters, in characters that the stream has."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return printable_lines(text).encode(encoding, "backslashreplace").decode(encoding)

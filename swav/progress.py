@@ -1,22 +1,14 @@
-"""Progress of long work: a live line on a terminal, plain lines elsewhere."""
+"""Progress of long work: a live line on a terminal, plain lines elsewhere. No torch here."""
 
-import resource
 import sys
 import time
+from typing import Any
 
-import rich.console
-import rich.progress
-import torch
-
+from swav.errors import printable, printable_lines
 from swav.output import say, tolerant
 
-
-def memory_gb(device: torch.device) -> float:
-    """Peak memory so far: of the GPU's allocator, or resident in this process [GB]."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak / 1e6
+FIRST_SECONDS = 0.5  # until something is said of work that takes longer
+_MARKS = 64  # points in time that are kept for the speed
 
 
 class Progress:
@@ -24,54 +16,135 @@ class Progress:
 
     Args:
         label: what is being done.
-        total: units of work.
+        total: units of work; 0: not known.
         done: units already done (by an earlier command).
         quiet: show nothing (all processes but the first).
-        every_seconds: between plain lines.
+        every_seconds: between plain lines; the first comes earlier.
+        delay: seconds before anything is shown, of work that is most often over by then.
     """
 
-    def __init__(self, label: str, total: int, done: int = 0, *, quiet: bool = False, every_seconds: float = 10.0):
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        done: int = 0,
+        *,
+        quiet: bool = False,
+        every_seconds: float = 10.0,
+        delay: float = 0.0,
+    ):
+        label = printable(label)
         self.label, self.total, self.start, self.done = label, total, done, done
         self.every_seconds = every_seconds
-        self.began = self.printed = time.monotonic()
+        self._begun = time.monotonic()
+        self._next_line = self._begun + max(delay, FIRST_SECONDS)
+        self._show_from = self._begun + delay
+        self._latest = done, self._begun
+        self._marks, self._spacing = [self._latest], 1  # when how much was done, at even distances
         self._ends: float | None = None  # as planned, by the monotonic clock
-        self._bar: rich.progress.Progress | None = None
+        self._place = self._text = ""
+        self._said = -1  # units of work in the last plain line
+        self._bar: Any = None  # rich's, which takes a third of a second to import
         self.quiet = quiet
-        if not quiet and sys.stderr is not None and sys.stderr.isatty():
-            self._bar = rich.progress.Progress(
-                rich.progress.TextColumn("{task.description}"),
-                rich.progress.BarColumn(),
-                rich.progress.TaskProgressColumn(),
-                rich.progress.TextColumn("ETA {task.fields[eta]}"),
-                rich.progress.TextColumn("{task.fields[text]}"),
-                console=rich.console.Console(file=tolerant(sys.stderr)),
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(label, total=total, completed=done, eta="-", text="")
+        if delay <= 0:
+            self._show()
+
+    def _show(self) -> None:
+        if self._bar is not None or self.quiet or sys.stderr is None or not sys.stderr.isatty():
+            return
+        import rich.console
+        import rich.progress
+
+        self._graph = rich.progress.BarColumn(bar_width=10)
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}", markup=False),
+            self._graph,
+            rich.progress.TextColumn("{task.fields[text]}", markup=False),
+            console=rich.console.Console(file=tolerant(sys.stderr)),
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("", total=self.total or None, completed=self.done, text="")
+        self._draw()
+
+    def _draw(self) -> None:
+        """Lay the line out for the width that the terminal has now: what is being done, how far, where and how long come first,
+        then the bar, then the rest."""
+        head = f"{self.label} {self._count()}"
+        words = [word for word in (self._place, self._eta_text()) if word]
+        room = self._bar.console.width - 2 - len(head) - len("  ".join(words))  # a blank on each side of the bar
+        if room < 0:  # how far and how long count for more than what
+            head = self._count()
+        self._graph.bar_width = min(10, room) if room >= 4 else 0
+        room -= self._graph.bar_width
+        for part in self._text.split("  ") if self._text else ():
+            room -= 2 + len(part)
+            if room < 0:
+                break
+            words.append(part)
+        text, total = "  ".join(words), self.total or None
+        self._bar.update(self._task, description=head, completed=self.done, total=total, text=text)
+
+    def _count(self) -> str:
+        return f"{self.done}/{self.total}" if self.total else f"{self.done}"
+
+    def _eta_text(self) -> str:
+        return f"ETA {self.eta()}" if self.total else ""
 
     def plan(self, total: int, seconds_left: float) -> None:
         """Change how much work there is; the time left is from then on that of this plan."""
         self.total, self._ends = total, time.monotonic() + seconds_left
         if self._bar is not None:
-            self._bar.update(self._task, total=total)
+            self._draw()
 
-    def update(self, done: int, text: str = "") -> None:
-        """Say how far the work is."""
+    def update(self, done: int, text: str | None = None, place: str | None = None) -> None:
+        """Say how far the work is.
+
+        Args:
+            text: how it goes, in parts with two blanks between, the most important first; None: as before.
+            place: where it is, as an epoch, in a few letters; None: as before.
+        """
+        now = time.monotonic()
         self.done = done
+        self._text, self._place = self._text if text is None else text, self._place if place is None else place
+        self._mark(done, now)
+        if self._bar is None and now >= self._show_from:
+            self._show()
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, eta=self.eta(), text=text)
-        elif not self.quiet and (time.monotonic() - self.printed >= self.every_seconds or done == self.total):
-            self.printed = time.monotonic()
-            say(f"{self.label} {done}/{self.total}  ETA {self.eta()}  {text}".rstrip())
+            self._draw()
+        elif not self.quiet and now >= self._show_from and (now >= self._next_line or self._is_end(text)):
+            self._next_line, self._said = now + self.every_seconds, done
+            parts = [f"{self.label} {self._count()}", self._place, self._eta_text(), self._text]
+            say("  ".join(filter(None, parts)))
+
+    def _is_end(self, text: str | None) -> bool:
+        """Whether all is done, and that is not said yet."""
+        return 0 < self.total == self.done and (self._said < self.done or bool(text))
+
+    def _mark(self, done: int, now: float) -> None:
+        if done <= self._latest[0]:
+            return
+        self._latest = done, now
+        if done - self._marks[-1][0] >= self._spacing:
+            self._marks.append(self._latest)
+        if len(self._marks) > _MARKS:
+            self._marks, self._spacing = self._marks[::2], 2 * self._spacing
 
     def eta(self) -> str:
-        """Time left as planned, or else by the monotonic clock and the throughput since the start of this command."""
-        if self.done <= self.start:
+        """Time left as planned, or else by the monotonic clock and the speed of the later half of this command's work: what
+        begins slowly (processes that start, a network that is compiled) does not count for long."""
+        if self.done <= self.start or not self.total:
             return "-"
-        if self._ends is not None:
-            seconds = max(0.0, self._ends - time.monotonic()) if self.done < self.total else 0.0
+        if self.done >= self.total:
+            seconds = 0.0
+        elif self._ends is not None:
+            seconds = max(0.0, self._ends - time.monotonic())
+        elif self._latest in self._marks[:2]:  # the first news, whose time is mostly that of beginning
+            return "-"
         else:
-            seconds = (time.monotonic() - self.began) / (self.done - self.start) * (self.total - self.done)
+            done, now = self._latest
+            half = self.start + (done - self.start) / 2
+            since, began = next(mark for mark in reversed(self._marks) if mark[0] <= half)
+            seconds = (now - began) / (done - since) * (self.total - self.done)
         hours, rest = divmod(round(seconds), 3600)
         return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
@@ -80,7 +153,7 @@ class Progress:
         if self.quiet:
             return
         if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False)
+            self._bar.console.print(printable_lines(line), markup=False, highlight=False)
         else:
             say(line)
 

@@ -7,19 +7,36 @@ import hashlib
 import json
 import os
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from swav.config import RENAMED, AnySettings, Recipe, Settings
-from swav.errors import ConfigError, did_you_mean
-from swav.files import visible
+from swav.config import RENAMED, TOPICS, USUAL_NAMES, AnySettings, Recipe, Settings
+from swav.errors import ConfigError, did_you_mean, printable
+from swav.files import expand_home, visible
+from swav.setting_errors import explain
 from swav.strict_yaml import read_yaml
 
 CHECKSUM = "# sha256 of all above: "
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
+
+# What each recipe is for.
+GROUPS = {
+    "Your own images": ("auto",),
+    "First looks, in seconds or minutes on a CPU": ("demo", "tiny", "tiny_vit", "imagenette"),
+    "The original's, on ImageNet": (
+        *("swav_100ep", "swav_200ep", "swav_400ep", "swav_800ep", "swav_400ep_2x224"),
+        *("swav_200ep_bs256", "swav_400ep_bs256", "swav_RN50w2_400ep", "swav_RN50w4_400ep", "swav_RN50w5_400ep"),
+    ),
+    "Of other code bases and benchmarks": (
+        *("resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96", "cifar10", "cifar100", "imagenet100"),
+        *("imagenette_r18", "vit_small"),
+    ),
+    "Every default as it stands, to begin a file of your own": ("default",),
+}
 
 
 def recipe_names() -> list[str]:
@@ -32,15 +49,41 @@ def recipe_text(name: str) -> str:
     Raises:
         ConfigError: no such recipe.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES_FOLDER / f"{name}.yaml"
+    path = Path(expand_home(name)) if name.endswith((".yaml", ".yml")) else RECIPES_FOLDER / f"{name}.yaml"
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         if path.suffix == Path(name).suffix and not isinstance(error, FileNotFoundError):
-            raise ConfigError(f"recipe {name}: cannot be read ({error})") from None
+            raise ConfigError(f"recipe '{printable(name)}': cannot be read ({printable(str(error))})") from None
+        if path.suffix == Path(name).suffix and path.suffix:
+            raise ConfigError(f"recipe '{printable(name)}': no such file") from None
         raise ConfigError(
-            f"unknown recipe '{name}'{did_you_mean(name, recipe_names())}; known: {', '.join(recipe_names())}, or a .yaml file"
+            f"unknown recipe '{printable(name)}'{did_you_mean(name, recipe_names())}; `swav recipes` lists them, and a .yaml file is one"
         ) from None
+
+
+def list_recipes(width: int = 100) -> str:
+    """All recipes, grouped by what they are for, each with the first line of its file."""
+    lines: list[str] = []
+    for purpose, names in GROUPS.items():
+        lines += ["", f"{purpose}:"] if lines else [f"{purpose}:"]
+        for name in names:
+            summary = recipe_text(name).splitlines()[0].removeprefix("# ")
+            head = f"  {name:<20}  "
+            if len(head) > 24:
+                lines, head = [*lines, head.rstrip()], " " * 24
+            lines += textwrap.wrap(summary, width, initial_indent=head, subsequent_indent=" " * 24)
+    return "\n".join([*lines, "", "`swav recipes NAME` prints one with every setting and its meaning"])
+
+
+def describe_recipe(name: str) -> str:
+    """A recipe with every setting, by topic: YAML that can be edited and given in the recipe's place."""
+    values = load_recipe(name).model_dump(mode="json")
+    lines = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
+    for topic, keys in TOPICS.items():
+        lines += ["", f"# -- {topic}"]
+        lines += [f"{key}: {json.dumps(values[key]):<40} # {Recipe.model_fields[key].description}" for key in keys]
+    return "\n".join(lines)
 
 
 AS_TYPED = ("data", "init", "samples", "list")  # a path is a path, whatever YAML would make of it; so is a name a name
@@ -56,7 +99,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key:
-            raise ConfigError(f"expected key=value, found '{word}'{did_you_mean(word, Recipe.model_fields)}")
+            raise ConfigError(f"expected key=value, found '{printable(word)}'{did_you_mean(word, Recipe.model_fields)}")
         if key in values:
             raise ConfigError(f"{key}: given twice on the command line")
         if key.rpartition(".")[2] in AS_TYPED or (key == "name" and not text.startswith(("[", '"', "'"))):
@@ -76,31 +119,21 @@ def validated(kind: type[AnySettings], values: Mapping[str, Any], where: str) ->
         if key not in kind.model_fields:
             if RENAMED.get(key) in kind.model_fields:
                 raise ConfigError(f"{where}: {key} is called {RENAMED[key]} now")
+            usual = USUAL_NAMES.get(str(key))
+            hint = (
+                f" (did you mean '{usual}'?)"
+                if usual in kind.model_fields
+                else did_you_mean(str(key), kind.model_fields)
+            )
             raise ConfigError(
-                f"{where}: unknown key '{key}'{did_you_mean(str(key), kind.model_fields)}; `swav recipes NAME` prints every key"
+                f"{where}: unknown key '{printable(str(key))}'{hint}; `swav recipes NAME` prints every key"
             )
     try:
         return kind.model_validate(
             {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in values.items()}
         )
     except ValidationError as error:
-        problem = _told_first(error.errors())
-        message = str(problem["msg"]).removeprefix("Value error, ")
-        place = ".".join(
-            str(part)
-            for part in problem["loc"]
-            if not str(part).startswith(("function-", "literal", "constrained-", "tuple[", "int", "float", "bool"))
-        )
-        if not place:
-            raise ConfigError(f"{where}: {message}") from None
-        raise ConfigError(f"{where}: {place}: {message}, found {problem['input']!r}") from None
-
-
-def _told_first(errors: Sequence[Any]) -> Any:
-    """Choose pydantic's most helpful error: a setting that may be a number or several gives one for each kind."""
-    same_key = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
-    of_several = [error for error in same_key if any(str(part).startswith("tuple[") for part in error["loc"])]
-    return of_several[0] if of_several and isinstance(errors[0]["input"], list | tuple) else errors[0]
+        raise ConfigError(f"{where}: {explain(error, kind)}") from None
 
 
 def stored(values: Mapping[str, Any], where: str) -> Recipe:

@@ -40,6 +40,7 @@ class StopRequest:
         signal: the first that came.
         saved: whether this command has saved anything.
         ending: set once the command is on its way out.
+        unfinished: what an end means where nothing was saved.
         unsaved: steps that would be lost now, while there are steps; None: finished parts are saved already.
     """
 
@@ -47,6 +48,9 @@ class StopRequest:
         self.signal: int | None = None
         self.saved = False
         self.unsaved: Callable[[], int] | None = None
+        self.unfinished = (
+            "nothing was saved yet, and nothing saved before is lost; rerun the same command to begin again"
+        )
         self.at_once = at_once
         self.working = not at_once
         self._quiet = os.environ.get("RANK", "0") != "0"  # of several processes the first speaks
@@ -139,7 +143,10 @@ class StopRequest:
 
     def _acknowledgement(self) -> str:
         if self.unsaved is None:
-            return "interrupted: ending after this batch; what is finished is kept. Press Ctrl-C again to quit at once"
+            return (
+                "interrupted: ending after this batch; what is finished is kept, and the same command resumes. Press Ctrl-C again "
+                "to quit at once"
+            )
         return (
             "interrupted: saving after this step; press Ctrl-C again to quit at once and lose the "
             f"{counted(max(1, self.unsaved()), 'step')} since the last checkpoint"
@@ -158,7 +165,7 @@ class StopRequest:
             by = "interrupted" if self.signal == signal.SIGINT else f"stopped by {signal.Signals(self.signal).name}"
         if self.saved:
             return f"{by}; what is finished is saved; rerun the same command to resume"
-        return f"{by}; nothing was saved yet, and nothing saved before is lost"
+        return f"{by}; {self.unfinished}"
 
     @property
     def exit_code(self) -> int:
@@ -195,6 +202,12 @@ def note_saved() -> None:
     """Record that something is saved, so that an end from here on is "preempted" and not "killed"."""
     if _active is not None:
         _active.saved = True
+
+
+def note_nothing_to_save(what_to_do: str) -> None:
+    """Record that the command saves nothing, and what its end on the way means."""
+    if _active is not None:
+        _active.unfinished = what_to_do
 
 
 def note_ending() -> None:

@@ -4,11 +4,14 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
+import resource
 import shutil
 import signal
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -174,7 +177,7 @@ def share_cpus(processes: int) -> None:
 
 def available_memory(device: torch.device) -> int:
     """Bytes that may still be taken: of the GPU (what this process holds and does not use counts too); or of the machine,
-    and of the control group that a container or a scheduler puts this process into."""
+    and of the control groups that a container or a scheduler puts this process into."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -186,14 +189,79 @@ def available_memory(device: torch.device) -> int:
     return min([of_machine, *_control_group_memory()])
 
 
-def _control_group_memory() -> list[int]:
-    """Bytes left in this process's control group (version 2), where it has a limit."""
+def _control_group_memory(process: Path = Path("/proc/self")) -> list[int]:
+    """Bytes left in each control group with a limit that this process is in: its own and all above it.
+
+    What a group uses includes the files that it has read, which the kernel gives up when memory is asked for: they count as left.
+
+    Args:
+        process: its folder in /proc.
+    """
+    left = []
+    for folder, files in _control_groups(process):
+        limits = [_number(folder / name) for name in files.limits]
+        used, reclaimable = _number(folder / files.usage), _reclaimable(folder / "memory.stat", files.reclaimable)
+        left += [
+            max(0, limit - max(0, used - reclaimable)) for limit in limits if limit is not None and used is not None
+        ]
+    return left
+
+
+class _GroupFiles(NamedTuple):
+    limits: tuple[str, ...]
+    usage: str
+    reclaimable: tuple[str, ...]  # in memory.stat, of the group and all below it
+
+
+_VERSION_1 = _GroupFiles(
+    ("memory.limit_in_bytes",), "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
+)
+# Above memory.high nothing is killed, but the kernel slows a group down until it hardly moves: a limit too.
+_VERSION_2 = _GroupFiles(
+    ("memory.max", "memory.high"), "memory.current", ("inactive_file", "active_file", "slab_reclaimable")
+)
+
+
+def _control_groups(process: Path) -> Iterator[tuple[Path, _GroupFiles]]:
+    """Folders of the groups that hold a process's memory, innermost first, as far up as they are mounted here."""
     try:
-        place = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()[-1].rpartition(":")[2]
-        group = Path("/sys/fs/cgroup") / place.lstrip("/")
-        return [max(0, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))]
-    except (OSError, ValueError, IndexError):  # no such group, or "max"
-        return []
+        groups = (process / "cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        mounts = (process / "mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:  # not Linux
+        return
+    own: dict[_GroupFiles, PurePosixPath] = {}
+    for line in groups:
+        _, controllers, place = line.split(":", 2)
+        if not controllers or "memory" in controllers.split(","):
+            own[_VERSION_1 if controllers else _VERSION_2] = PurePosixPath(place)
+    for line in mounts:
+        before, _, after = line.partition(" - ")
+        root, mount = (re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), part) for part in before.split()[3:5])
+        kind, _, options = after.split(" ", 2)
+        files = {"cgroup": _VERSION_1, "cgroup2": _VERSION_2}.get(kind)
+        if files not in own or (kind == "cgroup" and "memory" not in options.split(",")):
+            continue
+        # A container may see its own group as the root of what is mounted, or a path of the host that is not there.
+        inside = own[files].is_relative_to(root) and ".." not in own[files].parts
+        parts = own[files].relative_to(root).parts if inside else ()
+        for depth in range(len(parts), -1, -1):
+            yield Path(mount, *parts[:depth]), files
+
+
+def _number(file: Path) -> int | None:
+    """The number in a file; None where there is none ("max")."""
+    try:
+        return int(file.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _reclaimable(file: Path, keys: Sequence[str]) -> int:
+    try:
+        values = dict(line.split() for line in file.read_text(encoding="ascii").splitlines())
+        return sum(int(values.get(key, 0)) for key in keys)
+    except (OSError, ValueError):
+        return 0
 
 
 def versions() -> dict[str, str]:
@@ -206,3 +274,11 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak memory so far: of the GPU's allocator, or resident in this process [GB]."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak / 1e6

@@ -199,12 +199,18 @@ def test_dry_run_gives_reasons_and_estimates_and_writes_nothing(swav, images, tm
     assert {"images", "time", "memory", "disk", "measured"} <= {
         line.split()[0] for line in printed.splitlines() if line
     }
+    assert len(printed.splitlines()) <= 40 and str(out) not in printed and "epsilon:" not in printed
+    code, printed, _ = swav(
+        "pretrain", "tiny", images, "batch=2", "queue_length=2", "--out", out, "--dry-run", "--full"
+    )
+    assert code == 0 and "\nepsilon: 0.05\n" in printed and str(out) not in printed
+    assert swav("pretrain", "tiny", images, "--out", out, "--full")[0] == 2
     assert not out.exists()
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
 def test_of_several_processes_one_prints_the_results(words, swav, monkeypatch, tmp_path, images):
-    monkeypatch.setattr(runner, "bench", lambda *_, **__: Results())
+    monkeypatch.setattr(runner, "measure", lambda *_, **__: runner.Measured(Results()))
     command = ["bench", "knn", *words, "--weights", "random:tiny", "--data", images, "--out", tmp_path]
     assert swav(*command)[1] != ""
     monkeypatch.setenv("RANK", "1")

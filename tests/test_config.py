@@ -4,6 +4,8 @@ off in silence, values that do not survive being saved, keys that refuse `auto`.
 Run: pytest tests/test_config.py
 """
 
+import math
+import re
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ from hypothesis import strategies as st
 
 from swav import config
 from swav.config import MIN_EPSILON, Crop, Recipe
-from swav.errors import ConfigError
+from swav.errors import ConfigError, did_you_mean
+from swav.evaluation.catalog import CATALOG
+from swav.evaluation.settings import SuiteSettings
 from swav.recipe_files import load_recipe, parse_overrides, to_yaml, validated
 from swav.strict_yaml import read_yaml
 
@@ -124,7 +128,7 @@ def refusal(**settings: Any) -> str:
         ({"batch": 2.5}, ["batch", "2.5"]),
         ({"batch": "many"}, ["batch", "'many'"]),
         ({"batch": 0}, ["batch", "found 0"]),
-        ({"batch": None}, ["batch", "None"]),
+        ({"batch": None}, ["batch", "found nothing"]),
         ({"lr": float("nan")}, ["lr", "nan"]),
         ({"weight_decay": float("inf")}, ["weight_decay", "inf"]),
         ({"lr": -0.1}, ["lr", "-0.1"]),
@@ -132,14 +136,14 @@ def refusal(**settings: Any) -> str:
         ({"flip": 1.5}, ["flip", "1.5"]),
         ({"zero_init_residual": "maybe"}, ["zero_init_residual", "'maybe'"]),
         ({"backbone": "resnet51"}, ["backbone", "'resnet50'"]),
-        ({"optimizer": "sgd"}, ["optimizer", "'larc'"]),
+        ({"optimizer": "sgd"}, ["optimizer", "expected larc, lars, adam, adamw or auto", "use optimizer=larc"]),
         ({"in_channels": 4}, ["in_channels", "3 (RGB) or 1 (grey)", "found 4"]),
         ({"in_channels": True}, ["in_channels", "boolean"]),
         ({"backbone": "timm:vit_small_patch16_224", "width": 2}, ["width", "timm's own", "found 2.0"]),
         ({"backbone": "timm:convnext_tiny", "stem": "small"}, ["stem", "'imagenet'", "found 'small'"]),
         ({"hours": 12}, ["hours", "epochs=auto", "found epochs=200"]),
         ({"hours": 0, "epochs": "auto"}, ["hours", "found 0"]),
-        ({"sinkhorn": "none"}, ["sinkhorn", "'global'"]),
+        ({"sinkhorn": "none"}, ["sinkhorn", "expected global, local or auto"]),
         ({"mean": [0.5, 0.5]}, ["mean"]),
         ({"blur_kernel": 4}, ["blur_kernel", "odd", "4"]),
         ({"blur_sigma": [2.0, 0.1]}, ["blur_sigma"]),
@@ -156,7 +160,7 @@ def refusal(**settings: Any) -> str:
         ({"queue_length": 3840, "queue_start_epoch": 200}, ["queue_start_epoch", "below epochs (200)", "found 200"]),
         ({"queue_length": 3840, "epochs": 15}, ["queue_start_epoch", "below epochs (15)"]),
         ({"sync_bn": "maybe"}, ["sync_bn", "'maybe'"]),
-        ({"precision": "fp8"}, ["precision", "'fp16'"]),
+        ({"precision": "fp8"}, ["precision", "expected bf16, fp16, fp32 or auto"]),
         ({"micro_batch": -1}, ["micro_batch", "-1"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -164,6 +168,62 @@ def refusal(**settings: Any) -> str:
 def test_a_wrong_setting_is_refused_in_one_line_that_names_it(settings, words):
     message = refusal(**settings)
     assert all(word in message for word in words), message
+
+
+def kinds_of_settings() -> list[type[config.Settings]]:
+    benches = {kind for entry in CATALOG.values() for kind in (entry.settings, entry.settings_of("own"))}
+    return [Recipe, config.WeightOptions, SuiteSettings, *sorted(benches, key=lambda kind: kind.__name__)]
+
+
+ODD: list[Any] = [
+    *("x", "", "\x1b[31m", None, True, -1, 0, 0.5, 1e9, math.inf, [], [1], ["a", "b", "c"], [-1, 2, 3], [0.5] * 4, {}),
+    *({"a": 1}, [{"count": 2}], [{"count": 0, "size": 32, "scale": [1, 2]}], [{"size": "x", "count": 2, "scale": 1}]),
+    *([[1, 2], [3]], "cuda:0", 3 + 4j, object),
+]
+
+
+@pytest.mark.parametrize("kind", kinds_of_settings(), ids=lambda kind: kind.__name__)
+def test_no_message_is_the_library_s_whatever_is_given(kind):
+    """Every key of all settings with values of any kind: one line that names the key, in words of ours."""
+    told = 0
+    for key in kind.model_fields:
+        for value in ODD:
+            try:
+                validated(kind, {key: value}, "settings")
+            except ConfigError as error:
+                message, told = str(error), told + 1
+                assert message.startswith("settings: ") and len(message.splitlines()) == 1 and message.isprintable()
+                assert "expected" in message and len(message) < 400, message
+                assert not re.search(
+                    r"[Ii]nput|valid |should|Value error|Field required|None|pydantic", message.replace(key, "")
+                ), message
+    assert told > 3 * len(kind.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "gpu"}, "settings: device: expected cpu, cuda or auto, found 'gpu'; use device=cuda"),
+        ({"device": "mps"}, "Apple's GPUs are not supported, use device=cpu"),
+        ({"device": "cuda:1"}, "use device=cuda, and CUDA_VISIBLE_DEVICES=1 before the command"),
+        ({"crops": 96}, "expected a list of crops or auto, found 96; as crops='[{count: 2, size: 96, scale: [0.14, 1]}]'"),
+        ({"crops": [{"count": 2, "size": 32, "scale": [0.1, 2]}]}, "crops.0.scale.1: expected a number of at least 0 and at most 1"),
+        ({"crops": [{"count": 2}]}, "crops.0.size: expected a value, found none; as crops="),
+        ({"mean": [0.5, 0.5]}, "mean: expected a list of 3 numbers or auto, found [0.5, 0.5]; as mean='[0.485, 0.456, 0.406]'"),
+        ({"jitter": [0.8, 0.8, 0.8, 0.9]}, "jitter.3: expected a number of at least 0 and at most 0.5, found 0.9"),
+        ({"precision": 16}, "found 16; use precision=fp16"),
+        ({"epochs": None}, "epochs: expected a whole number of at least 1 or auto, found nothing"),
+        ({"teacher_momentum": 1}, "expected a number of at least 0 and below 1 or auto, found 1"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_a_message_says_what_a_person_needs(settings, message):
+    assert message in refusal(**settings)
+
+
+def test_a_hint_never_repeats_what_was_typed():
+    assert did_you_mean("epochs", Recipe.model_fields) != " (did you mean 'epochs'?)"
+    assert did_you_mean("epoch", Recipe.model_fields) == " (did you mean 'epochs'?)"
 
 
 def test_a_queue_that_begins_late_is_welcome_where_there_is_none():

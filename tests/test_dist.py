@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from swav import dist
-from swav.errors import ConfigError, DataError
+from swav.errors import ConfigError, DataError, MachineError
 
 
 def everything() -> dict[str, Any]:
@@ -87,6 +87,20 @@ def test_an_error_on_one_process_is_raised_on_every_process(two_processes):
 def test_without_a_launcher_no_group_is_made():
     with dist.process_group(torch.device("cpu")):
         assert not dist.is_active()
+
+
+@pytest.mark.parametrize("also", [{}, {"WORLD_SIZE": "1"}, {"MASTER_ADDR": "127.0.0.1"}])
+def test_a_rank_of_0_alone_is_one_process(monkeypatch, also):
+    for name, value in ({"RANK": "0"} | also).items():
+        monkeypatch.setenv(name, value)
+    with dist.process_group(torch.device("cpu")):
+        assert not dist.is_active()
+
+
+def test_a_rank_above_0_without_a_group_is_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(MachineError, match="could not meet"), dist.process_group(torch.device("cpu")):
+        pass
 
 
 def test_a_group_of_one_is_joined_and_left_even_when_the_work_fails(monkeypatch, tmp_path):

@@ -194,7 +194,12 @@ def runs_here(words: Sequence[str]) -> bool:
 
 def tried(words: Sequence[str]) -> tuple[str, ...]:
     """The command with `--dry-run`, where it is one that takes long."""
-    at_once = {"--dry-run", "--print-slurm"} & set(words) or words[0] not in ("pretrain", "bench", "compare", "classify")
+    at_once = {"--dry-run", "--print-slurm"} & set(words) or words[0] not in (
+        "pretrain",
+        "bench",
+        "compare",
+        "classify",
+    )
     return tuple(words) if at_once else (*words, "--dry-run")
 
 
@@ -210,7 +215,9 @@ def test_commands_whose_data_are_here_run(at_work, tmp_path, capsys):
         except Exception as error:
             raise AssertionError(f"{place}: swav {' '.join(words)}: {error}") from error
     ran = Counter(words[0] for words in chosen)
-    assert set(ran) == {"bench", "classify", "compare", "data", "pretrain", "recipes", "report"} and ran["pretrain"] >= 2
+    assert (
+        set(ran) == {"bench", "classify", "compare", "data", "pretrain", "recipes", "report"} and ran["pretrain"] >= 2
+    )
     assert "prototypes = " in capsys.readouterr().out
 
 

@@ -156,6 +156,33 @@ def test_what_was_asked_for_and_cannot_be_written_is_exit_4_and_said(tmp_path, w
     assert "swav: the output could not be written (No space left on device)" in done.stderr
 
 
+ODD = "a\x1b[31mred\x07 \x9b2J \u202egpj.exe bad\udcff tab\t é\nnext\rover"
+SHOWN = "a\\x1b[31mred\\x07 \\x9b2J \\u202egpj.exe bad\\udcff tab\t é\nnext\\rover\n"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize(("encoding", "e"), [("utf-8", "é"), ("ascii", "\\xe9"), ("latin-1", "é")])
+def test_names_neither_steer_a_terminal_nor_fail_on_one_that_lacks_their_letters(name, encoding, e, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, name, io.TextIOWrapper(raw, encoding))
+    (output.deliver if name == "stdout" else output.say)(ODD)
+    getattr(sys, name).flush()
+    assert raw.getvalue() == SHOWN.replace("é", e).encode(encoding)
+
+
+def test_a_progress_bar_shows_names_by_their_codes(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Progress("knn of \x1b[31mrun", 2) as progress:
+        progress.say("a \x1b[31mline")
+        progress.update(1)
+    shown = sys.stderr.getvalue()
+    assert "\\x1b[31mrun" in shown and "a \\x1b[31mline" in shown and "\x1b[31m" not in shown
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["full device", "closed terminal"])
 def test_a_run_whose_output_nobody_reads_trains_to_its_end(tmp_path, where):

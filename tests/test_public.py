@@ -60,7 +60,9 @@ def test_help_begins_with_every_name_and_says_what_each_takes():
     assert f"VERSION\n    {swav.__version__}" in text
 
 
-@pytest.mark.parametrize("name", ["pretrain", "bench", "classify", "load", "report", "sinkhorn_codes", "swapped_loss", "MultiCrop"])
+@pytest.mark.parametrize(
+    "name", ["pretrain", "bench", "classify", "load", "report", "sinkhorn_codes", "swapped_loss", "MultiCrop"]
+)
 def test_no_parameter_is_any_and_everything_is_explained(name):
     function = getattr(swav, name)
     hints = inspect.signature(function).parameters.values()

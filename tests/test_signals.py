@@ -59,7 +59,9 @@ def test_work_only_remembers_a_signal_and_its_code_says_whether_something_was_sa
         signals.stop_if_asked()
         send(number)
         code, message = signals.end_asked_for()
-        assert code == 128 + number and message.endswith("nothing was saved yet, and nothing saved before is lost")
+        assert code == 128 + number and message.endswith(
+            "nothing was saved yet, and nothing saved before is lost; rerun the same command to begin again"
+        )
         signals.note_saved()
         assert signals.end_asked_for()[0] == stop.exit_code == (130 if number == signal.SIGINT else 75)
         with pytest.raises(Stopped, match="is saved"):
@@ -139,6 +141,22 @@ def test_a_hang_up_that_was_ignored_when_the_command_began_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_an_interrupted_scan_says_that_it_changes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("swav.data.scan.scan", lambda path: send(signal.SIGINT))
+    with StopRequest(at_once=True):
+        assert cli._run(lambda: cli.scan_data(str(tmp_path)), debug=False) == 130
+    said = "interrupted; a scan changes nothing; run the same command again for all of it"
+    assert capsys.readouterr().err == f"swav: {said}\n"
+
+
+def test_an_interrupted_benchmark_says_that_the_same_command_resumes(capsys):
+    with signals.work() as stop:
+        send(signal.SIGINT)
+        while "\n" not in (said := capsys.readouterr().err):  # a thread says it
+            time.sleep(0.01)
+    assert stop.signal == signal.SIGINT and "the same command resumes" in said
+
+
 def test_an_import_that_is_cut_short_is_one_line_and_the_code_of_the_signal(capsys):
     def command() -> None:
         try:
@@ -149,7 +167,8 @@ def test_an_import_that_is_cut_short_is_one_line_and_the_code_of_the_signal(caps
     with StopRequest(at_once=True):
         assert cli._run(command, debug=False) == 128 + signal.SIGUSR2
     assert (
-        capsys.readouterr().err == "swav: stopped by SIGUSR2; nothing was saved yet, and nothing saved before is lost\n"
+        capsys.readouterr().err
+        == "swav: stopped by SIGUSR2; nothing was saved yet, and nothing saved before is lost; rerun the same command to begin again\n"
     )
 
 
@@ -209,7 +228,8 @@ def test_a_process_that_is_busy_in_c_acknowledges_ctrl_c_and_ends_at_the_second_
     assert working.wait() == 130
     importing.send_signal(signal.SIGTERM)
     assert (
-        importing.stderr.read() == "swav: stopped by SIGTERM; nothing was saved yet, and nothing saved before is lost\n"
+        importing.stderr.read()
+        == "swav: stopped by SIGTERM; nothing was saved yet, and nothing saved before is lost; rerun the same command to begin again\n"
     )
     assert importing.wait() == 143
 
@@ -238,7 +258,11 @@ with signals.StopRequest(at_once=True) as stop:
 @pytest.mark.parametrize(
     ("how", "code", "said"),
     [
-        ("lost", 143, "swav: stopped by SIGTERM; nothing was saved yet, and nothing saved before is lost\n"),
+        (
+            "lost",
+            143,
+            "swav: stopped by SIGTERM; nothing was saved yet, and nothing saved before is lost; rerun the same command to begin again\n",
+        ),
         ("ending", 7, ""),
     ],
 )

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 
 from swav.data.sources.decode import Unreadable
+from swav.data.sources.pixels import Decoding
 from swav.data.storage import Indices, Pixels, Storage
 from swav.data.targets import ClassLabels, Targets, fingerprint
 
@@ -30,6 +31,8 @@ class Images:
         note: which images they are, for people.
         left_out: which folders of runs were passed over, as the end of a sentence; empty if none.
         damaged: names of the images that are damaged and were read as far as Pillow does.
+        warnings: what a user should know before training on them.
+        lost_classes: the reason by class of which no image can be read.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class Images:
         self.bad, self.others, self.note, self.left_out = list(bad), dict(others or {}), note, left_out
         self.gone: list[tuple[str, str]] = []
         self.damaged: set[str] = set()
+        self.warnings: list[str] = []
+        self.lost_classes: dict[str, str] = {}
         self._as_pillow = False
 
     def __len__(self) -> int:
@@ -94,6 +99,11 @@ class Images:
         return self.storage.in_memory
 
     @property
+    def how(self) -> Decoding:
+        """How stored values become RGB."""
+        return self.storage.how
+
+    @property
     def labels(self) -> Int64[np.ndarray, " N"] | None:
         """The class of each image; None where there is none, or more than one."""
         return self.targets.values if isinstance(self.targets, ClassLabels) else None
@@ -139,6 +149,15 @@ class Images:
         """SHA-256 over the groups; empty where there are none."""
         return "" if self.groups is None else hashlib.sha256(self.groups.tobytes()).hexdigest()
 
+    def decoded(self, how: Decoding) -> "Images":
+        """Return the same images, whose stored values become RGB in this way."""
+        if how == self.how:
+            return self  # with its fingerprints
+        images = copy.copy(self)
+        images.storage = self.storage.decoded(how)
+        images.__dict__.pop("content_fingerprint", None)  # is of the pixels
+        return images
+
     def select(self, indices: Indices, note: str | None = None) -> "Images":
         """Return the images at these indices, in this order; `bad` and `others` stay with the whole, `damaged` is shared."""
         chosen = np.asarray(indices, dtype=np.int64)
@@ -150,4 +169,5 @@ class Images:
             groups=None if self.groups is None else self.groups[chosen],
         )
         images._as_pillow, images.damaged = self._as_pillow, self.damaged
+        images.warnings = self.warnings
         return images

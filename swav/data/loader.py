@@ -261,8 +261,7 @@ class Loader:
 
     def _start(self) -> None:
         self._ahead = min(_AHEAD * self._num_workers, self._num_stretches)
-        # One slot is with the training, one stays as it is behind it (copies to a device may still read it).
-        slots = -(-self._ahead // len(self._stretches)) + 2
+        slots = batches_in_memory(self._maker.share, self._num_workers)
         try:
             self._slots = [self._maker.slot(shared=True) for _ in range(slots)]
         except (OSError, RuntimeError) as error:
@@ -309,6 +308,12 @@ class Loader:
             unreadable,
             epoch=step // self._maker.steps_per_epoch,
         )
+
+
+def batches_in_memory(share: int, workers: int) -> int:
+    """Batches of a process with loader workers that are in memory at a time: made ahead, with the training, and the last one."""
+    ahead = -(-_AHEAD * workers // -(-share // _STRETCH))
+    return ahead + 2  # the last one stays as it is: copies to a device may still read it
 
 
 def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

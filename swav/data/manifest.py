@@ -106,6 +106,16 @@ def keep_roster(path: Path, images: Images) -> None:
         write_roster(path, images)
 
 
+def count_missing(path: Path, now: Images) -> int:
+    """How many images of a run's list are not among those that are there now, readable or not; 0 where there is no such list."""
+    try:
+        began = read_roster(path, now.root)
+    except (OSError, ValueError):
+        return 0
+    there = {now.name(i) for i in range(len(now))} | {name for name, _ in now.bad}
+    return sum(began.name(i) not in there for i in range(len(began)))
+
+
 def as_begun(path: Path, now: Images, max_unreadable: float) -> Images:
     """The images that a run began with, in their order, out of those that are there now.
 

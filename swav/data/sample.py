@@ -1,10 +1,14 @@
-"""What a data set looks like from a few of its images: how large, and whether there is colour in it."""
+"""What a data set looks like from a few of its images: how large, whether there is colour in it, and whether they show anything."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from swav.data.contrast import Finding, findings, look_at
 from swav.data.images import Images, Unreadable
 
-SAMPLE = 32  # images decoded to look for colour, spread evenly over the data set
+SAMPLE = 32  # images that are decoded, spread evenly over the data set
+_THREADS = 4
 # Grey pictures that were stored as colour JPEGs differ a little between channels. Of a coloured picture, more pixels do.
 _TINT = 12  # of 255
 _TINTED_SHARE = 0.005
@@ -24,9 +28,21 @@ def is_grey(images: Images) -> bool:
     """
     if np.isin(images.rows["mode"], _GREY_MODES).all():
         return True
-    chosen = np.unique(np.linspace(0, len(images) - 1, SAMPLE).astype(int))
-    seen = [_has_colour(images, i) for i in chosen.tolist()]
+    seen = [_has_colour(images, i) for i in sampled(len(images))]
     return False in seen and True not in seen
+
+
+def sampled(count: int) -> list[int]:
+    """Places of the images that are looked at, of so many."""
+    chosen: list[int] = np.unique(np.linspace(0, count - 1, SAMPLE).astype(int)).tolist()
+    return chosen
+
+
+def faults(images: Images) -> list[Finding]:
+    """What is wrong with a good part of SAMPLE of the images: they are nearly one colour, or cannot be decoded."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        looks = list(pool.map(lambda i: look_at(images, i), sampled(len(images))))
+    return [finding for finding in findings(looks, images.how) if finding.is_common]
 
 
 def _has_colour(images: Images, i: int) -> bool | None:

@@ -9,12 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from swav.data.contrast import Look, findings, look
 from swav.data.images import Images
+from swav.data.sample import sampled
 from swav.data.sources.decode import Unreadable, decode, printable
 from swav.data.sources.header_index import ProgressCallback
-from swav.data.sources.open import find_layout, labelled_splits, open_images
+from swav.data.sources.layouts import DataLayout, find_layout
+from swav.data.sources.open import labelled_splits, open_images
+from swav.data.sources.pixels import AS_STORED, Decoding
 from swav.data.sources.walk import NOT_READ
 from swav.errors import DataError
+from swav.progress import FIRST_SECONDS, Progress
 
 EXAMPLES = 5  # of duplicates, and of unreadable files on the terminal
 THREADS = 8  # they overlap the waiting for the disk
@@ -22,13 +27,20 @@ CHUNK = 256  # images between two reports of progress
 
 
 class Reading(NamedTuple):
-    """What reading an image to its end gave: a hash of its content if asked for, and the reason if it is unreadable."""
+    """What reading an image to its end gave: a hash of its content if asked for, what it looks like, and the reason if it is
+    unreadable."""
 
     digest: bytes | None
+    look: Look | None
     reason: str | None
 
 
-def scan(path: str | Path, cache: Path | None = None, progress: ProgressCallback | None = None) -> dict[str, Any]:
+def scan(
+    path: str | Path,
+    cache: Path | None = None,
+    progress: ProgressCallback | None = None,
+    how: Decoding = AS_STORED,
+) -> dict[str, Any]:
     """Count images, formats, sizes, duplicates and unreadable files, and say what would be trained on and scored.
 
     Every image is decoded, as only this finds the truncated ones.
@@ -36,6 +48,7 @@ def scan(path: str | Path, cache: Path | None = None, progress: ProgressCallback
     Args:
         cache: folder for the index of headers; None: the user's cache folder.
         progress: is called as progress(done, total).
+        how: stored values become RGB.
 
     Returns:
         A dict that JSON can hold.
@@ -44,30 +57,38 @@ def scan(path: str | Path, cache: Path | None = None, progress: ProgressCallback
         DataError: there is no path, no image, no readable image.
     """
     layout = find_layout(path)
-    images = open_images(path, "all", cache)
-    trained_on = open_images(path, "train", cache) if layout.val else images
+    images = open_images(layout, "all", cache).decoded(how)
+    trained_on = open_images(layout, "train", cache) if layout.val else images
     readings = _read_all(images, progress)
     unreadable = [*images.bad, *((images.name(i), r.reason) for i, r in enumerate(readings) if r.reason)]
     same = _duplicates(images, readings)
-    in_training = {trained_on.name(i) for i in range(len(trained_on))} if layout.val else set[str]()
+    faults = findings([reading.look for reading in readings if reading.look is not None], how, looked_at="")
+    names_trained_on = {trained_on.name(i) for i in range(len(trained_on))}
     return {
         "path": str(path),
         "layout": layout.kind,
         "images": len(images),
         "bytes": _total_bytes(images),
-        "trained_on": {"images": len(trained_on), "note": trained_on.note},
-        "scored": _scored(path, cache),
+        "trained_on": {
+            "images": len(trained_on),
+            "left_out": len(trained_on.bad),  # by their headers, before the first step
+            "damaged": len({name for name, _ in unreadable} & names_trained_on),  # found so on the way
+            "note": trained_on.note,
+        },
+        "scored": _scored(layout, cache),
+        "warnings": trained_on.warnings,
         "classes": _classes(images),
         "formats": _counts(images, "format"),
         "modes": _counts(images, "mode"),
         **{side: _spread(images.rows[side]) for side in ("width", "height")},
         "duplicates": {
             "files": sum(len(group) - 1 for group in same),
-            "in_both_splits": sum(0 < sum(name in in_training for name in group) < len(group) for group in same)
+            "in_both_splits": sum(0 < sum(name in names_trained_on for name in group) < len(group) for group in same)
             if layout.val
             else 0,
             "examples": same[:EXAMPLES],
         },
+        "faults": [finding._asdict() for finding in faults],
         "unreadable": [{"name": name, "reason": reason} for name, reason in unreadable],
         "passed_over": dict(sorted(images.others.items(), key=lambda item: (-item[1], item[0]))),
         "advice": {extension: NOT_READ[extension] for extension in sorted(images.others) if extension in NOT_READ},
@@ -77,11 +98,14 @@ def scan(path: str | Path, cache: Path | None = None, progress: ProgressCallback
 def render_scan(found: dict[str, Any]) -> str:
     """What `scan` returned, as lines for a terminal."""
     scored, classes, same = found["scored"], found["classes"], found["duplicates"]
-    trained_on = f"{found['trained_on']['images']} images: {found['trained_on']['note']}"
+    trained_on = f"{found['trained_on']['images']} images: {found['trained_on']['note']}" + _lacking(
+        found["trained_on"]
+    )
     rows = [
         ("images", f"{found['images']} in {_megabytes(found['bytes'])}"),
         ("trained on", trained_on),
         ("scored", f"{scored['images']} images: {scored['note']}" if scored["images"] else f"none: {scored['note']}"),
+        *(("warning", text) for text in found["warnings"]),
         ("classes", _class_line(classes) if classes else "none"),
         ("formats", _count_line(found["formats"])),
         ("modes", _count_line(found["modes"])),
@@ -95,6 +119,7 @@ def render_scan(found: dict[str, Any]) -> str:
         rows.append(("", f"and {len(found['unreadable']) - EXAMPLES} more (all with --json)"))
     if found["passed_over"]:
         rows.append(("other files", _count_line(found["passed_over"])))
+    rows += [("warning", finding["text"]) for finding in found["faults"]]
     rows += [("", f"{extension} is not read: {advice}") for extension, advice in found["advice"].items()]
     return "\n".join([printable(found["path"]), *(f"  {key:<12}{text}" for key, text in rows)])
 
@@ -103,26 +128,29 @@ def _read_all(images: Images, progress: ProgressCallback | None) -> list[Reading
     sizes = images.rows["size"]
     values, counts = np.unique(sizes, return_counts=True)
     shared = np.isin(sizes, values[counts > 1])  # only files of the same size can have the same content
+    closely = set(sampled(len(images)))
     readings: list[Reading] = []
-    with ThreadPoolExecutor(THREADS) as pool:
+    with Progress("reading images", len(images), delay=FIRST_SECONDS) as shown, ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(images), CHUNK):
             chunk = range(start, min(start + CHUNK, len(images)))
-            readings += pool.map(lambda i: _read(images, i, bool(shared[i])), chunk)
+            readings += pool.map(lambda i: _read(images, i, bool(shared[i]), i in closely), chunk)
+            shown.update(chunk.stop)
             if progress is not None:
                 progress(chunk.stop, len(images))
     return readings
 
 
-def _read(images: Images, i: int, hashed: bool) -> Reading:
-    digest = None
+def _read(images: Images, i: int, hashed: bool, closely: bool) -> Reading:
+    digest, name = None, images.name(i)
     try:
         content = images.read_bytes(i)
         digest = hashlib.sha256(content).digest() if hashed else None
-        if not images.in_memory:
-            decode(content, images.name(i))
+        if images.in_memory:
+            return Reading(digest, look(name, images.read(i), None), None)
+        pixels = decode(content, name, how=images.how)
+        return Reading(digest, look(name, pixels, content, images.how, with_alpha=closely), None)
     except Unreadable as error:
-        return Reading(digest, error.reason)
-    return Reading(digest, None)
+        return Reading(digest, None, error.reason)
 
 
 def _duplicates(images: Images, readings: list[Reading]) -> list[list[str]]:
@@ -133,7 +161,14 @@ def _duplicates(images: Images, readings: list[Reading]) -> list[list[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
-def _scored(path: str | Path, cache: Path | None) -> dict[str, Any]:
+def _lacking(trained_on: dict[str, Any]) -> str:
+    """What cannot be read of the images to train on, as a run says it."""
+    left_out, damaged = trained_on["left_out"], trained_on["damaged"]
+    text = f"; {left_out} unreadable left out" if left_out else ""
+    return text + (f"; {damaged} of them damaged, in place of which others are read" if damaged else "")
+
+
+def _scored(path: DataLayout, cache: Path | None) -> dict[str, Any]:
     try:
         score = labelled_splits(path, cache)[1]
     except DataError as error:

@@ -3,6 +3,7 @@
 No torch here: what a path holds is found out without it.
 """
 
+import copy
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float32, UInt8, UInt16, UInt64
 from numpy.typing import NDArray
 
 from swav.data.sources.decode import decode, decode_as_pillow, read_file
+from swav.data.sources.pixels import AS_STORED, Decoding
 from swav.data.sources.walk import Names, path_of
 
 # Upright (but see Files.keep_shape) and contiguous; 1 to 16 channels. What trains or scores today wants RGB of 8 bits, and says so.
@@ -30,6 +32,7 @@ class Storage(Protocol):
         rows: per image what is known without decoding it (walk.ROW).
         inodes: device and inode of each image's file [N, 2]; None where that is not known.
         in_memory: the images lie there decoded, and their names and sizes say nothing about their pixels.
+        how: stored values become RGB.
     """
 
     @property
@@ -42,6 +45,8 @@ class Storage(Protocol):
     def inodes(self) -> UInt64[np.ndarray, "N 2"] | None: ...
     @property
     def in_memory(self) -> bool: ...
+    @property
+    def how(self) -> Decoding: ...
 
     def __len__(self) -> int: ...
 
@@ -77,6 +82,10 @@ class Storage(Protocol):
         """Return the images at these indices, in this order."""
         ...
 
+    def decoded(self, how: Decoding) -> "Storage":
+        """Return the same images, whose stored values become RGB in this way."""
+        ...
+
     def content(self) -> memoryview | bytes:
         """Return bytes that differ where pixels do: times of change, or the pixels themselves."""
         ...
@@ -88,6 +97,7 @@ class Files:
     Attributes:
         keep_shape: of which images a rotation by EXIF that exchanges height and width is left out, as what is annotated on them
             has the size before it; None: of none.
+        how: stored values become RGB.
     """
 
     in_memory = False
@@ -99,9 +109,10 @@ class Files:
         rows: np.ndarray,
         inodes: UInt64[np.ndarray, "N 2"] | None = None,
         keep_shape: Bool[np.ndarray, " N"] | None = None,
+        how: Decoding = AS_STORED,
     ):
         self.root, self.rows, self.inodes, self.names = root, rows, inodes, Names(names)
-        self.keep_shape = keep_shape
+        self.keep_shape, self.how = keep_shape, how
 
     def __len__(self) -> int:
         return len(self.names)
@@ -113,19 +124,25 @@ class Files:
         return read_file(path_of(self.root, self.names[i]), self.name(i))
 
     def read(self, i: SupportsIndex) -> Pixels:
-        return decode(self.read_bytes(i), self.name(i), self._keeps_shape(i))
+        return decode(self.read_bytes(i), self.name(i), self._keeps_shape(i), self.how)
 
     def read_as_pillow(self, i: SupportsIndex) -> tuple[Pixels, str | None]:
-        return decode_as_pillow(self.read_bytes(i), self.name(i), self._keeps_shape(i))
+        return decode_as_pillow(self.read_bytes(i), self.name(i), self._keeps_shape(i), self.how)
 
     def select(self, indices: NDArray[np.int64]) -> "Files":
         inodes = None if self.inodes is None else self.inodes[indices]
         keep_shape = None if self.keep_shape is None else self.keep_shape[indices]
-        return Files(self.root, (self.names[i] for i in indices), self.rows[indices], inodes, keep_shape)
+        return Files(self.root, (self.names[i] for i in indices), self.rows[indices], inodes, keep_shape, self.how)
+
+    def decoded(self, how: Decoding) -> "Files":
+        files = copy.copy(self)
+        files.how = how
+        return files
 
     def content(self) -> bytes:
         kept = b"" if self.keep_shape is None or not self.keep_shape.any() else self.keep_shape.tobytes()
-        return bytes(self.rows["time"].tobytes()) + kept
+        told = b"" if self.how == AS_STORED else repr(tuple(self.how)).encode()
+        return bytes(self.rows["time"].tobytes()) + kept + told
 
     def _keeps_shape(self, i: SupportsIndex) -> bool:
         return self.keep_shape is not None and bool(self.keep_shape[i])
@@ -134,7 +151,7 @@ class Files:
 class InMemory:
     """Images of one size in an array (CIFAR): a `Storage`."""
 
-    in_memory = True
+    in_memory, how = True, AS_STORED
 
     def __init__(
         self,
@@ -166,6 +183,9 @@ class InMemory:
         names = (self.names[i] for i in indices)
         return InMemory(self.root, names, self.rows[indices], self.pixels[indices], inodes)
 
+    def decoded(self, how: Decoding) -> "InMemory":
+        return self  # decoded already, and of 8 bits without alpha
+
     def content(self) -> memoryview:
         return np.ascontiguousarray(self.pixels).data
 
@@ -185,6 +205,6 @@ def joined(parts: Sequence[Storage]) -> Storage:
     if len(files) == len(parts):
         none = all(part.keep_shape is None for part in files)
         flags = [np.zeros(len(part), np.bool_) if part.keep_shape is None else part.keep_shape for part in files]
-        return Files(parts[0].root, names, rows, keep_shape=None if none else np.concatenate(flags))
+        return Files(parts[0].root, names, rows, keep_shape=None if none else np.concatenate(flags), how=files[0].how)
     kinds = ", ".join(sorted({type(part).__name__ for part in parts}))
     raise TypeError(f"expected storages of one kind, Files or InMemory, found {kinds}")

@@ -5,9 +5,11 @@ the settings; units of the metrics are in results/units.py.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from swav.config import Auto
+from swav.errors import ConfigError, did_you_mean, printable
 from swav.evaluation.dense_settings import (
     DetectCocoSettings,
     DetectVocMocoSettings,
@@ -53,9 +55,10 @@ class Benchmark:
         module: of its protocol, with the functions `check(task)`, which validates settings and data before any computation,
             `run(task)`, which returns its scores, and `estimate_resources(task)`, for --dry-run.
         settings: of protocol published; they name the data set and the published sizes.
-        smoke: settings that protocol smoke changes: at most 5 minutes on two cores, with a ResNet-18.
+        smoke: settings that protocol smoke changes: at most 5 minutes on two cores, of classification with a ResNet-50, of the
+            others with a ResNet-18.
         distributed: whether several processes run it together; else the first runs it while the others wait.
-        own: its protocol own, or None where it has none.
+        own: its protocol own, or None where it has none; where it has a protocol published too, the number of classes decides.
         published: whether it has a protocol published; where not, it is run by protocol own unless another one is asked for.
         variants: settings of other published protocols of its own, by their names.
     """
@@ -73,9 +76,16 @@ class Benchmark:
         always = {"own": self.own is not None, "published": self.published, "smoke": True}
         return always.get(protocol, protocol in self.variants)
 
-    def protocol_for(self, asked: Protocol) -> Protocol:
-        """The protocol that it is run by, where one is asked for of several benchmarks, or none (then it is published)."""
-        return asked if self.has(asked) else "own"
+    def protocols_for(self, asked: Protocol | Auto) -> tuple[Protocol, ...]:
+        """The protocols that it may be run by, where one is asked for of several benchmarks, or none (auto).
+
+        Several where the data decide: published for data of the published number of classes, own for others.
+        """
+        if asked != "auto" and self.has(asked):
+            return (asked,)
+        if asked == "auto" and self.published and self.own:
+            return "published", "own"
+        return ("published",) if self.published else ("own",)
 
     def module_of(self, protocol: str) -> str:
         """The module of a protocol."""
@@ -115,7 +125,7 @@ CATALOG: dict[str, Benchmark] = {
     "linear": Benchmark(
         "swav.evaluation.protocols.linear",
         LinearSettings,
-        {"size": 64, "train_images": 5000, "score_images": 1000, "epochs": 8},
+        {"size": 64, "train_images": 2000, "score_images": 1000, "epochs": 8},
         distributed=True,
         own=Own("swav.evaluation.protocols.linear_own", LinearOwnSettings),
     ),
@@ -140,7 +150,7 @@ CATALOG: dict[str, Benchmark] = {
     "semisup": Benchmark(
         "swav.evaluation.protocols.semisup",
         SemisupSettings,
-        {"size": 64, "train_images": 5000, "score_images": 1000, "batch": 32},
+        {"size": 64, "train_images": 2000, "score_images": 1000, "batch": 32},
         distributed=True,
     ),
     "svm": Benchmark(
@@ -186,3 +196,26 @@ CATALOG: dict[str, Benchmark] = {
         published=False,
     ),
 }
+
+
+def unknown(names: Iterable[str]) -> list[tuple[str, ConfigError]]:
+    """The names that are no benchmark's, each with an error that proposes the nearest known one."""
+    known = [*CATALOG, "all"]
+    return [
+        (
+            name,
+            ConfigError(f"unknown benchmark '{printable(name)}'{did_you_mean(name, known)}; known: {', '.join(known)}"),
+        )
+        for name in dict.fromkeys(names)
+        if name not in known
+    ]
+
+
+def require_known(names: Iterable[str]) -> None:
+    """Refuse names of which one is no benchmark's.
+
+    Raises:
+        ConfigError: with the nearest known one.
+    """
+    for _, error in unknown(names):
+        raise error

@@ -10,7 +10,7 @@ import io
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from PIL import Image
 
 from swav import signals
 from swav.data.images import Images, Unreadable
-from swav.data.sources.catalog import as_pillow
 from swav.data.sources.decode import printable
 from swav.data.sources.open import open_any
+from swav.data.sources.pixels import decoding_of
 from swav.errors import counted
 from swav.evaluation import own
 from swav.evaluation.classifier import Classifier, read_classifier
@@ -33,15 +33,25 @@ from swav.evaluation.classify_request import (
     refuse_joined_labels,
 )
 from swav.evaluation.logistic import LogisticLayer
+from swav.evaluation.places import open_data
 from swav.evaluation.protocols import linear_own
-from swav.evaluation.request import open_splits
+from swav.evaluation.request import Request, refuse
 from swav.evaluation.resources import dry_run_row, format_rows
-from swav.evaluation.runner import check_size
+from swav.evaluation.runner import check_size, compare_decoding, task_of
 from swav.evaluation.settings import LinearOwnSettings
-from swav.evaluation.task import Task, subsample
+from swav.evaluation.task import Task
 from swav.feature_store import FeatureStore
 from swav.features import EvaluationView
-from swav.files import FileLock, FolderGuard, make_below, remove_leftovers, warn, write_durably, write_text_durably
+from swav.files import (
+    FileLock,
+    FolderGuard,
+    make_below,
+    out_folder,
+    remove_leftovers,
+    warn,
+    write_durably,
+    write_text_durably,
+)
 from swav.output import deliver, say
 from swav.progress import Progress
 from swav.reporting.classify_page import CONTENT, FORMAT, PAGE, PICTURES, format_classified, write_classify_page
@@ -49,6 +59,7 @@ from swav.results import confusion
 from swav.results.intervals import wilson
 from swav.system import environment_errors, pick_device, versions
 from swav.weights import encoder
+from swav.weights.sources import expanded
 
 PREDICTIONS, SCORED = "predictions.csv", "scored.csv"
 PAIRS, EXAMPLES = 10, 6  # of classes that are confused, and of pictures of each, on the page
@@ -93,13 +104,11 @@ def classify(
         MachineError: there is no such device, or the disk is full.
         Stopped: a signal asked for an end; the same call resumes from the features that are there.
     """
-    began, out = time.monotonic(), Path(out)
-    request = read_classify_request(str(weights), settings)
-    check_classify_places(request, Path(data), out, predict, dry_run)
-    chosen = request.settings[BENCH]
-    assert isinstance(chosen, LinearOwnSettings)
+    began, out, root = time.monotonic(), out_folder(out), Path(data).expanduser()
+    request = read_classify_request(expanded(str(weights)), settings)
+    check_classify_places(request, root, out, predict, dry_run)
     with environment_errors(), signals.work():
-        task, new = _opened(str(weights), request.options, Path(data), out, predict, chosen, dry_run)
+        task, new = _opened(request, root, out, predict, dry_run)
         few = _few(task)
         if few:
             warn(few)
@@ -120,31 +129,26 @@ def classify(
 
 
 def _opened(
-    weights: str,
-    options: Mapping[str, Any],
-    data: Path,
-    out: Path,
-    predict: str | Path | None,
-    settings: LinearOwnSettings,
-    dry_run: bool,
+    request: Request, data: Path, out: Path, predict: str | Path | None, dry_run: bool
 ) -> tuple[Task[LinearOwnSettings], Images | None]:
     """The task, checked, and the images to predict: whatever is wrong is said before anything is computed."""
     cache = None if dry_run else out
-    splits, _ = open_splits({BENCH: settings}, data, cache, "own", everything=False)
-    train, val = splits[BENCH]
+    opened = open_data(request, data, cache)
+    refuse(opened.problems)
+    train, val = opened.splits[BENCH]
     refuse_joined_labels(data, train.classes or [])
-    new = None if predict is None else open_any(predict, cache).reading_as_pillow()
-    network = encoder.load(weights, **options)
+    chosen = opened.chosen[BENCH]
+    new = None
+    if predict is not None:
+        new = open_any(predict, cache).decoded(decoding_of(chosen.settings)).reading_as_pillow()
+    (source,) = request.labels
+    network = encoder.load(source, **request.options)
     if network.provenance:
         say(network.provenance)
     for note in dict.fromkeys(split.note for split in (train, val) if split.left_out):
         say(f"data: {note}")
-    if "size" not in settings.model_fields_set:
-        settings = settings.model_copy(update={"size": network.size})
-    learned = subsample(train, settings.train_images, settings.seed)
-    scored = learned if train is val else subsample(val, settings.score_images, settings.seed)
-    device = pick_device(settings.device)
-    task = Task(network, *as_pillow((learned, scored)), settings, "own", device, out)
+    task = task_of(network, (train, val), chosen, pick_device(chosen.settings.device), out)
+    compare_decoding([network], [task.settings])
     check_size(BENCH, task)
     own.check(task)
     return task, new

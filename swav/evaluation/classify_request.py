@@ -9,18 +9,15 @@ from typing import Any
 
 from swav.data.sources.catalog import LABELLED_HOMES
 from swav.data.sources.decode import printable
+from swav.data.sources.layouts import NAMES, find_layout
 from swav.data.sources.open import check_images
 from swav.errors import ConfigError, DataError
-from swav.evaluation.request import Request, check_places, read_request
+from swav.evaluation.places import check_places
+from swav.evaluation.request import Request, read_request
+from swav.files import refuse_inside
 
 BENCH = "linear"  # whose protocol own is what classify does; its settings are those of this benchmark
 CHOSEN = ("protocol", "seeds", "name")  # settings of a bench that make no sense here
-# Folders of data sets whose images show several classes, or have their classes elsewhere, with what scores them.
-SEVERAL = {
-    **dict.fromkeys(("VOCdevkit", "VOC2007", "VOC2012", "ImageSets"), "swav bench svm"),
-    **dict.fromkeys(("coco", "annotations", "train2017"), "swav bench detect-coco"),
-    **dict.fromkeys(("cityscapes", "leftImg8bit", "gtFine"), "swav bench segment-cityscapes"),
-}
 
 
 def read_classify_request(weights: str, overrides: Mapping[str, Any]) -> Request:
@@ -40,32 +37,25 @@ def check_classify_places(request: Request, data: Path, out: Path, predict: str 
     """Refuse weights, data, images to predict or a folder that are not there. Reads no weight and, of a folder, no image.
 
     Raises:
-        ConfigError: the weights name nothing.
-        DataError: there is no image, or those of `data` show several classes each.
+        ConfigError: the weights name nothing, or `out` is inside of images.
+        DataError: there is no image, or the data set is known to show several classes in each.
         MachineError: `out` cannot be written.
     """
-    refuse_known_multi_label(data.expanduser())
+    kind = find_layout(data).kind
+    if kind in NAMES and not any((data / name).is_dir() for name in LABELLED_HOMES):
+        raise DataError(
+            f"{printable(str(data))}: expected one class per image, found {NAMES[kind]}, whose images show several; give class folders "
+            "or a CSV path,label, or score by its own benchmarks"
+        )
     check_places(request, data, out, dry_run)
-    if predict is not None and not Path(predict).expanduser().is_file():
+    if predict is None:
+        return
+    refuse_inside(out, predict, resumes=False)  # its pictures would be predicted the next time
+    if not Path(predict).expanduser().is_file():
         try:
             check_images(predict)
         except DataError as error:
             raise DataError(str(error).replace("check data=", "check --predict")) from None
-
-
-def refuse_known_multi_label(root: Path) -> None:
-    """Refuse data sets, known by their folders, whose images show several classes.
-
-    Raises:
-        DataError: it is one.
-    """
-    if any((place / "train").is_dir() for place in (root, *(root / name for name in LABELLED_HOMES))):
-        return
-    if found := [name for name in SEVERAL if (root / name).is_dir()]:
-        raise DataError(
-            f"{printable(str(root))}: expected one class per image, found {found[0]}/, of a data set whose images show several; "
-            f"give class folders or a CSV path,label, or use {SEVERAL[found[0]]}"
-        )
 
 
 def refuse_joined_labels(data: Path, classes: list[str]) -> None:

@@ -1,24 +1,34 @@
-"""What is asked of the benchmarks, and whether it can be had, as far as it can be known without torch.
+"""What is asked of the benchmarks: names, protocols and settings, without a look at files and without torch.
 
-A wrong name, setting or path is then reported at once, before seconds go into the import of torch.
+A wrong name or setting is reported before seconds go into the import of torch, with all else that is wrong with any benchmark.
 """
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from swav.config import RENAMED, WeightOptions
-from swav.data.sources.catalog import DATASETS, Splits, require_disjoint
-from swav.data.sources.decode import printable, reason_of
-from swav.data.sources.walk import may_hold_images
+from swav.config import RENAMED, Auto, WeightOptions
 from swav.errors import ConfigError, DataError, did_you_mean
-from swav.evaluation.catalog import CATALOG
+from swav.evaluation.catalog import CATALOG, unknown
 from swav.evaluation.settings import PROTOCOLS, BenchSettings, Protocol, SuiteSettings
-from swav.files import check_writable
 from swav.recipe_files import validated
-from swav.results.results import NotRun, read_results
-from swav.weights.sources import check_source
+from swav.results.results import NotRun
+
+Problem = tuple[str, ConfigError | DataError]  # of a benchmark, by its name; of none where the message says it all
+
+
+class Candidate(NamedTuple):
+    """A protocol that a benchmark may be run by.
+
+    Attributes:
+        protocol: its name.
+        settings: of the benchmark under it.
+        foreign: keys that were given and that only its other candidate has.
+    """
+
+    protocol: Protocol
+    settings: BenchSettings
+    foreign: tuple[str, ...] = ()
 
 
 class Request(NamedTuple):
@@ -26,7 +36,7 @@ class Request(NamedTuple):
 
     Attributes:
         suite: what is said once, of all benchmarks together.
-        settings: of each benchmark, in the order asked for.
+        candidates: of each benchmark, in the order asked for; more than one where the data decide: published, then own.
         options: what other projects' weight files do not say.
         labels: what tables call each of the weights.
         everything: whether benchmarks without data are no error (`all`).
@@ -34,11 +44,33 @@ class Request(NamedTuple):
     """
 
     suite: SuiteSettings
-    settings: dict[str, BenchSettings]
+    candidates: dict[str, tuple[Candidate, ...]]
     options: dict[str, Any]
     labels: dict[str, str]
     everything: bool
     absent: tuple[NotRun, ...] = ()
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Raise all that is wrong, settings before data: what is wrong with one thing only as it is, else a line for each.
+
+    Raises:
+        ConfigError, DataError: there is a problem; of several the kind of the first line.
+    """
+    ordered = sorted(problems, key=lambda problem: not isinstance(problem[1], ConfigError))
+    if not ordered:
+        return
+    by_text: dict[str, dict[str, None]] = {}
+    for name, error in ordered:
+        by_text.setdefault(str(error).splitlines()[0].removeprefix(f"{name}: "), {})[name] = None
+    first = ordered[0][1]
+    if len(by_text) == 1 and (str(first).count("\n") or len(next(iter(by_text.values()))) == 1):
+        raise first
+    lines = [
+        text if any(not name or text.startswith(f"{name}.") for name in names) else f"{', '.join(names)}: {text}"
+        for text, names in by_text.items()
+    ]
+    raise (ConfigError if isinstance(first, ConfigError) else DataError)("\n".join(lines))
 
 
 def read_request(names: Sequence[str], weights: Sequence[str], overrides: Mapping[str, Any]) -> Request:
@@ -48,12 +80,12 @@ def read_request(names: Sequence[str], weights: Sequence[str], overrides: Mappin
         ConfigError: a benchmark or a setting is unknown, a value out of range, or there are no weights.
     """
     options, overrides = split_options(overrides)
-    suite, settings = resolve(names, overrides)
+    suite, candidates = _candidates(names, overrides)
     if not weights:
         raise ConfigError("weights: expected at least one source (a run folder, a checkpoint, random:NAME), found none")
     labels = _labels(list(dict.fromkeys(weights)), suite.name)
-    absent = (_no_such_protocol(name, suite.protocol) for name in CATALOG if "all" in names and name not in settings)
-    return Request(suite, settings, options, labels, "all" in names, tuple(absent))
+    absent = (_no_such_protocol(name, suite.protocol) for name in CATALOG if "all" in names and name not in candidates)
+    return Request(suite, candidates, options, labels, "all" in names, tuple(absent))
 
 
 def split_options(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -64,7 +96,7 @@ def split_options(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
 
 
 def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSettings, dict[str, BenchSettings]]:
-    """Return the settings of the benchmarks that are asked for.
+    """Return the settings of the benchmarks that are asked for: of several protocols that the data decide between, of the first.
 
     Args:
         names: of benchmarks, or `all`.
@@ -76,26 +108,25 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
 
     Raises:
         ConfigError: an unknown benchmark, protocol or key, a protocol that a benchmark asked for by name does not have, or a
-            value out of range.
+            value out of range; all that is wrong, a line for each.
     """
+    suite, candidates = _candidates(names, overrides)
+    return suite, {name: its[0].settings for name, its in candidates.items()}
+
+
+def _candidates(
+    names: Sequence[str], overrides: Mapping[str, Any]
+) -> tuple[SuiteSettings, dict[str, tuple[Candidate, ...]]]:
+    problems: list[Problem] = list(unknown(names))
+    refuse(problems)  # what is a setting of which follows from the names
     wanted = list(dict.fromkeys(CATALOG if "all" in names else names))
-    for name in names:
-        if name not in CATALOG and name != "all":
-            known = [*CATALOG, "all"]
-            raise ConfigError(f"unknown benchmark '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}")
     overrides = _dotted(overrides)
-    protocol = overrides.get("protocol", "published")
-    if protocol == "page":
-        raise ConfigError("protocol=page is called protocol=published now")
-    if protocol not in PROTOCOLS:
-        raise ConfigError(
-            f"protocol: expected one of {', '.join(PROTOCOLS)}, found '{protocol}'{did_you_mean(str(protocol), PROTOCOLS)}"
-        )
-    if "protocol" in overrides:
+    protocol = _protocol(overrides)
+    if protocol != "auto":
         lacking = [name for name in wanted if not CATALOG[name].has(protocol)]
-        if lacking and "all" not in names:
-            row = _no_such_protocol(lacking[0], protocol)
-            raise ConfigError(f"{row.bench}: {row.reason}; use {row.expected}")
+        if "all" not in names:
+            rows = [_no_such_protocol(name, protocol) for name in lacking]
+            refuse([(row.bench, ConfigError(f"{row.bench}: {row.reason}; use {row.expected}")) for row in rows])
         wanted = [name for name in wanted if name not in lacking]
     once = {key: value for key, value in overrides.items() if key in SuiteSettings.model_fields}
     values: dict[str, dict[str, Any]] = {
@@ -103,15 +134,65 @@ def resolve(names: Sequence[str], overrides: Mapping[str, Any]) -> tuple[SuiteSe
     }
     for key in sorted(set(overrides) - set(once), key=lambda key: "." in key):  # those for one of them last
         bench, dot, inner = key.rpartition(".")
-        chosen = [bench] if dot else wanted
-        _check_key(key, bench, inner, wanted, protocol)
-        for name in chosen:
+        try:
+            _check_key(key, bench, inner, wanted, protocol)
+        except ConfigError as error:
+            problems.append(("", error))
+            continue
+        for name in [bench] if dot else wanted:
             values[name][inner] = overrides[key]
-    settings = {name: validated(CATALOG[name].settings_of(protocol), values[name], name) for name in wanted}
-    return validated(SuiteSettings, once, "benchmarks"), settings
+    candidates = dict[str, tuple[Candidate, ...]]()
+    for name in wanted:
+        try:
+            candidates[name] = _of_one(name, protocol, values[name])
+        except ConfigError as error:
+            problems.append((name, error))
+    try:
+        suite = validated(SuiteSettings, once, "benchmarks")
+    except ConfigError as error:
+        problems.append(("benchmarks", error))
+    refuse(problems)
+    return suite, candidates
 
 
-def _no_such_protocol(name: str, protocol: str) -> NotRun:
+def _protocol(overrides: Mapping[str, Any]) -> Protocol | Auto:
+    """The protocol that is asked for.
+
+    Raises:
+        ConfigError: there is no such.
+    """
+    protocol = overrides.get("protocol", "auto")
+    if protocol == "page":
+        raise ConfigError("protocol=page is called protocol=published now")
+    if protocol != "auto" and protocol not in PROTOCOLS:
+        raise ConfigError(
+            f"protocol: expected one of {', '.join(PROTOCOLS)}, found '{protocol}'{did_you_mean(str(protocol), PROTOCOLS)}"
+        )
+    asked: Protocol | Auto = protocol
+    return asked
+
+
+def _of_one(name: str, asked: Protocol | Auto, values: Mapping[str, Any]) -> tuple[Candidate, ...]:
+    """The candidates of a benchmark.
+
+    Raises:
+        ConfigError: a value is out of range, or the keys are of protocols that do not go together.
+    """
+    found = []
+    for protocol in CATALOG[name].protocols_for(asked):
+        kind = CATALOG[name].settings_of(protocol)
+        its = {key: value for key, value in values.items() if key in kind.model_fields}
+        foreign = tuple(key for key in values if key not in its)
+        found.append(Candidate(protocol, validated(kind, its, name), foreign))
+    if all(candidate.foreign for candidate in found):
+        of = "; ".join(f"{name}.{found[1 - i].foreign[0]} of protocol {each.protocol}" for i, each in enumerate(found))
+        raise ConfigError(
+            f"{name}: expected settings of one protocol, found {of}; give protocol= and leave the other out"
+        )
+    return tuple(found)
+
+
+def _no_such_protocol(name: str, protocol: Protocol | Auto) -> NotRun:
     """Why a benchmark is not run under a protocol that it does not have."""
     has = [each for each in PROTOCOLS if CATALOG[name].has(each)]
     reason = f"expected a protocol that it has, found {protocol}"
@@ -140,77 +221,31 @@ def _dotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str], protocol: str) -> None:
+def _fields(name: str, protocol: Protocol | Auto) -> list[str]:
+    """Settings of a benchmark under the protocols that it may be run by."""
+    kinds = [CATALOG[name].settings_of(each) for each in CATALOG[name].protocols_for(protocol)]
+    return list(dict.fromkeys(field for kind in kinds for field in kind.model_fields))
+
+
+def _check_key(key: str, bench: str, inner: str, wanted: Sequence[str], protocol: Protocol | Auto) -> None:
     """Refuse a key that no benchmark asked for has, with the nearest that one has."""
     if bench and bench not in CATALOG:
         raise ConfigError(f"{key}: unknown benchmark '{bench}'{did_you_mean(bench, CATALOG)}")
     if bench and bench not in wanted:
         raise ConfigError(f"{key}: {bench} is not among the benchmarks asked for ({', '.join(wanted)})")
     shared = [*BenchSettings.model_fields, *SuiteSettings.model_fields]
-    if inner in (CATALOG[bench].settings_of(protocol).model_fields if bench else shared):
+    if inner in (_fields(bench, protocol) if bench else shared):
         return
     if inner in RENAMED:
         raise ConfigError(f"{key}: {inner} is called {RENAMED[inner]} now")
     shared += WeightOptions.model_fields
-    fields = {name: CATALOG[name].settings_of(protocol).model_fields for name in wanted}
-    own = [f"{name}.{field}" for name in wanted for field in fields[name] if field not in shared]
+    own = [f"{name}.{field}" for name in wanted for field in _fields(name, protocol) if field not in shared]
     by_last = {word.split(".")[-1]: word for word in [*own, *shared]}
     near = difflib.get_close_matches(inner, by_last, n=1, cutoff=0.5)
     hint = f" (did you mean '{by_last[near[0]]}'?)" if near else ""
     raise ConfigError(
         f"unknown key '{key}'{hint}\nfor every benchmark: {', '.join(shared)}\nfor one of them: {', '.join(own)}"
     )
-
-
-def check_places(request: Request, data: Path, out: Path, dry_run: bool, modules: Collection[str] = ()) -> None:
-    """Refuse a request whose weights, data or folder are not there. Reads no weight and, where there are images, none of them.
-
-    Args:
-        modules: names of weights that are modules in memory.
-
-    Raises:
-        ConfigError: a weight source names nothing.
-        DataError: there is no image, or results.json is none.
-        MachineError: `out` cannot be written.
-    """
-    for source in request.labels:
-        if source not in modules:
-            check_source(source)
-    if not may_hold_images(data.expanduser()):
-        require_some(*open_splits(request.settings, data, None, request.suite.protocol, request.everything), data)
-    elif not request.everything:
-        for name in request.settings:
-            try:
-                DATASETS[CATALOG[name].settings.data].seek(data.expanduser())
-            except PermissionError as error:
-                raise _locked(error, data) from None
-    if not dry_run:
-        check_writable(out)
-    read_results(out)
-
-
-def _found(name: str, data: Path, cache: Path | None, asked: Protocol) -> Splits:
-    of, protocol = DATASETS[CATALOG[name].settings.data], CATALOG[name].protocol_for(asked)
-    if protocol == "own" and of.find_undivided is not None:
-        return of.find_undivided(data, cache)
-    return of.find(data, cache, protocol == "smoke")
-
-
-def require_some(splits: Mapping[str, Splits], absent: Sequence[NotRun], data: Path) -> None:
-    """Refuse to run nothing at all.
-
-    Raises:
-        DataError: there are data of no benchmark.
-    """
-    if not splits:
-        raise DataError(
-            f"{printable(str(data))}: expected the data of at least one benchmark, found none; check --data ({absent[0].reason})"
-        )
-
-
-def _locked(error: PermissionError, data: Path) -> DataError:
-    path = printable(str(error.filename or data))
-    return DataError(f"{path}: expected a folder to read, found {reason_of(error)}; check --data")
 
 
 def _labels(weights: Sequence[str], names: Sequence[str]) -> dict[str, str]:
@@ -220,32 +255,3 @@ def _labels(weights: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     if len(set(names)) < len(names):
         raise ConfigError(f"name: expected different names, found {', '.join(names)}")
     return dict(zip(weights, names or weights, strict=True))
-
-
-def open_splits(
-    names: Iterable[str], data: Path, cache: Path | None, protocol: Protocol, everything: bool
-) -> tuple[dict[str, Splits], list[NotRun]]:
-    """The data of each benchmark, opened once per set; under `all` also which are missing, elsewhere an error.
-
-    Under protocol own a set that has no split for scoring is not divided: both splits are one object, of all its images.
-    """
-    opened: dict[str, Splits | DataError] = {}
-    splits, absent = dict[str, Splits](), list[NotRun]()
-    for name in names:
-        wanted = CATALOG[name].settings.data
-        if wanted not in opened:
-            try:
-                opened[wanted] = require_disjoint(_found(name, data, cache, protocol))
-            except DataError as error:
-                opened[wanted] = error
-            except PermissionError as error:
-                opened[wanted] = _locked(error, data)
-        its = opened[wanted]
-        if not isinstance(its, DataError):
-            splits[name] = its
-        elif not everything:
-            raise its
-        else:
-            reason = str(its).splitlines()[0]
-            absent.append(NotRun(bench=name, reason=reason, expected=DATASETS[wanted].expected))
-    return splits, absent

@@ -10,7 +10,8 @@ import torch
 from swav.errors import DataError
 from swav.evaluation.task import ResourceEstimate, Task, subsample
 from swav.features import EvaluationView, features_of, read_views
-from swav.results.results import DryRunRow
+from swav.results.console import aligned
+from swav.results.results import DryRunRow, NotRun
 
 SAMPLE = 64  # images that are timed
 STEP = 3  # forwards that a training step takes: there, and back for activations and for weights
@@ -24,6 +25,8 @@ def dry_run_row(bench: str, task: Task[Any], estimate: ResourceEstimate) -> DryR
         bench=bench,
         weights=task.encoder.name,
         seed=task.settings.seed,
+        protocol=task.protocol,
+        images=f"{len(task.train):,} in folds" if task.in_folds else f"{len(task.train):,} + {len(task.val):,}",
         data=f"{task.train.note}: {len(task.train)}"
         + (", in folds" if task.in_folds else f"; {task.val.note}: {len(task.val)}"),
         hours=(seconds * (estimate.forwards + STEP * estimate.trained) + estimate.solving) / 3600,
@@ -63,20 +66,35 @@ def _seconds_per_image(task: Task[Any]) -> float:
     return reading + forward if task.device.type == "cpu" else max(reading / max(1, task.workers), forward)
 
 
-def format_rows(rows: Sequence[DryRunRow]) -> str:
-    """Format the rows of a dry run, and what they take together."""
-    lines = [
-        f"{row.bench} of {row.weights}, seed {row.seed}: {_time(row.hours)}, {row.memory_gb:.2f} GB of memory "
-        f"beside the network's, {row.disk_gb:.2f} GB of disk; {row.data}"
-        for row in rows
-    ]
+def format_rows(rows: Sequence[DryRunRow], absent: Sequence[NotRun] = ()) -> str:
+    """Format a dry run as a table: what would be computed and what it takes, and what would not, with a note that says why."""
+    several = len({row.weights for row in rows} | {row.weights for row in absent if row.weights}) > 1
+    seeds = len({row.seed for row in rows}) > 1
+    head = ["bench", *(["weights"] if several else []), *(["seed"] if seeds else []), "protocol"]
+    notes: dict[tuple[str, str], int] = {}
+    body = []
+    for row in rows:
+        names = [row.bench, *([row.weights] if several else []), *([str(row.seed)] if seeds else []), row.protocol]
+        body.append([*names, row.images, _time(row.hours), f"{row.memory_gb:.2f}", f"{row.disk_gb:.2f}"])
+    for lack in absent:
+        note = notes.setdefault((lack.reason, lack.expected), len(notes) + 1)
+        names = [lack.bench, *([lack.weights or "all"] if several else []), *(["-"] if seeds else [])]
+        body.append([*names, f"not run ({note})", "-", "-", "-", "-"])
+    lines = aligned([[*head, "images", "h:mm:ss", "memory [GB]", "disk [GB]"], *body], left=len(head))
     if len(rows) > 1:
         hours, disk = sum(row.hours for row in rows), sum(row.disk_gb for row in rows)
         lines.append(
             f"together at most {_time(hours)} and {disk:.2f} GB of disk (features are computed and kept once for all that read "
             "them)"
         )
-    return "\n".join([*lines, DOUBT] if rows else lines)
+    if rows:
+        lines += [f"memory: beside the network's; {DOUBT}"]
+        lines += dict.fromkeys(f"{_benches_of(row.data, rows)}: {row.data}" for row in rows)
+    return "\n".join(lines + [f"({note}) {reason}; needs {expected}" for (reason, expected), note in notes.items()])
+
+
+def _benches_of(data: str, rows: Sequence[DryRunRow]) -> str:
+    return ", ".join(dict.fromkeys(row.bench for row in rows if row.data == data))
 
 
 def _time(hours: float) -> str:

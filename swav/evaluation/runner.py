@@ -1,15 +1,15 @@
-"""The benchmarks by name: names and places (request.py), then weights and data are checked, then each benchmark runs on each
-weights.
+"""The benchmarks by name: names (request.py) and places (places.py), then weights and data are checked, then each benchmark runs
+on each weights.
 
 A protocol is a file of its own, named in catalog.py; its settings are in settings.py, what it is given in task.py. Under
 torchrun the processes share the benchmarks that train; the others are run by the first process alone.
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -17,25 +17,39 @@ from torch import nn
 from swav import dist, signals
 from swav.agreement import code, require_agreement, seen
 from swav.data.sources.catalog import Splits, as_pillow
-from swav.errors import ConfigError, DataError, NumericsError
+from swav.data.sources.pixels import decoding_of
+from swav.errors import ConfigError, DataError, NumericsError, Stopped, printable
 from swav.evaluation.catalog import CATALOG
-from swav.evaluation.request import check_places, open_splits, read_request, require_some
+from swav.evaluation.places import POSSIBLE, Opened, check_places, open_data, protocols_chosen, require_some
+from swav.evaluation.request import Candidate, Problem, Request, read_request, refuse
 from swav.evaluation.resources import dry_run_row, format_rows
-from swav.evaluation.settings import BenchSettings, Protocol, SuiteSettings, one_per_seed
+from swav.evaluation.settings import BenchSettings, one_per_seed
 from swav.evaluation.task import NoScore, ProtocolModule, Score, Task, subsample
-from swav.files import FolderGuard
+from swav.files import REPORT, FolderGuard, not_essential, out_folder
 from swav.network.backbone import ResNet
 from swav.output import say
-from swav.results.console import format_results
-from swav.results.render import write_tables
-from swav.results.results import Config, DryRunRow, NotRun, Result, Results, read_results, write_results
+from swav.reporting.page import report
+from swav.results.results import Config, DryRunRow, Key, NotRun, Result, Results, now, read_results, write_results
 from swav.system import environment_errors, pick_device, share_cpus, versions
 from swav.weights import encoder
 from swav.weights.encoder import Encoder
-from swav.weights.sources import is_foreign
+from swav.weights.sources import expanded, is_foreign
 
 Weights = str | Path | nn.Module  # an Encoder is a module
-POSSIBLE = "more training images, or other settings"
+
+
+class Measured(NamedTuple):
+    """What a command came to.
+
+    Attributes:
+        results: the content of results.json.
+        rows: those of them that this command measured, by their keys.
+        not_run: what this command could not run.
+    """
+
+    results: Results
+    rows: frozenset[Key] = frozenset()
+    not_run: tuple[NotRun, ...] = ()
 
 
 def bench(
@@ -47,7 +61,7 @@ def bench(
     dry_run: bool = False,
     **settings: object,
 ) -> Results:
-    """Run benchmarks and merge their results into OUT/results.json after each; at the end the tables are beside it.
+    """Run benchmarks and merge their results into OUT/results.json after each; at the end the tables and a report are beside it.
 
     Args:
         names: one benchmark or several, or `all`, where it is no error but listed in `not_run` that data are missing or too few.
@@ -57,8 +71,8 @@ def bench(
         data: the data set, or a folder of data sets.
         out: folder for results, logs and the state of benchmarks that train.
         dry_run: say what would be run, and for how long; write nothing.
-        settings: `protocol` (published, own or smoke), `seeds`, `name` (one for each of the weights), `size`, `precision` ...; those of one benchmark by its
-            name, as `knn={"k": 5}` or `linear_stages={"epochs": 28}`: see swav.evaluation.settings. And what weight files of other
+        settings: `protocol` (published, own or smoke; else the number of classes decides), `seeds`, `name` (one for each of the
+            weights), `size`, `precision` ...; those of one benchmark by its name, as `knn={"k": 5}` or `linear_stages={"epochs": 28}`: see swav.evaluation.settings. And what weight files of other
             projects do not say, as `model`, and modules do not say, `mean` and `std`: see swav.config.WeightOptions.
 
     Returns:
@@ -67,63 +81,102 @@ def bench(
     Raises:
         ConfigError: a name, a setting or a weight source is unknown, a module has no name or gives no features, a batch cannot
             be parted among the processes, or a k of a benchmark asked for by name is larger than the bank.
-        DataError: the data of a benchmark asked for by name is missing or at fault.
+        DataError: the data of a benchmark asked for by name is missing or at fault, or under `all` nothing at all could be run.
         CheckpointError: weights are damaged.
         MachineError: there is no such device, or one of several processes is lost.
         Stopped: a signal asked for an end; trained steps, features and results are saved.
     """
-    out = Path(out)
+    return measure(names, weights=weights, data=data, out=out, dry_run=dry_run, **settings).results
+
+
+def measure(
+    names: str | Sequence[str],
+    *,
+    weights: Weights | Sequence[Weights],
+    data: str | Path,
+    out: str | Path,
+    dry_run: bool = False,
+    **settings: object,
+) -> Measured:
+    """As bench, with its errors; also returns which of the results this call measured, and which are of earlier ones."""
+    out, root = out_folder(out), Path(data).expanduser()
     sources, modules = _sources(weights, settings.get("name"))
     request = read_request([names] if isinstance(names, str) else names, sources, settings)
-    suite, by_bench, options, labels, everything, without = request
-    devices = {name: pick_device(chosen.device) for name, chosen in by_bench.items()}
-    with dist.process_group(next(iter(devices.values()))), environment_errors():
+    suite, labels, everything = request.suite, request.labels, request.everything
+    first = next(iter(request.candidates.values()))[0].settings
+    device = {name: pick_device(candidates[0].settings.device) for name, candidates in request.candidates.items()}
+    with dist.process_group(next(iter(device.values()))), environment_errors():
         share_cpus(dist.world_size())
-        asked = {"benchmarks": list(by_bench), "--weights": labels, "--data": str(data), "--out": str(out)}
-        require_agreement(asked | _shared_settings(suite, by_bench, options) | {"--dry-run": dry_run} | code())
-        dist.on_rank0(lambda: check_places(request, Path(data), out, dry_run, modules))
+        asked = {"benchmarks": list(request.candidates), "--weights": labels, "--data": str(data), "--out": str(out)}
+        require_agreement(asked | _shared_settings(request) | {"--dry-run": dry_run} | code())
+        dist.on_rank0(lambda: check_places(request, root, out, dry_run, modules))
         earlier = read_results(out).results
-        size = next(iter(by_bench.values())).size
-        encoders = _encoders(list(labels), modules, options, size)
-        cache = None if dry_run else out
-        splits, missing = dist.on_rank0(lambda: open_splits(by_bench, Path(data), cache, suite.protocol, everything))
-        require_some(splits, missing, Path(data))
+        encoders = _encoders(list(labels), modules, request.options, first.size)
+        opened = dist.on_rank0(lambda: open_data(request, root, None if dry_run else out))
+        require_some(opened, root)
+        splits = opened.splits
         read = {f"data of {name}": [seen(split, 0) for split in splits[name]] for name in splits}
         require_agreement(read | {f"weights of {network.name}": network.sha256 for network in encoders})
         runs = {
-            name: one_per_seed(by_bench[name], suite.seeds, len(train), len(val))
+            name: one_per_seed(opened.chosen[name].settings, suite.seeds, len(train), len(val))
             for name, (train, val) in splits.items()
         }
         tasks = [
-            (name, _task(network, splits[name], seeded, CATALOG[name].protocol_for(suite.protocol), devices[name], out))
+            (name, task_of(network, splits[name], opened.chosen[name]._replace(settings=seeded), device[name], out))
             for network in encoders
             for name in runs
             for seeded in runs[name]
         ]
-        chosen, absent = dist.on_rank0(lambda: _possible(tasks, everything))
-        tasks, absent = [tasks[i] for i in chosen], [*without, *missing, *absent]
+        chosen, impossible = dist.on_rank0(lambda: _possible(tasks, everything, opened.problems))
+        tasks, absent = [tasks[i] for i in chosen], [*request.absent, *opened.absent, *impossible]
         if dist.rank() == 0:
-            _announce(encoders, splits, [name for name in runs if len(runs[name]) < suite.seeds])
+            _announce(encoders, request, opened, [name for name in runs if len(runs[name]) < suite.seeds])
+            compare_decoding(encoders, [task.settings for _, task in tasks])
         if dry_run:
-            return _foretold(tasks, absent, out)
+            foretold = _foretold(tasks, absent, out)
+        _require_tasks(tasks, impossible, root)
+        if dry_run:
+            return Measured(foretold)
         if dist.rank() == 0:
-            absent = _never_run(absent, earlier, list(labels), suite.protocol)
+            absent = _never_run(absent, earlier, request)
             write_results(out, [], absent)  # a folder that cannot be written to is found before the work
-        guard = FolderGuard(out)
-        with signals.work():
-            for name, task in tasks:
+        guard, measured, failed = FolderGuard(out), list[Result](), list[NotRun]()
+        with signals.work(), _pages_of_what_is_done(out):
+            for i, (name, task) in enumerate(tasks, start=1):
                 dist.stop_together()
+                dist.say(f"{i} of {len(tasks)}: {name} of {labels[task.encoder.name]}{_which(name, task, runs[name])}")
                 dist.on_rank0(guard.check)
                 with guard.explaining() if dist.rank() == 0 else nullcontext():
                     rows, lacking = _run(name, task, labels[task.encoder.name], everything)
                     dist.on_rank0(guard.check)
                     if dist.rank() == 0:
                         write_results(out, rows, lacking, make=False)
+                measured += rows
+                failed += lacking
                 if rows:
                     signals.note_saved()
+        _require_tasks(measured, failed, root)
+        results = dist.on_rank0(lambda: read_results(out))
+        return Measured(results, frozenset(row.key for row in measured), (*absent, *failed))
+
+
+@contextmanager
+def _pages_of_what_is_done(out: Path) -> Iterator[None]:
+    """Write tables and report at the end of the work inside, and where a signal ends it."""
+    try:
+        yield
+    except Stopped:
         if dist.rank() == 0:
-            write_tables(out)
-        return dist.on_rank0(lambda: read_results(out))
+            with not_essential(f"{out}/{REPORT}"):
+                report(out)
+        raise
+    if dist.rank() == 0:
+        report(out)
+
+
+def _which(name: str, task: Task[Any], seeded: Sequence[BenchSettings]) -> str:
+    """The protocol, and of several seeds which."""
+    return f", protocol {task.protocol}" + (f", seed {task.settings.seed}" if len(seeded) > 1 else "")
 
 
 def protocol_of(name: str, protocol: str = "published") -> ProtocolModule:
@@ -131,46 +184,75 @@ def protocol_of(name: str, protocol: str = "published") -> ProtocolModule:
     return cast(ProtocolModule, importlib.import_module(CATALOG[name].module_of(protocol)))
 
 
-def _shared_settings(
-    suite: SuiteSettings, settings: Mapping[str, BenchSettings], options: Mapping[str, Any]
-) -> dict[str, Any]:
+def _shared_settings(request: Request) -> dict[str, Any]:
     """What all processes must have in common: all but `workers`, which follow from a machine's cores."""
     of_benches = {
         f"{name}.{key}": value
-        for name, chosen in settings.items()
-        for key, value in chosen.model_dump(mode="json", exclude={"workers"}).items()
+        for name, candidates in request.candidates.items()
+        for candidate in reversed(candidates)
+        for key, value in candidate.settings.model_dump(mode="json", exclude={"workers"}).items()
     }
-    return suite.model_dump(mode="json") | of_benches | dict(options)
+    return request.suite.model_dump(mode="json") | of_benches | dict(request.options)
 
 
-def _announce(encoders: Sequence[Encoder], splits: Mapping[str, Splits], fixed: Sequence[str]) -> None:
-    """Say how weight files were read, what was left out of the data, and which benchmarks no other seed would change."""
+def _announce(encoders: Sequence[Encoder], request: Request, opened: Opened, fixed: Sequence[str]) -> None:
+    """Say how weight files were read, what was left out of the data, which protocols the data decided, and which benchmarks no
+    other seed would change.
+    """
     for network in encoders:
         if network.provenance:
             say(network.provenance)
-    for note in dict.fromkeys(split.note for both in splits.values() for split in both if split.left_out):
+    for note in dict.fromkeys(split.note for both in opened.splits.values() for split in both if split.left_out):
         say(f"data: {note}")
+    for line in protocols_chosen(request, opened):
+        say(line)
     if fixed:
         say(f"run once (deterministic): {', '.join(fixed)}")
 
 
-def _never_run(
-    absent: Sequence[NotRun], earlier: Sequence[Result], weights: Sequence[str], protocol: Protocol
-) -> list[NotRun]:
+def compare_decoding(encoders: Sequence[Encoder], settings: Sequence[BenchSettings]) -> None:
+    """Say where weights were trained on images that were read in another way than these are going to be."""
+    for network in encoders:
+        for key, there in network.decoding._asdict().items():
+            here = sorted({str(getattr(chosen, key)) for chosen in settings} - {str(there)})
+            if here:
+                say(
+                    f"note: {network.name} was trained on images read with {key}={there}, and here it is {', '.join(here)}; "
+                    f"where these images are of that kind, add {key}={there}"
+                )
+
+
+def _never_run(absent: Sequence[NotRun], earlier: Sequence[Result], request: Request) -> list[NotRun]:
     """Those of which no earlier run has results, as from another --data; of the others it is said that these stay."""
     there = {
         (row.bench, row.weights)
         for row in earlier
-        if row.bench in CATALOG and row.protocol == CATALOG[row.bench].protocol_for(protocol)
+        if row.bench in CATALOG and row.protocol in CATALOG[row.bench].protocols_for(request.suite.protocol)
     }
     found = []
     for row in absent:
-        if all((row.bench, each) in there for each in ([row.weights] if row.weights else weights)):
+        if all((row.bench, each) in there for each in ([row.weights] if row.weights else request.labels)):
             of = f" of {row.weights}" if row.weights else ""
             say(f"{row.bench}{of}: not run now, its earlier results stay: {row.reason}")
         else:
             found.append(row)
     return found
+
+
+def _require_tasks(there: Sequence[object], absent: Sequence[NotRun], data: Path) -> None:
+    """Refuse to end as though something had been measured.
+
+    Raises:
+        DataError: nothing could be run, though there were data: a line for each reason.
+    """
+    if not there:
+        reasons: dict[str, dict[str, None]] = {}
+        for row in absent:
+            reasons.setdefault(row.reason.splitlines()[0].removeprefix(f"{row.bench}: "), {})[row.bench] = None
+        lines = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+        raise DataError(
+            "\n".join([f"{printable(str(data))}: expected data that a benchmark can use, found none", *lines])
+        )
 
 
 def _run(name: str, task: Task[Any], label: str, everything: bool) -> tuple[list[Result], list[NotRun]]:
@@ -200,24 +282,29 @@ def _by_itself(run: Callable[[Task[Any]], Sequence[Score | NoScore]], task: Task
         return run(task)
 
 
-def _possible(tasks: Sequence[tuple[str, Task[Any]]], everything: bool) -> tuple[list[int], list[NotRun]]:
-    """Places of the tasks that pass their benchmark's check; under `all` also those that do not, elsewhere these are an error.
+def _possible(
+    tasks: Sequence[tuple[str, Task[Any]]], everything: bool, others: Sequence[Problem]
+) -> tuple[list[int], list[NotRun]]:
+    """Places of the tasks that pass their benchmark's check; under `all` also those that do not, elsewhere these are one
+    error, with the other problems that are known.
 
     Several processes take the first one's word: a file of samples may be on its machine only.
     """
-    possible, absent = [], dict[tuple[str, str], NotRun]()
+    possible, problems = list[int](), dict[tuple[str, str], Problem]()
     for i, (name, task) in enumerate(tasks):
         try:
             check_size(name, task)
             protocol_of(name, task.protocol).check(task)
         except (ConfigError, DataError) as error:
-            if not everything:
-                raise
-            weights = task.encoder.name
-            absent[name, weights] = NotRun(bench=name, reason=str(error), expected=POSSIBLE, weights=weights)
+            problems[name, task.encoder.name] = (name, error)
         else:
             possible.append(i)
-    return possible, list(absent.values())
+    if not everything:
+        refuse([*others, *problems.values()])
+    return possible, [
+        NotRun(bench=name, reason=str(error), expected=POSSIBLE, weights=weights)
+        for (name, weights), (_, error) in problems.items()
+    ]
 
 
 def check_size(name: str, task: Task[Any]) -> None:
@@ -241,7 +328,7 @@ def _sources(weights: Weights | Sequence[Weights], name: object) -> tuple[list[s
     sources, modules = list[str](), dict[str, nn.Module]()
     for i, each in enumerate(given):
         if not isinstance(each, nn.Module):
-            sources.append(str(each))
+            sources.append(expanded(str(each)))
             continue
         if len(names) != len(given):
             raise ConfigError(
@@ -274,15 +361,15 @@ def _takes_options(source: str, modules: Mapping[str, nn.Module]) -> bool:
     return not isinstance(modules[source], Encoder) if source in modules else is_foreign(source)
 
 
-def _task(
-    network: Encoder, splits: Splits, settings: BenchSettings, protocol: Protocol, device: Any, out: Path
-) -> Task[Any]:
-    if protocol == "own" and "size" not in settings.model_fields_set:
+def task_of(network: Encoder, splits: Splits, chosen: Candidate, device: torch.device, out: Path) -> Task[Any]:
+    settings = chosen.settings
+    if chosen.protocol == "own" and "size" not in settings.model_fields_set:
         settings = settings.model_copy(update={"size": network.size})
-    train = subsample(splits[0], settings.train_images, settings.seed)
+    how = decoding_of(settings)
+    train = subsample(splits[0].decoded(how), settings.train_images, settings.seed)
     undivided = splits[0] is splits[1]
-    val = train if undivided else subsample(splits[1], settings.score_images, settings.seed)
-    return Task(network, *as_pillow((train, val)), settings, protocol, device, out)
+    val = train if undivided else subsample(splits[1].decoded(how), settings.score_images, settings.seed)
+    return Task(network, *as_pillow((train, val)), settings, chosen.protocol, device, out)
 
 
 def _result(name: str, task: Task[Any], score: Score, label: str) -> Result:
@@ -314,6 +401,7 @@ def _result(name: str, task: Task[Any], score: Score, label: str) -> Result:
         versions=versions(),
         config=Config.from_json(config),
         log=score.log,
+        measured=now(),
         **{key: value for key, value in optional.items() if value is not None},
     )
 
@@ -325,11 +413,9 @@ def _foretold(tasks: Sequence[tuple[str, Task[Any]]], absent: Sequence[NotRun], 
         found = [
             dry_run_row(name, task, protocol_of(name, task.protocol).estimate_resources(task)) for name, task in tasks
         ]
-        say(format_rows(found))
+        say(format_rows(found, absent))
         return found
 
     found = dist.on_rank0(rows)
-    if absent and dist.rank() == 0:
-        say(format_results([], absent))
     missing = [NotRun(**dict(row)) for row in absent]  # with every field, as the other rows have them
     return read_results(out).model_copy(update={"dry_run": (*found, *missing)})

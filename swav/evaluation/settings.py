@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from swav.config import Auto, Count, Fraction, NonNegative, Positive, Settings, Steps
+from swav.config import WHITE_LEVEL, Alpha, Auto, Count, Fraction, NonNegative, Positive, Settings, Steps, WhiteLevel
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Protocol = Literal["published", "own", "smoke", "moco", "swav"]
@@ -30,10 +30,11 @@ def _as_names(value: Any) -> Any:
 class SuiteSettings(Settings):
     """What is said once, of all benchmarks together."""
 
-    protocol: Protocol = Field(
-        "published",
+    protocol: Protocol | Auto = Field(
+        "auto",
         description="published: exactly the published one; own: for labels of one's own; smoke: a few minutes; moco, swav: other "
-        "published ones of detect-voc",
+        "published ones of detect-voc; auto: own of knn, linear and segment-linear where the number of classes is not the "
+        "published one, else published",
     )
     seeds: Count = Field(1, description="runs of each benchmark that draws something: seed, seed + 1, ...")
     name: Annotated[tuple[str, ...], BeforeValidator(_as_names)] = Field(
@@ -58,6 +59,8 @@ class BenchSettings(Settings):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the backbone; features are float32 in any case")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     workers: Steps | Auto = Field("auto", description="loader processes")
+    white_level: WhiteLevel = WHITE_LEVEL
+    alpha: Alpha = "blend"
 
     @property
     def is_drawn(self) -> bool:

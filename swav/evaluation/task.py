@@ -20,8 +20,9 @@ from swav.results.units import metric_of
 from swav.system import available_cpus
 from swav.weights.encoder import Encoder
 
-# Settings that leave every bit of a state as it is, or nearly (another device rounds otherwise).
-_BESIDE_THE_STATE = {"workers", "device", "score_every_epochs", "pictures"}
+# Settings that leave every bit of a state as it is, or nearly (another device rounds otherwise); and those that are part of the
+# images' fingerprint where they change a pixel.
+_BESIDE_THE_STATE = {"workers", "device", "score_every_epochs", "pictures", "white_level", "alpha"}
 
 AnyBench = TypeVar("AnyBench", bound=BenchSettings)
 

@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from swav.config import Recipe
-from swav.files import PREDICTIONS, REPORT
+from swav.errors import DataError, counted
+from swav.files import PREDICTIONS, REPORT, expand_home
 from swav.reporting.curves import Chart, line_chart, number
 from swav.reporting.run_folder import RunFolder, read_folder, seconds_trained
+from swav.results.console import not_shown
+from swav.results.intervals import Interval, unpaired
+from swav.results.paired import paired_difference
 from swav.results.render import html_templates, write_tables
-from swav.results.results import Result, Results, Summary, read_damaged_results, summary
+from swav.results.results import Result, Results, read_damaged_results, summary
 from swav.results.units import decimals_of, known_metric
 from swav.version import swav_version
-from swav.weights.exported import FOLDER, WEIGHTS, usage, which
+from swav.weights.exported import FOLDER, RIGHTS, WEIGHTS, usage, which
 
 MAX_BAD_SHOWN = 200
 
@@ -54,13 +58,14 @@ CURVES: tuple[tuple[str, str, str, float, float | None, str], ...] = (
 )
 
 
-def report(folder: str | Path, *, other: str | Path | None = None) -> Path:
+def report(folder: str | Path, *, other: str | Path | None = None, siblings: bool = False) -> Path:
     """Write the report of a run or of benchmark results, or a comparison of two. Results are also put into the tables of
-    the published page (formats.write_tables), which the report links.
+    the published page (render.write_tables), which the report links.
 
     Args:
         folder: of the run; the page is written there.
         other: a second run to compare with; the page is then compare.html, and report.html is left alone.
+        siblings: put published rows of other methods and trainings into tables.md and tables.tex too; tables.html has them folded.
 
     Returns:
         Path of the page.
@@ -68,10 +73,10 @@ def report(folder: str | Path, *, other: str | Path | None = None) -> Path:
     Raises:
         DataError: a folder is missing, or holds neither a run nor results.
     """
-    folder = Path(folder)
-    runs = [read_folder(folder)] + ([read_folder(Path(other))] if other is not None else [])
+    folder = Path(expand_home(folder))
+    runs = [read_folder(folder)] + ([read_folder(Path(expand_home(other)))] if other is not None else [])
     if other is None and (runs[0].results.results or runs[0].results.not_run):
-        write_tables(folder, _results_of)
+        write_tables(folder, _results_of, siblings)
     page = folder / (REPORT if other is None else "compare.html")
     html = (
         html_templates(Path(__file__).parent / "templates").get_template("report.html").render(_content(runs, folder))
@@ -123,7 +128,8 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if settings.get("data") is not None:
         count = f"{state['num_images']:,} from " if isinstance(state.get("num_images"), int) else ""
-        found.append(("Images", f"{count}{settings['data']}"))
+        bad = f"; {counted(len(run.bad), 'file')} could not be read" if run.bad else ""
+        found.append(("Images", f"{count}{settings['data']}{bad}"))
     if "backbone" in settings:
         width = "" if settings.get("width") in (None, 1, 1.0) else f", width {settings['width']}"
         found.append(("Network", f"{settings['backbone']}{width}, stem {settings.get('stem')}"))
@@ -159,7 +165,8 @@ def exported(run: RunFolder) -> dict[str, Any] | None:
     if not run.exported:
         return None
     folder = run.path / FOLDER
-    return {"file": str(folder / WEIGHTS), "which": which(run.exported), "lines": usage(run.exported, folder)}
+    lines = usage(run.exported, folder)
+    return {"file": str(folder / WEIGHTS), "which": which(run.exported), "lines": lines, "rights": RIGHTS}
 
 
 def charts(names: Sequence[str], runs: Sequence[RunFolder]) -> list[Chart]:
@@ -199,8 +206,12 @@ def _points(metrics: Sequence[Mapping[str, Any]], key: str, factor: float) -> li
 
 
 def results_table(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
-    """One row per benchmark, metric and protocol, one column per weights, random weights first; mean and std over seeds."""
+    """One row per benchmark, metric and protocol, one column per weights, random weights first; mean and std over seeds.
+
+    Where there are random weights and one other, the last column is its gain, with an interval where one is known.
+    """
     results = [row for run in runs for row in run.results.results]
+    folder_of = {id(row): run.path for run in runs for row in run.results.results}
     if not results:
         return None
     weights = sorted({row.weights for row in results}, key=lambda name: (not name.startswith("random:"), name))
@@ -212,7 +223,8 @@ def results_table(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
     rows = []
     for (bench, metric, protocol, unit), by_weights in groups.items():
         alike = [row for found in by_weights.values() for row in found]
-        cells = [summary(by_weights.get(name, [])) for name in weights]
+        found = [by_weights.get(name, []) for name in weights]
+        cells = [summary(its) for its in found]
         digits = decimals_of(metric)
         values = [
             f"{cell.mean:.{digits}f}" + (f" ± {cell.std:.{digits}f}" if cell.count > 1 else "") if cell else "–"
@@ -226,7 +238,7 @@ def results_table(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
                 "unit": unit,
                 "n": " / ".join(sorted({f"{row.n:,}" for row in alike if row.n is not None})),
                 "values": values,
-                "gain": _gain(metric, cells[0], cells[1]) if gains else "",
+                "gain": _gain(found[0], found[1], [folder_of[id(row)] for row in alike]) if gains else None,
                 "marks": sorted({remarks.index(row.remark) + 1 for row in alike if row.comparable is False}),
             }
         )
@@ -241,14 +253,51 @@ def results_table(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
     return {"columns": columns, "rows": rows, "gains": gains, "remarks": remarks}
 
 
-def _gain(metric: str, random: Summary | None, trained: Summary | None) -> str:
-    """By how much trained weights are better than random ones; empty where a number is missing or no direction is better."""
+def _gain(random: Sequence[Result], trained: Sequence[Result], folders: Sequence[Path]) -> dict[str, str] | None:
+    """By how much trained weights are better than random ones, and its kind: gain or loss where an interval leaves 0 out, none
+    where it holds 0, open where none is known. None where a number is missing or no direction is better.
+
+    Args:
+        folders: of the results.json that each row is from.
+    """
+    before, after = summary(random), summary(trained)
+    if before is None or after is None:
+        return None
+    metric = trained[0].metric
     known = known_metric(metric)
     better = True if known is None else known.higher_is_better
-    if random is None or trained is None or better is None:
-        return ""
-    difference = trained.mean - random.mean
-    return f"{difference if better else -difference:+.{decimals_of(metric)}f}"
+    if better is None:
+        return None
+    difference = after.mean - before.mean if better else before.mean - after.mean
+    found = {"text": f"{difference:+.{decimals_of(metric)}f}", "interval": "", "kind": "open"}
+    if len(random) > 1 or len(trained) > 1 or (of := _interval(random[0], trained[0], folders)) is None:
+        return found
+    (low, high), paired = of
+    found["interval"] = f"{100 * low:.1f} to {100 * high:.1f}" + ("" if paired else ", not paired")
+    found["kind"] = "gain" if low > 0 else "loss" if high < 0 else "none"
+    if found["kind"] == "none":
+        found["text"] = not_shown(trained[0].n or 0)
+    return found
+
+
+def _interval(random: Result, trained: Result, folders: Sequence[Path]) -> tuple[Interval, bool] | None:
+    """The 95 % interval of the difference of two shares of right answers, and whether it is paired over the same images: where
+    their logs say which are right. None of other metrics.
+    """
+    if len(set(folders)) == 1:
+        try:
+            return paired_difference(random, trained, folders[0]).interval, True
+        except DataError:
+            pass  # protocols but own keep no such log
+    counts = [_right(row) for row in (random, trained)]
+    return None if counts[0] is None or counts[1] is None else (unpaired(counts[0], counts[1]), False)
+
+
+def _right(row: Result) -> tuple[int, int] | None:
+    """How many images are right, of how many; None where the value is no share of images."""
+    if not row.metric.startswith("top-") or row.unit != "%" or row.value is None or not row.n or row.n < 0:
+        return None
+    return (round(row.value * row.n / 100), row.n) if 0 <= row.value <= 100 else None
 
 
 def _short(weights: str, own: Mapping[str, str], num_runs: int) -> str:

@@ -1,13 +1,13 @@
 """Results as a Markdown table for the terminal: a row per benchmark and metric, the weights side by side; then the remarks."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from swav.errors import DataError
+from swav.errors import DataError, counted
 from swav.results.intervals import PairedDifference
 from swav.results.paired import paired_difference
-from swav.results.results import OWN, NotRun, Result, summary
+from swav.results.results import OWN, Key, NotRun, Result, summary
 from swav.results.units import decimals_of
 
 EXPLAINED = (
@@ -16,11 +16,19 @@ EXPLAINED = (
 )
 
 
-def format_results(results: Sequence[Result], not_run: Iterable[NotRun] = ()) -> str:
+EARLIER = "†"  # beside a number of an earlier command
+
+
+def format_results(
+    results: Sequence[Result], not_run: Iterable[NotRun] = (), measured: Collection[Key] | None = None
+) -> str:
     """Format results, and what could not be run.
 
     Of several seeds the table shows the mean, the standard deviation (over n - 1) and their number; of protocol own the 95 %
     interval over the scored images, and the spread over parts of the training images.
+
+    Args:
+        measured: which rows are of the command that asks; the others are marked, with their date. None: no difference is made.
     """
     columns = {row.weights: row.label for row in results}
     units = sorted({row.unit for row in results})
@@ -35,8 +43,11 @@ def format_results(results: Sequence[Result], not_run: Iterable[NotRun] = ()) ->
     lines = []
     if results:
         head = ("bench", f"metric [{units[0]}]" if len(units) == 1 else "metric", "protocol", "n", *columns.values())
-        body = [(*key, *(_cell(values.get(column, ())) for column in columns)) for key, values in cells.items()]
+        body = [
+            (*key, *(_cell(values.get(column, ()), measured) for column in columns)) for key, values in cells.items()
+        ]
         lines += aligned([head, *body], left=3)
+    lines += _of_earlier_commands(results, measured)
     if any(row.protocol == OWN and row.interval is not None for row in results):
         lines.append(EXPLAINED)
     lines += [f"{label}: {words}" for label, words in _normalisations(results).items()]
@@ -48,15 +59,35 @@ def format_results(results: Sequence[Result], not_run: Iterable[NotRun] = ()) ->
     return "\n".join(lines)
 
 
-def _cell(rows: Sequence[Result]) -> str:
-    """A number; of several seeds their mean, standard deviation and number; of none a dash."""
+def _of_earlier_commands(results: Sequence[Result], measured: Collection[Key] | None) -> list[str]:
+    """What the mark says: which numbers this command has not measured, and when they were."""
+    of: dict[str, dict[str, None]] = {}
+    for row in results:
+        if _is_earlier(row, measured):
+            when = f"{row.measured[:10]} {row.measured[11:16]} UTC" if row.measured else "date unknown"
+            of.setdefault(when, {})[f"{row.bench} of {row.label}"] = None
+    return [
+        f"{EARLIER} from an earlier command, not measured now ({when}): {', '.join(names)}"
+        for when, names in sorted(of.items())
+    ]
+
+
+def _is_earlier(row: Result, measured: Collection[Key] | None) -> bool:
+    return measured is not None and row.key not in measured
+
+
+def _cell(rows: Sequence[Result], measured: Collection[Key] | None) -> str:
+    """A number; of several seeds their mean, standard deviation and number; of none a dash. A mark where an earlier command has
+    a part in it.
+    """
     found = summary(rows)
     if found is None:
         return "-"
     digits = decimals_of(rows[0].metric)
+    mark = f" {EARLIER}" if any(_is_earlier(row, measured) for row in rows) else ""
     if found.count > 1:
-        return f"{found.mean:.{digits}f} ± {found.std:.{digits}f} (n={found.count})"
-    return f"{found.mean:.{digits}f}" + _uncertainty(rows[0], digits)
+        return f"{found.mean:.{digits}f} ± {found.std:.{digits}f} (n={found.count}){mark}"
+    return f"{found.mean:.{digits}f}" + _uncertainty(rows[0], digits) + mark
 
 
 def _uncertainty(row: Result, digits: int) -> str:
@@ -96,24 +127,28 @@ def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
 # -- differences
 
 
-def format_differences(results: Sequence[Result], weights: Sequence[str], folder: Path) -> str:
-    """Format how far results of protocol own differ from those of the first weights, on the same images.
+def format_differences(
+    results: Sequence[Result], weights: Sequence[str], folder: Path, measured: Collection[Key] | None = None
+) -> str:
+    """Format how far results of protocol own differ from those of random weights, or else of the first, on the same images.
 
     Of each benchmark top-1 is compared, of kNN at k=20, or at the nearest k that all weights have.
 
     Args:
         results: of one results.json.
-        weights: as they were given; the first is what the others are compared with.
+        weights: as they were given.
         folder: that of the results.json.
+        measured: which rows are of the command that asks, and are compared; None: all.
 
     Returns:
         A line per benchmark and weights; empty where there is nothing to compare.
     """
-    first, *others = dict.fromkeys(weights)
+    first, *others = sorted(dict.fromkeys(weights), key=lambda name: not name.startswith("random:"))
+    rows_now = [row for row in results if not _is_earlier(row, measured)]
     lines = [
         f"{bench} {rows[first].metric}, {rows[each].label}: difference to {rows[first].label}: "
         + format_difference(rows[first], rows[each], folder)
-        for bench, rows in headlines(results, weights).items()
+        for bench, rows in headlines(rows_now, [first, *others]).items()
         for each in others
         if each in rows
     ]
@@ -149,11 +184,19 @@ def _distance_from_20(metric: str) -> tuple[int, int]:
 
 
 def format_difference(first: Result, second: Result, folder: Path) -> str:
-    """As `+7.1 (4.9 to 9.3)`, or `none (-1.2 to 2.0)` where the interval holds 0; or why there is none."""
+    """As `+7.1 (4.9 to 9.3)`, or `none (-1.2 to 2.0): no difference that 50 images can show` where the interval holds 0; or why it
+    is not known.
+    """
     try:
-        return in_points(paired_difference(first, second, folder))
+        found = paired_difference(first, second, folder)
+        return in_points(found) + (f": {not_shown(found.n)}" if found.is_none else "")
     except DataError as error:
         return f"unknown: {error}"
+
+
+def not_shown(n: int) -> str:
+    """What an interval says that holds 0."""
+    return f"no difference that {counted(n, 'image')} can show"
 
 
 def in_points(found: PairedDifference) -> str:

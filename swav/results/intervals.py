@@ -1,4 +1,4 @@
-"""95 % intervals of shares, and of the difference of two shares over the same images. Counts in, numbers out.
+"""95 % intervals of shares, and of the difference of two shares, over the same images or over others. Counts in, numbers out.
 
 They are of the images: another sample of them would move the number so. Of another training run they say nothing.
 """
@@ -51,6 +51,28 @@ def of_groups(right: Bool[np.ndarray, " N"], groups: Int64[np.ndarray, " N"]) ->
         effect = float((sums**2).sum()) * count / (count - 1) / (n * share * (1 - share))
         effective = n / max(1.0, effect)
     return wilson(share * effective, effective)
+
+
+def unpaired(first: tuple[int, int], second: tuple[int, int]) -> Interval:
+    """The interval of the difference of two shares of right answers, second - first, as of independent images.
+
+    Of the same images it is as a rule too wide: PairedDifference is for them, where it is known which are right.
+
+    Args:
+        first, second: how many are right, of how many.
+
+    Raises:
+        ValueError: as wilson.
+
+    Source: Newcombe 1998 (Statistics in Medicine 17, 873), method 10.
+    """
+    (low, high), (its_low, its_high) = wilson(*first), wilson(*second)
+    share, its_share = first[0] / first[1], second[0] / second[1]
+    difference = its_share - share
+    return (
+        difference - math.hypot(its_share - its_low, high - share),
+        difference + math.hypot(its_high - its_share, share - low),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

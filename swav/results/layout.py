@@ -6,6 +6,7 @@ import dataclasses
 from swav.results.units import PERCENT, decimals_of, unit_of
 
 BEST_STAGE = "name of the best stage"
+OURS, PAGE_ROW, PUBLISHED, SIBLING = "ours", "page", "published", "sibling"  # kinds of rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +172,8 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class TableRow:
-    """`kind` is page (the page's own row), published (a sibling method, another source) or ours. Only ours have no source."""
+    """`kind` is ours, page (the page's own row), published (another measurement of the same training) or sibling (another method or
+    training). Only ours have no source."""
 
     kind: str
     cells: tuple[Cell, ...]
@@ -199,3 +201,12 @@ class Table:
     numeric: tuple[bool, ...]
     rows: tuple[TableRow, ...]
     notes: tuple[str, ...]
+
+    @property
+    def siblings(self) -> int:
+        """Number of rows of other methods and trainings, which are folded away."""
+        return sum(row.kind == SIBLING for row in self.rows)
+
+    def without_siblings(self) -> "Table":
+        """The table as it is shown unless siblings are asked for."""
+        return dataclasses.replace(self, rows=tuple(row for row in self.rows if row.kind != SIBLING))

@@ -4,33 +4,38 @@ All three say the same. Names come from users and files: every format escapes it
 characters and lone surrogates are shown by their codes. No date: the same results give the same bytes.
 """
 
+import dataclasses
 import itertools
 import re
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
-from swav.errors import MachineError
+from swav.errors import MachineError, printable, printable_lines
 from swav.files import remove_leftovers, write_text_durably
-from swav.results.layout import Link, Source, Table, TableRow
+from swav.results.layout import OURS, PAGE_ROW, SIBLING, Link, Source, Table, TableRow
 from swav.results.published import read_published
 from swav.results.results import Result, Results, read_results, results_lock
 from swav.results.tables import page_tables
 
 APART = "Not comparable with published numbers"
 TABLES = ("tables.md", "tables.html", "tables.tex")
+COMPACT = "tables"  # the folder of single tables
 SOURCES = "Sources of the published rows"
+STROKE = "A stroke (/) in a published row: no such number was published."
 
 
-def write_tables(folder: Path, read: Callable[[Path], Results] = read_results) -> list[Path]:
-    """Write tables.md, tables.html and tables.tex of a folder's results.json, and the settings that their rows link, in
-    durable steps. Others that write results there wait meanwhile: the tables are of the newest.
+def write_tables(folder: Path, read: Callable[[Path], Results] = read_results, siblings: bool = False) -> list[Path]:
+    """Write tables.md, tables.html and tables.tex of a folder's results.json, each table of it as tables/NAME.md and .tex, and
+    the settings that their rows link, in durable steps. Others that write results there wait meanwhile: the tables are of the newest.
 
     Args:
         folder: that of the results.json.
         read: gives its content.
+        siblings: show published rows of other methods and trainings too; tables.html has them in any case, folded.
 
     Returns:
         The three paths.
@@ -48,8 +53,11 @@ def write_tables(folder: Path, read: Callable[[Path], Results] = read_results) -
             texts = {
                 row.settings_file: row.settings_text for row in results
             }  # first: no row links what is not there yet
-            written = dict(zip(TABLES, (markdown(tables), html(tables), latex(tables)), strict=True))
-            (folder / "configs").mkdir(exist_ok=True)
+            shown = tables if siblings else tuple(table.without_siblings() for table in tables)
+            written = dict(zip(TABLES, (markdown(shown), html(tables), latex(shown)), strict=True))
+            written |= compact_tables(shown)
+            for kept in ("configs", COMPACT):
+                (folder / kept).mkdir(exist_ok=True)
             for name, words in (texts | written).items():
                 remove_leftovers(folder / name)
                 write_text_durably(folder / name, words)
@@ -62,8 +70,18 @@ def html_templates(*folders: Path) -> jinja2.Environment:
     """HTML templates, which escape every value: those of these folders, and the tables and style of this package."""
     loader = jinja2.FileSystemLoader([*folders, Path(__file__).parent / "templates"])
     return jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
     )
+
+
+def _printable(value: Any) -> Any:
+    """A value of a template: of a text without control characters, which may come with any name or path."""
+    return type(value)(printable_lines(value)) if isinstance(value, str) and not value.isprintable() else value
 
 
 def _with_log(folder: Path, row: Result) -> Result:
@@ -79,7 +97,7 @@ def _with_log(folder: Path, row: Result) -> Result:
 def plain(words: str) -> str:
     """Words on one line; what cannot be printed, lone surrogates included, as its code."""
     line = " ".join(words.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return printable(line)
 
 
 def _parts(tables: Sequence[Table]) -> Iterator[tuple[tuple[str, str], list[Table]]]:
@@ -95,7 +113,7 @@ def _sources(tables: Sequence[Table]) -> dict[Source, int]:
 
 
 def _kind(row: TableRow) -> str:
-    return "published, the page's own" if row.kind == "page" else "published"
+    return "published, the page's own" if row.kind == PAGE_ROW else "published"
 
 
 def _target(link: Link, row: TableRow) -> str:
@@ -106,6 +124,31 @@ def _target(link: Link, row: TableRow) -> str:
 def _web(url: str) -> str:
     """An address of the web, or nothing."""
     return urllib.parse.quote(plain(url), safe=":/?#@!$&'*+,;=%~") if re.match(r"https?://", url) else ""
+
+
+# -- single tables, to be pasted into a text
+
+
+def compact_tables(tables: Sequence[Table]) -> dict[str, str]:
+    """Each table with rows of ours as Markdown and LaTeX without links, its notes below; by path."""
+    written = {}
+    for table in tables:
+        if not any(row.kind == OURS for row in table.rows):
+            continue
+        bare = dataclasses.replace(table, rows=tuple(map(_without_links, table.rows)))
+        words = (table.title or table.section[0]) + ("" if table.comparable else " not comparable")
+        name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+        sources = _sources([bare])
+        named = [f"- \\[{i}\\] {_md(source.text)}" for source, i in sources.items()]
+        lines = [*_md_table(bare, sources), *([""] if named else []), *named]
+        written[f"{COMPACT}/{name}.md"] = "\n".join(lines) + "\n"
+        named = [rf"{{\footnotesize [{i}]~{_tex(source.text)}\par}}" for source, i in sources.items()]
+        written[f"{COMPACT}/{name}.tex"] = "\n".join([PACKAGES, *_tex_table(bare, sources), *named]) + "\n"
+    return written
+
+
+def _without_links(row: TableRow) -> TableRow:
+    return dataclasses.replace(row, cells=tuple(dataclasses.replace(cell, links=()) for cell in row.cells))
 
 
 # -- Markdown
@@ -120,17 +163,21 @@ def markdown(tables: Sequence[Table]) -> str:
             lines += ["", f"### {table.title}" if table.comparable else f"#### {APART}", ""]
             if table.comparable and table.sentence:
                 lines += [_md(table.sentence), ""]
-            rule = ["---:" if numeric else "---" for numeric in table.numeric]
-            lines += [_md_row(map(_md, table.headings)), _md_row(rule)]
-            lines += [_md_row(_md_cell(row, i, sources) for i in range(len(row.cells))) for row in table.rows]
-            lines += [""] * bool(table.notes)
-            lines += [f"- <sup>{i}</sup> {_md(note)}" for i, note in enumerate(table.notes, start=1)]
+            lines += _md_table(table, sources)
     if sources:
-        lines += ["", f"## {SOURCES}", ""]
+        lines += ["", f"## {SOURCES}", "", STROKE, ""]
     for source, i in sources.items():
         url = _web(source.url)
         lines.append(f"- \\[{i}\\] {_md(source.text)}" + (f" {_md_link(_md(url), url)}" if url else ""))
     return "\n".join(lines) + "\n"
+
+
+def _md_table(table: Table, sources: Mapping[Source, int]) -> list[str]:
+    rule = ["---:" if numeric else "---" for numeric in table.numeric]
+    lines = [_md_row(map(_md, table.headings)), _md_row(rule)]
+    lines += [_md_row(_md_cell(row, i, sources) for i in range(len(row.cells))) for row in table.rows]
+    lines += [""] * bool(table.notes)
+    return lines + [f"- <sup>{i}</sup> {_md(note)}" for i, note in enumerate(table.notes, start=1)]
 
 
 def _md_row(cells: Iterable[str]) -> str:
@@ -166,13 +213,14 @@ def html(tables: Sequence[Table]) -> str:
     numbers = {id(table): i for i, table in enumerate(tables, start=1)}
     parts = [(section, [(numbers[id(table)], table) for table in inside]) for section, inside in _parts(tables)]
     return shown.get_template("tables.html").render(
-        parts=parts, apart=APART, sources=_sources(tables), sources_title=SOURCES
+        parts=parts, apart=APART, sources=_sources(tables), sources_title=SOURCES, stroke=STROKE, sibling=SIBLING
     )
 
 
 # -- LaTeX
 
-PREAMBLE = r"""% Written by swav. To use a table elsewhere: \usepackage{array,booktabs,longtable}, and \anychar as below.
+PACKAGES = r"% Needs \usepackage{array,booktabs,longtable}; for letters that TeX lacks also \anychar of tables.tex."
+PREAMBLE = r"""% Written by swav.
 \documentclass[a4paper]{article}
 \usepackage[landscape,margin=1.5cm]{geometry}
 \usepackage{array,booktabs,longtable}
@@ -216,7 +264,7 @@ def latex(tables: Sequence[Table]) -> str:
             lines += [rf"\subsection{{{_tex(table.title)}}}" if table.comparable else rf"\subsubsection{{{APART}}}"]
             lines += [_tex(table.sentence), ""] if table.comparable and table.sentence else []
             lines += _tex_table(table, sources)
-    lines += [rf"\section{{{SOURCES}}}"] * bool(sources)
+    lines += [rf"\section{{{SOURCES}}}", rf"{_tex(STROKE)}\par"] if sources else []
     lines += [rf"[{i}]~{_tex(f'{source.text} {source.url}')}\par" for source, i in sources.items()]
     return "\n".join([*lines, r"\end{document}"]) + "\n"
 

@@ -7,6 +7,7 @@ does not know. No torch here: reports answer at once.
 
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import json
 import math
@@ -35,6 +36,7 @@ FILE = "results.json"
 FORMAT = 1  # of the file; one that names none is of format 1
 OWN = "own"  # the protocol whose rows have a spread and an interval
 KEY = ("bench", "metric", "weights", "protocol", "seed")
+Key = tuple[str | int, ...]  # values of these
 
 Number = Annotated[float, Strict()]  # pydantic would take the text "70" for one
 Finite = Annotated[float, Strict(), Field(allow_inf_nan=False)]
@@ -138,6 +140,8 @@ class Result(StoredObject):
         spread: sample standard deviation of the value over parts of the training images, in its unit; None: not measured, and
             not in the file.
         interval: lower and upper end of the value's 95 % interval over the scored images, in its unit; None likewise.
+        measured: when, as `now` has it; of a repetition with the same outcome the first time. None: unknown, as of rows of
+            earlier versions, and not in the file.
     """
 
     UNKNOWN = MappingProxyType(
@@ -162,6 +166,7 @@ class Result(StoredObject):
     name: str
     spread: Finite | None = None
     interval: tuple[Finite, Finite] | None = None
+    measured: str | None = None
 
     def model_post_init(self, context: Any) -> None:
         """Refuse a number that is none.
@@ -171,6 +176,11 @@ class Result(StoredObject):
         """
         if self.value is not None and not math.isfinite(self.value):
             raise NumericsError(f"{self.bench} {self.metric}: expected a finite number, found {self.value}")
+
+    @property
+    def key(self) -> Key:
+        """What no two rows of a file have in common."""
+        return tuple(getattr(self, part) for part in KEY)
 
     @property
     def label(self) -> str:
@@ -215,7 +225,9 @@ class DryRunRow(BaseModel):
     """What one benchmark of one set of weights would take.
 
     Attributes:
+        protocol: by which it would be run.
         data: what there is to learn from and to score.
+        images: how many, as `120 + 30`, or `150 in folds`.
         hours, memory_gb, disk_gb: as estimated; memory beside the network's.
     """
 
@@ -224,7 +236,9 @@ class DryRunRow(BaseModel):
     bench: str
     weights: str
     seed: int
+    protocol: str
     data: str
+    images: str
     hours: float
     memory_gb: float
     disk_gb: float
@@ -279,6 +293,11 @@ def _is_no_number(value: Any) -> bool:
 def _translated(row: dict[str, Any]) -> dict[str, Any]:
     """`page` was the name of protocol `published` before 0.1.0."""
     return {**row, "protocol": "published"} if row.get("protocol") == "page" else row
+
+
+def now() -> str:
+    """The time, in UTC: `2026-10-02T14:05:33Z`."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 # -- reading
@@ -401,7 +420,8 @@ def _merged(before: Results, new: Sequence[Result], not_run: Iterable[NotRun]) -
             kept.append(row)
     if dropped := len(before.results) - len(kept):
         warn(f"{FILE}: {counted(dropped, 'row')} of earlier weights of the same name replaced: no mean mixes the two")
-    rows = {tuple(getattr(row, part) for part in KEY): row for row in [*kept, *new]}
+    rows = {row.key: row for row in kept}
+    rows |= {row.key: row for row in new if row.key not in rows or _outcome(row) != _outcome(rows[row.key])}
     missing = {(row.bench, row.metric, row.weights): row for row in [*before.not_run, *not_run]}
     done = {(row.bench, metric, weights) for row in new for metric in ("", row.metric) for weights in ("", row.weights)}
     return before.model_copy(
@@ -410,6 +430,11 @@ def _merged(before: Results, new: Sequence[Result], not_run: Iterable[NotRun]) -
             "not_run": tuple(row for what, row in missing.items() if what not in done),
         }
     )
+
+
+def _outcome(row: Result) -> str:
+    """All of a row but when it was measured."""
+    return json.dumps(row.model_dump() | {"measured": None}, sort_keys=True)
 
 
 def _with_one_name_each(rows: Iterable[Result], in_order: Iterable[Result]) -> tuple[Result, ...]:

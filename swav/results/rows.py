@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from swav.results.layout import BEST_STAGE, Cell, Column, Link, TableLayout, TableRow
+from swav.results.layout import BEST_STAGE, OURS, Cell, Column, Link, TableLayout, TableRow
 from swav.results.results import OWN, NetworkFacts, NotRun, Result, summary
 from swav.results.units import decimals_of
 
@@ -124,11 +124,11 @@ def our_rows(
             for column in layout.columns
             if score_of(column, measured) is None and (why := _reasons(column, not_run, weights))
         }
-        for group, found in mine:
-            notes = above if group.comparable else below
-            rows[group.comparable].append(_our_row(layout, label, group, found, reasons, notes))
-        if reasons and not mine:
-            rows[True].append(_our_row(layout, label, None, {}, reasons, above))
+        alone: list[tuple[Group | None, Mapping[ScoreName, list[Result]]]] = [(None, {})] if reasons else []
+        for group, found in mine or alone:
+            comparable = group is None or group.comparable
+            said = {column: reasons.get(column) or [_absent(column, found, measured)] for column in layout.columns}
+            rows[comparable].append(_our_row(layout, label, group, found, said, above if comparable else below))
     return rows[True], rows[False]
 
 
@@ -141,6 +141,15 @@ def _reasons(column: Column, not_run: Iterable[NotRun], weights: str) -> list[st
             needed = f"; needs {lack.expected}" if lack.expected else ""
             words.append(f"{lack.bench} was not run: {lack.reason}{needed}")
     return words
+
+
+def _absent(column: Column, found: Iterable[ScoreName], measured: Iterable[ScoreName]) -> str:
+    """Why a row has no number in a column, where no run failed."""
+    if score_of(column, measured) is not None:
+        return f"{column.bench}: under another protocol, or of other images; in another row"
+    if any(bench == column.bench for bench, _ in found):
+        return f"{column.bench} gave no number of this column; its config says what was asked for"
+    return f"{column.bench} was not asked for: swav bench {column.bench}"
 
 
 def _our_row(
@@ -166,10 +175,10 @@ def _our_row(
         why = tuple(notes.mark(words) for words in reasons.get(column, ())) if written == "–" else ()
         cells.append(Cell(written, why))
     if len(layout.labels) == 1:
-        return TableRow("ours", (Cell(label, marks, links), *cells))
+        return TableRow(OURS, (Cell(label, marks, links), *cells))
     settings = map(Cell, _network(shown))
     return TableRow(
-        "ours", (Cell(label, marks), *settings, *cells, *(Cell("" if links else "–", (), links) for _ in layout.last))
+        OURS, (Cell(label, marks), *settings, *cells, *(Cell("" if links else "–", (), links) for _ in layout.last))
     )
 
 

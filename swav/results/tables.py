@@ -1,4 +1,4 @@
-"""The tables of the page that swav is to fill: same tables, columns and order, our rows beside the published ones.
+"""The tables of the page that swav is to fill: same tables, columns and order; our rows, then the published ones.
 
 No format here: `page_tables` says what stands in which cell, render.py writes it down. What may not be compared with
 published numbers (other images, classes or protocol) stands in a table of its own below, with the reason.
@@ -11,6 +11,9 @@ from swav.results.layout import (
     BEYOND,
     OWN_DATA,
     PAGE,
+    PAGE_ROW,
+    PUBLISHED,
+    SIBLING,
     Cell,
     Column,
     Link,
@@ -42,9 +45,11 @@ def page_tables(content: Results, published: Sequence[Published]) -> tuple[Table
     for layout in (*PAGE, *_unlisted(rest)):
         known = [row for row in published if scores_shown(layout, _published_numbers(row))]
         above, below = Notes(), Notes()
-        first = [_published_row(layout, row) for row in known if row.page]
         comparable, others = our_rows(layout, groups, content.not_run, above, below)
-        rows = [*first, *comparable, *(_published_row(layout, row) for row in known if not row.page)]
+        kinds = {
+            kind: [row for row in known if _kind(row, published) == kind] for kind in (PAGE_ROW, PUBLISHED, SIBLING)
+        }
+        rows = [*comparable, *(_published_row(layout, row, kind) for kind, alike in kinds.items() for row in alike)]
         if rows or layout.of_the_page:
             tables.append(_table(layout, True, rows, above))
         if others:
@@ -103,7 +108,20 @@ def _published_numbers(row: Published) -> dict[ScoreName, float]:
     return {(bench, metric): value for bench, metrics in row.values.items() for metric, value in metrics.items()}
 
 
-def _published_row(layout: TableLayout, row: Published) -> TableRow:
+def _kind(row: Published, published: Sequence[Published]) -> str:
+    """Whether a row is the page's, the same training as measured by others, or another method or training."""
+    if row.page:
+        return PAGE_ROW
+    page = next((each for each in published if each.page), None)
+    same = page is not None and _training(row) == _training(page)
+    return PUBLISHED if same else SIBLING
+
+
+def _training(row: Published) -> tuple[str, str, int | None, int | None]:
+    return row.method, row.backbone, row.epochs, row.batch
+
+
+def _published_row(layout: TableLayout, row: Published, kind: str) -> TableRow:
     numbers = _published_numbers(row)
     labels = [row.config or row.label] if row.page else [row.label]
     if len(layout.labels) > 1:
@@ -120,7 +138,7 @@ def _published_row(layout: TableLayout, row: Published) -> TableRow:
     links = [Cell("", links=(Link(short, row.url),)) if row.url else Cell(short) for _ in layout.last]
     named = f"{row.label} ({row.config})" if row.config else row.label
     source = Source(f"{named}: {row.source}" + (f". {row.note}" if row.note else ""), row.url)
-    return TableRow("page" if row.page else "published", (*map(Cell, [*labels, *cells]), *links), source)
+    return TableRow(kind, (*map(Cell, [*labels, *cells]), *links), source)
 
 
 def _of_best_stage(column: Column, numbers: Mapping[ScoreName, float]) -> ScoreName | None:

@@ -43,6 +43,8 @@ _TRANSFORMERS = (
 )  # names of timm's models begin so
 _FEW_PROTOTYPES = 1000
 _MANY_IMAGES = 1_000_000
+# Images seen from which on every set of five was better by kNN than random weights, by 1.0 and more; after 4,000 one was worse by 5.
+LEAST_SEEN = 8_000
 CHECKED_IMAGES, _LEAST_CHECKED, CHECKED_VIEWS = 512, 128, 4  # that a check looks at (retrieval.py); views of each
 _CHECKS_SHARE, _MOST_CHECKS, _CHECKS_FOR_HARM = 0.01, 20, 10
 
@@ -398,6 +400,19 @@ def _length(choices: Choices, facts: MachineAndData) -> None:
         "queue_start_epoch",
         min(15, epochs // 2),
         f"15, at most half of {counted(epochs, 'epoch')}",
+    )
+
+
+def too_short(seen: int) -> str | None:
+    """What is to be said of a run from random weights that sees so few images; None of a longer one.
+
+    Source: 20 short runs over five sets, docs/log.md.
+    """
+    if seen >= LEAST_SEEN:
+        return None
+    return (
+        f"{seen:,} images will be seen: with fewer than {LEAST_SEEN:,} training did not surely beat random weights, with any settings "
+        "that we tried. Give more epochs (or hours), or start from weights that saw more (init=W)"
     )
 
 

@@ -6,6 +6,7 @@ here are thrown away.
 """
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -14,15 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from swav import dist
+from swav.algorithm import koleo_loss, swapped_loss
 from swav.config import Recipe
 from swav.data.device import MicroBatches
 from swav.data.images import Images
-from swav.data.loader import Loader
-from swav.errors import MachineError
+from swav.data.loader import Loader, batches_in_memory
+from swav.errors import MachineError, counted
+from swav.files import warn_once
 from swav.network.backbone import count_parameters
-from swav.network.heads import build_network
+from swav.network.heads import SwavNetwork, build_network
 from swav.system import available_memory
 from swav.training.auto import in_words, per_second, power_of_two
 from swav.training.budget import evaluation_share
@@ -32,7 +36,8 @@ from swav.views import view_spec
 SECONDS = 6.0  # of steps that are timed
 LIMIT_SECONDS = 20.0  # after which what was seen must do
 CPU_SHARE, GPU_SHARE = 0.5, 0.9  # of the available memory that a step may take: on a CPU others live there too
-_OVERHEAD = 1.3  # of a CPU step over the values it keeps: gradients of activations, scratch space of the kernels
+_OVERHEAD = 1.3  # of a CPU step over the values it keeps: gradients, scratch space of the kernels; measured 1.1 to 1.4
+_IMPORTED_LATER = 200_000_000  # what optimisers import, and workers take for themselves [bytes]
 _CPU_STEP_SECONDS = 1.0  # a probing step on a CPU is made of as few images as take about so long
 
 
@@ -43,9 +48,8 @@ def batch_fits(recipe: Recipe, device: torch.device, most: int) -> tuple[int, st
     """The most images at a time, up to `most`, that a process has memory for; and how that was found.
 
     On a GPU tried: see `max_batch_that_fits`. On a CPU by the rule that a step may take CPU_SHARE of the memory that is
-    available now, shared by all processes, and that it takes what a forward of two images keeps for the backward, per
-    image, times _OVERHEAD, beside weights, gradients and the optimiser's state. (A CPU that runs out of memory kills;
-    there is nothing to try.)
+    available now, shared by all processes of a machine: see `cpu_bytes`. (A CPU that runs out of memory kills; there is
+    nothing to try.)
 
     Args:
         recipe: machine, views, network and prototypes settled.
@@ -114,33 +118,126 @@ def _gpu_peak(recipe: Recipe, device: torch.device) -> Callable[[int], int | Non
 
 def _fits_cpu(recipe: Recipe) -> int:
     fixed, per_image = cpu_bytes(recipe)
-    budget = CPU_SHARE * available_memory(torch.device("cpu")) / dist.world_size()
+    budget = CPU_SHARE * available_memory(torch.device("cpu")) / _processes_here()
     return max(0, int((budget - fixed) / per_image))
 
 
+def check_memory(recipe: Recipe, device: torch.device, resumes: bool) -> None:
+    """Warn where a step on a CPU probably takes more memory than there is: the system would end the run without a word.
+
+    The estimate is 2 to 30 % above what was measured, so a warning leaves the decision to the user. What a step of a single
+    image certainly takes is refused where it is more than there is. (On a GPU the attempt is refused by torch, with advice.)
+
+    Args:
+        recipe: settled.
+        resumes: whether there is a run whose micro_batch cannot be another.
+
+    Raises:
+        MachineError: not even one image fits.
+    """
+    if device.type != "cpu":
+        return
+    found = dist.on_all_ranks(lambda: (available_memory(device), *cpu_bytes(recipe)))
+    room, fixed, per_image = min(room for room, _, _ in found) // _processes_here(), *found[0][1:]
+    at_a_time, least = recipe.images_per_forward(dist.world_size()), 2 if recipe.koleo else 1
+    fixed += _loader_bytes(recipe) + _IMPORTED_LATER
+    certainly = fixed + round(least * per_image / _OVERHEAD)
+    each = " of each process" if _processes_here() > 1 else ""
+    if certainly > room:
+        raise MachineError(
+            f"memory: expected room for a step{each} with {counted(least, 'image')} at a time ({_gb(certainly)}), found {_gb(room)} "
+            "available; use a smaller batch=N, smaller crops, fewer workers=N or a smaller backbone, or end other programs"
+        )
+    takes = fixed + at_a_time * per_image
+    if takes <= room or dist.rank():
+        return
+    most = max(least, int((CPU_SHARE * room - fixed) / per_image))
+    fewer = max(count for count in range(1, at_a_time + 1) if at_a_time % count == 0 and count <= most)
+    advice = "use smaller crops, fewer workers=N or a smaller backbone"
+    if least <= fewer < at_a_time:
+        advice = (
+            f"use micro_batch={fewer} (codes stay those of the whole batch, BatchNorm's statistics are of {counted(fewer, 'image')}), "
+            "a smaller batch=N or smaller crops"
+        )
+    if resumes:
+        advice = f"end other programs, or begin again (another --out): {advice}"
+    warn_once(
+        f"memory: a step{each} with {counted(at_a_time, 'image')} at a time takes about {_gb(takes)}, {_gb(room)} are available: "
+        f"the system may end this run without a word; {advice}"
+    )
+
+
+def _loader_bytes(recipe: Recipe) -> int:
+    """Batches of uint8 views in memory, of one process."""
+    share = recipe.batch // dist.world_size()
+    pixels = sum(crop.count * crop.size**2 * 3 for crop in recipe.crops)
+    return batches_in_memory(share, recipe.workers) * share * pixels
+
+
 def cpu_bytes(recipe: Recipe) -> tuple[int, int]:
-    """What a training step takes on a CPU, by what a forward of two images keeps: bytes whatever the batch, and per image."""
-    device, images = torch.device("cpu"), 2
-    steps = _Steps(recipe, device)
-    network = steps.trainer.network
-    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    kept: dict[int, int] = {}
+    """What a training step takes on a CPU: bytes whatever the batch, and per image.
+
+    Shapes alone tell what a forward keeps for the backward (the backbone runs without weights or pixels), times _OVERHEAD.
+    """
+    with torch.device("meta"):
+        network = build_network(recipe)
+    weights, half = 4 * count_parameters(network), recipe.precision != "fp32"
+    fixed = _checkpoint_bytes(recipe, network) + weights + (weights // 2 if half else 0)
+    return fixed, round(_OVERHEAD * _kept_per_image(recipe, network, torch.bfloat16 if half else torch.float32))
+
+
+def _kept_per_image(recipe: Recipe, network: SwavNetwork, dtype: torch.dtype) -> float:
+    """Bytes that a forward keeps for the backward, of an image's crops.
+
+    Args:
+        network: on the meta device; its head is moved to the CPU.
+        dtype: that the backbone computes in.
+    """
+    images = 2
+    trunk, head = network.trunk.to(dtype), network.projection_head.to_empty(device="cpu")
+    prototypes = network.prototypes.to_empty(device="cpu")
+    crops = [crop.to(dtype) for crop in _random_crops(recipe, images, torch.device("meta"))]
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        kept[storage._cdata] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        steps.make([_random_crops(recipe, images, device)], images)
-    activations = sum(count for place, count in kept.items() if place not in weights)
-    return _checkpoint_bytes(recipe, network) + 4 * count_parameters(network), round(_OVERHEAD * activations / images)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), _CpuAttention():
+        rows = sum(len(trunk(kind)) for kind in crops)
+        embeddings = head(torch.zeros(rows, network.num_features))
+        scores = prototypes(embeddings).unflatten(0, (-1, images))
+        codes = torch.zeros(len(recipe.code_views), images, scores.shape[2])
+        swapped_loss(scores, codes, recipe.code_views, recipe.temperature)
+        if not recipe.left_at_auto("koleo") and recipe.koleo:
+            koleo_loss(embeddings.unflatten(0, (-1, images))[list(recipe.code_views)])
+    return sum(storage.nbytes() for place, storage in kept.items() if place not in weights) / images
+
+
+class _CpuAttention(TorchFunctionMode):
+    """On the meta device attention keeps the matrix of all pairs, on a CPU it does not: take the kernel of the CPU."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (
+            function is nn.functional.scaled_dot_product_attention
+            and len(args) == 3
+            and not (kwargs or {}).get("attn_mask")
+        ):
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args)[0]
+        return function(*args, **(kwargs or {}))
 
 
 def _checkpoint_bytes(recipe: Recipe, network: nn.Module) -> int:
     """Weights, the optimiser's state (one number more per weight, or two), and a teacher's weights."""
     numbers = (2 if recipe.optimizer in ("larc", "lars") else 3) + bool(recipe.teacher_momentum)
     return 4 * count_parameters(network) * numbers
+
+
+def _processes_here() -> int:
+    """Of this run on this machine, which share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", dist.world_size()))
 
 
 # -- speed
@@ -283,13 +380,12 @@ def estimate_run(
 
 
 def _memory(recipe: Recipe, device: torch.device) -> int:
-    share, at_a_time = recipe.batch // dist.world_size(), recipe.images_per_forward(dist.world_size())
+    at_a_time = recipe.images_per_forward(dist.world_size())
     if device.type == "cuda":
         peak = _gpu_peak(recipe, device)(at_a_time)
         return available_memory(device) + 1 if peak is None else peak
     fixed, per_image = cpu_bytes(recipe)
-    views = sum(crop.count * crop.size**2 * 3 for crop in recipe.crops) * share  # uint8, and float32 in the step
-    return fixed + at_a_time * per_image + (2 * recipe.workers + 2 + 4) * views + _BARE_PROCESS
+    return _BARE_PROCESS + fixed + _loader_bytes(recipe) + at_a_time * per_image
 
 
 _BARE_PROCESS = 800_000_000  # Python with torch and this package, before a network is built [bytes]

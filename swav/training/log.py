@@ -1,5 +1,6 @@
 """What a run writes down while it trains: metrics, bad files, and the views as the network saw them."""
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -13,14 +14,17 @@ from swav import dist
 from swav.data.augment.photometric import apply_batched
 from swav.data.augment.spec import ViewSpec
 from swav.data.loader import Batch
-from swav.files import BAD_FILES, METRICS, REPORT_PARTS, FolderGuard, not_essential
+from swav.files import BAD_FILES, METRICS, REPORT, REPORT_PARTS, FolderGuard, not_essential, write_text_durably
 from swav.jsonl import append, is_bad_file, is_metrics, read_if_possible
-from swav.progress import Progress, memory_gb
+from swav.progress import Progress
+from swav.reporting.page import report
 from swav.reporting.pictures import write_views
-from swav.training.monitor import STEP_VALUES, HealthCheck, Monitor
+from swav.system import memory_gb
+from swav.training.monitor import STEP_VALUES, Monitor
 from swav.training.optim import learning_rate
 from swav.training.setup import RunSetup
 from swav.training.step import Trainer
+from swav.training.verdict import HealthCheck, verdict
 
 
 class Log:
@@ -111,14 +115,16 @@ class Recorder:
 
     def __init__(self, run: RunSetup, trainer: Trainer, monitor: Monitor, log: Log, progress: Progress):
         self._run, self._trainer, self._monitor, self._log, self._progress = run, trainer, monitor, log, progress
-        self._health = HealthCheck(*run.health_facts)
+        self._health = HealthCheck(run.health_facts)
         self._health.catch_up(log.recent)
         self._clock = _Clock()
 
-    def watch(self, waited: float) -> None:
-        """Take note of the step that was just made, for which the training waited so long for its batch [seconds]."""
+    def watch(self, done: int, waited: float) -> None:
+        """Take note of the step that was just made, the `done`th, for which the training waited so long for its batch [seconds]."""
         self._monitor.watch(self._trainer.embeddings, self._trainer.codes)
         self._clock.tick(waited)
+        if not self.is_due(done):  # else `record` says how far the run is
+            self._progress.update(done, place=self._epoch(done))
 
     def is_due(self, done: int) -> bool:
         """Whether a line is due after so many steps; the first process writes it."""
@@ -141,7 +147,13 @@ class Recorder:
             done,
             f"loss {line['loss']:.3f}  {line['images_per_second']:.0f} images/s  waiting {line['data_wait']:.0%}  "
             f"{line['memory_gb']:.1f} GB",
+            self._epoch(done),
         )
+
+    def _epoch(self, done: int) -> str:
+        """The epoch that the last step was of, and how many are planned."""
+        per_epoch = self._run.steps_per_epoch
+        return f"epoch {-(-done // per_epoch)}/{-(-self._progress.total // per_epoch)}"
 
     def _line(self, done: int, values: list[float]) -> dict[str, float]:
         """Loss, codes and gradients are means over all processes; the monitor's values are the first's."""
@@ -160,6 +172,44 @@ class Recorder:
             "memory_gb": memory_gb(run.device),
             "seconds": time.monotonic() - self._clock.began,
         }
+
+
+class LiveReport:
+    """The report and the verdict of a run, renewed while it trains at no more than a hundredth of its time.
+
+    Attributes:
+        is_there: this command has written them.
+    """
+
+    def __init__(self, run: RunSetup, log: Log):
+        self._run, self._log = run, log
+        self._due = 0.0
+        self.is_there = False
+
+    def renew(self, done: int, at_once: bool = False) -> None:
+        """Write both as they are after so many steps, unless that was done just before; only the first process does.
+
+        Args:
+            at_once: the run ends here.
+        """
+        began = time.monotonic()
+        if dist.rank() > 0 or (began < self._due and not at_once):
+            return
+        state, advice = verdict(self._log.recent, self._run.health_facts)
+        self.write(state, f"so far, at step {done} of {self._run.total_steps}: {advice}")
+        self._due = time.monotonic() + 100 * (time.monotonic() - began)
+
+    def write(self, state: str, advice: str) -> Path | None:
+        """Write both with this verdict; return the report's path, None where it could not be written."""
+        out = self._run.out
+        with not_essential(f"{out}/{REPORT_PARTS}/verdict.json"):
+            (out / REPORT_PARTS).mkdir(exist_ok=True)
+            write_text_durably(out / REPORT_PARTS / "verdict.json", json.dumps({"state": state, "advice": advice}))
+        self.is_there = True
+        page: Path | None = None
+        with not_essential(f"{out}/{REPORT}"):
+            page = report(out)
+        return page
 
 
 class _Clock:

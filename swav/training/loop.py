@@ -4,7 +4,6 @@
 the algorithm.
 """
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from swav.data import manifest
 from swav.data.device import MicroBatches
 from swav.data.loader import Loader
 from swav.errors import DataError, NumericsError, Stopped
-from swav.files import REPORT, REPORT_PARTS, not_essential, write_text_durably
+from swav.files import REPORT, not_essential, out_folder
 from swav.network.heads import build_network
 from swav.output import deliver
 from swav.progress import Progress
@@ -28,15 +27,16 @@ from swav.training.budget import Budget
 from swav.training.estimate import estimate_run
 from swav.training.flags import FlagReader, Flags
 from swav.training.init import facts_of, init_from, load_init_weights, require_fitting
-from swav.training.log import Log, Recorder, draw_views
-from swav.training.monitor import Monitor, verdict
+from swav.training.log import LiveReport, Log, Recorder, draw_views
+from swav.training.monitor import Monitor
 from swav.training.preflight import check_pretraining
 from swav.training.resume import local_shard, resume
 from swav.training.saving import Saver
 from swav.training.scoring import Scoring
 from swav.training.setup import RunSetup, prepare, shared_settings
 from swav.training.step import Trainer
-from swav.training.summary import describe, memory_advice, resume_message
+from swav.training.summary import describe, memory_advice, resume_message, screen
+from swav.training.verdict import verdict
 from swav.views import view_spec
 from swav.weights.export import export_backbone, export_missing
 from swav.weights.exported import FOLDER, how_to_use
@@ -63,13 +63,14 @@ def pretrain(recipe: str | Path | Recipe, *, out: str | Path, dry_run: bool = Fa
         wanted = validated(Recipe, recipe.model_dump() | settings, "settings")
     else:
         wanted = load_recipe(str(recipe), settings)
-    return run_or_resume(wanted, Path(out), dry_run, budget.now())
+    return run_or_resume(wanted, out_folder(out), dry_run, budget.now())
 
 
-def run_or_resume(wanted: Recipe, out: Path, dry_run: bool, began: float) -> Path:
+def run_or_resume(wanted: Recipe, out: Path, dry_run: bool, began: float, full: bool = False) -> Path:
     """Pre-train, or resume the run in `out`: see `pretrain`.
 
     Args:
+        full: of a dry run, print every reason, and all settings as YAML.
         began: when the command began, by budget.now: what it imported before belongs to its time too.
     """
     device = pick_device(wanted.device)
@@ -92,7 +93,8 @@ def run_or_resume(wanted: Recipe, out: Path, dry_run: bool, began: float) -> Pat
                 f"\ninit       {init_from(build_network(run.recipe), start, run.recipe)}" if start is not None else ""
             )
             if dist.rank() == 0:
-                deliver(f"{describe(run)}{taken}\n{lines}\n\n{to_yaml(run.settings)}".rstrip("\n"))
+                settings = f"\n\n{to_yaml(run.settings)}".rstrip("\n") if full else ""
+                deliver(screen(f"{describe(run)}{taken}", lines, full) + settings)
             return out
         if dist.rank() == 0:
             stack.enter_context(checkpoint.RunLock(out))
@@ -160,6 +162,7 @@ def _train(
     if run.budget is not None:
         progress.plan(run.total_steps, run.budget.seconds_left())
     recorder = Recorder(run, trainer, monitor, log, progress)
+    live = LiveReport(run, log)
     saver = Saver(run, trainer, monitor, scoring, log, stop, start_step)
     flags = FlagReader(late=device.type == "cuda")
     done = start_step
@@ -187,7 +190,7 @@ def _train(
             with environment_errors(memory_advice(at_a_time)):
                 found = flags.add(batch.step, trainer.step(micro_batches, batch.step, requests))
             done = batch.step + 1
-            recorder.watch(batch.wait)
+            recorder.watch(done, batch.wait)
             if run.budget is not None:
                 run.budget.made(done)
             if found is not None:
@@ -196,12 +199,15 @@ def _train(
             save_now = found is not None and found.save_due and found.step >= saver.saved_at  # not due before that save
             if recorder.is_due(done):
                 recorder.record(done, flags.last().values)
+                if not live.is_there:
+                    live.renew(done)
             fault_point("step:end")
             if done % run.steps_per_epoch == 0 or done == run.total_steps:
                 if run.budget is not None:
                     run.budget.epoch_made(done)
                 put_off_by = scoring.evaluate(done, trainer.network, log, progress, stop, stop_code)
                 stop_code = max(stop_code, put_off_by)
+                live.renew(done)
                 _end_if_it_harms(run, scoring, done, progress)
                 if run.budget is not None and done < run.total_steps:
                     _plan_anew(run.budget, done, progress)
@@ -211,6 +217,7 @@ def _train(
                     flags.last(), run, allowed, saver.saved_at
                 )  # read early: a step that was not finite is never saved
                 saver.save(done)
+                live.renew(done)
             if stop_code and (done < run.total_steps or scoring.put_off):
                 raise Stopped(
                     f"stopped by a signal after step {done}/{run.total_steps}; checkpoint saved, rerun the same command to resume",
@@ -218,6 +225,9 @@ def _train(
                 )
             if done == run.total_steps:
                 break
+    except (Stopped, NumericsError, DataError):
+        live.renew(done, at_once=True)
+        raise
     finally:
         progress.close()
         loader.close()
@@ -262,17 +272,11 @@ def _finish(run: RunSetup, log: Log, scoring: Scoring) -> None:
     first = dist.rank() == 0
     if first:
         log.check_folder()
-        judgement, advice = verdict(log.recent, *run.health_facts, ended=True, harm=scoring.harm)
-        with not_essential(f"{run.out}/report/verdict.json"):
-            (run.out / REPORT_PARTS).mkdir(exist_ok=True)
-            write_text_durably(
-                run.out / REPORT_PARTS / "verdict.json", json.dumps({"state": judgement, "advice": advice})
-            )
-        dist.say(f"{judgement}: {advice}")
+        state, advice = verdict(log.recent, run.health_facts, ended=True, harm=scoring.harm)
+        dist.say(f"{state}: {advice}")
     try:
         exported = dist.on_rank0(lambda: export_backbone(run.out, scoring.exported(run.total_steps)[1]))
     finally:
-        if first:
-            with not_essential(f"{run.out}/report.html"):
-                dist.say(f"report: {report(run.out)}")
+        if first and (page := LiveReport(run, log).write(state, advice)) is not None:
+            dist.say(f"report: {page}")
     dist.say(how_to_use(exported, run.out / FOLDER))

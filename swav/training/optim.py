@@ -1,4 +1,4 @@
-"""How parameters move: LARC, LARS or Adam, and the learning rate over a run.
+"""How parameters move: LARC, LARS or Adam, and what changes over a run: the learning rate, weight decay, the teacher's momentum.
 
 All three are torch's own fused kernels; LARC and LARS rescale the gradients before them. The kernels skip an update on the
 device when `found_inf` is set, so a non-finite step is undone by never being made: no parameter and no momentum is
@@ -60,6 +60,26 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, changes: Sequ
     if recipe.lr_schedule == "epoch" and not (leg.start and leg.end - leg.start <= steps_per_epoch):
         step -= step % steps_per_epoch  # but in a last epoch that was planned at its start the rate must yet come down
     return _rate(recipe, leg, step)
+
+
+def moved(first: float, last: float | None, step: int, steps: int, changes: Sequence[tuple[int, int]] = ()) -> float:
+    """A setting that moves from one value to another over a run, by half a cosine and without a warm-up.
+
+    Args:
+        first, last: at step 0 and (approached) at the end; a last of None: it does not move.
+        step: 0-based.
+        steps: of the whole run as first planned.
+        changes: as of `learning_rate`; the way continues from the point that it has reached.
+
+    Source: Caron et al. 2021 (arXiv 2104.14294), implementation details: weight decay and the teacher's momentum.
+    """
+    if last is None:
+        return first
+    leg = _Leg(0, steps, 0, 0.0, 0.0)
+    for start, end in changes:
+        if start <= step:
+            leg = _Leg(start, end, 0, 0.0, _progress(leg, start))
+    return last + 0.5 * (first - last) * (1 + math.cos(math.pi * _progress(leg, step)))
 
 
 def _rate(recipe: Recipe, leg: _Leg, step: int) -> float:
@@ -125,8 +145,8 @@ class Optimizer:
     """Parameters in groups, a learning rate for each, and what the rule remembers of each parameter.
 
     Attributes:
-        param_groups: dicts of "params", "lr", the "factor" that the recipe's learning rate is multiplied by for them, and
-            "weight_decay".
+        param_groups: dicts of "params", "lr", the "factor" that the recipe's learning rate is multiplied by for them,
+            "weight_decay", and whether it "decays" at all.
         state: of each parameter, its tensors by name. Made at once, so that a first step that is skipped leaves nothing
             undefined.
         found_inf: a flag on the device: where it is 1, a step moves nothing.
@@ -310,6 +330,7 @@ def build_optimizer(recipe: Recipe, network: nn.Module) -> Optimizer:
     optimizer = _of_groups(recipe, list(groups.values()))
     for (part, decays), group in zip(groups, optimizer.param_groups, strict=True):
         group["factor"] = recipe.backbone_lr_factor if part == "trunk" else 1.0
+        group["decays"] = decays
         if not decays:
             group["weight_decay"] = 0.0
     return optimizer

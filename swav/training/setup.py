@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from swav.config import AUTO, HARMLESS, Recipe, settings_diff, settings_hash
 from swav.data import manifest
 from swav.data.images import Images
 from swav.data.overlap import SharedImages
-from swav.data.sample import is_grey, short_side
+from swav.data.sample import faults, is_grey, short_side
+from swav.data.sources.layouts import find_layout
 from swav.data.sources.open import labelled_splits, open_images
-from swav.errors import CheckpointError, ConfigError, DataError, MachineError
+from swav.data.sources.pixels import decoding_of
+from swav.errors import CheckpointError, ConfigError, DataError, MachineError, counted, printable
 from swav.files import CHECKPOINTS, CONFIG, warn_once
 from swav.network.backbone import check_backbone
 from swav.recipe_files import stored, validated, verified_yaml
@@ -25,7 +28,8 @@ from swav.training import budget, estimate
 from swav.training.auto import CHECKED_VIEWS, DEPENDENT, checked_images, derive, power_of_two
 from swav.training.budget import Budget, evaluation_share, first_plan, read_plans
 from swav.training.choices import MachineAndData, StartWeights
-from swav.training.monitor import RANDOM
+from swav.training.preflight import require_balance
+from swav.training.verdict import RANDOM, HealthFacts
 
 
 @dataclasses.dataclass
@@ -47,17 +51,21 @@ class RunSetup:
     speed: float | None = None  # images per second, where it had to be measured
     budget: Budget | None = None  # of a run with `hours`
     ended_at: int | None = None  # the last step, of a run that ends before the plan (stop_when_worse)
+    warnings: list[str] = dataclasses.field(default_factory=list)  # of what the images show; of a fresh run
 
     @property
     def steps_per_epoch(self) -> int:
         return len(self.images) // self.recipe.batch
 
     @property
-    def health_facts(self) -> tuple[float, int, int, str]:
-        """What the verdict compares a run with: the loss of equal codes, the number of images, and of prototypes, and what the
-        weights at the start are called."""
-        start = RANDOM if self.recipe.init is None else self.recipe.init
-        return self.recipe.log_prototypes, len(self.images), max(self.recipe.prototype_sets), start
+    def health_facts(self) -> HealthFacts:
+        """What the verdict judges the run by."""
+        recipe, unsettled = self.recipe, (0, 0)
+        if recipe.queue_length:  # used once full; within an epoch the loss has found its new level
+            used = recipe.queue_start_epoch * self.steps_per_epoch + -(-recipe.queue_length // recipe.batch)
+            unsettled = used, used + self.steps_per_epoch
+        start = RANDOM if recipe.init is None else recipe.init
+        return HealthFacts(recipe.log_prototypes, len(self.images), max(recipe.prototype_sets), start, unsettled)
 
     @property
     def total_steps(self) -> int:
@@ -105,7 +113,7 @@ def prepare(
         wanted, kept = _as_before(before, wanted, out)
     cache, path = None if dry_run else out, wanted.data
     assert path is not None
-    images = dist.on_rank0(lambda: _open(path, cache, None if before is None else out, wanted))
+    images, as_before = dist.on_rank0(lambda: _open(path, cache, None if before is None else out, wanted))
     if not wanted.left_at_auto("batch") and len(images) < wanted.batch:
         raise DataError(
             f"{wanted.data}: expected at least one batch of {wanted.batch} images, found {len(images)}; use batch={power_of_two(max(1, len(images)))} or more images"
@@ -118,15 +126,20 @@ def prepare(
     else:
         recipe, reasons, plans = _first_planned(wanted, before, out, images, facts)
     check_backbone(recipe.backbone, (*recipe.view_sizes, recipe.resolution), recipe.in_channels)
+    if before is None:
+        require_balance(recipe, dist.world_size())
     _check_bad(images, recipe)
+    images = images.decoded(how := decoding_of(recipe))
     if recipe.compile and not has_compiler():
         raise MachineError(
             "compile=true: expected a C compiler (cc, gcc or clang), found none; install one, as `apt install gcc`"
         )
+    estimate.check_memory(recipe, device, resumes=before is not None)
     labelled, unlabelled = None, "not asked for"
     if recipe.knn_every_epochs and dist.rank() == 0:
         try:
-            labelled = labelled_splits(path, cache=cache)
+            train, val = labelled_splits(find_layout(path, as_before), cache=cache)
+            labelled = train.decoded(how), val.decoded(how)
         except SharedImages:  # a score that flatters is worse than none
             raise
         except DataError as error:
@@ -137,6 +150,8 @@ def prepare(
             "leave check_every_epochs out"
         )
     run = RunSetup(out, recipe, reasons, images, labelled, unlabelled, device, kept, speeds[0] if speeds else None)
+    if before is None:
+        run.warnings = dist.on_rank0(lambda: [finding.text for finding in faults(images)])
     if wanted.hours is not None:
         scored, views = sum(map(len, labelled)) if labelled else 0, 0
         due = [max(1, round(recipe.knn_every_epochs))] if scored else []
@@ -206,10 +221,18 @@ def shared_settings(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude={"workers"})
 
 
-def _open(path: str, cache: Path | None, resumed: Path | None, wanted: Recipe) -> Images:
-    """What a run trains on: the images under a path, or of a run in the folder `resumed` those that it began with."""
+def _open(path: str, cache: Path | None, resumed: Path | None, wanted: Recipe) -> tuple[Images, bool]:
+    """What a run trains on: the images under a path, or of a run in the folder `resumed` those that it began with; and whether
+    the path is read as earlier versions did, which found another layout there."""
     now = open_images(path, split="train", cache=cache)
-    return now if resumed is None else manifest.as_begun(resumed / manifest.FILE, now, wanted.max_unreadable)
+    if resumed is None:
+        return now, False
+    began, as_before = resumed / manifest.FILE, False
+    if missing := manifest.count_missing(began, now):
+        then = open_images(find_layout(path, as_before=True), split="train", cache=cache)
+        as_before = manifest.count_missing(began, then) < missing
+        now = then if as_before else now
+    return manifest.as_begun(began, now, wanted.max_unreadable), as_before
 
 
 def _facts(images: Images, device: torch.device, speeds: list[float], began: float) -> MachineAndData:
@@ -223,7 +246,7 @@ def _facts(images: Images, device: torch.device, speeds: list[float], began: flo
 
     def throughput(recipe: Recipe) -> float:
         dist.say(f"measuring the speed of this machine, in about {estimate.SECONDS:g} s of training")
-        speeds.append(estimate.throughput(images, recipe, device))
+        speeds.append(estimate.throughput(images.decoded(decoding_of(recipe)), recipe, device))
         return speeds[0]
 
     return MachineAndData(
@@ -296,9 +319,37 @@ def _as_before(before: Recipe, wanted: Recipe, out: Path) -> tuple[Recipe, list[
 
 
 def refuse_changes(out: Path, before: Recipe, after: Recipe) -> None:
+    """Refuse to resume a run with other settings; where a finished run is to be longer, say how training goes on from it.
+
+    Raises:
+        ConfigError: settings that shape the weights differ.
+    """
     if changed := settings_diff(before, after):
+        _refuse_more_epochs(out, before, changed)
         rows = "\n".join(f"  {key}: {old} -> {new}" for key, (old, new) in changed.items())
         raise ConfigError(f"{out}: holds a run with other settings; use another --out, or the settings it has:\n{rows}")
+
+
+def _refuse_more_epochs(out: Path, before: Recipe, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Of a finished run, answer more epochs with the command that trains on from its weights.
+
+    Raises:
+        ConfigError: so.
+    """
+    had, wanted = changed.get("epochs", (0, 0))
+    if set(changed) != {"epochs"} or not isinstance(had, int) or not isinstance(wanted, int) or wanted <= had:
+        return
+    newest = checkpoint.newest(out / CHECKPOINTS, warn=lambda _: None)  # `resume` says what it passes over
+    state = {} if newest is None else checkpoint.read_state(newest)
+    steps = had * (state.get("num_images", 0) // before.batch)
+    if not steps or state.get("step") != steps:
+        return
+    command = ["swav", "pretrain", "auto", f"data={before.data}", f"init={out}", f"epochs={wanted - had}"]
+    command += ["--out", f"{out}-more"]
+    raise ConfigError(
+        f"{out}: holds a finished run of {counted(had, 'epoch')}, found epochs={wanted}; its learning rate has come down, so train "
+        f"on from its weights: {printable(shlex.join(command))}"
+    )
 
 
 def _check_bad(images: Images, recipe: Recipe) -> None:

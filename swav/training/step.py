@@ -27,6 +27,7 @@ from swav.training.optim import (
     build_optimizer,
     learning_rate,
     load_optimizer_tensors,
+    moved,
     optimizer_tensors,
 )
 
@@ -141,7 +142,8 @@ class Trainer:
         self._update(step, skip)
         snapshot.restore_if(skip > 0)
         if self.teacher is not None:
-            self.teacher.ema_update(self.network, skip > 0)
+            momentum = self._moved(self.recipe.teacher_momentum, self.recipe.final_teacher_momentum, step)
+            self.teacher.ema_update(self.network, skip > 0, momentum)
         if self.queue is not None and step >= self._queue_start_step:
             self.queue.push(target_embeddings, skip=skip > 0)
 
@@ -236,10 +238,15 @@ class Trainer:
 
     def _update(self, step: int, skip: Tensor) -> None:
         rate = learning_rate(self.recipe, step, self.steps_per_epoch, self._changes)
+        decay = self._moved(self.recipe.weight_decay, self.recipe.final_weight_decay, step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["factor"] * rate
+            group["weight_decay"] = decay if group["decays"] else 0.0
         self.optimizer.found_inf = skip  # the fused kernels skip the update where it is 1
         self.optimizer.step()
+
+    def _moved(self, first: float, last: float | None, step: int) -> float:
+        return moved(first, last, step, self.recipe.epochs * self.steps_per_epoch, self._changes)
 
     @property
     def _queue_start_step(self) -> int:
@@ -297,12 +304,11 @@ class Teacher:
         kinds: of crops, those that it is to be given.
         places: of the code-giving crops among its views.
 
-    Source: Caron et al. 2021 (arXiv 2104.14294), table 15 ("SwAV" with momentum); they raise m to 1 over the run, here it
-    is constant.
+    Source: Caron et al. 2021 (arXiv 2104.14294), table 15 ("SwAV" with momentum); they raise m to 1 over the run, as
+    `final_teacher_momentum: 1` does here.
     """
 
     def __init__(self, network: SwavNetwork, recipe: Recipe):
-        self.momentum = recipe.teacher_momentum
         self.network = copy.deepcopy(network).requires_grad_(False)
         kind_of_view = [kind for kind, crop in enumerate(recipe.crops) for _ in range(crop.count)]
         self.kinds = sorted({kind_of_view[view] for view in recipe.code_views})
@@ -319,12 +325,12 @@ class Teacher:
             return self.network(crops, batch)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def ema_update(self, network: SwavNetwork, skip: Tensor) -> None:
-        """A step after the network; none where the flag `skip` is true on the device."""
+    def ema_update(self, network: SwavNetwork, skip: Tensor, momentum: float) -> None:
+        """A step after the network, by `momentum`; none where the flag `skip` is true on the device."""
         own: list[Tensor] = list(self.network.parameters())
         followed: list[Tensor] = list(network.parameters())
         ahead = torch._foreach_sub(followed, own)
-        torch._foreach_mul_(ahead, torch.where(skip, 0.0, 1 - self.momentum))
+        torch._foreach_mul_(ahead, torch.where(skip, 0.0, 1 - momentum))
         torch._foreach_add_(own, list(ahead))
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,14 +1,16 @@
-"""The lines that a run prints before its first step."""
+"""The lines that a run prints before its first step, and the screen of a dry run."""
 
+import textwrap
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from swav import checkpoint, dist
 from swav.config import RESNETS, Recipe
 from swav.errors import counted
 from swav.files import PLAN
-from swav.training.auto import DEFAULT, in_words
-from swav.training.monitor import too_few
+from swav.training.auto import DEFAULT, in_words, too_short
 from swav.training.setup import RunSetup
+from swav.training.verdict import too_few
 
 
 def describe(run: RunSetup) -> str:
@@ -32,13 +34,15 @@ def describe(run: RunSetup) -> str:
         if reason != DEFAULT
     ]
     lines += [f"auto       {kept_in_words(run)}"] if run.kept else []
+    lines += [f"warning    {text}" for text in (*run.images.warnings, *run.warnings)]
     if recipe.sinkhorn == "local":
         lines.append(
             f"warning    sinkhorn=local: codes are balanced over each process ({dist.world_size()}) alone, as the "
             "benchmark page's code base did by mistake; this is not SwAV"
         )
-    if (why := too_few(len(run.images), max(recipe.prototype_sets))) is not None:
-        lines.append(f"warning    {why}")
+    doubts = [too_few(len(run.images), max(recipe.prototype_sets))]
+    doubts += [too_short(run.total_steps * recipe.batch)] if recipe.init is None else []
+    lines += [f"warning    {why}" for why in doubts if why is not None]
     if (
         recipe.queue_length
         and recipe.queue_length // recipe.batch >= (recipe.epochs - recipe.queue_start_epoch) * run.steps_per_epoch
@@ -47,6 +51,86 @@ def describe(run: RunSetup) -> str:
             f"warning    the queue of {recipe.queue_length} will not fill in this run; use a shorter one or start it earlier"
         )
     return "\n".join(lines)
+
+
+LABEL = 11  # columns of a line's label, as `images     `
+WIDTH, HEIGHT = 100, 40  # of a screen
+HEADINGS = {
+    "Images": ("images", "labels"),
+    "Network and views": ("network", "init", "views"),
+    "Training": ("steps", "time", "forward", "optimiser"),
+}
+CHOSEN, WARNINGS, TAKES = "Chosen by auto", "Warnings", "What it will take"
+
+# The choices whose reasons are shown first where there is not room for all.
+SAID_FIRST = (
+    *("epochs", "batch", "micro_batch", "backbone", "width", "crops", "prototypes", "optimizer", "lr", "device"),
+    *("precision", "epsilon", "queue_length", "koleo", "stem", "jitter", "blur", "warmup_epochs", "workers"),
+)
+
+
+def screen(plan: str, forecast: str, full: bool = False) -> str:
+    """Lay out a dry run on one screen, under headings; with less room than choices, the others are named without a reason.
+
+    Args:
+        plan: see describe.
+        forecast: lines of the same form, on what the run will take.
+        full: give every reason, however many lines that takes.
+    """
+    lines = [(line[:LABEL].strip(), line[LABEL:]) for line in plan.splitlines()]
+    sections = {
+        heading: [(label, text) for label, text in lines if label in labels] for heading, labels in HEADINGS.items()
+    }
+    sections[TAKES] = [(line[:LABEL].strip(), line[LABEL:]) for line in forecast.splitlines()]
+    sections[WARNINGS] = [("", text) for label, text in lines if label == "warning"]
+    choices = sorted((text for label, text in lines if label == "auto"), key=_importance)
+    shown = next(
+        laid
+        for count in range(len(choices), -1, -1)
+        if len(laid := _laid_out(sections, choices, len(choices) if full else count, full)) <= HEIGHT
+        or full
+        or not count
+    )
+    return "\n".join(shown)
+
+
+def _importance(choice: str) -> int:
+    key = choice.partition(" = ")[0]
+    return SAID_FIRST.index(key) if key in SAID_FIRST else len(SAID_FIRST)
+
+
+def _laid_out(
+    sections: dict[str, list[tuple[str, str]]], choices: Sequence[str], explained: int, full: bool
+) -> list[str]:
+    lines: list[str] = []
+    for heading, content in sections.items():
+        if heading == TAKES and choices:
+            lines += [CHOSEN, *_choices(choices[:explained], full)]
+            lines += _wrapped(
+                "also", ", ".join(choice.partition(": ")[0].replace(" = ", "=") for choice in choices[explained:])
+            )
+        if content:
+            lines += [heading, *(line for label, text in content for line in _wrapped(label, text))]
+    return lines if full else [*lines, "--full adds every reason, and all settings as YAML"]
+
+
+def _choices(choices: Iterable[str], full: bool) -> list[str]:
+    if full:
+        return [line for choice in choices for line in _wrapped("", choice)]
+    return [f"  {textwrap.shorten(choice, WIDTH - 2, placeholder=' ...')}" for choice in choices]
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    """A line of a section, indented, in as many lines as it takes; none without a text."""
+    head = f"  {label:<{LABEL}}" if label else "  "
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def resume_message(run: RunSetup, saved: checkpoint.Checkpoint) -> str:
@@ -105,6 +189,8 @@ def _prototypes_in_words(recipe: Recipe) -> str:
     words = f"{' + '.join(map(str, recipe.prototype_sets))} prototypes"
     if recipe.teacher_momentum:
         words += f", codes from a teacher of momentum {recipe.teacher_momentum:g}"
+        if recipe.final_teacher_momentum is not None:
+            words += f" to {recipe.final_teacher_momentum:g}"
     if recipe.hard_codes:
         words += ", hard codes"
     return words + (f", KoLeo {recipe.koleo:g}" if recipe.koleo else "")

@@ -21,6 +21,7 @@ from swav import checkpoint, dist
 from swav.config import Recipe, WeightOptions
 from swav.data.augment.crops import to_input, val_view
 from swav.data.sources.decode import as_pixels, reason_of
+from swav.data.sources.pixels import decoding_of
 from swav.errors import CheckpointError, ConfigError
 from swav.files import CHECKPOINTS
 from swav.network.backbone import BACKBONES, check_backbone, in_channels_last
@@ -28,10 +29,18 @@ from swav.network.heads import SwavNetwork, build_network
 from swav.recipe_files import load_recipe, stored, validated
 from swav.tensors import require_same_form, require_sound
 from swav.weights.containers import open_weights
-from swav.weights.exported import FORMAT, is_timms, read_description
+from swav.weights.exported import DECODING, FORMAT, is_timms, read_description
 from swav.weights.foreign import MEAN, ForeignWeights, cached_timm_file, load_foreign
 from swav.weights.key_layouts import STD
-from swav.weights.sources import RANDOM, is_checkpoint, is_export, is_foreign, random_recipe, run_or_checkpoint
+from swav.weights.sources import (
+    RANDOM,
+    expanded,
+    is_checkpoint,
+    is_export,
+    is_foreign,
+    random_recipe,
+    run_or_checkpoint,
+)
 
 
 class Encoder(nn.Module):
@@ -46,6 +55,7 @@ class Encoder(nn.Module):
         mean, std: of the normalisation, for RGB in 0..1.
         in_channels: C, 3 or 1.
         size: side of images that the network was made for [pixels].
+        decoding: how the stored values of the images became RGB that it was trained on.
         settings: what built the network, for results; of a run's weights also the epochs behind them and the batch.
         provenance: what was found in another project's file, as text; empty for our own.
         num_features: F.
@@ -62,7 +72,7 @@ class Encoder(nn.Module):
         self.provenance = foreign.provenance if foreign is not None else ""
         self.name, self.sha256 = name, weights_sha256(network.trunk)
         self.mean, self.std, self.size = recipe.mean, recipe.std, recipe.resolution
-        self.in_channels = recipe.in_channels
+        self.in_channels, self.decoding = recipe.in_channels, decoding_of(recipe)
         self.settings: dict[str, Any] = {
             key: getattr(recipe, key) for key in ("backbone", "width", "stem", "in_channels", "mean", "std", "seed")
         } | (foreign.settings if foreign is not None else {})
@@ -106,7 +116,8 @@ class Encoder(nn.Module):
     ) -> Float[Tensor, "C S S"]:
         """Make an image ready for the network: the view that benchmarks compute features of, normalised.
 
-        The short side is resized to 256/224 of `size`, the central square is cut, and the values are normalised.
+        The short side is resized to 256/224 of `size`, the central square is cut, and the values are normalised. Values of more
+        than 8 bits and alpha are read as for the images that the network was trained on (`decoding`).
 
         Args:
             image: a file, a PIL image of any mode (turned as its EXIF says), or RGB values 0..255 of type uint8 [H, W, 3].
@@ -116,7 +127,7 @@ class Encoder(nn.Module):
             DataError: a file or a PIL image cannot be read.
             ValueError: an array of another shape or type.
         """
-        view = torch.from_numpy(val_view(as_pixels(image), size or self.size))
+        view = torch.from_numpy(val_view(as_pixels(image, self.decoding), size or self.size))
         return to_input(view[None], self.mean, self.std, self.in_channels)[0]
 
     def _check(self, images: Tensor) -> None:
@@ -148,7 +159,7 @@ def load(weights: str | Path, **options: object) -> Encoder:
         ConfigError: the source is none of the known kinds, or an option is unknown or has no use for it.
         CheckpointError: no checkpoint in it verifies, or its tensors do not fit the network.
     """
-    source = str(weights)
+    source = expanded(str(weights))
     wanted = validated(WeightOptions, options, "weights")
     if is_foreign(source):
         return _of_another_project(source, wanted)
@@ -249,7 +260,8 @@ def _exported(source: str) -> Encoder:
             f"{source}: expected an export of format {FORMAT}, found {found['format']}, of a newer swav; use that one"
         )
     keys = ("backbone", "width", "stem", "in_channels", "mean", "std", "seed")
-    recipe = load_recipe("default", {key: found[key] for key in keys} | {"eval_size": found["size"]})
+    said = {key: found[key] for key in keys} | {key: found[key] for key in DECODING if key in found}
+    recipe = load_recipe("default", said | {"eval_size": found["size"]})
     trunk = build_network(recipe, prototypes=1).trunk
     file = open_weights(Path(source))
     model = trunk.get_submodule("model") if is_timms(found) else trunk

@@ -15,12 +15,24 @@ from torch import Tensor
 
 from swav import checkpoint
 from swav.config import TIMM
+from swav.data.sources.pixels import AS_STORED, decoding_of
 from swav.errors import CheckpointError, MachineError
 from swav.files import CHECKPOINTS, remove_leftovers, replaced_durably, warn, write_text_durably
 from swav.network import resnet
 from swav.network.backbone import timm_options
 from swav.recipe_files import stored
-from swav.weights.exported import CODE, FOLDER, FORMAT, WEIGHTS, fits_torchvision, is_timms, metadata, read_description
+from swav.weights.exported import (
+    CARD,
+    CODE,
+    FOLDER,
+    FORMAT,
+    WEIGHTS,
+    card,
+    fits_torchvision,
+    is_timms,
+    metadata,
+    read_description,
+)
 
 
 def export_missing(out: Path, step: int, best: bool = False) -> dict[str, Any] | None:
@@ -65,8 +77,9 @@ def export_backbone(out: Path, best: bool = False) -> dict[str, Any]:
     folder = out / FOLDER
     try:
         folder.mkdir(exist_ok=True)
-        for name in (WEIGHTS, CODE):
+        for name in (WEIGHTS, CODE, CARD):
             remove_leftovers(folder / name)
+        write_text_durably(folder / CARD, card(description))
         if not _needs_no_code(description):
             write_text_durably(folder / CODE, code(description))
         with replaced_durably(folder / WEIGHTS) as beside:
@@ -125,6 +138,9 @@ def _description(path: Path) -> dict[str, Any]:
         "step": state["step"],
         "best_step": state.get("best_step"),
         "epochs": state["step"] // (state["num_images"] // recipe.batch),  # whole ones
+    }
+    description |= {
+        key: value for key, value in decoding_of(recipe)._asdict().items() if value != getattr(AS_STORED, key)
     }
     if is_timms(description):
         description["timm_options"] = timm_options(recipe.backbone.removeprefix(TIMM), recipe.in_channels)

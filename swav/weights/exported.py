@@ -1,7 +1,7 @@
 """The description of an exported backbone, and the Python that uses it. No torch here: reports need it.
 
-OUT/export/ holds `backbone.safetensors`, whose header describes the network as JSON under the key `swav`; and, where
-torchvision and timm have no such network, `backbone.py`, which does.
+OUT/export/ holds `backbone.safetensors`, whose header describes the network as JSON under the key `swav`; a model card,
+`README.md`; and, where torchvision and timm have no such network, `backbone.py`, which does.
 """
 
 import json
@@ -12,8 +12,10 @@ from typing import Any
 from swav.config import RESNETS, TIMM
 from swav.data.augment.spec import LUMA
 
-FOLDER, WEIGHTS, CODE = "export", "backbone.safetensors", "backbone.py"
+FOLDER, WEIGHTS, CODE, CARD = "export", "backbone.safetensors", "backbone.py", "README.md"
+RIGHTS = "Weights that you train are yours. The code of swav is licensed under Apache-2.0."
 FORMAT = 1
+DECODING = ("white_level", "alpha")  # are there where the run did not read its images in the default way
 MAX_HEADER = 10_000_000  # bytes; that of a network has some ten thousand
 LAYOUT = "memory_format=torch.channels_last"  # as in the run: with it features are the same to the last bit
 
@@ -47,7 +49,9 @@ def _checked(found: dict[str, Any]) -> dict[str, Any] | None:
     options = all(isinstance(value, int) for value in found.get("timm_options", {}).values())
     rest = isinstance(found["width"], float) and isinstance(found["stem"], str)
     best = found["best_step"] is None or isinstance(found["best_step"], int)
-    return found if whole and triples and known and options and rest and best else None
+    white, alpha = found.get("white_level", 1), found.get("alpha", "blend")
+    decoding = isinstance(white, int) and white > 0 and alpha in ("blend", "ignore")
+    return found if decoding and whole and triples and known and options and rest and best else None
 
 
 def fits_torchvision(description: Mapping[str, Any]) -> bool:
@@ -68,7 +72,11 @@ def usage(description: Mapping[str, Any], folder: Path) -> list[str]:
         folder: that holds the files.
     """
     folder = folder.absolute()  # the lines are used elsewhere
-    weights, name = str(folder / WEIGHTS), str(description["backbone"])
+    return _usage(description, str(folder / WEIGHTS), str(folder / CODE))
+
+
+def _usage(description: Mapping[str, Any], weights: str, code: str) -> list[str]:
+    name = str(description["backbone"])
     if is_timms(description):
         options = "".join(f", {key}={value!r}" for key, value in description.get("timm_options", {}).items())
         lines = [
@@ -83,7 +91,7 @@ def usage(description: Mapping[str, Any], folder: Path) -> list[str]:
         ]
     else:
         # By path: a second `import backbone` would give the first run's module again, or one of the user's own.
-        lines = ["import runpy, torch", f"model = runpy.run_path({str(folder / CODE)!r})['load']()"]
+        lines = ["import runpy, torch", f"model = runpy.run_path({code!r})['load']()"]
     return [*lines, _features(description)]
 
 
@@ -92,6 +100,33 @@ def how_to_use(description: Mapping[str, Any], folder: Path) -> str:
     return "\n".join(
         [f"weights for any program: {folder / WEIGHTS} ({which(description)})", *usage(description, folder)]
     )
+
+
+def card(description: Mapping[str, Any]) -> str:
+    """The model card: what the weights are and whose, and how they are used. No time and no path is in it."""
+    width = "" if description["width"] == 1 or is_timms(description) else f", width {description['width']:g}"
+    stem = "" if is_timms(description) else f", stem {description['stem']}"
+    mean, std = (", ".join(f"{value:g}" for value in description[key]) for key in ("mean", "std"))
+    lines = "\n".join(_usage(description, WEIGHTS, CODE))
+    return f"""# {description["backbone"]}, pre-trained by SwAV
+
+A backbone that swav pre-trained on images without labels (SwAV, Caron et al. 2020, arXiv 2006.09882).
+
+| | |
+|---|---|
+| network | {description["backbone"]}{width}{stem} |
+| images | {description["in_channels"]} channels, {description["size"]} x {description["size"]} pixels, as in the run's own evaluation |
+| normalisation | mean {mean}; std {std} |
+| trained | {which(description)}; {description["epochs"]} whole epochs, batch {description["batch"]}, seed {description["seed"]} |
+
+In this folder, without swav:
+
+```python
+{lines}
+```
+
+{RIGHTS}
+"""
 
 
 def which(description: Mapping[str, Any]) -> str:
@@ -110,4 +145,6 @@ def _features(description: Mapping[str, Any]) -> str:
     else:
         mean, std = (f"torch.tensor({list(description[key])}).view(3, 1, 1)" for key in ("mean", "std"))
         kind = "RGB"
+    said = ", ".join(f"{key}={description[key]}" for key in DECODING if key in description)
+    kind += f" ({said})" if said else ""
     return f"features = model((images - {mean}) / {std})  # images: [N, {channels}, {size}, {size}], {kind} in 0..1"

@@ -3,17 +3,25 @@
 A source that names nothing is refused here, before seconds go into the import of torch.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Literal
 
 from swav.config import RESNETS, TIMM, Recipe
-from swav.errors import CheckpointError, ConfigError, did_you_mean
-from swav.files import CHECKPOINTS, CONFIG, is_run
+from swav.errors import CheckpointError, ConfigError, did_you_mean, printable
+from swav.files import CHECKPOINTS, CONFIG, expand_home, is_run
 from swav.recipe_files import load_recipe, recipe_names, stored
 from swav.strict_yaml import read_yaml
 from swav.weights.exported import read_description
 
 RANDOM = "random:"
+
+
+def expanded(source: str) -> str:
+    """A source whose path may begin with ~, the user's home."""
+    if source.startswith(f"{RANDOM}~"):
+        return RANDOM + expand_home(source.removeprefix(RANDOM))
+    return expand_home(source) if source.startswith("~") else source
 
 
 def check_source(source: str) -> None:
@@ -23,6 +31,7 @@ def check_source(source: str) -> None:
         ConfigError: it is none of the known kinds, or nothing is there.
         CheckpointError: it is a file of no known format.
     """
+    source = expanded(source)
     if is_foreign(source) and not source.startswith("timm:"):
         format_of(Path(source))
         return
@@ -70,14 +79,25 @@ def _what_it_is(start: bytes) -> str:
 
 def is_foreign(source: str) -> bool:
     """Whether a source is not ours: a file (but for those of our checkpoints and exports), or timm's."""
+    source = expanded(source)
     if source.startswith("timm:"):
         return True
     return Path(source).is_file() and not _of_a_checkpoint(source) and not is_export(source)
 
 
+def is_weights(source: str) -> bool:
+    """Whether a path holds weights, by what is there: a run, a checkpoint, or a file of a known format."""
+    path = Path(source)
+    if path.is_file():
+        with contextlib.suppress(CheckpointError):
+            return bool(format_of(path))
+        return False
+    return is_run(path) or is_checkpoint(path, best=False)
+
+
 def is_export(source: str) -> bool:
     """Whether a source is a file that a run exported, which holds its own description."""
-    return read_description(Path(source)) is not None
+    return read_description(Path(expanded(source))) is not None
 
 
 def random_recipe(name: str) -> Recipe:
@@ -119,8 +139,17 @@ def run_or_checkpoint(source: str) -> tuple[Path, bool]:
             if best
             else "a run folder (RUN@best: its best), a checkpoint's folder, a weight file, random:NAME or timm:NAME"
         )
-        raise ConfigError(f"weights '{source}': expected {wanted}, found none")
+        raise ConfigError(f"weights '{printable(source)}': expected {wanted}, found {_what_is_there(source, folder)}")
     return folder, best
+
+
+def _what_is_there(source: str, folder: Path) -> str:
+    """What a source that is no weights' is instead, and which one was perhaps meant."""
+    if folder.is_dir():
+        return "a folder without checkpoints"
+    if source in RESNETS or source in recipe_names():
+        return f"no such file or folder; {RANDOM}{source} is this network with random weights"
+    return "no such file or folder"
 
 
 def is_checkpoint(folder: Path, best: bool) -> bool:

@@ -20,6 +20,7 @@ from swav.data.augment.photometric import apply_batched
 from swav.data.images import Images, Unreadable
 from swav.data.loader import Loader, epoch_order
 from swav.data.sources.open import open_images
+from swav.data.sources.pixels import AS_STORED
 from swav.data.sources.walk import ROW, Names
 from swav.errors import DataError, MachineError
 from swav.signals import STOPPING
@@ -34,7 +35,7 @@ CROPS = (Crop(count=2, size=16, scale=(0.14, 1.0)), Crop(count=3, size=8, scale=
 class Made:
     """A storage of images of one colour each (or noise), some of which cannot be read, or end the process that reads them."""
 
-    root, inodes, in_memory = Path("memory"), None, False
+    root, inodes, in_memory, how = Path("memory"), None, False, AS_STORED
     rows = np.zeros(NUM_IMAGES, ROW)
     names = Names(b"%d.png" % i for i in range(NUM_IMAGES))
 
@@ -64,6 +65,9 @@ class Made:
 
     def select(self, indices):
         raise NotImplementedError("the loader selects nothing")
+
+    def decoded(self, how):
+        raise NotImplementedError("nothing is left open")
 
     def content(self):
         return b""

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 import swav
 from swav.cli import app
 from swav.data.overlap import SharedImages
+from swav.data.synthetic.writers import write_shapes
 from swav.errors import ConfigError, DataError
 from swav.evaluation import classify as module
 from swav.evaluation import runner
@@ -195,13 +196,15 @@ def test_several_classes_in_a_cell_are_refused(classes, wrong):
     assert f"found '{wrong}', which is several" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_data_of_several_labels_are_refused_in_a_line_before_torch(tree, tmp_path):
-    (tmp_path / "root" / "VOCdevkit").mkdir(parents=True)
-    with pytest.raises(
-        DataError, match=r"found VOCdevkit/, of a data set whose images show several; .* use swav bench svm"
-    ) as caught:
-        made(tmp_path / "root", tmp_path / "out")
-    assert "\n" not in str(caught.value)
+def test_data_of_several_labels_are_refused_in_a_line(tree, tmp_path):
+    write_shapes(tmp_path / "VOCdevkit", "voc", train=4, val=4, size=24)
+    for root in (tmp_path / "VOCdevkit", tmp_path / "VOCdevkit" / "VOC2007"):
+        with pytest.raises(
+            DataError,
+            match=r"expected one class per image, found .*, whose images show several; give class folders or a CSV",
+        ) as caught:
+            made(root, tmp_path / "out")
+        assert "\n" not in str(caught.value)
     rows = [f"{path},{name}" for path in sorted(tree.rglob("*.png")) for name in ("a", "b")]
     (tmp_path / "twice.csv").write_text("\n".join(["path,label", *rows]))
     with pytest.raises(SharedImages, match="twice or more, of several classes, which is not supported here") as refused:

@@ -174,7 +174,12 @@ def test_what_gives_no_features_is_refused_before_any_work(colours, tmp_path, mo
 
 def test_benchmarks_of_stages_refuse_a_module_without_and_all_lists_them(colours, tmp_path):
     module = Pooled(torch.amax)
-    quick: dict[str, Any] = {"size": 16, "workers": 0, "linear_stages": {"epochs": 1, "steps": []}}
+    quick: dict[str, Any] = {
+        "size": 16,
+        "workers": 0,
+        "linear_stages": {"epochs": 1, "steps": []},
+        "protocol": "published",
+    }
     with pytest.raises(ConfigError, match="mine: expected a backbone with stages for linear-stages, found Pooled"):
         bench("linear-stages", weights=module, name="mine", data=colours, out=tmp_path, **quick)
     content = bench("all", weights=module, name="mine", data=colours, out=tmp_path, dry_run=True, **quick, knn={"k": 1})

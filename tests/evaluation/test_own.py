@@ -171,7 +171,7 @@ def test_the_size_is_the_networks_own_unless_one_is_given(colours, tmp_path):
     assert own_size != 224 and {row.config.model_dump()["size"] for row in found} == {own_size}
     found = bench(["knn"], colours, tmp_path / "b", **{"knn.k": [3], "knn.size": 24}).results
     assert [(row.metric, row.config.model_dump()["size"]) for row in found] == [("top-1 k=3", 24)]
-    with pytest.raises(ConfigError, match=r"knn.k: expected at most 19 .*found 20; use knn.k=\[19\]"):
+    with pytest.raises(DataError, match=r"knn.k: expected at most 19 .*found 20; use knn.k=\[19\]"):
         bench(["knn"], colours, tmp_path / "c", **{"knn.k": [20]})
 
 

@@ -11,26 +11,31 @@ import subprocess
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from swav.data.sources.catalog import DATASETS, labelled
 from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
-from swav.evaluation import resources, runner
+from swav.evaluation import runner
 from swav.evaluation.catalog import CATALOG
-from swav.evaluation.request import check_places, read_request, resolve
+from swav.evaluation.places import check_places
+from swav.evaluation.request import read_request, resolve
 from swav.evaluation.settings import KnnSettings, LinearSettings
-from swav.evaluation.task import ResourceEstimate, Task
+from swav.evaluation.task import Score
 from swav.recipe_files import parse_overrides
 from swav.reporting.page import report
 from swav.results.console import format_results
-from swav.results.results import DryRunRow, read_results
-from swav.weights import encoder
+from swav.results.results import read_results
 from tests.network import foreign
 
-QUICK: dict[str, Any] = {"size": 16, "workers": 0, "knn.k": [1, 5], "linear.epochs": 2, "linear.batch": 8}
+QUICK: dict[str, Any] = {
+    "protocol": "published",
+    "size": 16,
+    "workers": 0,
+    "knn.k": [1, 5],
+    "linear.epochs": 2,
+    "linear.batch": 8,
+}
 QUICK_ALL: dict[str, Any] = QUICK | {
     "linear-stages.epochs": 1,
     "linear-stages.steps": [],
@@ -42,7 +47,7 @@ OTHER_DATA = (
     *("svm", "lowshot", "places205", "inat18"),
     *("detect-voc", "detect-coco", "segment-voc", "segment-cityscapes", "segment-linear"),
 )
-QUICK_KNN: dict[str, Any] = {"size": 16, "workers": 0, "knn.k": [1]}
+QUICK_KNN: dict[str, Any] = {"protocol": "published", "size": 16, "workers": 0, "knn.k": [1]}
 
 
 def test_two_benchmarks_of_two_weights_end_in_one_file(colours, tmp_path):
@@ -91,11 +96,11 @@ def test_missing_data_is_an_error_by_name_and_a_line_under_all(tmp_path):
 
 def test_what_has_no_data_under_all_is_listed_with_what_it_needs(colours, tmp_path, monkeypatch):
     for name in CATALOG:
-        monkeypatch.setattr(runner.protocol_of(name), "run", lambda _: [])
-    content = runner.bench(["all"], weights=["random:tiny"], data=colours, out=tmp_path / "out", **QUICK_ALL)
-    assert [row.bench for row in content.not_run] == [
-        name for name in CATALOG if name in OTHER_DATA
-    ] and content.results == ()
+        monkeypatch.setattr(runner.protocol_of(name), "run", lambda _: [Score("top-1", 50.0, 12, "few")])
+    words = QUICK_ALL | {"protocol": "smoke"}
+    content = runner.bench(["all"], weights=["random:tiny"], data=colours, out=tmp_path / "out", **words)
+    assert [row.bench for row in content.not_run] == [name for name in CATALOG if name in OTHER_DATA]
+    assert [row.bench for row in content.results] == [name for name in CATALOG if name not in OTHER_DATA]
     assert all(str(colours) in row.reason for row in content.not_run)
     of_voc = [row.bench for row in content.not_run if "VOCdevkit/VOC2007" in row.expected]
     assert of_voc == ["svm", "lowshot", "detect-voc"]
@@ -111,7 +116,7 @@ def test_too_few_images_end_a_benchmark_asked_for_by_name_before_any_work(colour
         fails = lambda _: pytest.fail("works before all is checked")  # noqa: E731
         monkeypatch.setattr(runner.protocol_of(name), "run", fails)
     for names, words, error in (
-        (["linear", "knn"], {"knn.k": [1, 25]}, ConfigError),
+        (["linear", "knn"], {"knn.k": [1, 25]}, DataError),
         (["knn", "linear", "semisup"], {"semisup.list": str(tmp_path / "none"), "semisup.fraction": 0.1}, DataError),
     ):
         for dry_run in (False, True):
@@ -179,15 +184,49 @@ def too_few(task: object) -> None:
 
 
 def test_what_an_earlier_command_measured_is_not_listed_as_not_run(colours, drawn, tmp_path, monkeypatch, capsys):
-    for name in ("svm", "lowshot"):
-        monkeypatch.setattr(runner.protocol_of(name), "check", too_few)
+    monkeypatch.setattr(runner.protocol_of("lowshot"), "check", too_few)
+    monkeypatch.setattr(runner.protocol_of("svm"), "run", lambda _: [Score("top-1", 50.0, 40, "few")])
     weights = ["random:tiny", "random:cifar10"]
     runner.bench(["knn"], weights=weights[:1], data=colours, out=tmp_path / "out", **QUICK_KNN)
-    content = runner.bench(["all"], weights=weights[:1], data=drawn, out=tmp_path / "out", **QUICK_KNN)
-    assert {row.bench for row in content.not_run} == set(CATALOG) - {"knn"}
+    content, measured, not_run = runner.measure(
+        ["all"], weights=weights[:1], data=drawn, out=tmp_path / "out", **QUICK_KNN
+    )
+    assert {row.bench for row in content.not_run} == set(CATALOG) - {"knn", "svm"}
     assert "knn: not run now, its earlier results stay" in capsys.readouterr().err
+    assert {row.bench for row in content.results if row.key in measured} == {"svm"}
+    shown = format_results(content.results, not_run, measured).splitlines()
+    assert {row.bench for row in not_run} == set(CATALOG) - {"knn", "svm"}
+    (knn,) = (line for line in shown if line.startswith("| knn ") and "| top-1 k=1 " in line)
+    (svm,) = (line for line in shown if line.startswith("| svm "))
+    assert "†" in knn and "†" not in svm
+    when = str(content.results[0].measured)
+    assert f"† from an earlier command, not measured now ({when[:10]} {when[11:16]} UTC): knn of random:tiny" in shown
+    assert "†" not in format_results(content.results)
+    assert runner.measure(["svm"], weights=weights[:1], data=drawn, out=tmp_path / "out", size=16).not_run == ()
     content = runner.bench(["all"], weights=weights, data=drawn, out=tmp_path / "out", **QUICK_KNN)
     assert "knn" in {row.bench for row in content.not_run}  # of the second weights there is nothing
+
+
+def test_where_nothing_can_be_run_old_results_are_no_answer(colours, tmp_path, monkeypatch):
+    """Exit 3 before the work, and where each benchmark fails at work."""
+    there: dict[str, Any] = {"weights": ["random:tiny"], "data": colours, "out": tmp_path / "out"}
+    given = there | QUICK_ALL
+    runner.bench(["knn"], **there | QUICK_KNN)
+    for name in ("knn", "linear", "linear-stages", "semisup"):
+        monkeypatch.setattr(runner.protocol_of(name), "run", too_few)
+    with pytest.raises(DataError) as caught:
+        runner.bench(["all"], **given)
+    assert str(caught.value).splitlines() == [
+        f"{colours}: expected data that a benchmark can use, found none",
+        "knn, linear, linear-stages, semisup: expected more images, found few",
+    ]
+    assert caught.value.exit_code == 3
+    for name in ("knn", "linear", "linear-stages", "semisup"):
+        monkeypatch.setattr(runner.protocol_of(name), "check", too_few)
+        monkeypatch.setattr(runner.protocol_of(name), "run", lambda _: pytest.fail("works after all is refused"))
+    for dry_run in (True, False):
+        with pytest.raises(DataError, match="found none\nknn, linear, linear-stages, semisup: expected more"):
+            runner.bench(["all"], **given, dry_run=dry_run)
 
 
 def test_a_folder_that_may_not_be_read_is_an_error_of_the_data(tmp_path, monkeypatch):
@@ -275,16 +314,6 @@ def test_other_projects_weights_are_scored_beside_ours_with_their_own_normalisat
             out=tmp_path / "out",
             **QUICK_KNN | {"mean": [0.5, 0.5, 0.5]},
         )
-
-
-def test_a_dry_run_says_what_there_is_and_writes_nothing(colours, tmp_path, capsys):
-    rows = runner.bench(
-        ["all"], weights=["random:tiny"], data=colours, out=tmp_path / "out", **QUICK, dry_run=True
-    ).dry_run
-    assert {row.bench for row in rows[:4]} == {"knn", "linear", "linear-stages", "semisup"}
-    assert {row.bench for row in rows[4:]} == set(OTHER_DATA)
-    assert all(isinstance(row, DryRunRow) and row.hours >= 0 for row in rows[:4])
-    assert "24" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -377,59 +406,9 @@ def test_a_folder_of_other_data_sets_is_not_taken_for_classes(colours, drawn, tm
         runner.bench(["knn"], weights=["random:tiny"], data=drawn / "VOCdevkit", out=tmp_path / "out", **QUICK_KNN)
 
 
-def test_a_forecast_counts_the_images_that_a_benchmark_will_see(colours, drawn, tmp_path, monkeypatch, capsys):
-    seen = dict[str, ResourceEstimate]()
-
-    def remembered(name, task, estimate_resources):
-        seen[name] = estimate_resources
-        return DryRunRow(bench=name, weights="", seed=0, data="", hours=0.0, memory_gb=0.0, disk_gb=0.0)
-
-    monkeypatch.setattr(runner, "dry_run_row", remembered)
-
-    def estimate_resources(benches, data, words):
-        runner.bench(
-            benches, weights=["random:tiny"], data=data, out=tmp_path, **parse_overrides(words.split()), dry_run=True
-        )
-        return dict(seen)
-
-    words = (
-        "size=32 knn.k=5 linear.epochs=5 linear.batch=8 linear-stages.epochs=25 linear-stages.batch=8 semisup.batch=1"
-    )
-    found = estimate_resources(["knn", "linear", "linear-stages", "semisup"], colours, words)
-    assert found["knn"].forwards == 24 + 12  # bank and queries, once
-    assert found["linear"].forwards == 5 * 24 + 12  # scored images once: their features are kept
-    assert found["linear-stages"].forwards == 25 * 24 + 3 * 12  # scored after epochs 10, 20 and 25
-    assert found["semisup"].trained == 20 * (3 + 3)  # 1 % and 10 % of 8 images a class: one and one
-    found = estimate_resources(["svm", "lowshot"], drawn, "size=32 lowshot.k=1 svm.workers=0")
-    assert found["svm"].forwards == found["lowshot"].forwards == 80 + 40
-    assert found["svm"].disk == found["lowshot"].disk == 4 * (80 + 40) * sum(_values(drawn, tmp_path))
-
-
-def test_a_forecast_leaves_out_what_only_the_first_image_takes(colours, monkeypatch):
-    """A GPU's first forward loads kernels for seconds: over 64 images that would be years of ImageNet."""
-    clock, calls = [0.0], []
-
-    def slow_at_first(encoder, views, *_):
-        calls.append(len(views))
-        clock[0] += 100.0 if len(calls) == 1 else 0.5 * len(views)
-        return torch.zeros(len(views), 1)
-
-    monkeypatch.setattr("swav.evaluation.resources.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr(resources, "features_of", slow_at_first)
-    splits, settings = labelled(colours), resolve(["knn"], parse_overrides(["size=16"]))[1]["knn"]
-    task = Task(encoder.load("random:tiny"), *splits, settings, "published", torch.device("cpu"), colours)
-    assert resources.dry_run_row("knn", task, ResourceEstimate(3600)).hours == pytest.approx(0.5)
-
-
-def _values(data, out):
-    """Of the stages of random:tiny at 32 pixels, as the cache has them."""
-    runner.bench(["svm"], weights=["random:tiny"], data=data, out=out, size=32, workers=0, svm={"costs": [1.0]})
-    return [np.load(path, mmap_mode="r").shape[1] for path in next((out / "features").iterdir()).glob("stage*.npy")]
-
-
 def _benched(data, out):
     quick = (
-        "size=16 workers=0 knn.k=3 linear.epochs=2 linear.batch=10 linear-stages.epochs=2 linear-stages.batch=8 "
+        "protocol=published size=16 workers=0 knn.k=3 linear.epochs=2 linear.batch=10 linear-stages.epochs=2 linear-stages.batch=8 "
         "linear-stages.train_images=17 linear-stages.steps=[1] linear-stages.size=40 semisup.size=40 semisup.fraction=.375 semisup.batch=8 semisup.epochs=2 "
         "semisup.lr_head=0.2"
     )  # rests of 4, 1 and 1 of 24, 17 and 9 images: of one image a process has no share
@@ -437,7 +416,8 @@ def _benched(data, out):
     rows = runner.bench(
         ["knn", "linear", "linear-stages", "semisup"], weights=["random:tiny"], data=data, out=out, **words
     ).results
-    words = {"size": 16, "workers": 0, "linear.epochs": 1, "linear.batch": 8, "linear.score_images": 1}
+    words = {"linear.epochs": 1, "linear.batch": 8, "linear.score_images": 1} | QUICK_KNN
+    del words["knn.k"]
     few = runner.bench(
         ["linear"], weights=["random:tiny"], data=data, out=out / "few", **words
     ).results  # one process has none to score
@@ -469,7 +449,18 @@ def test_killed_with_half_the_features_on_disk_it_computes_the_others_only(colou
     """A real kill -9 once the bank is noted, in a process of its own."""
 
     def run(out, fault=None):
-        words = ["knn", "--weights", "random:tiny", "--data", str(colours), "--out", str(out), "size=16", "knn.k=[1,5]"]
+        words = [
+            "knn",
+            "--weights",
+            "random:tiny",
+            "--data",
+            str(colours),
+            "--out",
+            str(out),
+            "size=16",
+            "knn.k=[1,5]",
+            "protocol=published",
+        ]
         environment = os.environ | ({"SWAV_FAULT": fault} if fault else {})
         return subprocess.run([sys.executable, "-m", "swav", "bench", *words], env=environment, capture_output=True)
 

@@ -5,6 +5,7 @@ Run: pytest tests/reporting/test_page.py
 
 import html.parser
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from swav.errors import DataError
 from swav.recipe_files import to_yaml
 from swav.reporting.page import report
 from swav.reporting.pictures import write_views
+from swav.results.intervals import PairedDifference
+from swav.results.paired import answers
 from swav.weights.exported import metadata, read_description, usage
 
 NASTY = "</script><script>alert('1')</script><img src=x onerror=\"alert(2)\">&amp;{{ 7 * 7 }}.jpg"
@@ -104,6 +107,69 @@ def test_a_whole_run_gives_a_balanced_page_with_every_part(run):
     assert (run / "report/views.png").is_file()
 
 
+def answered(folder, weights, right, metric="top-1 k=20"):
+    """A row of protocol own, and the log that says which images are right."""
+    log = folder / f"{len(right)}-{sum(right)}.json"
+    log.write_text(json.dumps(answers({}, [f"{i}.png" for i in range(len(right))], {metric: np.array(right, bool)})))
+    of = {"protocol": "own", "comparable": False, "log": log.name, "n": len(right)}
+    return result(weights, 100 * sum(right) / len(right), metric=metric, **of)
+
+
+RANDOM = [1] * 10 + [0] * 40
+GAINS = {  # answers of the trained weights, to what is shown
+    "gain": ([1] * 30 + [0] * 20, "+40.00"),
+    "loss": ([0] * 50, "-20.00"),
+    "none": ([1] * 12 + [0] * 38, "no difference that 50 images can show"),
+}
+
+
+@pytest.mark.parametrize("kind", GAINS)
+def test_a_gain_is_coloured_only_where_its_paired_interval_leaves_0_out(run, kind):
+    right, text = GAINS[kind]
+    rows = [answered(run, "random:resnet18", RANDOM), answered(run, run, right)]
+    (run / "results.json").write_text(json.dumps({"results": rows, "not_run": []}))
+    page = Page(report(run))
+    (cell,) = (attributes["class"] for attributes in page.all("td") if "difference" in attributes.get("class", ""))
+    assert cell.split() == ["number", "difference", kind]
+    low, high = PairedDifference(max(0, 10 - sum(right)), max(0, sum(right) - 10), 50).interval
+    assert f"{text} ({100 * low:.1f} to {100 * high:.1f})" in page.text
+    best = [attributes for attributes in page.all("td") if "best" in attributes.get("class", "")]
+    assert len(best) == (kind == "gain")
+
+
+def test_a_gain_without_answers_is_judged_as_of_independent_images_or_not_at_all(run):
+    shown = {
+        ("top-1", 20.0, 24.0): ("none", "no difference that 500 images can show"),  # 4 points, within 5.2
+        ("top-1", 20.0, 30.0): ("gain", "+10.00"),
+        ("mAP", 20.0, 60.0): ("open", "+40.00"),  # no share of images
+    }
+    for (metric, before, after), (kind, text) in shown.items():
+        rows = [result("random:resnet18", before, metric=metric), result(run, after, metric=metric)]
+        (run / "results.json").write_text(json.dumps({"results": rows, "not_run": []}))
+        page = Page(report(run))
+        (cell,) = (attributes["class"] for attributes in page.all("td") if "difference" in attributes.get("class", ""))
+        assert cell.split()[-1] == kind and text in page.text
+        assert (", not paired)" in page.text) == (kind != "open")
+    seeds = [
+        result(weights, value + seed, seed=seed) for seed in (0, 1) for weights, value in (("random:a", 1), (run, 9))
+    ]
+    (run / "results.json").write_text(json.dumps({"results": seeds, "not_run": []}))
+    page = Page(report(run))
+    assert "+8.00" in page.text and "number difference open" in page.source  # a mean of seeds has no such interval
+
+
+def test_gains_of_two_runs_are_paired_in_one_folder_only(run, tmp_path):
+    """Logs are found by paths relative to the folder: that of another run may be of other images."""
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    (run / "results.json").write_text(json.dumps({"results": [answered(run, "random:r", RANDOM)], "not_run": []}))
+    (other / "results.json").write_text(
+        json.dumps({"results": [answered(other, "w", GAINS["gain"][0])], "not_run": []})
+    )
+    page = Page(report(run, other=other))
+    assert "+40.00" in page.text and ", not paired)" in page.text
+
+
 def test_a_spread_is_not_shown_as_a_gain(run):
     rows = [result("random:resnet18", 1.0, metric="spread k=1"), result(run, 3.5, metric="spread k=1")]
     (run / "results.json").write_text(json.dumps({"results": rows, "not_run": []}))
@@ -157,6 +223,18 @@ def test_the_check_of_escaping_can_fail(tmp_path):
     page = Page(tmp_path / "page.html")
     assert page.all("script") and page.all("img")
     assert NASTY not in page.text
+
+
+def test_no_control_character_reaches_the_page_from_a_folder_a_setting_or_a_result(run):
+    odd = "\x1b[31mred\x07\u202e"
+    rows = [result(f"weights{odd}", 50.0)]
+    (run / "results.json").write_text(json.dumps({"format": 1, "results": rows, "not_run": []}))
+    (run / "config.yaml").write_text(to_yaml(Recipe(data=f"photos{odd}", epochs=20)))
+    there = run.rename(run.with_name(f"run{odd}"))
+    texts = [report(there).read_text(encoding="utf-8"), report(there, other=there).read_text(encoding="utf-8")]
+    texts += [(there / f"tables.{kind}").read_text(encoding="utf-8") for kind in ("html", "md", "tex")]
+    assert not [c for text in texts for c in text if not c.isprintable() and c not in "\n\t\xa0"]
+    assert all("x1b" in text for text in texts[:2])  # tables of the published page hold no such row
 
 
 def test_names_that_are_not_text_are_shown_by_their_code(run):
@@ -307,6 +385,7 @@ def test_the_same_files_give_the_same_page_and_nothing_else_is_left(run):
         "tables.md",
         "tables.tex",
         "configs",
+        "tables",
     }
 
 

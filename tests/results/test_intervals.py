@@ -29,6 +29,22 @@ def test_wilsons_interval_is_scipys(right, n):
     assert wilson(right, n) == pytest.approx((found.low, found.high), abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "low", "high"),  # Newcombe 1998 (Statistics in Medicine 17, 873), table II, method 10
+    [
+        ((48, 80), (56, 70), 0.0524, 0.3339),
+        ((3, 10), (9, 10), 0.1705, 0.8090),
+        ((2, 7), (6, 7), 0.0582, 0.8062),
+        ((0, 29), (5, 56), -0.0381, 0.1926),
+        ((0, 20), (0, 10), -0.1611, 0.2775),
+        ((0, 10), (10, 10), 0.6075, 1.0),
+    ],
+)
+def test_the_unpaired_interval_is_the_printed_one(first, second, low, high):
+    assert intervals.unpaired(first, second) == pytest.approx((low, high), abs=6e-5)
+    assert intervals.unpaired(second, first) == pytest.approx((-high, -low), abs=6e-5)
+
+
 def test_the_paired_interval_is_the_printed_one(monkeypatch):
     """Fagerland, Lydersen and Laake 2014: airway hyper-responsiveness of 21 children, 1 7 1 12; and two runs of R's
     PropCIs::scoreci.mp at 90 %."""

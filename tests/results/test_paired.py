@@ -84,11 +84,24 @@ def test_the_console_compares_with_the_first_weights_at_k_20_or_the_nearest(tmp_
     lines = format_differences([*rows, *same], ["runs/a", "runs/b"], tmp_path).splitlines()
     low, high = (100 * end for end in paired_difference(rows[2], rows[3], tmp_path).interval)
     assert lines[0] == f"knn top-1 k=10, runs/b: difference to runs/a: +25.0 ({low:.1f} to {high:.1f})"
-    assert lines[1] == "linear top-1, runs/b: difference to runs/a: none (-3.7 to 3.7)"
+    assert (
+        lines[1]
+        == "linear top-1, runs/b: difference to runs/a: none (-3.7 to 3.7): no difference that 100 images can show"
+    )
+    assert (
+        format_differences(same, ["runs/a", "runs/b"], tmp_path, measured={same[0].key}) == ""
+    )  # b is an earlier one's
+    assert "linear" in format_differences(same, ["runs/a", "runs/b"], tmp_path, measured={row.key for row in same})
     back = format_differences(rows, ["runs/b", "runs/a"], tmp_path)
     assert f"difference to runs/b: -25.0 ({-high:.1f} to {-low:.1f})" in back
     assert format_differences(rows, ["runs/a"], tmp_path) == ""
     assert format_differences(rows, ["runs/a", "elsewhere"], tmp_path) == ""
+
+
+def test_the_console_shows_the_gain_over_random_weights_wherever_they_stand(tmp_path):
+    rows = [own(tmp_path, "top-1", right, weights, name="") for weights, right in (("a", SECOND), ("random:a", FIRST))]
+    for weights in (["a", "random:a"], ["random:a", "a"]):
+        assert format_differences(rows, weights, tmp_path).startswith("knn top-1, a: difference to random:a: +25.0 (")
 
 
 def test_rows_of_protocol_own_show_their_uncertainty_and_stand_apart_from_published_numbers(tmp_path):

@@ -4,6 +4,7 @@ Run: pytest tests/results/test_results.py
 """
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from swav.errors import DataError, MachineError, NumericsError
 from swav.results.console import format_results
 from swav.results.render import write_tables
-from swav.results.results import NotRun, Result, read_results, write_results
+from swav.results.results import NotRun, Result, now, read_results, write_results
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +55,30 @@ def test_the_file_has_the_promised_fields(tmp_path):
     assert list(content["results"][0]) == promised.split()
     assert content["not_run"] == [{"bench": "svm", "reason": "no such folder", "expected": "VOCdevkit"}]
     assert content == read_results(tmp_path).model_dump()
+
+
+def test_a_row_says_when_it_was_measured_and_a_repetition_leaves_the_file_as_it_is(tmp_path):
+    first = result(measured="2026-10-02T14:05:33Z", interval=(1.0, 2.0))
+    write_results(tmp_path, [first])
+    text = (tmp_path / "results.json").read_text()
+    assert json.loads(text)["results"][0]["measured"] == "2026-10-02T14:05:33Z"
+    write_results(tmp_path, [first.changed(measured="2026-10-03T00:00:00Z")])
+    assert (tmp_path / "results.json").read_text() == text
+    later = write_results(tmp_path, [first.changed(measured="2026-10-03T00:00:00Z", value=70.0)]).results
+    assert [(row.value, row.measured) for row in later] == [(70.0, "2026-10-03T00:00:00Z")]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", now())
+
+
+def test_numbers_of_earlier_commands_are_marked_with_their_date():
+    old = result(measured="2026-10-02T14:05:33Z", weights="random:a", name="")
+    rows = [old, result(bench="linear"), result(weights="b", name="b")]
+    lines = format_results(rows, measured={rows[2].key}).splitlines()
+    assert re.search(r"61\.50 † \| +- \| +61\.50 \|", lines[2]) and "61.50 † |" in lines[3]
+    assert [line for line in lines if line.startswith("†")] == [
+        "† from an earlier command, not measured now (2026-10-02 14:05 UTC): knn of random:a",
+        "† from an earlier command, not measured now (date unknown): linear of run",
+    ]
+    assert "†" not in format_results(rows, measured={row.key for row in rows}) + format_results(rows)
 
 
 def test_weights_keep_the_last_name_that_they_were_given(tmp_path):

@@ -1,8 +1,9 @@
 """Attacks: a results.json, or tables, that change under a new version; rows of older and newer versions that are lost, damaged or
 misread; a metric whose unit is not percent.
 
-tests/results/stored/ was written before results were typed, and before the file had a format: `first` of the results in
-example.py, `second` by merging more of them into older.json, whose rows are those of earlier and later versions.
+The results.json of tests/results/stored/ were written before results were typed, and before the file had a format: `first` of the
+results in example.py, `second` by merging more of them into older.json, whose rows are those of earlier and later versions. Tables
+and the terminal's lines beside them are of today's layout.
 
 Run: pytest tests/results/test_stored.py
 """

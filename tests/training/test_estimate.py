@@ -20,7 +20,7 @@ from swav.errors import MachineError
 from swav.network.backbone import count_parameters
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
-from swav.training import estimate
+from swav.training import estimate, loop
 from swav.training.auto import derive
 from swav.training.choices import MachineAndData
 from swav.training.step import Teacher, Trainer
@@ -120,6 +120,157 @@ def test_on_a_cpu_half_of_the_available_memory_is_the_bound(monkeypatch):
     monkeypatch.setattr(estimate, "available_memory", lambda _: fixed)
     with pytest.raises(MachineError, match="at least one image"):
         estimate.batch_fits(recipe(), CPU, most=16)
+
+
+def kept_by_a_real_step(settings: Recipe, images: int) -> float:
+    """Bytes per image that a forward on the CPU keeps for the backward."""
+    steps = estimate._Steps(settings, CPU)
+    weights = {p.untyped_storage().data_ptr() for p in steps.trainer.network.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        steps.make([estimate._random_crops(settings, images, CPU)], images)
+    return sum(count for place, count in kept.items() if place not in weights) / images
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"koleo": 0.1},
+        {"backbone": "resnet50", "stem": "half"},
+        {"backbone": "timm:test_vit", "width": 1.0, "stem": "imagenet"},
+    ],
+    ids=str,
+)
+def test_shapes_alone_tell_what_a_step_keeps(options):
+    """The attention of a transformer too: on the meta device it would keep the matrix of all pairs."""
+    crops = [{"count": 2, "size": 96, "scale": [0.3, 1.0]}, {"count": 1, "size": 32, "scale": [0.1, 0.3]}]
+    settings = recipe(crops=crops, **options)
+    expected = kept_by_a_real_step(settings, 2)
+    assert estimate.cpu_bytes(settings)[1] == pytest.approx(estimate._OVERHEAD * expected, rel=0.01)
+
+
+def test_half_precision_keeps_half_and_a_copy_of_the_weights():
+    fixed, per_image = estimate.cpu_bytes(recipe(precision="fp32"))
+    halved = estimate.cpu_bytes(recipe(precision="bf16"))
+    assert halved[0] == fixed + 2 * count_parameters(build_network(recipe()))
+    assert halved[1] < 0.65 * per_image
+
+
+GIGA = 10**9
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What is said of a step that takes a gigabyte whatever the batch, and 1.3 per image."""
+    said: list[str] = []
+    monkeypatch.setattr(estimate, "warn_once", said.append)
+    monkeypatch.setattr(estimate, "_IMPORTED_LATER", GIGA // 4)
+    monkeypatch.setattr(estimate, "_loader_bytes", lambda _: GIGA // 4)
+    monkeypatch.setattr(estimate, "cpu_bytes", lambda _: (GIGA // 2, 13 * GIGA // 10))
+    return said
+
+
+def check(monkeypatch: pytest.MonkeyPatch, gigabytes: float, resumes: bool = False, **options: object) -> None:
+    """Look at a run on a machine with so much memory."""
+    monkeypatch.setattr(estimate, "available_memory", lambda _: int(gigabytes * GIGA))
+    estimate.check_memory(recipe(**{"batch": 48, "koleo": 0.0} | options), CPU, resumes)
+
+
+def test_a_step_that_does_not_fit_is_said_with_the_micro_batch_that_does(monkeypatch, warnings):
+    check(monkeypatch, 63.4)
+    assert warnings == []
+    check(monkeypatch, 63.3)
+    assert len(warnings) == 1 and "48 images at a time takes about 63.4 GB, 63.3 GB are available" in warnings[0]
+    assert "use micro_batch=16 (" in warnings[0] and len(warnings[0].splitlines()) == 1
+    check(monkeypatch, 63.3, micro_batch=16)
+    assert len(warnings) == 1  # what is proposed is not warned of
+    check(monkeypatch, 64.9 / 2)
+    assert "use micro_batch=8 (" in warnings[1]  # the most that takes half, as for `auto`, and cuts 48 evenly
+    check(monkeypatch, 3)
+    assert "use micro_batch=1 (" in warnings[2] and "are of 1 image)" in warnings[2]
+
+
+def test_one_image_at_a_time_is_the_least_and_two_with_koleo(monkeypatch, warnings):
+    check(monkeypatch, 2.2, micro_batch=1)
+    assert "micro_batch" not in warnings[-1] and "smaller crops" in warnings[-1]
+    check(monkeypatch, 3.5, micro_batch=2, koleo=0.1)
+    assert "micro_batch" not in warnings[-1]
+    check(monkeypatch, 3.5, koleo=0.1)
+    assert "micro_batch=2 " in warnings[-1]
+
+
+def test_where_not_even_one_image_fits_the_run_is_refused(monkeypatch, warnings):
+    with pytest.raises(
+        MachineError, match=r"room for a step with 1 image at a time \(2\.0 GB\), found 2\.0 GB"
+    ) as caught:
+        check(monkeypatch, 1.99)
+    assert caught.value.exit_code == 4 and len(str(caught.value).splitlines()) == 1
+    with pytest.raises(MachineError, match="2 images at a time"):
+        check(monkeypatch, 2.99, koleo=0.1)
+    assert warnings == []
+    check(monkeypatch, 2.01)  # only an estimate says that it doesn't fit
+    assert len(warnings) == 1
+
+
+def test_a_run_that_is_there_cannot_take_another_micro_batch(monkeypatch, warnings):
+    check(monkeypatch, 60, resumes=True)
+    assert "end other programs, or begin again (another --out)" in warnings[0]
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch, warnings):
+    check(monkeypatch, 100)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    check(monkeypatch, 100)
+    assert len(warnings) == 1 and "a step of each process" in warnings[0] and "50.0 GB are available" in warnings[0]
+
+
+@pytest.mark.parametrize("batch", [8, "auto"])
+def test_every_run_is_looked_at_before_its_first_step(batch, shapes, tmp_path, monkeypatch, warnings):
+    """Whether a recipe says the batch or leaves it at `auto`."""
+    monkeypatch.setattr(estimate, "available_memory", lambda _: GIGA)
+    settings = SMALL | {
+        "data": str(shapes),
+        "workers": 0,
+        "batch": batch,
+        "micro_batch": 0,
+        "epochs": 1,
+        "warmup_epochs": 0,
+    }
+    with pytest.raises(MachineError, match=r"at least one image|room for a step with"):
+        loop.pretrain("tiny", out=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_memory_of_a_gpu_is_torchs_to_refuse(monkeypatch):
+    monkeypatch.setattr(estimate, "cpu_bytes", lambda _: pytest.fail("looked at"))
+    estimate.check_memory(recipe(), torch.device("cuda"), resumes=False)
+
+
+def test_batches_that_are_made_ahead_count(shapes, monkeypatch):
+    """As many as the loader then has."""
+    from swav.data import loader as loader_file
+    from swav.data.loader import Loader
+    from swav.views import view_spec
+
+    monkeypatch.setattr(loader_file, "_STRETCH", 4)
+    for workers in (1, 3):
+        settings = recipe(workers=workers)
+        loader = Loader(open_images(shapes), view_spec(settings), batch=16, workers=workers, rank=0, world_size=1,
+                        start_step=0, total_steps=40, steps_per_epoch=4, on_device=False)  # fmt: skip
+        try:
+            batches = iter(loader)
+            next(batches)
+            views = sum(kind.nbytes for slot in loader._slots for kind in slot.views)
+        finally:
+            loader.close()
+        assert estimate._loader_bytes(settings) == views
 
 
 # -- speed
@@ -272,8 +423,6 @@ def test_what_does_not_fit_is_called_so(shapes, tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_takes_what_was_forecast(shapes, tmp_path):
-    from swav.training import loop
-
     run = loop.pretrain(
         "tiny", out=tmp_path / "run", **SMALL | {"data": str(shapes), "workers": 0, "epochs": 2, "knn_every_epochs": 0}
     )

@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from swav.config import Recipe
-from swav.training.optim import Optimizer, build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
+from swav.training.optim import (
+    Optimizer,
+    build_optimizer,
+    learning_rate,
+    load_optimizer_tensors,
+    moved,
+    optimizer_tensors,
+)
 from tests import checks
 
 TRUST, DECAY, MOMENTUM = 0.001, 1e-2, 0.9  # a decay large enough to be seen
@@ -292,3 +299,21 @@ def test_by_epoch_the_rate_comes_down_within_a_last_epoch_that_was_planned_at_it
     by_epoch = recipe(lr=1.0, final_lr=0.0, warmup_epochs=0.0, lr_schedule="epoch")
     rates = [learning_rate(by_epoch, step, 10, [(20, 30)]) for step in range(30)]
     assert len(set(rates[:20])) == 2 and rates[29] < 0.05
+
+
+# -- settings that move over a run
+
+
+def test_a_setting_moves_by_half_a_cosine_or_stays():
+    values = [moved(0.996, 1.0, step, 100) for step in range(101)]
+    assert values[0] == 0.996 and values[50] == pytest.approx(0.998) and values[100] == pytest.approx(1.0)
+    assert values == sorted(values)
+    assert [moved(0.04, None, step, 100) for step in (0, 50, 99)] == [0.04] * 3
+
+
+def test_a_setting_goes_on_from_where_it_is_when_the_run_becomes_shorter():
+    changes = [(40, 60)]
+    before, at = moved(0.0, 1.0, 39, 100, changes), moved(0.0, 1.0, 40, 100, changes)
+    assert before == moved(0.0, 1.0, 39, 100) and at == pytest.approx(moved(0.0, 1.0, 40, 100))
+    assert moved(0.0, 1.0, 50, 100, changes) == pytest.approx(moved(0.0, 1.0, 70, 100))
+    assert moved(0.0, 1.0, 60, 100, changes) == pytest.approx(1.0)

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from swav.config import AUTO, Recipe
 from swav.data.sources.open import check_images
 from swav.data.sources.walk import may_hold_images, walk
 from swav.errors import ConfigError, DataError, MachineError
 from swav.evaluation import runner
 from swav.files import check_writable
 from swav.training.loop import pretrain
+from swav.training.preflight import check_pretraining, require_balance
 from swav.weights.sources import check_source
 
 # Runs commands in one interpreter that has no torch; prints the exit code and the message of each.
@@ -51,6 +53,9 @@ BAD = [
     ("pretrain tyny data=images --out run", 2, "did you mean 'tiny'"),
     ("pretrain tiny epoch=3 data=images --out run", 2, "did you mean 'epochs'"),
     ("pretrain tiny --out run", 2, "data=PATH"),
+    ("pretrain tiny data=nowhere batch=1 queue_length=0 --out run", 2, "batch: expected at least 2 images"),
+    ("pretrain tiny data=nowhere prototypes=1 --out run", 2, "prototypes: expected at least 2 in each set, found 1"),
+    ("pretrain tiny data=nowhere prototypes=[60,1] --out run", 2, "found 60, 1"),
     ("pretrain tiny data=nowhere --out run", 3, "nowhere: expected a folder of images"),
     ("pretrain tiny data=empty --out run", 3, "empty: expected images, found no file"),
     ("pretrain tiny data=texts --out run", 3, "found only 1 .txt"),
@@ -169,3 +174,36 @@ def test_sources_that_are_there_pass(tmp_path):
         check_source(f"{tmp_path}/{source}")
     for source in ("random:resnet50", "random:tiny", "random:timm:any", "timm:any"):
         check_source(source)
+
+
+def test_what_cannot_be_balanced_is_refused_and_nothing_else():
+    """One image has equal codes whatever it shows; a queue, or the images of other processes, are in the balance too."""
+    refused = [
+        (Recipe(batch=1, queue_length=0), 1),
+        (Recipe(batch=4, queue_length=0, sinkhorn="local"), 4),
+        (Recipe(prototypes=1), 1),
+        (Recipe(prototypes=(60, 1), batch=AUTO), 1),
+    ]
+    for recipe, processes in refused:
+        with pytest.raises(ConfigError, match="nothing is learned"):
+            require_balance(recipe, processes)
+    allowed = [
+        (Recipe(batch=2, queue_length=0), 2),
+        (Recipe(batch=4, queue_length=0, sinkhorn="local"), 2),
+        (Recipe(batch=1, queue_length=64), 1),
+        (Recipe(batch=1, queue_length=AUTO), 1),
+        (Recipe(batch=AUTO, prototypes=AUTO), 1),
+        (Recipe(prototypes=2), 1),
+    ]
+    for recipe, processes in allowed:
+        require_balance(recipe, processes)
+
+
+def test_a_batch_of_one_is_refused_once_the_queue_is_derived_but_a_run_that_is_there_resumes(tmp_path):
+    Image.new("RGB", (40, 40), (200, 0, 0)).save(tmp_path / "a.png")
+    Image.new("RGB", (40, 40), (0, 0, 200)).save(tmp_path / "b.png")
+    settings = {"data": tmp_path, "batch": 1, "queue_length": "auto", "epochs": 1}
+    with pytest.raises(ConfigError, match="batch: expected at least 2 images in the balance"):
+        pretrain("tiny", out=tmp_path / "new", **settings)
+    (tmp_path / "old/checkpoints").mkdir(parents=True)
+    check_pretraining(Recipe(data=str(tmp_path), batch=1), tmp_path / "old", False)

@@ -57,6 +57,29 @@ def test_on_another_machine_a_run_keeps_what_it_chose_and_only_the_workers_are_c
     assert said.count(f"as the run in {begun} has them") == 1 and "epochs, " in said
 
 
+def test_a_finished_run_that_is_to_be_longer_is_answered_with_the_command_that_trains_on(wanted, begun, monkeypatch):
+    had = setup.prepare(wanted, begun, CPU, dry_run=False)
+    assert isinstance(had.recipe.epochs, int)
+    state = {"step": had.total_steps, "num_images": len(had.images)}
+    monkeypatch.setattr(setup.checkpoint, "newest", lambda *_, **__: begun)
+    monkeypatch.setattr(setup.checkpoint, "read_state", lambda _: state)
+
+    def refusal(**changes: Any) -> str:
+        with pytest.raises(ConfigError) as caught:
+            setup.prepare(wanted.model_copy(update=changes), begun, CPU, dry_run=False)
+        return str(caught.value)
+
+    more = refusal(epochs=had.recipe.epochs + 7)
+    command = f"swav pretrain auto data={wanted.data} init={begun} epochs=7 --out {begun}-more"
+    assert (
+        more.endswith(command) and len(more.splitlines()) == 1 and f"finished run of {had.recipe.epochs} epochs" in more
+    )
+    others = [refusal(epochs=had.recipe.epochs - 1), refusal(epochs=had.recipe.epochs + 7, epsilon=0.06)]
+    state["step"] -= 1
+    others.append(refusal(epochs=had.recipe.epochs + 7))  # it is not finished
+    assert all("holds a run with other settings" in other and "init=" not in other for other in others)
+
+
 def test_a_harmless_setting_may_be_given_anew_and_takes_effect(wanted, begun):
     again = setup.prepare(wanted.model_copy(update={"keep_checkpoints": 9, "workers": 5}), begun, CPU, dry_run=False)
     assert (again.recipe.keep_checkpoints, again.recipe.workers) == (9, 5)
@@ -129,6 +152,16 @@ def test_fewer_images_than_prototypes_are_told_before_the_first_step(wanted, tmp
     for prototypes, warned in ((64, False), (65, True), ((40, 65), True)):
         some = setup.prepare(wanted.model_copy(update={"prototypes": prototypes}), tmp_path, CPU, dry_run=True)
         assert ("warning    64 images cannot fill 65 prototypes" in summary.describe(some)) == warned
+
+
+def test_a_run_that_sees_too_few_images_to_beat_random_weights_is_warned_of_unless_it_starts_from_others(
+    wanted, tmp_path
+):
+    for epochs, init, warned in ((124, None, True), (125, None, False), (124, "some/weights", False)):
+        few = wanted.model_copy(update={"epochs": epochs, "batch": 64, "prototypes": 8})
+        run = setup.prepare(few, tmp_path, CPU, dry_run=True)
+        run.recipe = run.recipe.model_copy(update={"init": init})
+        assert ("warning    7,936 images will be seen: with fewer than 8,000" in summary.describe(run)) == warned
 
 
 @pytest.mark.parametrize(

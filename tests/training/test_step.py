@@ -5,6 +5,7 @@ is not finite reach, state that a checkpoint forgets. The step itself is tested 
 Run: pytest tests/training/test_step.py
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,21 @@ def test_the_teacher_follows_by_its_momentum_and_gives_the_codes():
     expected = torch.stack([sinkhorn_codes(embeddings[v] @ teacher_prototypes.T, ours.recipe.epsilon) for v in (0, 1)])
     ours.step([given], 3)
     torch.testing.assert_close(ours.codes[0], expected, atol=1e-5, rtol=0)
+
+
+def test_momentum_and_weight_decay_move_by_half_a_cosine_to_their_last_values():
+    options = {"teacher_momentum": 0.5, "final_teacher_momentum": 1.0, "weight_decay": 0.1, "final_weight_decay": 0.4}
+    ours = trainer(recipe(**options, optimizer="adamw", decay_vectors=False, epochs=2))
+    assert ours.teacher is not None
+    for step in range(8):
+        before = [p.detach().clone() for p in ours.teacher.network.parameters()]
+        before[-1] = nn.functional.normalize(before[-1], dim=1)
+        ours.step([crops(step)], step)
+        share = (1 - math.cos(math.pi * step / 8)) / 2
+        for new, old, own in zip(ours.teacher.network.parameters(), before, ours.network.parameters(), strict=True):
+            torch.testing.assert_close(new, old.lerp(own.detach(), 0.5 - 0.5 * share), atol=1e-6, rtol=0)
+        decays = sorted({group["weight_decay"] for group in ours.optimizer.param_groups})
+        assert decays == pytest.approx([0.0, 0.1 + 0.3 * share])
 
 
 def test_the_queue_holds_what_the_teacher_sees():

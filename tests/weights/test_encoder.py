@@ -75,7 +75,7 @@ def test_a_path_may_hold_an_at_sign(run, tmp_path_factory, name):
 
 
 def test_best_is_of_a_run_that_has_one(run):
-    with pytest.raises(ConfigError, match="expected a run folder, found none"):
+    with pytest.raises(ConfigError, match="expected a run folder, found "):
         load(f"{run}/checkpoints/step_00000010@best")
     state = STATE | {"best_step": None}
     model = build_network(RECIPE).state_dict()

@@ -24,7 +24,7 @@ from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
 from swav.weights.encoder import load
 from swav.weights.export import export_backbone, export_missing
-from swav.weights.exported import CODE, FOLDER, WEIGHTS, how_to_use, read_description, usage
+from swav.weights.exported import CARD, CODE, FOLDER, RIGHTS, WEIGHTS, how_to_use, read_description, usage
 
 SMALL = {"head_hidden": 8, "head_dim": 4, "prototypes": 6, "epochs": 2, "batch": 4, "queue_length": 0}
 
@@ -147,9 +147,23 @@ def test_the_same_weights_are_the_same_bytes_in_every_process_and_folder(tmp_pat
     export_backbone(runs[0])
     code = f"from pathlib import Path; from swav.weights.export import export_backbone as e; e(Path({str(runs[1])!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
-    for name in (WEIGHTS, CODE):
+    for name in (WEIGHTS, CODE, CARD):
         assert (runs[0] / FOLDER / name).read_bytes() == (runs[1] / FOLDER / name).read_bytes()
-    assert sorted(path.name for path in (runs[0] / FOLDER).iterdir()) == [CODE, WEIGHTS]
+    assert sorted(path.name for path in (runs[0] / FOLDER).iterdir()) == sorted([CARD, CODE, WEIGHTS])
+
+
+def test_the_card_says_whose_the_weights_are_and_its_python_runs_beside_them(tmp_path, monkeypatch):
+    run = run_of(tmp_path / "run")
+    export_backbone(run)
+    text = (run / FOLDER / CARD).read_text()
+    assert RIGHTS in text and "yours" in RIGHTS and "Apache-2.0" in RIGHTS and str(tmp_path) not in text
+    monkeypatch.chdir(run / FOLDER)
+    names: dict[str, Any] = {"images": torch.rand(1, 3, 32, 32)}
+    with torch.no_grad():
+        exec(text.partition("```python\n")[2].partition("```")[0], names)
+        encoder = load(run)
+        mean, std = (torch.tensor(each).view(3, 1, 1) for each in ([0.5, 0.4, 0.3], [0.2, 0.21, 0.22]))
+        assert torch.equal(names["features"], encoder((names["images"] - mean) / std))
 
 
 def test_names_are_torchvisions_and_tensors_the_checkpoints(tmp_path):
@@ -211,7 +225,7 @@ def test_what_is_missing_of_a_finished_run_is_exported_and_nothing_else_is_touch
     (run / FOLDER / WEIGHTS).write_bytes(b"cut")
     (run / FOLDER / f".{WEIGHTS}.4711.tmp").write_bytes(b"left by one that was killed")
     assert export_missing(run, 6) is not None
-    assert sorted(path.name for path in (run / FOLDER).iterdir()) == [CODE, WEIGHTS]
+    assert sorted(path.name for path in (run / FOLDER).iterdir()) == sorted([CARD, CODE, WEIGHTS])
     assert export_missing(run, 7) is not None  # of another step than the last checkpoint's: older weights
     mask = os.umask(0)
     os.umask(mask)
@@ -227,7 +241,7 @@ def test_a_folder_that_cannot_be_written_is_exit_4_and_names_the_step_that_is_sa
     monkeypatch.setattr("swav.weights.export.load_file", lambda path: {})  # a disk that returns other bytes
     with pytest.raises(MachineError, match="read back with other values"):
         export_backbone(run)
-    assert [path.name for path in (run / FOLDER).iterdir()] == [CODE]  # no half file under the name
+    assert {path.name for path in (run / FOLDER).iterdir()} == {CARD, CODE}  # no half file under the name
     assert load(run).sha256
 
 

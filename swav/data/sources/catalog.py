@@ -10,7 +10,9 @@ from swav.data.images import Images
 from swav.data.overlap import refuse_shared
 from swav.data.sources import coco, label_maps, lists, voc, voc_objects
 from swav.data.sources.decode import printable
+from swav.data.sources.layouts import NAMES, find_layout
 from swav.data.sources.open import check_images, labelled_splits
+from swav.data.sources.walk import TRAIN_SPLITS, first_of, subfolders
 from swav.errors import DataError
 
 Splits = tuple[Images, Images]  # to learn from, to score
@@ -51,17 +53,16 @@ def labelled(root: Path, cache: Path | None = None, allow_missing: bool = False,
         DataError: there is none, its splits differ in their classes, or ROOT holds other data sets only.
     """
     root = root.expanduser()
-    home = next(
-        (place for place in (root, *(root / name for name in LABELLED_HOMES)) if (place / "train").is_dir()), root
-    )
-    if home == root and not (root / "train").is_dir() and (others := [n for n in NOT_CLASSES if (root / n).is_dir()]):
+    places = [root, *(root / name for name in LABELLED_HOMES)]
+    home = next((place for place in places if first_of(TRAIN_SPLITS, subfolders(place))), root)
+    layout = find_layout(home)
+    others = [name for name in NOT_CLASSES if home == root and (root / name).is_dir()]
+    if others and (not layout.val or layout.kind in NAMES):
         raise DataError(
             f"{printable(str(root))}: expected a labelled data set there, or imagenet/ with train/ and val/ below it, found "
             f"other data sets only ({', '.join(others)})\n{DATASETS['labelled'].expected}"
         )
-    if lists.is_flat_imagenet(home):
-        return lists.imagenet_splits(home, cache, allow_missing)
-    return labelled_splits(home, cache, divide=divide)
+    return labelled_splits(layout, cache, divide=divide, allow_missing=allow_missing)
 
 
 def undivided(root: Path, cache: Path | None = None) -> Splits:

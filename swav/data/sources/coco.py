@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int64
 from swav.data.images import Images
 from swav.data.sources.annotated import dropped_note, find_one, fitted, upright_size
 from swav.data.sources.decode import Unreadable, printable, read_file
-from swav.data.sources.open import listed_split
+from swav.data.sources.lists import listed_split
 from swav.data.targets import Objects, ObjectSets
 from swav.errors import DataError
 

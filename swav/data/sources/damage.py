@@ -12,6 +12,12 @@ import simplejpeg
 
 MAX_PIXELS = 2**27  # 134 megapixels, 0.4 GB decoded. (Pillow's own limit warns at 89 and refuses at 179.)
 
+# What decoding takes at its peak, beside the file and up to three copies of it [bytes per pixel], by format and in whole. Measured
+# (benchmarks/decoding_memory.py): progressive JPEG keeps all coefficients, Pillow's WebP two canvases, OpenJPEG 32 bits a value.
+DECODING = {"JPEG": 12, "WEBP": 20, "AVIF": 12, "JPEG2000": 25}
+DECODING_ELSE = 8
+MAX_MEMORY = 12 * MAX_PIXELS  # 1.6 GB
+
 # A file that claims more than so many pixels per byte is cut off, or a bomb, and is refused before memory is taken:
 # - JPEG: of each 8 x 8 pixels at least the mean (DC coefficient) has a Huffman code, of at least one bit;
 # - PNG: deflate makes at most 1032 bytes of one, and a byte holds at most 8 pixels;
@@ -56,24 +62,17 @@ def check_size(kind: str, width: int, height: int, size: int) -> None:
     pixels = width * height
     if width < 1 or height < 1:
         raise ValueError(f"{width}x{height} pixels")
-    if pixels > MAX_PIXELS:
+    if pixels > (limit := min(MAX_PIXELS, MAX_MEMORY // DECODING.get(kind, DECODING_ELSE))):
         raise ValueError(
-            f"{width}x{height} pixels, above the limit of {MAX_PIXELS / 1e6:.0f} megapixels: make it smaller"
+            f"{width}x{height} pixels, above the limit of {limit / 1e6:.0f} megapixels of a {kind}: make it smaller"
         )
-    if kind != "JPEG" and (reason := false_claim(kind, width, height, size)):  # what is there of a JPEG, Pillow reads
-        raise ValueError(reason)
+    if pixels > PIXELS_PER_BYTE.get(kind, pixels) * size:
+        raise ValueError(f"{size:,} bytes cannot hold the {width}x{height} pixels that its header claims: damaged")
     most = min(MAX_BYTES, ROOM + BYTES_PER_PIXEL * pixels) if kind in SINGLE else MAX_BYTES
     if size > most:
         raise ValueError(
             f"{size / 1e6:,.0f} MB for {width}x{height} pixels, above the limit of {most / 1e6:,.0f} MB: save it again"
         )
-
-
-def false_claim(kind: str, width: int, height: int, size: int) -> str | None:
-    """Why a file of so many bytes cannot hold the pixels that its header claims; None if it can."""
-    if width * height > PIXELS_PER_BYTE.get(kind, width * height) * size:
-        return f"{size:,} bytes cannot hold the {width}x{height} pixels that its header claims: damaged"
-    return None
 
 
 def with_end(jpeg: bytes) -> bytes:

@@ -17,10 +17,11 @@ import numpy as np
 
 from swav.data.sources.decode import Header, Unreadable, open_regular, patiently, read_header, reason_of
 from swav.data.sources.walk import ROW, path_of
+from swav.progress import FIRST_SECONDS, Progress
 
 ProgressCallback = Callable[[int, int], None]  # progress: how many are done, of how many
 
-VERSION = 2  # of the cache's content; another one is ignored
+VERSION = 3  # of the cache's content; another one is ignored
 WORTH_CACHING = 1000  # files; fewer are read again in a tenth of a second
 CHUNK = 64  # files per task of the pool
 THREADS = 16  # reading a header is waiting for a disk or a network, not work
@@ -41,7 +42,7 @@ def check_headers(
         rows: one ROW per name, with size and time.
         cache: folder for the index; None: the user's cache folder.
         part: which part of the root is indexed: a split's folder, a list's file.
-        progress: is called now and then.
+        progress: is called now and then; where it takes long, that is shown in any case.
 
     Returns:
         The rows with every field, and the reason per row that is unreadable.
@@ -50,7 +51,11 @@ def check_headers(
     known, reasons = _reused(place, names, rows)
     wanted = np.flatnonzero(known["time"] != rows["time"])
     chunks = [wanted[i : i + CHUNK] for i in range(0, len(wanted), CHUNK)]
-    with ThreadPoolExecutor(min(THREADS, len(chunks) or 1)) as pool, _cancelled_on_error(pool):
+    with (
+        Progress("checking headers", len(wanted), delay=FIRST_SECONDS) as shown,
+        ThreadPoolExecutor(min(THREADS, len(chunks) or 1)) as pool,
+        _cancelled_on_error(pool),
+    ):
         for n, headers in enumerate(pool.map(lambda chunk: [_header(root, names[i]) for i in chunk], chunks)):
             for i, header in zip(chunks[n].tolist(), headers, strict=True):
                 known[i] = rows[i]
@@ -59,8 +64,10 @@ def check_headers(
                 else:
                     reasons[i], passing = header
                     known[i]["time"] = PASSING if passing else rows[i]["time"]
+            checked = min((n + 1) * CHUNK, len(wanted))
+            shown.update(checked)
             if progress is not None:
-                progress(min((n + 1) * CHUNK, len(wanted)), len(wanted))
+                progress(checked, len(wanted))
     if place is not None and len(wanted):
         _write(place, names, known, reasons)
     return known, reasons
@@ -78,7 +85,7 @@ def _cancelled_on_error(pool: ThreadPoolExecutor) -> Iterator[None]:
 
 def user_cache() -> Path:
     """The user's cache folder for swav, by the XDG convention."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "swav"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "swav"
 
 
 def _header(root: Path, name: bytes) -> Header | tuple[str, bool]:

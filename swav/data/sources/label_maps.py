@@ -19,7 +19,7 @@ from swav.data.sources.header_index import THREADS
 from swav.data.sources.map_files import UNKNOWN, MapReader, Pair, index_table, map_split
 from swav.data.sources.open import SPLIT_SEED, VAL_SHARE
 from swav.data.sources.voc_objects import CLASSES
-from swav.data.sources.walk import TRAIN_SPLITS, VAL_SPLITS, walk
+from swav.data.sources.walk import TRAIN_SPLITS, VAL_SPLITS, first_of, subfolders, walk
 from swav.data.targets import VOID
 from swav.errors import DataError
 from swav.files import visible
@@ -241,25 +241,21 @@ def find_folder(root: str | Path) -> dict[str, tuple[str, str]]:
     """
     root = Path(root).expanduser()
 
-    def has(place: tuple[str, str]) -> bool:
-        return all((root / name).is_dir() for name in place)
-
-    for pattern in ("{0}/{1}", "{1}/{0}"):
-        there = {
-            split: place
-            for split in (*sorted(TRAIN_SPLITS), *VAL_SPLITS)
-            if has(place := (pattern.format("images", split), pattern.format("masks", split)))
-        }
-        train, val = (
-            next((each for each in words if each in there), None) for words in (sorted(TRAIN_SPLITS), VAL_SPLITS)
-        )
+    for pattern, names in (("{0}/{1}", subfolders(root / "images")), ("{1}/{0}", subfolders(root))):
+        places = {name: (pattern.format("images", name), pattern.format("masks", name)) for name in names}
+        there = {name: place for name, place in places.items() if _are_folders(root, place)}
+        train, val = first_of(TRAIN_SPLITS, there), first_of(VAL_SPLITS, there)
         if train and val:
             return {train: there[train], val: there[val]}
         if train and pattern == "{1}/{0}":
             return {"": there[train]}
-    if has(("images", "masks")):
+    if _are_folders(root, ("images", "masks")):
         return {"": ("images", "masks")}
     raise DataError(f"{printable(str(root))}: expected images/ and masks/ there, found none\n{HOW_FOLDER}")
+
+
+def _are_folders(root: Path, places: tuple[str, str]) -> bool:
+    return all((root / name).is_dir() for name in places)
 
 
 def _folder_pairs(root: Path, images: str, masks: str) -> list[Pair]:

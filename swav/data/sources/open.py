@@ -1,19 +1,20 @@
 """Open what a user names: a folder tree, a flat folder, a list or CIFAR, as images with labels and splits.
 
-- A folder with train/ beside val/, valid/, validation/ or test/ (the first of these that is there) is one data set:
-  pre-training reads train/, the other is scored; so is a CSV with a column `split` that holds these words, and so are
-  CIFAR's two splits.
+- A folder with train/ beside val/, valid/, validation/, dev/ or test/ (the first of these that is there; also training/, testing/;
+  in any case; they may lie up to three levels below) is one data set: pre-training reads train/, the other is scored. So is a CSV
+  with a column `split` that holds these words, and so are CIFAR's two splits.
+- PASCAL VOC, COCO and Cityscapes are read as what they are: photographs, without those that their benchmarks score.
 - Any other folder tree or list is trained on whole. Where labels are needed, they are the class folders (every image
-  as CLASS/FILE) or the CSV's column `label`, and a fifth of each class, drawn by a fixed seed, is scored.
+  as CLASS/FILE) or the list's labels, and a fifth of each class, drawn by a fixed seed, is scored.
 
 Nothing is ever written among the data.
 """
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64
@@ -24,44 +25,50 @@ from swav.data.overlap import refuse_doubled, refuse_same_folder, refuse_shared
 from swav.data.sources import cifar
 from swav.data.sources.decode import printable
 from swav.data.sources.header_index import ProgressCallback, check_headers
+from swav.data.sources.layouts import (
+    NAMES,
+    DataLayout,
+    find_layout,
+    some_folders,
+    unused_splits,
+    voc_scored,
+)
+from swav.data.sources.lists import HOW_IMAGENET, imagenet_rows, imagenet_splits, likely_cause, sorted_classes
+from swav.data.sources.twins import mask_twins
 from swav.data.sources.walk import (
+    NOT_READ,
     TRAIN_SPLITS,
-    VAL_SPLITS,
     Found,
-    Listing,
     any_there,
     look_up,
     may_hold_images,
     nothing_readable,
-    read_list,
+    subfolders,
     walk,
 )
 from swav.data.storage import Files, InMemory, joined
-from swav.data.targets import ClassLabels, Targets
+from swav.data.targets import ClassLabels
 from swav.errors import DataError, counted
 from swav.files import warn_once
+
+__all__ = ["DataLayout", "find_layout", "open_images"]
 
 Split = Literal["train", "val", "all"]
 VAL_SHARE = 0.2  # of each class, where the data set has no split of its own for scoring
 SPLIT_SEED = 0
-
-
-class DataLayout(NamedTuple):
-    """What a path turned out to be. `val` names its split for scoring; empty: it has none of its own."""
-
-    kind: Literal["cifar-binary", "cifar-strips", "splits", "list", "tree"]
-    root: Path
-    val: str = ""
-    version: str = ""
-    listing: Listing | None = None
+_UNREADABLE_SHOWN = 3  # classes without a readable image in a message
 
 
 def open_images(
-    path: str | Path, split: Split = "train", cache: Path | None = None, progress: ProgressCallback | None = None
+    path: str | Path | DataLayout,
+    split: Split = "train",
+    cache: Path | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Images:
     """Find the images under a path and read their headers.
 
     Args:
+        path: or what find_layout found it to be.
         split: "train": what pre-training reads. "val": what is scored. "all": both.
         cache: folder for the index of headers; None: the user's cache folder.
         progress: is called as progress(done, total) while headers are read.
@@ -69,12 +76,14 @@ def open_images(
     Raises:
         DataError: there is no path, no image, no readable image, or (of "val") no label to split by.
     """
-    layout = find_layout(path)
+    layout = path if isinstance(path, DataLayout) else find_layout(path)
     if split == "val" and not layout.val:
-        return labelled_splits(path, cache, progress)[1]
+        return labelled_splits(layout, cache, progress)[1]
     images = _open(layout, split, cache, progress)
+    images.warnings += layout.warnings
     if not len(images):
-        raise DataError(nothing_readable(_home(layout, split), images.bad, images.others, images.left_out))
+        cause = "" if layout.listing is None else likely_cause(layout.root.parent, [name for name, _ in images.bad])
+        raise DataError(nothing_readable(_home(layout, split), images.bad, images.others, images.left_out) + cause)
     return images
 
 
@@ -103,110 +112,113 @@ def check_images(path: str | Path) -> None:
         DataError: there is no path, or no image.
     """
     layout = find_layout(path)
-    folder = layout.root / "train" if layout.kind == "splits" else layout.root
-    listed = layout.listing
-    found = may_hold_images(folder) if listed is None else any_there(layout.root.parent, listed.names)
-    if layout.kind in ("splits", "tree", "list") and not found:
-        open_images(path)  # says what is there instead
+    folders = layout.folders or (layout.train if layout.val else "",)
+    if layout.kind.startswith("cifar"):
+        found = True
+    elif layout.listing is not None:
+        found = any_there(layout.root.parent, layout.listing.names)
+    else:
+        found = any(may_hold_images(layout.root / folder) for folder in folders)
+    if not found:
+        open_images(layout)  # says what is there instead
 
 
 def labelled_splits(
-    path: str | Path, cache: Path | None = None, progress: ProgressCallback | None = None, divide: bool = True
+    path: str | Path | DataLayout,
+    cache: Path | None = None,
+    progress: ProgressCallback | None = None,
+    divide: bool = True,
+    allow_missing: bool = False,
 ) -> tuple[Images, Images]:
     """Return (bank to learn labels from, images to score), with the same classes.
 
     Args:
+        path: or what find_layout found it to be.
         divide: a set that has no split for scoring into 80 % and 20 % of each class, by a fixed seed; else all its images are
             returned as one object in both places, to be scored in folds.
+        allow_missing: of ImageNet's lists, see lists.imagenet_splits.
 
     Raises:
         DataError: as open_images; there are no labels, or the splits hold different classes.
         SharedImages: an image is in both splits, or twice in a set that is not divided.
     """
-    layout = find_layout(path)
+    layout = path if isinstance(path, DataLayout) else find_layout(path)
+    if layout.kind in NAMES:
+        raise DataError(
+            f"{printable(str(layout.root))}: expected one class of each image, found {NAMES[layout.kind]}, which has boxes, masks or "
+            "several classes an image; score by its own benchmarks"
+        )
     if not layout.val:
-        images = _labelled(open_images(path, "all", cache, progress), layout)
+        images = _labelled(open_images(layout, "all", cache, progress), layout)
         if not divide:
             refuse_doubled(images)
             return images, images
         train, val = _drawn_splits(images)
         refuse_shared(train, val)
         return train, val
-    if layout.kind == "splits":
-        refuse_same_folder(layout.root / "train", layout.root / layout.val)
-    train, val = (_labelled(open_images(path, split, cache, progress), layout) for split in ("train", "val"))
+    if layout.kind in ("splits", "flat-imagenet"):
+        refuse_same_folder(layout.root / layout.train, layout.root / layout.val)
+    if layout.kind == "flat-imagenet":
+        train, val = imagenet_splits((layout.root / layout.train).parent, cache, allow_missing)
+    else:
+        train, val = (_labelled(open_images(layout, split, cache, progress), layout) for split in ("train", "val"))
     refuse_shared(train, val)
     _warn_of_shared_groups(train, val)
     only_train, only_val = _present(train) - _present(val), _present(val) - _present(train)
-    if (only_train or only_val) and not train.in_memory:  # CIFAR's classes are given, whichever occur
+    if (only_train or only_val) and not (train.in_memory or layout.kind == "flat-imagenet"):  # whose classes are given
         sides = [
-            f"only in {side}: {_some(names)}"
-            for side, names in (("train", only_train), (layout.val, only_val))
+            f"only in {printable(side)}: {_some(names, other.lost_classes)}"
+            for side, names, other in ((layout.train, only_train, val), (layout.val, only_val, train))
             if names
         ]
         raise DataError(
-            f"{printable(str(path))}: expected the same classes in both splits, found {'; '.join(sides)}; fix the folders or the list"
+            f"{printable(str(layout.root))}: expected the same classes in both splits, found {'; '.join(sides)}; fix the folders or "
+            "the list"
         )
     return train, val
-
-
-def find_layout(path: str | Path) -> DataLayout:
-    """Tell what a path is.
-
-    Raises:
-        DataError: nothing is there, or it is a file that is not a list.
-    """
-    where = printable(str(path))
-    try:
-        root = Path(path).expanduser()
-        if root.is_file():
-            if root.suffix.lower() not in (".txt", ".csv"):
-                raise DataError(
-                    f"{where}: expected a folder or a list (.txt, .csv), found another file; give its folder"
-                )
-            listing = read_list(root)
-            val = ""
-            if listing.splits is not None:  # of rows for training only, `val` is found to be empty
-                val = next((name for name in VAL_SPLITS if name in listing.splits), "val")
-            return DataLayout("list", root, val, listing=listing)
-        if not root.is_dir():
-            found = "no such path" if not os.path.lexists(root) else "neither"
-            raise DataError(f"{where}: expected a folder of images or a list (.txt, .csv), found {found}; check data=")
-        if binary := cifar.find_binary(root):
-            return DataLayout("cifar-binary", binary[0], "test", version=binary[1])
-        if cifar.has_strips(root):
-            return DataLayout("cifar-strips", root, "test")
-        val = next((name for name in VAL_SPLITS if (root / name).is_dir()), "")
-        if val and (root / "train").is_dir():
-            return DataLayout("splits", root, val)
-        return DataLayout("tree", root)
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the path; ~NOBODY
-        raise DataError(f"{where}: expected a folder of images, found: {error}") from error
 
 
 def _open(layout: DataLayout, split: Split, cache: Path | None, progress: ProgressCallback | None) -> Images:
     """Open a split ("val" only where the layout has one)."""
     if layout.kind == "list":
         return _open_list(layout, split, cache, progress)
+    if layout.kind == "voc":
+        return _open_voc(layout, split, cache, progress)
     if layout.kind == "tree":
         note = f"{printable(str(layout.root))} (the whole of it)"
-        found = walk(layout.root)
+        found = walk(layout.root, maps=layout.maps)
         labels = _folder_labels([name.split(b"/") for name in found.names], nested=False)
-        return _checked(layout.root, found, labels, note + found.left_out, cache, "", progress)
-    folders = {"train": ["train"], "val": [layout.val], "all": ["train", layout.val]}[split]
+        images = _checked(layout.root, found, labels, note + found.left_out, cache, "", progress)
+        _note_lost_folders(images, "")
+        if not layout.maps and (splits := unused_splits(found.names)):
+            images.warnings.append(
+                f"{some_folders(splits)} of {printable(str(layout.root))} are trained on too, though by name they are to score by; give the "
+                "folder to train on as data=, or have one pair of train/ and val/ (or test/) in it"
+            )
+        return images
+    folders = {"train": [layout.train], "val": [layout.val], "all": [layout.train, layout.val]}[split]
     return _joined([_open_split(layout, folder, cache, progress) for folder in folders])
 
 
 def _open_split(layout: DataLayout, folder: str, cache: Path | None, progress: ProgressCallback | None) -> Images:
-    if folder == "train":
-        note = f"train/ of {printable(str(layout.root))} ({layout.val}/ is left for scoring)"
-    else:
-        note = f"{folder}/ of {printable(str(layout.root))}"
-    if layout.kind == "splits":
-        found = walk(layout.root, folder)
-        labels = _folder_labels([name.split(b"/")[1:] for name in found.names], nested=True)
-        return _checked(layout.root, found, labels, note + found.left_out, cache, folder, progress)
-    split: cifar.Split = "train" if folder == "train" else "test"
+    note = f"{printable(folder)}/ of {printable(str(layout.root))}"
+    if folder == layout.train:
+        note += f" ({printable(layout.val)}/ is left for scoring)"
+    if not layout.kind.startswith("cifar"):
+        found = walk(layout.root, folder, layout.maps)
+        images = _checked(
+            layout.root,
+            found,
+            _split_labels(layout, folder, found.names),
+            note + found.left_out,
+            cache,
+            folder,
+            progress,
+        )
+        if layout.kind == "splits":
+            _note_lost_folders(images, folder)
+        return images
+    split: cifar.Split = "train" if folder == layout.train else "test"
     if layout.kind == "cifar-binary":
         packed = cifar.load_binary(layout.root, layout.version, split)
         note = note.replace("/", "'s files", 1)
@@ -214,6 +226,41 @@ def _open_split(layout: DataLayout, folder: str, cache: Path | None, progress: P
         packed = cifar.load_strips(layout.root, split)
     storage = InMemory(layout.root, packed.names, packed.rows, packed.pixels, packed.inodes)
     return Images(storage, ClassLabels(packed.labels, packed.classes), bad=packed.bad, note=note)
+
+
+def _split_labels(layout: DataLayout, folder: str, names: list[bytes]) -> list[str] | None:
+    """The classes of the images of a split's folder: their folders in it, or as the lists of ImageNet have them."""
+    if layout.kind == "splits":
+        depth = folder.count("/") + 1
+        return _folder_labels([name.split(b"/")[depth:] for name in names], nested=True)
+    if layout.kind != "flat-imagenet":
+        return None
+    home = (layout.root / folder).parent
+    listed = dict(zip(*imagenet_rows(home, os.path.basename(folder)), strict=True))  # noqa: PTH119
+    labels = [listed.get(name[len(os.fsencode(folder)) + 1 :]) for name in names]
+    return None if None in labels else [label for label in labels if label is not None]
+
+
+def _open_voc(layout: DataLayout, split: Split, cache: Path | None, progress: ProgressCallback | None) -> Images:
+    """Photographs of PASCAL VOC; of "train" without those that its lists keep for scoring."""
+    scored, parts = voc_scored(layout), []
+    where = f"photographs of {NAMES[layout.kind]} in {printable(str(layout.root))}"
+    notes = {
+        "train": f"{where} ({layout.val} is left for scoring)",
+        "val": f"{where}, those of {layout.val}",
+        "all": where,
+    }
+    note = notes[split] if layout.val else where
+    for folder in layout.folders:
+        found = walk(layout.root, folder)
+        stems = [os.path.splitext(name)[0] for name in found.names]  # noqa: PTH122
+        kept = [i for i, stem in enumerate(stems) if split == "all" or (stem in scored) is (split == "val")]
+        names, rows, inodes = [found.names[i] for i in kept], found.rows[kept], found.inodes[kept]
+        chosen = found._replace(names=names, rows=rows, inodes=inodes)
+        parts.append(_checked(layout.root, chosen, None, note, cache, f"{folder} {split}", progress))
+    images = _joined(parts)
+    images.note = note
+    return images
 
 
 def _open_list(layout: DataLayout, split: Split, cache: Path | None, progress: ProgressCallback | None) -> Images:
@@ -233,7 +280,14 @@ def _open_list(layout: DataLayout, split: Split, cache: Path | None, progress: P
     found, kept = look_up(layout.root.parent, names)
     texts = None if labels is None else [labels[i] for i in kept]
     kept_groups = None if groups is None else groups[kept]
-    return _checked(layout.root.parent, found, texts, note, cache, layout.root.name, progress, kept_groups)
+    images = _checked(layout.root.parent, found, texts, note, cache, layout.root.name, progress, kept_groups)
+    if labels is not None:
+        reasons, present = dict(images.bad), set(images.classes or [])
+        for name, label in zip(map(os.fsdecode, names), labels, strict=True):
+            if label not in present:
+                images.lost_classes.setdefault(label, f"{name}: {reasons.get(name, 'unreadable')}")
+        _warn_of_lost(images)
+    return images
 
 
 def _numbered(groups: list[str]) -> Int64[np.ndarray, " N"]:
@@ -281,61 +335,49 @@ def _checked(
     labels = None
     if label_texts is not None:
         texts = [label_texts[i] for i in good]
-        classes = _sorted_classes(texts)
+        classes = sorted_classes(texts)
         number = {name: k for k, name in enumerate(classes)}
         labels = ClassLabels(np.array([number[text] for text in texts], dtype=np.int64), classes)
     storage = Files(root, (found.names[i] for i in good), rows[good], found.inodes[good])
     kept = None if groups is None else groups[good]
-    return Images(storage, labels, bad=bad, others=found.others, note=note, left_out=found.left_out, groups=kept)
+    images = Images(storage, labels, bad=bad, others=found.others, note=note, left_out=found.left_out, groups=kept)
+    images.warnings += filter(None, [mask_twins([found.names[i] for i in good], rows[good])])
+    return images
 
 
-def listed_split(
-    root: Path,
-    names: list[bytes],
-    targets: Targets,
-    *,
-    split: str,
-    cache: Path | None,
-    allow_missing: bool,
-) -> Images:
-    """A split of a data set whose lists say what belongs to it, as those of VOC, Places205 and iNaturalist do.
-
-    Args:
-        root: what `names` are relative to.
-        targets: of each name.
-        split: its name, for messages.
-        allow_missing: leave out listed images that are not there, and say so in the note.
-
-    Raises:
-        DataError: a listed image is missing, or none can be read.
-    """
-    where = printable(str(root))
-    found, kept = look_up(root, names)
-    if found.bad and (not allow_missing or not len(kept)):
-        more = f" and {len(found.bad) - 1} more" if len(found.bad) > 1 else ""
-        raise DataError(
-            f"{where}: expected every image of the list of {split}, found none at {printable(found.bad[0][0])}{more}; "
-            "unpack the archives again, or use protocol=smoke"
-        )
-    rows, reasons = check_headers(root, found.names, found.rows, cache, split)
-    good = [i for i in range(len(rows)) if i not in reasons]
-    if not good:
-        raise DataError(f"{where}: expected readable images of {split}, found none; check the files")
-    missing = f" ({len(found.bad)} listed images are not there)" if found.bad else ""
-    return Images(
-        Files(root, (found.names[i] for i in good), rows[good], found.inodes[good]),
-        targets.select(np.asarray(kept[good])),
-        bad=sorted(found.bad + [(os.fsdecode(found.names[i]), reason) for i, reason in reasons.items()]),
-        note=f"{split} of {where}{missing}",
-    )
+def _note_lost_folders(images: Images, folder: str) -> None:
+    """Note the class folders below root/folder of which no image can be read, with the reason, and warn of those that hold images."""
+    start = f"{folder}/" if folder else ""
+    present = set(images.classes or [])
+    if not present and not images.bad and not NOT_READ.keys() & images.others.keys():
+        return
+    for name in subfolders(images.root / folder):
+        if name in present:
+            continue
+        bad = [f"{its}: {reason}" for its, reason in images.bad if its.startswith(f"{start}{name}/")]
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        if bad:
+            images.lost_classes[name] = bad[0] + more
+        elif present:
+            others = walk(images.root, f"{start}{name}").others
+            images.lost_classes[name] = (
+                ", ".join(f"{count} {ext or 'without extension'}" for ext, count in others.most_common(2))
+                + "".join(
+                    f", which are not read: {NOT_READ[ext]}" for ext, _ in others.most_common(1) if ext in NOT_READ
+                )
+                if others
+                else "the folder is empty"
+            )
+    if present:
+        _warn_of_lost(images)
 
 
-def _sorted_classes(texts: Iterable[str]) -> list[str]:
-    """Class names by their bytes, as folders are sorted; numbers (in a CSV) by their value."""
-    names = set(texts)
-    if all(name.isdecimal() for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names, key=os.fsencode)
+def _warn_of_lost(images: Images) -> None:
+    told = {
+        name: why for name, why in images.lost_classes.items() if ": " in why
+    }  # an empty folder need not be a class
+    if told:
+        images.warnings.append(f"no readable image in {counted(len(told), 'class')}: {_some(set(told), told)}")
 
 
 def _joined(parts: list[Images]) -> Images:
@@ -345,13 +387,13 @@ def _joined(parts: list[Images]) -> Images:
     targets = [part.targets for part in parts if isinstance(part.targets, ClassLabels)]
     labels = None
     if len(targets) == len(parts):
-        classes = _sorted_classes(name for part in targets for name in part.classes)
+        classes = sorted_classes(name for part in targets for name in part.classes)
         if all(part.classes == targets[0].classes for part in targets):
             classes = targets[0].classes  # CIFAR's own order
         where = [np.array([classes.index(name) for name in part.classes], dtype=np.int64) for part in targets]
         values = np.concatenate([new[part.values] for new, part in zip(where, targets, strict=True)])
         labels = ClassLabels(values, classes)
-    return Images(
+    images = Images(
         joined([part.storage for part in parts]),
         labels,
         bad=[entry for part in parts for entry in part.bad],
@@ -359,6 +401,8 @@ def _joined(parts: list[Images]) -> Images:
         note=" and ".join(part.note.partition(" (")[0] for part in parts) + parts[0].left_out,
         left_out=parts[0].left_out,
     )
+    images.warnings = list(dict.fromkeys(warning for part in parts for warning in part.warnings))
+    return images
 
 
 def _drawn_splits(images: Images) -> tuple[Images, Images]:
@@ -388,12 +432,26 @@ def _drawn_splits(images: Images) -> tuple[Images, Images]:
 
 
 def _labelled(images: Images, layout: DataLayout) -> Images:
-    if images.labels is None:
-        missing = (
-            "a column label" if layout.kind == "list" else "every image in a folder of its class, at least two classes"
+    if images.labels is not None:
+        return images
+    where = printable(str(layout.root))
+    if layout.kind == "splits" and subfolders(layout.root / layout.train) and not subfolders(layout.root / layout.val):
+        val, first = printable(layout.val), os.path.basename(images.name(0))  # noqa: PTH119
+        what = "move each image there into a folder of its class"
+        if first.startswith("ILSVRC"):
+            what = f"it is ImageNet's as its archive unpacks, and there is no meta/train.txt and meta/val.txt beside it; {HOW_IMAGENET}"
+        raise DataError(
+            f"{where}: expected a folder of each class in {val}/, as in {printable(layout.train)}/, found {len(images)} images without; {what}"
         )
-        raise DataError(f"{printable(str(layout.root))}: expected labels ({missing}), found none")
-    return images
+    missing = (
+        "a column label" if layout.kind == "list" else "every image in a folder of its class, at least two classes"
+    )
+    lost = (
+        f", and no readable image in {_some(set(images.lost_classes), images.lost_classes)}"
+        if images.lost_classes
+        else ""
+    )
+    raise DataError(f"{where}: expected labels ({missing}), found none{lost}")
 
 
 def _present(images: Images) -> set[str]:
@@ -401,13 +459,16 @@ def _present(images: Images) -> set[str]:
     return {images.classes[k] for k in np.unique(images.labels)}
 
 
-def _some(names: set[str]) -> str:
-    shown = ", ".join(printable(name) for name in sorted(names, key=os.fsencode)[:5])
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def _some(names: set[str], reasons: Mapping[str, str] | None = None) -> str:
+    few = sorted(names, key=os.fsencode)[: 5 if not reasons else _UNREADABLE_SHOWN]
+    shown = ", ".join(
+        printable(name) + (f" ({printable(reasons[name])})" if reasons and name in reasons else "") for name in few
+    )
+    return shown + (f" and {len(names) - len(few)} more" if len(names) > len(few) else "")
 
 
 def _home(layout: DataLayout, split: Split) -> str:
     """The folder or list that a split is read from, as it may be shown."""
-    if layout.kind != "splits" or split == "all":
+    if not layout.val or layout.kind in ("list", "voc") or layout.kind.startswith("cifar") or split == "all":
         return printable(str(layout.root))
-    return printable(str(layout.root / ("train" if split == "train" else layout.val)))
+    return printable(str(layout.root / (layout.train if split == "train" else layout.val)))

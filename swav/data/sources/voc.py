@@ -11,7 +11,7 @@ import numpy as np
 
 from swav.data.images import Images
 from swav.data.sources.decode import printable, reason_of
-from swav.data.sources.open import listed_split
+from swav.data.sources.lists import listed_split
 from swav.data.targets import MultiLabels
 from swav.errors import DataError
 from swav.files import visible

@@ -9,11 +9,12 @@ Seeds       none: nothing is drawn.
 Source      MMSelfSup 0.x knn_imagenet.py and test_knn.py, from DINO's eval_knn.py.
 Where we differ: any number of queries and classes; Pillow's antialiased bilinear resizing as in MMSelfSup 0.x (1.x: cv2).
 Smoke       size 112, at most 5,000 + 1,000 images; a k above the bank is left out instead of refused.
+Time        smoke, ResNet-50, Imagenette: 208 s of CPU, 104 s of two cores.
 """
 
 import torch
 
-from swav.errors import ConfigError
+from swav.errors import DataError
 from swav.evaluation.settings import KnnSettings
 from swav.evaluation.task import ResourceEstimate, Score, Task
 from swav.metrics import knn_vote, top_k_accuracy
@@ -23,7 +24,7 @@ def check(task: Task[KnnSettings]) -> None:
     """Validate settings and data before any computation.
 
     Raises:
-        ConfigError: a k is larger than the bank.
+        DataError: a k is larger than the bank.
     """
     _usable(task.settings.k, len(task.train), task.protocol)
 
@@ -40,8 +41,7 @@ def run(task: Task[KnnSettings]) -> list[Score]:
     """Scores one encoder; a row per k and metric.
 
     Raises:
-        ConfigError: a k is larger than the bank.
-        DataError: no image of a split can be read.
+        DataError: a k is larger than the bank, or no image of a split can be read.
     """
     check(task)  # an error must not wait for the features
     device, settings = task.device, task.settings
@@ -72,7 +72,7 @@ def _usable(ks: tuple[int, ...], bank: int, protocol: str) -> list[int]:
     """The k that the bank has room for; protocol published insists on all of them."""
     usable = [k for k in ks if k <= bank]
     if len(usable) < len(ks) and protocol == "published":
-        raise ConfigError(
+        raise DataError(
             f"knn.k: expected at most {bank} (the images of the bank), found {max(ks)}; use knn.k={usable or [bank]}"
         )
     return usable or [bank]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from swav.errors import ConfigError
+from swav.errors import DataError
 from swav.evaluation import own
 from swav.evaluation.settings import KnnOwnSettings
 from swav.evaluation.task import ResourceEstimate, Score, Task
@@ -56,8 +56,8 @@ def check(task: Task[KnnOwnSettings]) -> None:
     """Validate settings and labels before any computation.
 
     Raises:
-        ConfigError: every k is larger than the smallest bank, or images to score are to be drawn where all are scored.
-        DataError: too few images of too few classes.
+        ConfigError: images to score are to be drawn where all are scored.
+        DataError: every k is larger than the smallest bank, or too few images of too few classes.
     """
     own.check(task)
     _usable(task.settings.k, len(task.train))
@@ -76,8 +76,7 @@ def run(task: Task[KnnOwnSettings]) -> list[Score]:
     """Scores one encoder; a row per k and metric.
 
     Raises:
-        ConfigError: every k is larger than the smallest bank.
-        DataError: no image of a split can be read, or too few of them.
+        DataError: every k is larger than the smallest bank, or no image of a split can be read, or too few of them.
     """
     check(task)  # an error must not wait for the features
     settings, data = task.settings, own.labelled_features(task, "knn")
@@ -96,7 +95,7 @@ def _usable(ks: tuple[int, ...], images: int) -> list[int]:
     most = own.smallest_part(images)
     usable = [k for k in ks if k <= most]
     if not usable:
-        raise ConfigError(
+        raise DataError(
             f"knn.k: expected at most {most} (four fifths of the images to learn from), found {min(ks)}; use knn.k={[most]}"
         )
     return usable

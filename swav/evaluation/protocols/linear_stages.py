@@ -16,6 +16,7 @@ Source      MMSelfSup 0.x resnet50_mhead_linear-8xb32-steplr-90e_in1k.
 Where we differ: below 224 pixels maps are pooled adaptively to the same grids. Of a backbone that is no ResNet the stages are
             its own, and grids have at most 9,216 values.
 Smoke       size 64, 6 epochs (steps 3, 5), batch 64, at most 2,000 + 1,000 images.
+Time        smoke, ResNet-50, Imagenette: 197 s of CPU, 99 s of two cores.
 
 The backbone sees every augmented image once per epoch, for all heads. (Together their features of one image are 44,032
 values: kept, those of ImageNet would fill 226 GB, and they are of other crops in every epoch.)

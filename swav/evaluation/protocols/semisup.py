@@ -15,11 +15,11 @@ Seeds       one, for the drawn images, initial weights, order and crops.
 Source      Caron et al. 2020, section 4.1, and the released evaluation.
 Where we differ: at another batch than 256 the rates change in proportion. fraction=1.0 (all labels) is a recipe of ours,
             with the rates of 10 %: no source gives one for SwAV, and its result is never comparable.
-Smoke       size 64, batch 32, at most 5,000 images of which the fraction is taken, 1,000 scored.
+Smoke       size 64, batch 32, at most 2,000 images of which the fraction is taken, 1,000 scored.
+Time        smoke, ResNet-50, Imagenette: 236 s of CPU, 118 s of two cores.
 """
 
 import copy
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +30,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from swav.data.augment.crops import to_input
 from swav.data.images import Images
-from swav.data.sources.decode import printable, reason_of
+from swav.data.sources.decode import printable
+from swav.data.sources.list_text import read_lines, without_label
 from swav.errors import DataError
 from swav.evaluation import classification, supervised
 from swav.evaluation.settings import SemisupSettings
@@ -179,21 +180,24 @@ def share_of_each_class(images: Images, fraction: float, seed: int) -> np.ndarra
 
 
 def listed(images: Images, path: Path, protocol: str) -> Images:
-    """The images that a list names, one a line: by the path from the data set's root, or by the file's name alone.
+    """The images that a list names, one a line: by the path from the data set's root, or below the split, or by the file's name alone;
+    a label behind it is passed over.
 
     Raises:
         DataError: the list cannot be read, is empty, or names an image that is not there (protocol smoke leaves it out).
     """
     where = printable(str(path))
     try:
-        lines = path.expanduser().read_bytes().decode("utf-8", "surrogateescape").splitlines()
-    except OSError as error:
-        raise DataError(f"semisup.list={where}: expected a list of images, found {reason_of(error)}") from error
-    wanted = [line.strip() for line in lines if line.strip()]
+        lines = [line.strip() for _, line in read_lines(path.expanduser(), "a list of images")]
+    except DataError as error:
+        raise DataError(f"semisup.list: {error}") from error
     places: dict[str, int] = {}
     for i in range(len(images)):
-        places.setdefault(os.path.basename(images.name(i)), i)  # noqa: PTH119
+        parts = [images.root.name, *images.name(i).split("/")]
+        for depth in range(len(parts)):
+            places.setdefault("/".join(parts[depth:]), i)
     places |= {images.name(i): i for i in range(len(images))}
+    wanted = [line if line in places else (without_label(line) or (line,))[0] for line in lines]
     missing = [name for name in wanted if name not in places]
     if not wanted or len(missing) == len(wanted) or (missing and protocol == "published"):
         found = f"no such image as {printable(missing[0])} ({len(missing)} of {len(wanted)})" if missing else "no line"

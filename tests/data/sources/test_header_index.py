@@ -7,7 +7,9 @@ import pickle
 import pytest
 
 import swav.data.sources.decode
+from swav import progress
 from swav.data.sources import header_index
+from swav.data.sources import walk as walk_file
 from swav.data.sources.header_index import check_headers
 from swav.data.sources.open import open_images
 from swav.data.sources.walk import look_up, walk
@@ -139,3 +141,13 @@ def test_trouble_that_passes_while_images_are_found_costs_none_of_them(tmp_path,
     assert len(waits) == 2 * (
         3 + 3 + 2 + 2
     )  # three folders: stat and scandir; two files: stat (of the list) and header
+
+
+def test_a_long_check_of_headers_is_shown_wherever_images_are_opened(tmp_path, monkeypatch, capsys):
+    put_all(tmp_path, "a.png", "b.png", "c.png")
+    open_images(tmp_path)
+    assert capsys.readouterr().err == ""  # a short one is not
+    for module in (progress, walk_file, header_index):
+        monkeypatch.setattr(module, "FIRST_SECONDS", 0.0)
+    open_images(tmp_path)
+    assert capsys.readouterr().err.splitlines() == ["looking for images 0", "checking headers 3/3  ETA 0:00:00"]

@@ -11,7 +11,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from swav.data.sources.open import labelled_splits
-from swav.errors import ConfigError
+from swav.errors import DataError
 from swav.evaluation.protocols import knn
 from swav.evaluation.settings import BenchSettings, KnnSettings
 from swav.evaluation.task import Task
@@ -51,7 +51,7 @@ def test_the_published_protocol_is_the_default():
 
 
 def test_a_k_above_the_bank_is_refused_by_page_and_left_out_by_smoke(task, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="at most 24"):
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="at most 24"):
         patch.setattr(
             "swav.evaluation.task.FeatureStore", lambda *_, **__: pytest.fail("complains only after the work")
         )
