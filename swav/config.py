@@ -475,7 +475,9 @@ HARMLESS = frozenset(
 def settings_hash(recipe: Recipe) -> str:
     """SHA-256 of the settings that shape the weights."""
     values = {key: value for key, value in recipe.model_dump(mode="json").items() if key not in HARMLESS}
-    for key, usual in {"sync_bn_group": None, "white_level": WHITE_LEVEL, "alpha": "blend"}.items():
+    later = {"sync_bn_group": None, "white_level": WHITE_LEVEL, "alpha": "blend"}
+    later |= {"final_teacher_momentum": None, "final_weight_decay": None}
+    for key, usual in later.items():
         if values[key] == usual:  # as before there was such a setting
             del values[key]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -195,7 +195,7 @@ def test_a_disk_that_refuses_logs_pictures_and_reports_ends_no_run(
     monkeypatch.setattr(os, "open", refusing)
     monkeypatch.setattr(log, "write_views", broken)
     monkeypatch.setattr(log, "_tensorboard", lambda _: Board())
-    monkeypatch.setattr(loop, "report", broken)
+    monkeypatch.setattr(log, "report", broken)
     out = pretrain(shapes, tmp_path / "run")
     assert outcome(out) == whole and len(refused) == 3
     assert steps(out) == list(range(3, LAST + 1))  # a line a step: that of the start and two were lost

@@ -142,7 +142,7 @@ def test_a_hang_up_that_was_ignored_when_the_command_began_stays_ignored():
 
 
 def test_an_interrupted_scan_says_that_it_changes_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("swav.data.scan.scan", lambda path: send(signal.SIGINT))
+    monkeypatch.setattr("swav.data.scan.scan", lambda path, how: send(signal.SIGINT))
     with StopRequest(at_once=True):
         assert cli._run(lambda: cli.scan_data(str(tmp_path)), debug=False) == 130
     said = "interrupted; a scan changes nothing; run the same command again for all of it"

@@ -124,10 +124,9 @@ def _image(in_channels: int, size: int) -> Tensor:
 
 def _timm_model(name: str, in_channels: int) -> nn.Module:
     if not _is_timm(name):
-        known = _timm().list_models()
-        raise ConfigError(
-            f"backbone {TIMM}{name}: expected one of timm's {len(known)} models, without a tag{did_you_mean(name.partition('.')[0], known)}"
-        )
+        known, bare = _timm().list_models(), name.partition(".")[0]
+        near = f" (did you mean '{bare}'?)" if bare in known else did_you_mean(bare, known)
+        raise ConfigError(f"backbone {TIMM}{name}: expected one of timm's {len(known)} models, without a tag{near}")
     model: nn.Module = _timm().create_model(name, pretrained=False, **timm_options(name, in_channels))
     return model
 

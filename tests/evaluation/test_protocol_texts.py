@@ -30,6 +30,8 @@ UNSAID = {
     "precision",
     "device",
     "workers",
+    "white_level",
+    "alpha",
     "score_every_epochs",
     "list",
     "samples",

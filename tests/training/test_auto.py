@@ -353,10 +353,17 @@ def test_a_group_that_does_not_divide_the_processes_is_refused():
         Recipe(sync_bn=False, sync_bn_group=8)
 
 
-def test_a_run_of_before_there_were_groups_has_the_same_hash():
-    values = {k: v for k, v in Recipe().model_dump(mode="json").items() if k not in HARMLESS and k != "sync_bn_group"}
+def test_a_run_of_before_there_were_some_settings_has_the_same_hash():
+    later = {"sync_bn_group", "white_level", "alpha", "final_teacher_momentum", "final_weight_decay"}
+    values = {k: v for k, v in Recipe().model_dump(mode="json").items() if k not in HARMLESS | later}
     assert settings_hash(Recipe()) == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    assert settings_hash(Recipe(sync_bn_group=8)) != settings_hash(Recipe())
+    for changed in (
+        {"sync_bn_group": 8},
+        {"alpha": "ignore"},
+        {"final_teacher_momentum": 1.0},
+        {"final_weight_decay": 0.4},
+    ):
+        assert settings_hash(Recipe(**changed)) != settings_hash(Recipe())
 
 
 def test_compiling_on_a_cpu_is_refused_with_the_reason():

@@ -20,7 +20,7 @@ from swav.data.synthetic.writers import write_shapes
 from swav.errors import ConfigError, MachineError, NumericsError
 from swav.network.heads import build_network
 from swav.recipe_files import load_recipe
-from swav.training import loop
+from swav.training import budget, loop
 from swav.training.auto import derive
 from swav.training.choices import MachineAndData
 from swav.training.monitor import STEP_VALUES
@@ -320,7 +320,8 @@ def test_files_of_a_users_own_are_not_overwritten(shapes, tmp_path, name):
 
 def test_a_dry_run_prints_every_resolved_setting(shapes, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("swav.training.estimate.SECONDS", 0.1)
-    loop.pretrain("tiny", out=tmp_path / "run", dry_run=True, **SMALL | {"data": str(shapes)})
+    wanted = load_recipe("tiny", SMALL | {"data": str(shapes)})
+    loop.run_or_resume(wanted, tmp_path / "run", True, budget.now(), full=True)
     printed = capsys.readouterr().out
     assert not [key for key in Recipe.model_fields if f"\n{key}: " not in printed]
     assert not (tmp_path / "run").exists()

@@ -200,10 +200,12 @@ def test_what_cannot_be_balanced_is_refused_and_nothing_else():
 
 
 def test_a_batch_of_one_is_refused_once_the_queue_is_derived_but_a_run_that_is_there_resumes(tmp_path):
-    Image.new("RGB", (40, 40), (200, 0, 0)).save(tmp_path / "a.png")
-    Image.new("RGB", (40, 40), (0, 0, 200)).save(tmp_path / "b.png")
-    settings = {"data": tmp_path, "batch": 1, "queue_length": "auto", "epochs": 1}
+    data = tmp_path / "data"
+    data.mkdir()
+    Image.new("RGB", (40, 40), (200, 0, 0)).save(data / "a.png")
+    Image.new("RGB", (40, 40), (0, 0, 200)).save(data / "b.png")
+    settings = {"data": data, "batch": 1, "queue_length": "auto", "epochs": 1}
     with pytest.raises(ConfigError, match="batch: expected at least 2 images in the balance"):
         pretrain("tiny", out=tmp_path / "new", **settings)
     (tmp_path / "old/checkpoints").mkdir(parents=True)
-    check_pretraining(Recipe(data=str(tmp_path), batch=1), tmp_path / "old", False)
+    check_pretraining(Recipe(data=str(data), batch=1), tmp_path / "old", False)

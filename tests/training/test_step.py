@@ -333,8 +333,8 @@ def test_the_teacher_comes_back_from_a_checkpoint():
     [
         ({"teacher_momentum": 1.0}, "teacher_momentum"),
         ({"koleo": -1}, "koleo"),
-        ({"prototypes": []}, "prototypes: .* at least 1 item"),
-        ({"prototypes": [3, 0]}, r"prototypes\.1: .* greater than or equal to 1, found 0"),
+        ({"prototypes": []}, "prototypes: expected a whole number of at least 1, a list .* found "),
+        ({"prototypes": [3, 0]}, r"prototypes\.1: expected a whole number of at least 1, found 0"),
     ],
     ids=str,
 )

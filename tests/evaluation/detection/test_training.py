@@ -212,17 +212,17 @@ def test_a_protocol_that_a_bench_does_not_have_is_refused_by_name_and_left_out_u
     with pytest.raises(ConfigError, match=f"{name}: expected a protocol that it has, found {protocol}.*; use {has}$"):
         resolve([name], {"protocol": protocol})
     request = read_request(["all"], ["random:tiny"], {"protocol": protocol})
-    assert name not in request.settings
+    assert name not in request.candidates
     (row,) = [row for row in request.absent if row.bench == name]
     assert row.expected == has and row.reason.startswith(f"expected a protocol that it has, found {protocol}")
     if protocol in ("moco", "swav"):
-        assert list(request.settings) == ["detect-voc"] and "which only detect-voc has" in row.reason
+        assert list(request.candidates) == ["detect-voc"] and "which only detect-voc has" in row.reason
 
 
 def test_segment_linear_is_run_by_its_own_protocol_unless_another_one_is_asked_for():
-    assert CATALOG["segment-linear"].protocol_for("published") == "own"
-    assert CATALOG["segment-linear"].protocol_for("smoke") == "smoke"
-    assert CATALOG["segment-voc"].protocol_for("published") == "published"
+    assert CATALOG["segment-linear"].protocols_for("auto") == ("own",)
+    assert CATALOG["segment-linear"].protocols_for("smoke") == ("smoke",)
+    assert CATALOG["segment-voc"].protocols_for("auto") == ("published",)
     assert "segment-linear" in resolve(["all"], {})[1]
     assert resolve(["segment-linear"], {})[1]["segment-linear"] == SegmentLinearSettings()
 
