@@ -112,8 +112,8 @@ class Task(Generic[AnyBench]):
             "more": more,
         }
         if (
-            self.train.groups is not None or self.val.groups is not None
-        ):  # others keep the name that they had before groups
+            self.protocol == "own" and self.train.groups is not None
+        ):  # elsewhere groups make no difference, but in what is drawn
             of["groups"] = [self.train.groups_fingerprint, self.val.groups_fingerprint]
         return of, hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -75,11 +75,15 @@ def test_the_numbers_are_those_of_the_bench(colours, tree, tmp_path, whole):
     assert content == json.loads((tmp_path / "out" / "classify.json").read_text())
 
 
-def test_the_files_alone_predict_what_predictions_says(tree, tmp_path):
+def test_the_files_alone_predict_what_predictions_says(tree, tmp_path, capsys):
     new = tmp_path / "new"
     shutil.copytree(tree / "red", new)
     (new / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    content = bytearray((new / "0.png").read_bytes())
+    content[content.index(b"IDAT") + 20] ^= 255  # its header is sound
+    (new / "!.png").write_bytes(content)
     made(tree, tmp_path / "out", predict=new)
+    assert "2 files without a prediction" in capsys.readouterr().err
     description = json.loads((tmp_path / "out" / "classifier.json").read_text())
     layer = safetensors.numpy.load_file(tmp_path / "out" / "classifier.safetensors")
     encoder = swav.load("random:tiny")
