@@ -204,6 +204,8 @@ def _announce(encoders: Sequence[Encoder], request: Request, opened: Opened, fix
             say(network.provenance)
     for note in dict.fromkeys(split.note for both in opened.splits.values() for split in both if split.left_out):
         say(f"data: {note}")
+    for warning in dict.fromkeys(text for both in opened.splits.values() for split in both for text in split.warnings):
+        say(f"warning: {warning}")
     for line in protocols_chosen(request, opened):
         say(line)
     if fixed:

@@ -19,8 +19,8 @@ from swav.data.sources.decode import (
     printable,
     read_file,
     read_header,
-    reason_of,
 )
+from swav.data.sources.list_text import read_lines
 from swav.data.sources.walk import path_of
 from swav.data.storage import Files
 from swav.errors import DataError, counted
@@ -59,11 +59,9 @@ def read_ids(path: Path, how: str) -> list[str]:
     """
     where = printable(str(path))
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        reason = reason_of(error) if isinstance(error, OSError) else "bytes that are no text"
-        raise DataError(f"{where}: expected a list of images, found {reason}\n{how}") from None
-    ids = [line.strip() for line in lines if line.strip()]
+        ids = [line.strip() for _, line in read_lines(path, "a list of images", names_of_files=False)]
+    except DataError as error:
+        raise DataError(f"{error}\n{how}") from None
     if not ids:
         raise DataError(f"{where}: expected an id of an image in each line, found none; get the list again")
     twice = [name for name, times in Counter(ids).items() if times > 1]

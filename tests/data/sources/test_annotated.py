@@ -114,7 +114,7 @@ def test_lists_of_ids_are_checked(tmp_path):
     path.write_text("a\nb\na\n")
     with pytest.raises(DataError, match="expected each image once, found a twice"):
         read_ids(path, "how")
-    path.write_bytes(b"\xff\xfe\x00")
+    path.write_bytes(b"\xff\xfa")
     with pytest.raises(DataError, match="bytes that are no text"):
         read_ids(path, "how")
     with pytest.raises(DataError, match="No such file or directory\nhow"):
