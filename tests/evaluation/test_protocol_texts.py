@@ -35,6 +35,8 @@ UNSAID = {
     "score_every_epochs",
     "list",
     "samples",
+    "white_level",
+    "alpha",
 }
 UNSAID_OF = {
     **phrases_dense.UNSAID_OF,
