@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swav.data.contrast import Look, findings, look
+from swav.data.contrast import Look, findings, look, seen
 from swav.data.images import Images
-from swav.data.sample import sampled
+from swav.data.sample import sampled, threads_for
 from swav.data.sources.decode import Unreadable, decode, printable
 from swav.data.sources.header_index import ProgressCallback
 from swav.data.sources.layouts import DataLayout, find_layout
@@ -130,7 +130,8 @@ def _read_all(images: Images, progress: ProgressCallback | None) -> list[Reading
     shared = np.isin(sizes, values[counts > 1])  # only files of the same size can have the same content
     closely = set(sampled(len(images)))
     readings: list[Reading] = []
-    with Progress("reading images", len(images), delay=FIRST_SECONDS) as shown, ThreadPoolExecutor(THREADS) as pool:
+    pool = ThreadPoolExecutor(threads_for(images.rows, THREADS))
+    with Progress("reading images", len(images), delay=FIRST_SECONDS) as shown, pool:
         for start in range(0, len(images), CHUNK):
             chunk = range(start, min(start + CHUNK, len(images)))
             readings += pool.map(lambda i: _read(images, i, bool(shared[i]), i in closely), chunk)
@@ -146,9 +147,9 @@ def _read(images: Images, i: int, hashed: bool, closely: bool) -> Reading:
         content = images.read_bytes(i)
         digest = hashlib.sha256(content).digest() if hashed else None
         if images.in_memory:
-            return Reading(digest, look(name, images.read(i), None), None)
-        pixels = decode(content, name, how=images.how)
-        return Reading(digest, look(name, pixels, content, images.how, with_alpha=closely), None)
+            return Reading(digest, look(name, seen(images.read(i)), None), None)
+        its = seen(decode(content, name, how=images.how))
+        return Reading(digest, look(name, its, content, images.how, with_alpha=closely), None)
     except Unreadable as error:
         return Reading(digest, None, error.reason)
 
