@@ -155,7 +155,7 @@ def measure(
                 failed += lacking
                 if rows:
                     signals.note_saved()
-        _require_tasks(measured, failed, root)
+        _require_tasks(measured, [*impossible, *failed], root)
         results = dist.on_rank0(lambda: read_results(out))
         return Measured(results, frozenset(row.key for row in measured), (*absent, *failed))
 
