@@ -229,6 +229,14 @@ def test_where_nothing_can_be_run_old_results_are_no_answer(colours, tmp_path, m
             runner.bench(["all"], **given, dry_run=dry_run)
 
 
+def test_settings_that_leave_nothing_to_run_are_named_under_all_too(undivided, tmp_path):
+    words: dict[str, Any] = {"linear.epochs": 3, "knn.k": 500, "size": 16}
+    with pytest.raises(DataError) as caught:
+        runner.bench("all", weights="random:tiny", data=undivided, out=tmp_path / "out", **words)
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines[1:]] == ["linear.epochs", "linear-stages, semisup", "knn.k"]
+
+
 # -- the dry run's table
 
 
