@@ -159,6 +159,7 @@ def bench(line: str) -> list[str]:
         ("photos auto out=r", "auto data=photos --out r"),
         ("auto --knn-every-epochs 2", "auto knn_every_epochs=2"),
         ("auto --compile --hard_codes false photos", "auto data=photos compile=true hard_codes=false"),
+        ("auto --compile photos", "auto data=photos compile=true"),
         ("auto --mean [-1,0,1] --lr -1", "auto mean=[-1,0,1] lr=-1"),
         ("auto --dry-run photos", "auto data=photos --dry-run"),
         ("tiny tiny", "tiny data=tiny"),
