@@ -209,3 +209,14 @@ def test_a_half_to_score_that_is_a_link_to_the_training_half_is_refused_and_not_
     linked = wanted.model_copy(update={"data": str(tmp_path), "knn_every_epochs": 1})
     with pytest.raises(DataError, match=r"train: expected other images .*val \(a link\)"):
         setup.prepare(linked, tmp_path / "out", CPU, dry_run=True)
+
+
+def test_the_verdict_knows_when_the_queue_joins(shapes, tmp_path):
+    """64 images: 4 steps an epoch. A queue of 32 begins with epoch 2 and is full after two steps; one more epoch may pass."""
+    wanted = load_recipe(
+        "tiny", {"data": str(shapes), "batch": 16, "queue_length": 32, "queue_start_epoch": 2, "epochs": 9}
+    )
+    run = setup.prepare(wanted, tmp_path, CPU, dry_run=True)
+    assert run.health_facts.unsettled == (10, 14)
+    without = setup.prepare(wanted.model_copy(update={"queue_length": 0}), tmp_path, CPU, dry_run=True)
+    assert without.health_facts.unsettled == (0, 0)
