@@ -312,7 +312,7 @@ def main() -> None:
 def _say_that_it_begins(what: str) -> None:
     """Before seconds go into an import, say that the settings are accepted."""
     if _is_first_process() and "torch" not in sys.modules:
-        from swav.data.sources.decode import printable
+        from swav.errors import printable
 
         say(f"{printable(what)}: loading PyTorch")
 

@@ -4,10 +4,8 @@ Run: pytest tests/test_thirty_mistakes.py
 """
 
 import shlex
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,10 @@ from swav.config import TOPICS, USUAL_NAMES, Recipe
 from swav.errors import ConfigError
 from swav.help_pages import EXAMPLES, FIRST_STEPS
 from swav.recipe_files import GROUPS, describe_recipe, recipe_names, validated
-from swav.signals import STOPPING
 from swav.strict_yaml import read_yaml
 from tests.test_project import imports_torch
+
+pytestmark = pytest.mark.usefixtures("commands_in_process")
 
 # What is typed, the exit code, and what the message must hold.
 MISTAKES = [
@@ -92,17 +91,6 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         draw(tmp_path / "labelled" / ("train", "val")[i // 4] / f"class{i % 2}" / f"{i}.png", 10 + i)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def _signals_and_streams_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A command leaves signals ignored and other streams behind: its process ends. This one does not."""
-    monkeypatch.setattr(sys, "stdout", sys.stdout)
-    monkeypatch.setattr(sys, "stderr", sys.stderr)
-    handlers = {number: signal.getsignal(number) for number in STOPPING}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

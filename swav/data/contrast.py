@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from swav.data.images import Images, Unreadable
-from swav.data.sources.decode import decode, printable
+from swav.data.sources.decode import decode
 from swav.data.sources.formats import opened, sniff
 from swav.data.sources.pixels import AS_STORED, Decoding, deep_values, smallest_white
+from swav.errors import printable
 
 FLAT = 16  # of 255: between the outermost hundredths of every channel
 DARK = 64  # of 255: what all but a thousandth of the pixels are below; of more than 8 bits a quarter of white, and two bits unused

@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from swav.data.images import Images
-from swav.data.sources.decode import printable
-from swav.errors import ConfigError, DataError
+from swav.errors import ConfigError, DataError, printable
 from swav.evaluation.stages import write_log
 from swav.evaluation.task import Score, Task
 from swav.results.intervals import wilson

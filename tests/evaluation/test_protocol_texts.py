@@ -35,8 +35,6 @@ UNSAID = {
     "score_every_epochs",
     "list",
     "samples",
-    "white_level",
-    "alpha",
 }
 UNSAID_OF = {
     **phrases_dense.UNSAID_OF,

@@ -12,18 +12,11 @@ import numpy as np
 from jaxtyping import Int64
 
 from swav.data.images import Images
-from swav.data.sources.decode import (
-    EXCHANGES_SIDES,
-    Unreadable,
-    orientation_of,
-    printable,
-    read_file,
-    read_header,
-)
+from swav.data.sources.decode import EXCHANGES_SIDES, Unreadable, orientation_of, read_file, read_header
 from swav.data.sources.list_text import read_lines
 from swav.data.sources.walk import path_of
 from swav.data.storage import Files
-from swav.errors import DataError, counted
+from swav.errors import DataError, counted, printable
 
 
 def find_one(root: Path, below: Sequence[str], is_home: Callable[[Path], bool], what: str, how: str) -> Path:

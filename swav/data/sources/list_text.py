@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from swav.data.sources.decode import printable, reason_of
-from swav.errors import DataError
+from swav.data.sources.decode import reason_of
+from swav.errors import DataError, printable
 from swav.files import expand_home
 
 DELIMITERS = (",", ";", "\t")

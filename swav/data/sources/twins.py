@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from swav.data.sources.decode import printable
+from swav.errors import printable
 
 _MAP_FORMATS = (b"PNG", b"GIF", b"BMP", b"TIFF")
 _MAP_MODES = (b"P", b"1", b"L", b"I", b"I;16", b"I;16B")

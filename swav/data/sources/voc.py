@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from swav.data.images import Images
-from swav.data.sources.decode import printable
 from swav.data.sources.list_text import read_lines
 from swav.data.sources.lists import listed_split
 from swav.data.targets import MultiLabels
-from swav.errors import DataError
+from swav.errors import DataError, printable
 from swav.files import visible
 
 TRAIN, VAL = "trainval", "test"

@@ -30,10 +30,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from swav.data.augment.crops import to_input
 from swav.data.images import Images
-from swav.data.sources.decode import printable
 from swav.data.sources.list_text import read_lines, without_label
 from swav.data.sources.lists import likely_cause
-from swav.errors import DataError
+from swav.errors import DataError, printable
 from swav.evaluation import classification, supervised
 from swav.evaluation.settings import SemisupSettings
 from swav.evaluation.task import ResourceEstimate, Score, Task
