@@ -175,11 +175,12 @@ def test_a_progress_bar_shows_names_by_their_codes(monkeypatch):
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     with Progress("knn of \x1b[31mrun", 2) as progress:
         progress.say("a \x1b[31mline")
         progress.update(1)
-    shown = sys.stderr.getvalue()
+    shown = terminal.getvalue()
     assert "\\x1b[31mrun" in shown and "a \\x1b[31mline" in shown and "\x1b[31m" not in shown
 
 

@@ -93,7 +93,11 @@ def test_a_set_with_splits_is_opened_once_whatever_is_asked_of_it(colours, monke
     calls, of = [], DATASETS["labelled"]
 
     def counted(kind: str, find: Any):
-        return lambda *rest: calls.append(kind) or find(*rest)
+        def noted(*rest: Any) -> Any:
+            calls.append(kind)
+            return find(*rest)
+
+        return noted
 
     assert of.find_undivided is not None
     both = {"find": counted("divided", of.find), "find_undivided": counted("whole", of.find_undivided)}

@@ -6,6 +6,7 @@ Run: pytest tests/training/test_decoding.py
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,13 +25,13 @@ from swav.weights.exported import WEIGHTS, read_description, usage
 from tests.weights.test_export import run_of
 
 CPU = torch.device("cpu")
-QUICK = {"size": 16, "workers": 0, "knn.k": [1], "protocol": "own"}
+QUICK: dict[str, Any] = {"size": 16, "workers": 0, "knn.k": [1], "protocol": "own"}
 
 
 @pytest.fixture(scope="module")
 def dark(tmp_path_factory) -> Path:
     """Two classes of pictures of 12 bits in 16."""
-    root = tmp_path_factory.mktemp("dark")
+    root: Path = tmp_path_factory.mktemp("dark")
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         (root / name).mkdir()
@@ -113,7 +114,7 @@ def test_weights_and_their_export_read_pictures_as_the_run_did(changes, dark, tm
 
 
 def test_a_comparison_scores_by_what_it_trains_by(dark, tmp_path, monkeypatch):
-    given = {}
+    given: dict[str, Any] = {}
     monkeypatch.setattr(comparison, "pretrain", lambda *_, **settings: given.update(trained=settings))
     monkeypatch.setattr(comparison, "_arm", lambda name, folder: comparison.Arm(name, "x"))
 

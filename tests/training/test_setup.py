@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from swav import checkpoint
 from swav.config import Recipe
 from swav.data import manifest
 from swav.data.sources.layouts import find_layout
@@ -65,8 +66,8 @@ def test_a_finished_run_that_is_to_be_longer_is_answered_with_the_command_that_t
     had = setup.prepare(wanted, begun, CPU, dry_run=False)
     assert isinstance(had.recipe.epochs, int)
     state = {"step": had.total_steps, "num_images": len(had.images)}
-    monkeypatch.setattr(setup.checkpoint, "newest", lambda *_, **__: begun)
-    monkeypatch.setattr(setup.checkpoint, "read_state", lambda _: state)
+    monkeypatch.setattr(checkpoint, "newest", lambda *_, **__: begun)
+    monkeypatch.setattr(checkpoint, "read_state", lambda _: state)
 
     def refusal(**changes: Any) -> str:
         with pytest.raises(ConfigError) as caught:

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from swav.data.sources.annotated import find_one, fitted, read_ids, upright_size
-from swav.data.sources.decode import ORIENTATION, decode, orientation_of
+from swav.data.sources.decode import decode, orientation_of
 from swav.data.sources.open import open_images
+from swav.data.sources.pixels import ORIENTATION
 from swav.data.storage import Files, joined
 from swav.errors import DataError
 

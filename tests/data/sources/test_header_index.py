@@ -112,7 +112,7 @@ def test_an_index_that_can_not_be_written_costs_nothing_but_time(tmp_path, _ever
 def test_progress_is_told_to_the_end(tmp_path, monkeypatch):
     told = []
     put_all(tmp_path, *(f"{i}.png" for i in range(70)))
-    monkeypatch.setattr(header_index.Progress, "update", lambda self, done: told.append((done, self.total)))
+    monkeypatch.setattr(progress.Progress, "update", lambda self, done: told.append((done, self.total)))
     open_images(tmp_path)
     assert told[-2:] == [(64, 70), (70, 70)]
 
