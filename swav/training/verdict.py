@@ -17,11 +17,8 @@ SURE_AFTER = 50  # lines of metrics: before, a run that has not left its start i
 # Shares of ln K. In 20 runs that learned, the loss rose by at most 2 % above its best (16 % where the queue joined), in two that
 # broke by 30 and 89 % (docs/log.md).
 _NEAR = 0.02  # at ln K: so much above or below
-_RISE, _SLOW_RISE, _BROKE = (
-    0.05,
-    0.02,
-    0.10,
-)  # above the best so far: at once; for half of the run; at any time, with nothing left
+# Above the best so far: at once; for half of the run; at any time, with nothing left.
+_RISE, _SLOW_RISE, _BROKE = 0.05, 0.02, 0.10
 _LOOKED_BACK = 300  # lines, for the last judgement before a resume that was not "too early"
 _ERRORS = 4  # standard errors of a difference that is no chance
 _ALIKE = 0.05  # spread of embeddings (1: over the whole sphere) below which all are the same
@@ -217,9 +214,8 @@ def _largest_rise(
     top = int(np.argmax(means - lowest))
     low = int(np.argmin(means))
     rise = float(means[-1] - means[low])
-    noise = (
-        float(np.median(np.abs(np.diff(losses)))) / 0.954
-    )  # of a line: what sets it apart from the one before, trend or not
+    # of a line: what sets it apart from the one before, trend or not
+    noise = float(np.median(np.abs(np.diff(losses)))) / 0.954
     chance = _ERRORS * noise * math.sqrt(2 / width)
     lately = means[-1 - width // 2 :]
     comes_back, goes_on = (

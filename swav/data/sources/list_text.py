@@ -63,9 +63,8 @@ def _encoding(content: bytes) -> str:
         if content.startswith(mark):
             return name
     start = content[:4096]
-    if start and 4 * start[1::2].count(0) > len(
-        start
-    ):  # without a mark, as some editors save it: every other byte is 0
+    # without a mark, as some editors save it: every other byte is 0
+    if start and 4 * start[1::2].count(0) > len(start):
         return "utf-16-le"
     return "utf-16-be" if start and 4 * start[::2].count(0) > len(start) else "utf-8"
 
