@@ -180,9 +180,12 @@ def test_a_bare_path_is_the_data_and_names_of_benchmarks_win(line, meant, at_hom
 @pytest.mark.parametrize("line", ["pretrain auto photos --out r", "pretrain auto --data photos --out=r", "pretrain --data=photos out=r auto"])  # fmt: skip
 def test_every_form_reaches_the_command(line, swav, at_home, monkeypatch):
     seen: list[Any] = []
-    monkeypatch.setattr(
-        "swav.training.loop.run_or_resume", lambda wanted, out, *_: seen.append((wanted.data, str(out)))
-    )
+
+    def run_or_resume(wanted, out, *_):
+        seen.append((wanted.data, str(out)))
+        return out
+
+    monkeypatch.setattr("swav.training.loop.run_or_resume", run_or_resume)
     assert swav(line)[0] == 0
     assert seen == [("photos", "r")]
 
