@@ -21,7 +21,7 @@ endif
 demo: setup ## pre-train and evaluate a small network on drawn shapes, and write a report (4 minutes, no GPU)
 	$(BIN)/swav demo
 
-test: setup ## the fast tests (at most 5 minutes on 2 cores)
+test: setup ## the fast tests (about 7 minutes on 2 cores)
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
 slow: setup ## the second tier of tests (at most 25 minutes on 2 cores)

@@ -96,7 +96,7 @@ def tables_of(content: Results, folder: Path, beside: Path) -> str:
     for row in rows:
         write_text_durably(folder / row.settings_file, row.settings_text)
     tables = page_tables(content.model_copy(update={"results": rows}), read_published())
-    # each under its own title: that nothing here is comparable stands at the top of the page, and the notes say why
+    # Each table keeps its own title: the page begins by saying that nothing here is comparable, and the notes say why.
     shown = [
         dataclasses.replace(table.without_siblings(), comparable=True)
         for table in tables
@@ -115,7 +115,7 @@ def page(content: dict[str, Any], folder: Path, beside: Path) -> str:
     Args:
         content: of page.toml.
         folder: what its paths are relative to.
-        beside: the same folder, as seen from the page.
+        beside: the path from the page to that folder.
     """
     parts = {part["title"]: read_results(folder / part["folder"]) for part in content["parts"]}
     everything = [row for one in parts.values() for row in one.results]

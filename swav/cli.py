@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 from swav.command_line import Command, Group, complete_bench, complete_recipes, complete_settings
 from swav.errors import EXIT_INTERRUPTED, ConfigError, SignalExit, SwavError
 from swav.files import REPORT, check_writable, is_run, out_folder, refuse_inside
-from swav.output import deliver, protect_output, say
+from swav.output import deliver, print_path, protect_output, say
 from swav.signals import StopRequest
 from swav.version import swav_version
 
@@ -122,7 +122,7 @@ def pretrain(
 
     folder = loop.run_or_resume(wanted, out, dry_run, began, full)
     if _is_first_process() and not dry_run:
-        deliver(str(folder))
+        print_path(folder)
 
 
 @app.command(cls=Command)
@@ -262,7 +262,7 @@ def report(
     """Write (again) the report of a run or of results, or compare two."""
     from swav.reporting import page
 
-    deliver(str(page.report(folder, other=other, siblings=siblings)))
+    print_path(page.report(folder, other=other, siblings=siblings))
 
 
 @app.command(cls=Command)
@@ -318,7 +318,7 @@ def shapes(
     twice = layout in LAYOUTS and bool(LAYOUTS[layout].second_train)
     with Progress("drawing shapes", val + train * (1 + twice), delay=FIRST_SECONDS) as progress:
         write_shapes(folder, layout, train=train, val=val, size=size, seed=seed, progress=progress)
-    deliver(str(folder))
+    print_path(folder)
 
 
 def main() -> None:
@@ -344,7 +344,7 @@ def main() -> None:
 def _say_that_it_begins(what: str) -> None:
     """Before seconds go into an import, say that the settings are accepted."""
     if _is_first_process() and "torch" not in sys.modules:
-        from swav.data.sources.decode import printable
+        from swav.errors import printable
 
         say(f"{printable(what)}: loading PyTorch")
 

@@ -143,11 +143,19 @@ def _unknown_option(where: str, name: str, options: Iterable[str], keys: Iterabl
 
 def _names_weights(word: str) -> bool:
     """Whether a word behind `--weights` is another source of weights: it names some, or a path that is not there."""
-    from swav.config import TIMM
-    from swav.weights.sources import RANDOM, is_weights
+    from swav.config import RANDOM, TIMM
 
-    there = Path(word).expanduser().exists()
-    return word.startswith((RANDOM, TIMM)) or is_weights(word) or (not there and ("/" in word or "." in word))
+    return (
+        word.startswith((RANDOM, TIMM)) or _holds_weights(word) or (not exists(word) and ("/" in word or "." in word))
+    )
+
+
+def _holds_weights(path: str) -> bool:
+    if not exists(path):
+        return False
+    from swav.weights.sources import is_weights  # takes a while to import
+
+    return is_weights(path)
 
 
 # -- which name is what
@@ -215,15 +223,14 @@ def place_for_bench(where: str, words: Words, keys: Mapping[str, bool]) -> list[
     Raises:
         ConfigError: two data sets, weights without `--weights`, or no benchmark.
     """
-    from swav.config import TIMM
+    from swav.config import RANDOM, TIMM
     from swav.evaluation.catalog import CATALOG, require_known
-    from swav.weights.sources import RANDOM, is_weights
 
     names, options = list(words.names), list(words.options)
     for name in words.names:
         if name in (*CATALOG, "all"):
             continue
-        if "--weights" not in words.given and (name.startswith((RANDOM, TIMM)) or is_weights(name)):
+        if "--weights" not in words.given and (name.startswith((RANDOM, TIMM)) or _holds_weights(name)):
             raise ConfigError(f"{where}: expected --weights before weights, found '{printable(name)}' alone")
         if exists(name):
             names.remove(name)

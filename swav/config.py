@@ -28,6 +28,7 @@ AUTO: Any = "auto"
 Auto = Literal["auto"]
 RESNETS = ("resnet18", "resnet34", "resnet50")
 TIMM = "timm:"  # before the name of one of timm's models
+RANDOM = "random:"  # before a backbone, a recipe or a run, whose network has random weights
 Stem = Literal["imagenet", "half", "small"]
 OptimizerName = Literal["larc", "lars", "adam", "adamw"]
 

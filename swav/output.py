@@ -6,6 +6,7 @@ import os
 import select
 import stat
 import sys
+from pathlib import Path
 from typing import Any
 
 from swav.errors import MachineError, printable_lines
@@ -94,6 +95,12 @@ def protect_output() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         setattr(sys, name, open(os.devnull, "w") if stream is None else tolerant(stream, name == "stderr"))  # noqa: PTH123, SIM115
+
+
+def print_path(path: Path) -> None:
+    """Print on stdout, made safe as by `deliver`, where the work that is done lies. That nobody can read it is no failure of the work."""
+    with contextlib.suppress(OSError, ValueError):
+        print(_shown(str(path), sys.stdout), flush=True)
 
 
 def deliver(text: str) -> None:

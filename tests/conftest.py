@@ -9,6 +9,7 @@ Nothing of swav is imported here: pytest reads this file before shapes and types
 import os
 import random
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from tests.processes import LAUNCHER_VARIABLES, Processes, processes, warm_up
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("SWAV_DATA") or ROOT.parent / "shared" / "data")
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
 
 # Examples are the same in every run, and no limit on their time: a busy machine is not a failure.
@@ -54,6 +54,17 @@ def _signals_as_before() -> Iterator[None]:
     for number, handler in before.items():
         signal.signal(number, handler)
     assert after == before
+
+
+@pytest.fixture
+def commands_in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For commands that run in this process: they leave signals ignored and other streams behind, as theirs would end."""
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

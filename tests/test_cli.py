@@ -4,9 +4,7 @@ Run: pytest tests/test_cli.py
 """
 
 import os
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,9 @@ from swav import cli
 from swav.data.synthetic.writers import LAYOUTS
 from swav.evaluation import runner
 from swav.results.results import Results
-from swav.signals import STOPPING
 from tests.network import foreign
+
+pytestmark = pytest.mark.usefixtures("commands_in_process")
 
 
 @pytest.fixture
@@ -30,17 +29,6 @@ def images(tmp_path: Path) -> Path:
         noise = np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{i}.png")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _signals_and_streams_as_before(monkeypatch) -> Iterator[None]:
-    """A command leaves signals ignored and other streams behind: its process ends. This one does not."""
-    monkeypatch.setattr(sys, "stdout", sys.stdout)
-    monkeypatch.setattr(sys, "stderr", sys.stderr)
-    handlers = {number: signal.getsignal(number) for number in STOPPING}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

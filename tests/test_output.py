@@ -20,6 +20,7 @@ import pytest
 
 from swav import checkpoint, dist, files, output
 from swav.data.synthetic.writers import write_shapes
+from swav.errors import MachineError
 from swav.progress import Progress
 
 FULL = Path("/dev/full")
@@ -170,16 +171,26 @@ def test_names_neither_steer_a_terminal_nor_fail_on_one_that_lacks_their_letters
     assert raw.getvalue() == SHOWN.replace("é", e).encode(encoding)
 
 
+@needs_full
+def test_an_answer_that_cannot_be_written_is_an_error_and_the_path_of_finished_work_is_none(monkeypatch):
+    with FULL.open("w") as full:
+        monkeypatch.setattr(sys, "stdout", output.tolerant(full, messages=False))
+        output.print_path(Path("run"))
+        with pytest.raises(MachineError, match="the output could not be written"):
+            output.deliver("an answer")
+
+
 def test_a_progress_bar_shows_names_by_their_codes(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     with Progress("knn of \x1b[31mrun", 2) as progress:
         progress.say("a \x1b[31mline")
         progress.update(1)
-    shown = sys.stderr.getvalue()
+    shown = terminal.getvalue()
     assert "\\x1b[31mrun" in shown and "a \\x1b[31mline" in shown and "\x1b[31m" not in shown
 
 

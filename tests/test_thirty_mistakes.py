@@ -4,10 +4,8 @@ Run: pytest tests/test_thirty_mistakes.py
 """
 
 import shlex
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,10 @@ from swav.config import TOPICS, USUAL_NAMES, Recipe
 from swav.errors import ConfigError
 from swav.help_pages import EXAMPLES, FIRST_STEPS
 from swav.recipe_files import GROUPS, describe_recipe, recipe_names, validated
-from swav.signals import STOPPING
 from swav.strict_yaml import read_yaml
 from tests.test_project import imports_torch
+
+pytestmark = pytest.mark.usefixtures("commands_in_process")
 
 # What is typed, the exit code, and what the message must hold.
 MISTAKES = [
@@ -94,17 +93,6 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(autouse=True)
-def _signals_and_streams_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A command leaves signals ignored and other streams behind: its process ends. This one does not."""
-    monkeypatch.setattr(sys, "stdout", sys.stdout)
-    monkeypatch.setattr(sys, "stderr", sys.stderr)
-    handlers = {number: signal.getsignal(number) for number in STOPPING}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture
 def swav(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs a command line in this process; returns exit code, standard output and standard error."""
@@ -159,6 +147,7 @@ def bench(line: str) -> list[str]:
         ("photos auto out=r", "auto data=photos --out r"),
         ("auto --knn-every-epochs 2", "auto knn_every_epochs=2"),
         ("auto --compile --hard_codes false photos", "auto data=photos compile=true hard_codes=false"),
+        ("auto --compile photos", "auto data=photos compile=true"),
         ("auto --mean [-1,0,1] --lr -1", "auto mean=[-1,0,1] lr=-1"),
         ("auto --dry-run photos", "auto data=photos --dry-run"),
         ("tiny tiny", "tiny data=tiny"),
@@ -191,9 +180,12 @@ def test_a_bare_path_is_the_data_and_names_of_benchmarks_win(line, meant, at_hom
 @pytest.mark.parametrize("line", ["pretrain auto photos --out r", "pretrain auto --data photos --out=r", "pretrain --data=photos out=r auto"])  # fmt: skip
 def test_every_form_reaches_the_command(line, swav, at_home, monkeypatch):
     seen: list[Any] = []
-    monkeypatch.setattr(
-        "swav.training.loop.run_or_resume", lambda wanted, out, *_: seen.append((wanted.data, str(out)))
-    )
+
+    def run_or_resume(wanted, out, *_):
+        seen.append((wanted.data, str(out)))
+        return out
+
+    monkeypatch.setattr("swav.training.loop.run_or_resume", run_or_resume)
     assert swav(line)[0] == 0
     assert seen == [("photos", "r")]
 

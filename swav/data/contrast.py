@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from swav.data.images import Images, Unreadable
-from swav.data.sources.decode import decode, printable
+from swav.data.sources.decode import decode
 from swav.data.sources.formats import opened, sniff
 from swav.data.sources.pixels import AS_STORED, Decoding, deep_values, smallest_white
-from swav.errors import counted
+from swav.errors import printable
 
 FLAT = 16  # of 255: between the outermost hundredths of every channel
 DARK = 64  # of 255: what all but a thousandth of the pixels are below; of more than 8 bits a quarter of white, and two bits unused
@@ -46,6 +46,20 @@ class Look(NamedTuple):
     reason: str = ""
 
 
+class Seen(NamedTuple):
+    """What some pixels of an image are like, 0..255.
+
+    Attributes:
+        mean: of them.
+        spread: their range in the widest channel, but for the outermost hundredths.
+        bright: what all but a thousandth of them are not above.
+    """
+
+    mean: float
+    spread: int
+    bright: int
+
+
 class Finding(NamedTuple):
     """What is wrong with some of the images.
 
@@ -74,16 +88,16 @@ def look_at(images: Images, i: int) -> Look:
     name = images.name(i)
     try:
         if images.in_memory:
-            return look(name, images.read(i), None)  # in memory they are of 8 bits
+            return look(name, seen(images.read(i)), None)  # in memory they are of 8 bits
         data = images.read_bytes(i)
-        return look(name, decode(data, name, how=images.how), data, images.how, with_alpha=True)
+        return look(name, seen(decode(data, name, how=images.how)), data, images.how, with_alpha=True)
     except Unreadable as error:
         return Look(name, cause="unreadable", reason=error.reason)
 
 
 def look(
     name: str,
-    pixels: UInt8[np.ndarray, "H W 3"],
+    its: Seen,
     data: bytes | None,
     how: Decoding = AS_STORED,
     with_alpha: bool = False,
@@ -91,17 +105,16 @@ def look(
     """Look at an image that was decoded.
 
     Args:
-        pixels: as decoded.
+        its: what was seen of its pixels, which are none of this function's: it decodes the image again, as large as it is.
         data: its file; None: there is none.
         how: it was decoded.
         with_alpha: look at the alpha channel of one with enough contrast, too: this reads the file again.
     """
-    mean, spread, bright = _seen(pixels)
-    found = Look(name, mean, spread <= FLAT)
+    found = Look(name, its.mean, its.spread <= FLAT)
     if data is None or data.startswith(b"\xff\xd8\xff"):  # has 8 bits and no alpha
         return found._replace(cause="unknown" if found.flat else None)
     try:
-        if found.flat or bright <= DARK:
+        if found.flat or its.bright <= DARK:
             largest = _white_of(data, how)
             if largest and (not found.flat or _shows(data, name, how._replace(white_level=smallest_white(largest)))):
                 return found._replace(cause="white_level", largest=largest)
@@ -127,7 +140,7 @@ def findings(looks: Sequence[Look], how: Decoding, looked_at: str = " looked at"
     found = []
     for cause in dict.fromkeys(look.cause for look in looks if look.cause is not None):
         its = [look for look in looks if look.cause == cause]
-        subject = f"{len(its)} of {counted(len(looks), 'image')}{looked_at}"
+        subject = f"{len(its)} of {len(looks)} images{looked_at}"
         setting, text = _told(cause, its, how)
         others = sum(look.cause is None for look in looks)
         if cause == "white_level" and others >= WARNED_SHARE * len(looks):
@@ -160,19 +173,18 @@ def _told(cause: Cause, looks: Sequence[Look], how: Decoding) -> tuple[dict[str,
     return {}, f"{state}, as {printable(first.name)}; look at them, and leave them out if they show nothing"
 
 
-def _seen(pixels: UInt8[np.ndarray, "H W 3"]) -> tuple[float, int, int]:
-    """Mean of some pixels, their range in the widest channel but for the outermost hundredths, and what all but a thousandth of
-    them are below."""
+def seen(pixels: UInt8[np.ndarray, "H W 3"]) -> Seen:
+    """Look at some of the pixels of an image."""
     step = max(1, min(pixels.shape[:2]) // _SIDE)
     some = pixels[::step, ::step].reshape(-1, 3)
     counts = np.stack([np.bincount(some[:, channel], minlength=256) for channel in range(3)]).cumsum(axis=1)
     total = len(some)
     low, high, bright = ((counts < share * total).sum(axis=1) for share in (0.01, 0.99, 0.999))
-    return float(some.mean()), int((high - low).max()), int(bright.max())
+    return Seen(float(some.mean()), int((high - low).max()), int(bright.max()))
 
 
 def _shows(data: bytes, name: str, how: Decoding) -> bool:
-    return _seen(decode(data, name, how=how))[1] > FLAT
+    return seen(decode(data, name, how=how)).spread > FLAT
 
 
 def _white_of(data: bytes, how: Decoding) -> int | None:

@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from swav.data.images import Images
-from swav.data.sources.decode import printable
 from swav.data.sources.walk import ROW
 from swav.data.storage import Files
-from swav.errors import ConfigError, counted
+from swav.errors import ConfigError, counted, printable
 from swav.files import IMAGE_LIST, warn, write_durably
 
 FILE = IMAGE_LIST

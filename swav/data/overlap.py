@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from swav.data.images import Images
-from swav.data.sources.decode import printable
-from swav.errors import DataError
+from swav.errors import DataError, printable
 
 
 class SharedImages(DataError):

@@ -6,6 +6,7 @@ import numpy as np
 
 from swav.data.contrast import Finding, findings, look_at
 from swav.data.images import Images, Unreadable
+from swav.data.sources.damage import DECODING, MAX_MEMORY
 
 SAMPLE = 32  # images that are decoded, spread evenly over the data set
 _THREADS = 4
@@ -38,10 +39,22 @@ def sampled(count: int) -> list[int]:
     return chosen
 
 
+def threads_for(rows: np.ndarray, most: int) -> int:
+    """How many of these images may be decoded at a time, for at most twice the memory that one may take (damage.MAX_MEMORY).
+
+    Args:
+        rows: of the images, as walk.ROW.
+        most: if memory did not matter.
+    """
+    pixels = int((rows["height"].astype(np.int64) * rows["width"]).max(initial=1))
+    return max(1, min(most, 2 * MAX_MEMORY // (max(DECODING.values()) * pixels)))
+
+
 def faults(images: Images) -> list[Finding]:
     """What is wrong with a good part of SAMPLE of the images: they are nearly one colour, or cannot be decoded."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        looks = list(pool.map(lambda i: look_at(images, i), sampled(len(images))))
+    chosen = sampled(len(images))
+    with ThreadPoolExecutor(threads_for(images.rows[chosen], _THREADS)) as pool:
+        looks = list(pool.map(lambda i: look_at(images, i), chosen))
     return [finding for finding in findings(looks, images.how) if finding.is_common]
 
 

@@ -9,16 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swav.data.contrast import Look, findings, look
+from swav.data.contrast import Look, findings, look, seen
 from swav.data.images import Images
-from swav.data.sample import sampled
-from swav.data.sources.decode import Unreadable, decode, printable
-from swav.data.sources.header_index import ProgressCallback
+from swav.data.sample import sampled, threads_for
+from swav.data.sources.decode import Unreadable, decode
 from swav.data.sources.layouts import DataLayout, find_layout
 from swav.data.sources.open import labelled_splits, open_images
 from swav.data.sources.pixels import AS_STORED, Decoding
 from swav.data.sources.walk import NOT_READ
-from swav.errors import DataError
+from swav.errors import DataError, printable
 from swav.progress import FIRST_SECONDS, Progress
 
 EXAMPLES = 5  # of duplicates, and of unreadable files on the terminal
@@ -38,7 +37,6 @@ class Reading(NamedTuple):
 def scan(
     path: str | Path,
     cache: Path | None = None,
-    progress: ProgressCallback | None = None,
     how: Decoding = AS_STORED,
 ) -> dict[str, Any]:
     """Count images, formats, sizes, duplicates and unreadable files, and say what would be trained on and scored.
@@ -47,7 +45,6 @@ def scan(
 
     Args:
         cache: folder for the index of headers; None: the user's cache folder.
-        progress: is called as progress(done, total).
         how: stored values become RGB.
 
     Returns:
@@ -59,7 +56,7 @@ def scan(
     layout = find_layout(path)
     images = open_images(layout, "all", cache).decoded(how)
     trained_on = open_images(layout, "train", cache) if layout.val else images
-    readings = _read_all(images, progress)
+    readings = _read_all(images)
     unreadable = [*images.bad, *((images.name(i), r.reason) for i, r in enumerate(readings) if r.reason)]
     same = _duplicates(images, readings)
     faults = findings([reading.look for reading in readings if reading.look is not None], how, looked_at="")
@@ -124,19 +121,18 @@ def render_scan(found: dict[str, Any]) -> str:
     return "\n".join([printable(found["path"]), *(f"  {key:<12}{text}" for key, text in rows)])
 
 
-def _read_all(images: Images, progress: ProgressCallback | None) -> list[Reading]:
+def _read_all(images: Images) -> list[Reading]:
     sizes = images.rows["size"]
     values, counts = np.unique(sizes, return_counts=True)
     shared = np.isin(sizes, values[counts > 1])  # only files of the same size can have the same content
     closely = set(sampled(len(images)))
     readings: list[Reading] = []
-    with Progress("reading images", len(images), delay=FIRST_SECONDS) as shown, ThreadPoolExecutor(THREADS) as pool:
+    pool = ThreadPoolExecutor(threads_for(images.rows, THREADS))
+    with Progress("reading images", len(images), delay=FIRST_SECONDS) as progress, pool:
         for start in range(0, len(images), CHUNK):
             chunk = range(start, min(start + CHUNK, len(images)))
             readings += pool.map(lambda i: _read(images, i, bool(shared[i]), i in closely), chunk)
-            shown.update(chunk.stop)
-            if progress is not None:
-                progress(chunk.stop, len(images))
+            progress.update(chunk.stop)
     return readings
 
 
@@ -146,9 +142,9 @@ def _read(images: Images, i: int, hashed: bool, closely: bool) -> Reading:
         content = images.read_bytes(i)
         digest = hashlib.sha256(content).digest() if hashed else None
         if images.in_memory:
-            return Reading(digest, look(name, images.read(i), None), None)
-        pixels = decode(content, name, how=images.how)
-        return Reading(digest, look(name, pixels, content, images.how, with_alpha=closely), None)
+            return Reading(digest, look(name, seen(images.read(i)), None), None)
+        its = seen(decode(content, name, how=images.how))
+        return Reading(digest, look(name, its, content, images.how, with_alpha=closely), None)
     except Unreadable as error:
         return Reading(digest, None, error.reason)
 

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int8, Int64, UInt8
 from numpy.typing import NDArray
 
-from swav.data.sources.decode import printable
-from swav.errors import DataError
+from swav.errors import DataError, printable
 
 
 @runtime_checkable

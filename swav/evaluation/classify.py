@@ -20,10 +20,9 @@ from PIL import Image
 
 from swav import signals
 from swav.data.images import Images, Unreadable
-from swav.data.sources.decode import printable
 from swav.data.sources.open import open_any
 from swav.data.sources.pixels import decoding_of
-from swav.errors import counted
+from swav.errors import counted, printable
 from swav.evaluation import own
 from swav.evaluation.classifier import Classifier, read_classifier
 from swav.evaluation.classify_request import (

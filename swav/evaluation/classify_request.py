@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from swav.data.sources.catalog import LABELLED_HOMES
-from swav.data.sources.decode import printable
 from swav.data.sources.layouts import NAMES, find_layout
 from swav.data.sources.open import check_images
-from swav.errors import ConfigError, DataError
+from swav.errors import ConfigError, DataError, printable
 from swav.evaluation.places import check_places
 from swav.evaluation.request import Request, read_request
 from swav.files import refuse_inside

@@ -16,8 +16,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from swav.data.folds import group_folds
 from swav.data.images import Images
-from swav.data.sources.decode import printable
-from swav.errors import ConfigError, DataError, counted
+from swav.errors import ConfigError, DataError, counted, printable
 from swav.evaluation.near_duplicates import Copies, near_duplicates
 from swav.evaluation.stages import write_log
 from swav.evaluation.task import Score, Task

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swav.data.sources.catalog import DATASETS, DataSet, Splits, require_disjoint
-from swav.data.sources.decode import printable, reason_of
+from swav.data.sources.decode import reason_of
 from swav.data.sources.walk import may_hold_images
-from swav.errors import ConfigError, DataError
+from swav.errors import ConfigError, DataError, printable
 from swav.evaluation.catalog import CATALOG
 from swav.evaluation.request import Candidate, Problem, Request, refuse
 from swav.evaluation.settings import PROTOCOLS, Protocol

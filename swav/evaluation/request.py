@@ -4,7 +4,7 @@ A wrong name or setting is reported before seconds go into the import of torch, 
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from swav.config import RENAMED, Auto, WeightOptions
@@ -60,17 +60,23 @@ def refuse(problems: Sequence[Problem]) -> None:
     ordered = sorted(problems, key=lambda problem: not isinstance(problem[1], ConfigError))
     if not ordered:
         return
-    by_text: dict[str, dict[str, None]] = {}
-    for name, error in ordered:
-        by_text.setdefault(str(error).splitlines()[0].removeprefix(f"{name}: "), {})[name] = None
-    first = ordered[0][1]
-    if len(by_text) == 1 and (str(first).count("\n") or len(next(iter(by_text.values()))) == 1):
+    lines, first = lines_of((name, str(error)) for name, error in ordered), ordered[0][1]
+    if len({str(error) for _, error in ordered}) == 1 and (
+        "\n" in str(first) or len({name for name, _ in ordered}) == 1
+    ):
         raise first
-    lines = [
+    raise (ConfigError if isinstance(first, ConfigError) else DataError)("\n".join(lines))
+
+
+def lines_of(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each reason, the first of its own, with the benchmarks that it is of, where it does not begin with one."""
+    by_text: dict[str, dict[str, None]] = {}
+    for name, reason in reasons:
+        by_text.setdefault(reason.splitlines()[0].removeprefix(f"{name}: "), {})[name] = None
+    return [
         text if any(not name or text.startswith(f"{name}.") for name in names) else f"{', '.join(names)}: {text}"
         for text, names in by_text.items()
     ]
-    raise (ConfigError if isinstance(first, ConfigError) else DataError)("\n".join(lines))
 
 
 def read_request(names: Sequence[str], weights: Sequence[str], overrides: Mapping[str, Any]) -> Request:

@@ -16,12 +16,12 @@ from torch import nn
 
 from swav import dist, signals
 from swav.agreement import code, require_agreement, seen
-from swav.data.sources.catalog import Splits, as_pillow
+from swav.data.sources.catalog import DATASETS, Splits, as_pillow
 from swav.data.sources.pixels import decoding_of
 from swav.errors import ConfigError, DataError, NumericsError, Stopped, printable
 from swav.evaluation.catalog import CATALOG
 from swav.evaluation.places import POSSIBLE, Opened, check_places, open_data, protocols_chosen, require_some
-from swav.evaluation.request import Candidate, Problem, Request, read_request, refuse
+from swav.evaluation.request import Candidate, Problem, Request, lines_of, read_request, refuse
 from swav.evaluation.resources import dry_run_row, format_rows
 from swav.evaluation.settings import BenchSettings, one_per_seed
 from swav.evaluation.task import NoScore, ProtocolModule, Score, Task, subsample
@@ -134,7 +134,7 @@ def measure(
             compare_decoding(encoders, [task.settings for _, task in tasks])
         if dry_run:
             foretold = _foretold(tasks, absent, out)
-        _require_tasks(tasks, impossible, root)
+        _require_tasks(tasks, [*opened.absent, *impossible], root)
         if dry_run:
             return Measured(foretold)
         if dist.rank() == 0:
@@ -155,7 +155,7 @@ def measure(
                 failed += lacking
                 if rows:
                     signals.note_saved()
-        _require_tasks(measured, failed, root)
+        _require_tasks(measured, [*opened.absent, *impossible, *failed], root)
         results = dist.on_rank0(lambda: read_results(out))
         return Measured(results, frozenset(row.key for row in measured), (*absent, *failed))
 
@@ -204,6 +204,8 @@ def _announce(encoders: Sequence[Encoder], request: Request, opened: Opened, fix
             say(network.provenance)
     for note in dict.fromkeys(split.note for both in opened.splits.values() for split in both if split.left_out):
         say(f"data: {note}")
+    for warning in dict.fromkeys(text for both in opened.splits.values() for split in both for text in split.warnings):
+        say(f"warning: {warning}")
     for line in protocols_chosen(request, opened):
         say(line)
     if fixed:
@@ -243,13 +245,11 @@ def _require_tasks(there: Sequence[object], absent: Sequence[NotRun], data: Path
     """Refuse to end as though something had been measured.
 
     Raises:
-        DataError: nothing could be run, though there were data: a line for each reason.
+        DataError: nothing could be run, though there were data: a line for each reason but missing data.
     """
     if not there:
-        reasons: dict[str, dict[str, None]] = {}
-        for row in absent:
-            reasons.setdefault(row.reason.splitlines()[0].removeprefix(f"{row.bench}: "), {})[row.bench] = None
-        lines = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+        with_data = [row for row in absent if row.expected != DATASETS[CATALOG[row.bench].settings.data].expected]
+        lines = lines_of((row.bench, row.reason) for row in with_data)
         raise DataError(
             "\n".join([f"{printable(str(data))}: expected data that a benchmark can use, found none", *lines])
         )

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from swav.data.sources.decode import printable
-from swav.errors import DataError, counted
+from swav.errors import DataError, counted, printable
 from swav.files import remove_leftovers, replaced_durably
 from swav.results.console import aligned
 from swav.results.render import html_templates

@@ -66,7 +66,7 @@ SEGMENTATION = (
     "The segmentation benchmarks include two downstream data sets, Cityscapes and Pascal VOC 2012 + Aug. They follow the "
     "evaluation protocols set up by MMSegmentation.",
 )
-BEYOND = ("Beyond the page", "What the page has no table for.")
+BEYOND = ("Further benchmarks", "Benchmarks that the published page has no table of.")
 OWN_DATA = (
     "Protocol own",
     "Frozen features of the data set at hand, in %: kNN, a logistic regression, and for segmentation a linear layer on every "

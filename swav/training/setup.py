@@ -51,7 +51,9 @@ class RunSetup:
     speed: float | None = None  # images per second, where it had to be measured
     budget: Budget | None = None  # of a run with `hours`
     ended_at: int | None = None  # the last step, of a run that ends before the plan (stop_when_worse)
-    warnings: list[str] = dataclasses.field(default_factory=list)  # of what the images show; of a fresh run
+    warnings: list[str] = dataclasses.field(
+        default_factory=list
+    )  # about the images; what they show, of a fresh run only
 
     @property
     def steps_per_epoch(self) -> int:
@@ -150,8 +152,9 @@ def prepare(
             "leave check_every_epochs out"
         )
     run = RunSetup(out, recipe, reasons, images, labelled, unlabelled, device, kept, speeds[0] if speeds else None)
+    run.warnings += images.warnings
     if before is None:
-        run.warnings = dist.on_rank0(lambda: [finding.text for finding in faults(images)])
+        run.warnings += dist.on_rank0(lambda: [finding.text for finding in faults(images)])
     if wanted.hours is not None:
         scored, views = sum(map(len, labelled)) if labelled else 0, 0
         due = [max(1, round(recipe.knn_every_epochs))] if scored else []

@@ -34,7 +34,7 @@ def describe(run: RunSetup) -> str:
         if reason != DEFAULT
     ]
     lines += [f"auto       {kept_in_words(run)}"] if run.kept else []
-    lines += [f"warning    {text}" for text in (*run.images.warnings, *run.warnings)]
+    lines += [f"warning    {text}" for text in run.warnings]
     if recipe.sinkhorn == "local":
         lines.append(
             f"warning    sinkhorn=local: codes are balanced over each process ({dist.world_size()}) alone, as the "

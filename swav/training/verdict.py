@@ -17,11 +17,8 @@ SURE_AFTER = 50  # lines of metrics: before, a run that has not left its start i
 # Shares of ln K. In 20 runs that learned, the loss rose by at most 2 % above its best (16 % where the queue joined), in two that
 # broke by 30 and 89 % (docs/log.md).
 _NEAR = 0.02  # at ln K: so much above or below
-_RISE, _SLOW_RISE, _BROKE = (
-    0.05,
-    0.02,
-    0.10,
-)  # above the best so far: at once; for half of the run; at any time, with nothing left
+# Above the best so far: at once; for half of the run; at any time, with nothing left.
+_RISE, _SLOW_RISE, _BROKE = 0.05, 0.02, 0.10
 _LOOKED_BACK = 300  # lines, for the last judgement before a resume that was not "too early"
 _ERRORS = 4  # standard errors of a difference that is no chance
 _ALIKE = 0.05  # spread of embeddings (1: over the whole sphere) below which all are the same
@@ -113,7 +110,7 @@ def verdict(history: History, facts: HealthFacts, ended: bool = False, harm: str
     lines = [line for line in history if "loss" in line]
     if len(lines) < 5 and not (ended and knows is False):
         return "too early", "fewer than five lines of metrics"
-    found = _of_loss(lines, facts, ended, bool(knows)) or _of_prototypes(lines, facts)
+    found = _of_loss(lines, facts, ended, knows) or _of_prototypes(lines, facts)
     if found is not None:
         state, why = found
         return state, f"{why}; {evidence}" if ended and evidence else why
@@ -127,11 +124,12 @@ def verdict(history: History, facts: HealthFacts, ended: bool = False, harm: str
 # -- the loss
 
 
-def _of_loss(lines: History, facts: HealthFacts, ended: bool, knows: bool) -> tuple[str, str] | None:
+def _of_loss(lines: History, facts: HealthFacts, ended: bool, knows: bool | None) -> tuple[str, str] | None:
     """Diverging, collapsing, not learning or too early by the loss and the embeddings; None where there is nothing to object.
 
     Args:
-        knows: more was found to be known than at the start; then a loss that is still at ln K is no failure.
+        knows: whether more was found to be known than at the start; then a loss that is still at ln K is no failure. None: it is
+            not known.
     """
     ln_k, recent, sure = facts.ln_k, _recent(lines), len(lines) >= SURE_AFTER
     loss, spread = ln_k - _mean(recent, "loss_gap"), _mean(recent, "embedding_std")
@@ -145,6 +143,8 @@ def _of_loss(lines: History, facts: HealthFacts, ended: bool, knows: bool) -> tu
                 "learning rate to a third, warm up longer, or limit gradients (clip_gradient=1)"
             )
     if spread >= _ALIKE and (not at_ln_k or knows):
+        return None
+    if not sure and ended and knows is False:  # there will be no more lines
         return None
     if not sure:
         return "too early", f"the loss ({loss:.2f}) has not fallen below ln K = {ln_k:.2f} yet"
@@ -214,7 +214,9 @@ def _largest_rise(
     top = int(np.argmax(means - lowest))
     low = int(np.argmin(means))
     rise = float(means[-1] - means[low])
-    chance = _ERRORS * float(losses[low : low + width].std(ddof=1)) * math.sqrt(2 / width)
+    # of a line: what sets it apart from the one before, trend or not
+    noise = float(np.median(np.abs(np.diff(losses)))) / 0.954
+    chance = _ERRORS * noise * math.sqrt(2 / width)
     lately = means[-1 - width // 2 :]
     comes_back, goes_on = (
         float(change) > _NEAR * ln_k for change in (lately.max() - means[-1], means[-1] - lately.min())

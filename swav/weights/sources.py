@@ -7,14 +7,13 @@ import contextlib
 from pathlib import Path
 from typing import Literal
 
+from swav.config import RANDOM as RANDOM
 from swav.config import RESNETS, TIMM, Recipe
 from swav.errors import CheckpointError, ConfigError, did_you_mean, printable
 from swav.files import CHECKPOINTS, CONFIG, expand_home, is_run
 from swav.recipe_files import load_recipe, recipe_names, stored
 from swav.strict_yaml import read_yaml
 from swav.weights.exported import read_description
-
-RANDOM = "random:"
 
 
 def expanded(source: str) -> str:

@@ -11,8 +11,9 @@ from PIL import Image
 
 from swav.data import sample
 from swav.data.images import Images
-from swav.data.sample import is_grey, short_side
+from swav.data.sample import is_grey, short_side, threads_for
 from swav.data.sources.open import open_images
+from swav.data.sources.walk import ROW
 
 
 def folder_of(folder: Path, pictures: list[Image.Image], ending: str) -> Images:
@@ -65,6 +66,13 @@ def test_images_of_which_none_can_be_read_are_not_called_grey(tmp_path):
     images = folder_of(tmp_path / "images", [noise(0, "RGB")], "png")
     (tmp_path / "images" / "000.png").write_bytes(b"gone")
     assert not is_grey(images)
+
+
+@pytest.mark.parametrize(("side", "threads"), [(0, 8), (1000, 8), (5000, 5), (8000, 2), (11585, 1), (30_000, 1)])
+def test_few_large_images_are_decoded_at_a_time(side, threads):
+    rows = np.zeros(3, ROW)
+    rows["width"], rows["height"] = (100, 100, side), (100, side, side)
+    assert threads_for(rows, 8) == threads
 
 
 def test_the_short_side_is_the_median_of_the_headers(tmp_path):

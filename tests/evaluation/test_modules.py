@@ -142,7 +142,13 @@ def test_an_encoder_that_was_changed_is_no_longer_its_file(colours, tmp_path):
 def scored_together(folder: str, out: str) -> list[tuple[str, float | None]]:
     torch.manual_seed(1)
     module = Pooled(torch.amax)
-    quick: dict[str, Any] = {"size": 16, "workers": 0, "knn": {"k": 1}, "linear": {"epochs": 2, "batch": 8}}
+    quick: dict[str, Any] = {
+        "protocol": "published",
+        "size": 16,
+        "workers": 0,
+        "knn": {"k": 1},
+        "linear": {"epochs": 2, "batch": 8},
+    }
     content = bench(["knn", "linear"], weights=module, name="mine", data=folder, out=out, **quick)
     return [(row.metric, row.value) for row in content.results]
 

@@ -18,6 +18,7 @@ from swav.evaluation.resources import format_rows
 from swav.evaluation.settings import BenchSettings, KnnOwnSettings, KnnSettings, LinearOwnSettings, LinearSettings
 from swav.results.results import DryRunRow, NotRun
 
+QUICK: dict[str, Any] = {"protocol": "published", "size": 16, "workers": 0, "knn.k": [1]}
 LABELLED = ["knn", "linear", "linear-stages", "semisup"]
 
 
@@ -92,7 +93,11 @@ def test_a_set_with_splits_is_opened_once_whatever_is_asked_of_it(colours, monke
     calls, of = [], DATASETS["labelled"]
 
     def counted(kind: str, find: Any):
-        return lambda *rest: calls.append(kind) or find(*rest)
+        def noted(*rest: Any) -> Any:
+            calls.append(kind)
+            return find(*rest)
+
+        return noted
 
     assert of.find_undivided is not None
     both = {"find": counted("divided", of.find), "find_undivided": counted("whole", of.find_undivided)}
@@ -175,6 +180,65 @@ def test_without_any_data_the_reason_is_told_before_torch_too(tmp_path):
         require_some(found, tmp_path / "empty")
     with pytest.raises(DataError, match="found none; check --data"):
         check_places(request, tmp_path / "empty", tmp_path / "out", dry_run=False)
+
+
+def test_missing_data_is_an_error_by_name_and_a_line_under_all(tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        runner.bench(["knn"], weights=["random:tiny"], data=tmp_path / "nowhere", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for place in ("nowhere", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        for dry_run in (True, False):
+            with pytest.raises(DataError, match=f"{place}: expected the data of at least one benchmark, found none"):
+                runner.bench(
+                    ["all"], weights=["random:tiny"], data=tmp_path / place, out=tmp_path / "out", dry_run=dry_run
+                )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_that_may_not_be_read_is_an_error_of_the_data_before_torch_too(colours, tmp_path, monkeypatch):
+    def locked(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/locked/train_places205.csv")
+
+    monkeypatch.setattr("swav.data.sources.lists._home", locked)
+    with pytest.raises(
+        DataError, match=r"/locked/train_places205.csv: expected a folder to read, found Permission denied"
+    ):
+        check_places(read_request(["places205"], ["random:tiny"], {}), colours, tmp_path / "out", dry_run=False)
+
+
+def too_few(task: object) -> None:
+    raise DataError("expected more images, found few")
+
+
+def test_where_nothing_can_be_run_old_results_are_no_answer(colours, tmp_path, monkeypatch):
+    """Exit 3 before the work, and where each benchmark fails at work."""
+    there: dict[str, Any] = {"weights": ["random:tiny"], "data": colours, "out": tmp_path / "out"}
+    given = there | QUICK
+    runner.bench(["knn"], **given)
+    for name in ("knn", "linear", "linear-stages", "semisup"):
+        monkeypatch.setattr(runner.protocol_of(name), "run", too_few)
+    with pytest.raises(DataError) as caught:
+        runner.bench(["all"], **given)
+    assert str(caught.value).splitlines() == [
+        f"{colours}: expected data that a benchmark can use, found none",
+        "knn, linear, linear-stages, semisup: expected more images, found few",
+    ]
+    assert caught.value.exit_code == 3
+    for name in ("knn", "linear", "linear-stages", "semisup"):
+        monkeypatch.setattr(runner.protocol_of(name), "check", too_few)
+        monkeypatch.setattr(runner.protocol_of(name), "run", lambda _: pytest.fail("works after all is refused"))
+    for dry_run in (True, False):
+        with pytest.raises(DataError, match="found none\nknn, linear, linear-stages, semisup: expected more"):
+            runner.bench(["all"], **given, dry_run=dry_run)
+
+
+def test_settings_that_leave_nothing_to_run_are_named_under_all_too(undivided, tmp_path):
+    words: dict[str, Any] = {"linear.epochs": 3, "knn.k": 500, "size": 16}
+    with pytest.raises(DataError) as caught:
+        runner.bench("all", weights="random:tiny", data=undivided, out=tmp_path / "out", **words)
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines[1:]] == ["linear.epochs", "linear-stages, semisup", "knn.k"]
 
 
 # -- the dry run's table

@@ -18,8 +18,7 @@ from swav.data.sources.catalog import DATASETS, labelled
 from swav.errors import CheckpointError, ConfigError, DataError, NumericsError
 from swav.evaluation import runner
 from swav.evaluation.catalog import CATALOG
-from swav.evaluation.places import check_places
-from swav.evaluation.request import read_request, resolve
+from swav.evaluation.request import resolve
 from swav.evaluation.settings import KnnSettings, LinearSettings
 from swav.evaluation.task import Score
 from swav.recipe_files import parse_overrides
@@ -78,20 +77,6 @@ def test_a_folder_of_data_sets_is_searched_for_the_benchmarks_own(colours, tmp_p
     (tmp_path / "sets" / "imagenette").symlink_to(colours)
     content = runner.bench(["knn"], weights=["random:tiny"], data=tmp_path / "sets", out=tmp_path / "out", **QUICK_KNN)
     assert content.results[0].n == 12
-
-
-def test_missing_data_is_an_error_by_name_and_a_line_under_all(tmp_path):
-    with pytest.raises(DataError, match="nowhere"):
-        runner.bench(["knn"], weights=["random:tiny"], data=tmp_path / "nowhere", out=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    for place in ("nowhere", "empty"):
-        (tmp_path / "empty").mkdir(exist_ok=True)
-        for dry_run in (True, False):
-            with pytest.raises(DataError, match=f"{place}: expected the data of at least one benchmark, found none"):
-                runner.bench(
-                    ["all"], weights=["random:tiny"], data=tmp_path / place, out=tmp_path / "out", dry_run=dry_run
-                )
-    assert not (tmp_path / "out").exists()
 
 
 def test_what_has_no_data_under_all_is_listed_with_what_it_needs(colours, tmp_path, monkeypatch):
@@ -205,28 +190,6 @@ def test_what_an_earlier_command_measured_is_not_listed_as_not_run(colours, draw
     assert runner.measure(["svm"], weights=weights[:1], data=drawn, out=tmp_path / "out", size=16).not_run == ()
     content = runner.bench(["all"], weights=weights, data=drawn, out=tmp_path / "out", **QUICK_KNN)
     assert "knn" in {row.bench for row in content.not_run}  # of the second weights there is nothing
-
-
-def test_where_nothing_can_be_run_old_results_are_no_answer(colours, tmp_path, monkeypatch):
-    """Exit 3 before the work, and where each benchmark fails at work."""
-    there: dict[str, Any] = {"weights": ["random:tiny"], "data": colours, "out": tmp_path / "out"}
-    given = there | QUICK_ALL
-    runner.bench(["knn"], **there | QUICK_KNN)
-    for name in ("knn", "linear", "linear-stages", "semisup"):
-        monkeypatch.setattr(runner.protocol_of(name), "run", too_few)
-    with pytest.raises(DataError) as caught:
-        runner.bench(["all"], **given)
-    assert str(caught.value).splitlines() == [
-        f"{colours}: expected data that a benchmark can use, found none",
-        "knn, linear, linear-stages, semisup: expected more images, found few",
-    ]
-    assert caught.value.exit_code == 3
-    for name in ("knn", "linear", "linear-stages", "semisup"):
-        monkeypatch.setattr(runner.protocol_of(name), "check", too_few)
-        monkeypatch.setattr(runner.protocol_of(name), "run", lambda _: pytest.fail("works after all is refused"))
-    for dry_run in (True, False):
-        with pytest.raises(DataError, match="found none\nknn, linear, linear-stages, semisup: expected more"):
-            runner.bench(["all"], **given, dry_run=dry_run)
 
 
 def test_a_folder_that_may_not_be_read_is_an_error_of_the_data(tmp_path, monkeypatch):
@@ -472,14 +435,3 @@ def test_killed_with_half_the_features_on_disk_it_computes_the_others_only(colou
     assert bank.stat().st_mtime_ns == written and len(list((tmp_path / "torn" / "features").iterdir())) == 2
     whole, torn = (read_results(tmp_path / out).results for out in ("whole", "torn"))
     assert [row.value for row in whole] == [row.value for row in torn] and len(whole) == 4
-
-
-def test_a_data_set_that_may_not_be_read_is_an_error_of_the_data_before_torch_too(colours, tmp_path, monkeypatch):
-    def locked(*_: object) -> None:
-        raise PermissionError(13, "Permission denied", "/locked/train_places205.csv")
-
-    monkeypatch.setattr("swav.data.sources.lists._home", locked)
-    with pytest.raises(
-        DataError, match=r"/locked/train_places205.csv: expected a folder to read, found Permission denied"
-    ):
-        check_places(read_request(["places205"], ["random:tiny"], {}), colours, tmp_path / "out", dry_run=False)

@@ -166,6 +166,7 @@ def test_gains_of_two_runs_are_paired_in_one_folder_only(run, tmp_path):
     (other / "results.json").write_text(
         json.dumps({"results": [answered(other, "w", GAINS["gain"][0])], "not_run": []})
     )
+    answered(run, "of other weights", GAINS["gain"][0])  # a log of the same name as that in the other folder
     page = Page(report(run, other=other))
     assert "+40.00" in page.text and ", not paired)" in page.text
 

@@ -78,6 +78,21 @@ BAD = [
     ("bench knn --weights random:resnet18 --data images --out file/run", 4, "file/run: cannot be written"),
     ("bench knn --weights random:resnet18 --data images --out file", 4, "file: cannot be written"),
     ("bench knn --weights random:resnet18 --data images --out /proc/run", 4, "/proc/run: cannot be written"),
+    ("pretrain tiny data=images --out images/run", 2, "use --out images-run"),
+    ("pretrain tiny data=images --out images/run --dry-run", 2, "use --out images-run"),
+    ("bench knn --weights random:resnet18 --data images --out images/run", 2, "use --out images-run"),
+    ("compare --data images --out images/run", 2, "use --out images-run"),
+    ("pretrain tiny data=images --out \udcff", 2, "--out \\udcff: expected a name in UTF-8"),
+    ("pretrain tiny data=images --dry-run --out \udcff/run", 2, "expected a name in UTF-8"),
+    ("bench knn --weights random:resnet18 --data images --out \udcff", 2, "expected a name in UTF-8"),
+    ("compare --data images --out \udcff", 2, "expected a name in UTF-8"),
+    ("demo --out \udcff", 2, "expected a name in UTF-8"),
+    ("data shapes \udcff", 2, "expected a name in UTF-8"),
+    ("pretrain ~/own.yaml data=~/empty --out=~/run", 3, "expected images, found no file"),
+    ("pretrain tiny data=~/images init=~/nowhere --out=~/run", 2, "weights '"),
+    ("bench knn --weights ~/weights.pth --data ~/texts --out ~/run", 3, "found only 1 .txt"),
+    ("data scan ~/empty", 3, "expected images, found no file"),
+    ("report ~/empty", 3, "empty: expected config.yaml"),
     ("report nowhere", 3, "nowhere: expected the folder of a run"),
     ("data scan nowhere", 3, "nowhere: expected"),
 ]
@@ -94,6 +109,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("none")
     (tmp_path / "file").write_text("in the way")
+    (tmp_path / "own.yaml").write_text("epochs: 2\nqueue_start_epoch: 0\n")
+    (tmp_path / "weights.pth").write_bytes(b"PK\x03\x04")
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -166,12 +184,16 @@ def test_a_folder_that_can_be_written_is_left_as_it_is(tmp_path):
         check_writable(tmp_path / "dangling")
 
 
-def test_sources_that_are_there_pass(tmp_path):
+def test_sources_that_are_there_pass(tmp_path, monkeypatch):
     (tmp_path / "run" / "checkpoints" / "step_1").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "step_1" / "manifest.json").touch()
     (tmp_path / "w.pth").write_bytes(b"PK\x03\x04")
     for source in ("run", "run@best", "run/checkpoints/step_1", "w.pth"):
         check_source(f"{tmp_path}/{source}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run" / "config.yaml").write_text("backbone: resnet18\n")
+    for source in ("~/run", "~/run@best", "~/w.pth", "random:~/run", "~/run/checkpoints/step_1"):
+        check_source(source)
     for source in ("random:resnet50", "random:tiny", "random:timm:any", "timm:any"):
         check_source(source)
 

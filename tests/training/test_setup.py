@@ -5,13 +5,18 @@ Run: pytest tests/training/test_setup.py
 """
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from swav import checkpoint
 from swav.config import Recipe
+from swav.data import manifest
+from swav.data.sources.layouts import find_layout
+from swav.data.sources.open import open_images
 from swav.errors import ConfigError, DataError
 from swav.recipe_files import load_recipe, to_yaml
 from swav.training import estimate, setup, summary
@@ -61,8 +66,8 @@ def test_a_finished_run_that_is_to_be_longer_is_answered_with_the_command_that_t
     had = setup.prepare(wanted, begun, CPU, dry_run=False)
     assert isinstance(had.recipe.epochs, int)
     state = {"step": had.total_steps, "num_images": len(had.images)}
-    monkeypatch.setattr(setup.checkpoint, "newest", lambda *_, **__: begun)
-    monkeypatch.setattr(setup.checkpoint, "read_state", lambda _: state)
+    monkeypatch.setattr(checkpoint, "newest", lambda *_, **__: begun)
+    monkeypatch.setattr(checkpoint, "read_state", lambda _: state)
 
     def refusal(**changes: Any) -> str:
         with pytest.raises(ConfigError) as caught:
@@ -118,6 +123,27 @@ def test_the_first_lines_say_how_the_hours_are_kept(wanted, tmp_path, monkeypatc
     assert "time       0.01 hours, from the start of this command to its report" in summary.describe(timed)
     assert "time  " not in summary.describe(setup.prepare(wanted, tmp_path, CPU, dry_run=True))
     assert not (tmp_path / "plan.jsonl").exists()
+
+
+def test_what_is_not_used_or_seems_a_mask_is_said_before_the_first_step(wanted, shapes, tmp_path):
+    (tmp_path / "deep").symlink_to(shapes)
+    shutil.copytree(shapes / "val", tmp_path / "more")
+    run = setup.prepare(wanted.model_copy(update={"data": str(tmp_path)}), tmp_path / "out", CPU, dry_run=True)
+    assert len(run.images) == 64
+    assert f"warning    images in more/ of {tmp_path} are not used" in summary.describe(run)
+
+
+def test_a_run_that_began_with_the_whole_of_what_is_now_splits_resumes_with_it(wanted, shapes, begun, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(shapes / "train", data / "Training")
+    shutil.copytree(shapes / "val", data / "Testing")
+    there = wanted.model_copy(update={"data": str(data), "knn_every_epochs": 1})
+    manifest.write_roster(begun / manifest.FILE, open_images(find_layout(data, as_before=True)))
+    again = setup.prepare(there, begun, CPU, dry_run=False)
+    assert len(again.images) == 96 and not again.images.gone and again.labelled is None
+    manifest.write_roster(begun / manifest.FILE, open_images(data))
+    again = setup.prepare(there, begun, CPU, dry_run=False)
+    assert len(again.images) == 64 and again.labelled is not None
 
 
 def test_a_backbone_is_checked_before_the_data(wanted, tmp_path):
@@ -184,3 +210,14 @@ def test_a_half_to_score_that_is_a_link_to_the_training_half_is_refused_and_not_
     linked = wanted.model_copy(update={"data": str(tmp_path), "knn_every_epochs": 1})
     with pytest.raises(DataError, match=r"train: expected other images .*val \(a link\)"):
         setup.prepare(linked, tmp_path / "out", CPU, dry_run=True)
+
+
+def test_the_verdict_knows_when_the_queue_joins(shapes, tmp_path):
+    """64 images: 4 steps an epoch. A queue of 32 begins with epoch 2 and is full after two steps; one more epoch may pass."""
+    wanted = load_recipe(
+        "tiny", {"data": str(shapes), "batch": 16, "queue_length": 32, "queue_start_epoch": 2, "epochs": 9}
+    )
+    run = setup.prepare(wanted, tmp_path, CPU, dry_run=True)
+    assert run.health_facts.unsettled == (10, 14)
+    without = setup.prepare(wanted.model_copy(update={"queue_length": 0}), tmp_path, CPU, dry_run=True)
+    assert without.health_facts.unsettled == (0, 0)

@@ -12,18 +12,11 @@ import numpy as np
 from jaxtyping import Int64
 
 from swav.data.images import Images
-from swav.data.sources.decode import (
-    EXCHANGES_SIDES,
-    Unreadable,
-    orientation_of,
-    printable,
-    read_file,
-    read_header,
-    reason_of,
-)
+from swav.data.sources.decode import EXCHANGES_SIDES, Unreadable, orientation_of, read_file, read_header
+from swav.data.sources.list_text import read_lines
 from swav.data.sources.walk import path_of
 from swav.data.storage import Files
-from swav.errors import DataError, counted
+from swav.errors import DataError, counted, printable
 
 
 def find_one(root: Path, below: Sequence[str], is_home: Callable[[Path], bool], what: str, how: str) -> Path:
@@ -59,11 +52,9 @@ def read_ids(path: Path, how: str) -> list[str]:
     """
     where = printable(str(path))
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        reason = reason_of(error) if isinstance(error, OSError) else "bytes that are no text"
-        raise DataError(f"{where}: expected a list of images, found {reason}\n{how}") from None
-    ids = [line.strip() for line in lines if line.strip()]
+        ids = [line.strip() for _, line in read_lines(path, "a list of images", names_of_files=False)]
+    except DataError as error:
+        raise DataError(f"{error}\n{how}") from None
     if not ids:
         raise DataError(f"{where}: expected an id of an image in each line, found none; get the list again")
     twice = [name for name, times in Counter(ids).items() if times > 1]

@@ -9,11 +9,10 @@ from typing import NamedTuple
 from swav.data.images import Images
 from swav.data.overlap import refuse_shared
 from swav.data.sources import coco, label_maps, lists, voc, voc_objects
-from swav.data.sources.decode import printable
 from swav.data.sources.layouts import NAMES, find_layout
 from swav.data.sources.open import check_images, labelled_splits
 from swav.data.sources.walk import TRAIN_SPLITS, first_of, subfolders
-from swav.errors import DataError
+from swav.errors import DataError, printable
 
 Splits = tuple[Images, Images]  # to learn from, to score
 

@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt64
 
-from swav.data.sources.decode import Unreadable, decode, open_regular, printable, read_file, read_header, reason_of
+from swav.data.sources.decode import Unreadable, decode, open_regular, read_file, read_header, reason_of
 from swav.data.sources.npy import read_numbers
 from swav.data.sources.walk import ROW
-from swav.errors import DataError
+from swav.errors import DataError, printable
 from swav.files import visible
 
 SIDE = 32  # pixels

@@ -17,10 +17,10 @@ from jaxtyping import Float64, Int64
 
 from swav.data.images import Images
 from swav.data.sources.annotated import dropped_note, find_one, fitted, upright_size
-from swav.data.sources.decode import Unreadable, printable, read_file
+from swav.data.sources.decode import Unreadable, read_file
 from swav.data.sources.lists import listed_split
 from swav.data.targets import Objects, ObjectSets
-from swav.errors import DataError
+from swav.errors import DataError, printable
 
 HOW = (
     "unpack train2017.zip, val2017.zip and annotations_trainval2017.zip there (cocodataset.org), "

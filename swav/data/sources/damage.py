@@ -13,8 +13,8 @@ import simplejpeg
 MAX_PIXELS = 2**27  # 134 megapixels, 0.4 GB decoded. (Pillow's own limit warns at 89 and refuses at 179.)
 
 # What decoding takes at its peak, beside the file and up to three copies of it [bytes per pixel], by format and in whole. Measured
-# (benchmarks/decoding_memory.py): progressive JPEG keeps all coefficients, Pillow's WebP two canvases, OpenJPEG 32 bits a value.
-DECODING = {"JPEG": 12, "WEBP": 20, "AVIF": 12, "JPEG2000": 25}
+# (benchmarks/decoding.py): progressive JPEG keeps all coefficients, Pillow's WebP two canvases, OpenJPEG 32 bits a value.
+DECODING = {"JPEG": 12, "WEBP": 20, "AVIF": 16, "JPEG2000": 25}
 DECODING_ELSE = 8
 MAX_MEMORY = 12 * MAX_PIXELS  # 1.6 GB
 

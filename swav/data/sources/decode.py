@@ -43,8 +43,7 @@ from swav.data.sources.pixels import (
     rgb_of,
     turned,
 )
-from swav.errors import DataError
-from swav.errors import printable as printable
+from swav.errors import DataError, printable
 
 __all__ = [
     "EXCHANGES_SIDES",
@@ -54,7 +53,6 @@ __all__ = [
     "Unreadable",
     "decode",
     "decode_as_pillow",
-    "printable",
     "read_file",
     "read_header",
 ]

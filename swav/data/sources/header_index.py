@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,8 +18,6 @@ import numpy as np
 from swav.data.sources.decode import Header, Unreadable, open_regular, patiently, read_header, reason_of
 from swav.data.sources.walk import ROW, path_of
 from swav.progress import FIRST_SECONDS, Progress
-
-ProgressCallback = Callable[[int, int], None]  # progress: how many are done, of how many
 
 VERSION = 3  # of the cache's content; another one is ignored
 WORTH_CACHING = 1000  # files; fewer are read again in a tenth of a second
@@ -34,7 +32,6 @@ def check_headers(
     rows: np.ndarray,
     cache: Path | None,
     part: str = "",
-    progress: ProgressCallback | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Read the headers of the files `names` under `root`.
 
@@ -42,7 +39,6 @@ def check_headers(
         rows: one ROW per name, with size and time.
         cache: folder for the index; None: the user's cache folder.
         part: which part of the root is indexed: a split's folder, a list's file.
-        progress: is called now and then; where it takes long, that is shown in any case.
 
     Returns:
         The rows with every field, and the reason per row that is unreadable.
@@ -52,7 +48,7 @@ def check_headers(
     wanted = np.flatnonzero(known["time"] != rows["time"])
     chunks = [wanted[i : i + CHUNK] for i in range(0, len(wanted), CHUNK)]
     with (
-        Progress("checking headers", len(wanted), delay=FIRST_SECONDS) as shown,
+        Progress("checking headers", len(wanted), delay=FIRST_SECONDS) as progress,
         ThreadPoolExecutor(min(THREADS, len(chunks) or 1)) as pool,
         _cancelled_on_error(pool),
     ):
@@ -64,10 +60,7 @@ def check_headers(
                 else:
                     reasons[i], passing = header
                     known[i]["time"] = PASSING if passing else rows[i]["time"]
-            checked = min((n + 1) * CHUNK, len(wanted))
-            shown.update(checked)
-            if progress is not None:
-                progress(checked, len(wanted))
+            progress.update(min((n + 1) * CHUNK, len(wanted)))
     if place is not None and len(wanted):
         _write(place, names, known, reasons)
     return known, reasons

@@ -14,14 +14,13 @@ from jaxtyping import Int16
 
 from swav.data.images import Images
 from swav.data.sources.annotated import find_one, read_ids
-from swav.data.sources.decode import printable
 from swav.data.sources.header_index import THREADS
 from swav.data.sources.map_files import UNKNOWN, MapReader, Pair, index_table, map_split
 from swav.data.sources.open import SPLIT_SEED, VAL_SHARE
 from swav.data.sources.voc_objects import CLASSES
 from swav.data.sources.walk import TRAIN_SPLITS, VAL_SPLITS, first_of, subfolders, walk
 from swav.data.targets import VOID
-from swav.errors import DataError
+from swav.errors import DataError, printable
 from swav.files import visible
 
 Splits = tuple[Images, Images]

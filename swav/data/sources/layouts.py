@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from swav.data.sources import cifar
-from swav.data.sources.decode import printable
 from swav.data.sources.list_text import read_lines
 from swav.data.sources.lists import is_flat_imagenet
 from swav.data.sources.walk import (
@@ -24,7 +23,7 @@ from swav.data.sources.walk import (
     read_list,
     subfolders,
 )
-from swav.errors import DataError
+from swav.errors import DataError, printable
 
 Kind = Literal["cifar-binary", "cifar-strips", "splits", "flat-imagenet", "voc", "coco", "cityscapes", "list", "tree"]
 LEVELS = 3  # below the path, where data sets with splits are sought

@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from swav.data.sources.decode import printable, reason_of
-from swav.errors import DataError
+from swav.data.sources.decode import reason_of
+from swav.errors import DataError, printable
 from swav.files import expand_home
 
 DELIMITERS = (",", ";", "\t")
@@ -23,11 +23,12 @@ _MARKS = (  # the longer ones first: the mark of UTF-16 begins that of UTF-32
 )
 
 
-def read_text(path: Path, what: str) -> str:
-    """Read a list as text. Bytes that are no UTF-8 become surrogates, so that any name of a file survives.
+def read_text(path: Path, what: str, names_of_files: bool = True) -> str:
+    """Read a list as text.
 
     Args:
         what: is expected of the file, for the message.
+        names_of_files: bytes that are no UTF-8 become surrogates, so that any name of a file survives; else they are refused.
 
     Raises:
         DataError: it cannot be read, or is no text.
@@ -41,15 +42,20 @@ def read_text(path: Path, what: str) -> str:
         text = _decoded(content)
     except UnicodeDecodeError:
         raise DataError(f"{where}: expected {what}, found damaged {_encoding(content)}; save it as UTF-8") from None
-    if "\0" in text:
+    if "\0" in text or not (names_of_files or _is_utf8(text)):
         raise DataError(f"{where}: expected {what}, found bytes that are no text; save it as text in UTF-8")
     text = text.replace("\r\n", "\n")
     return text if "\n" in text else text.replace("\r", "\n")
 
 
-def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
-    """The lines of a list that are not blank, each with its number. Raises: as read_text."""
-    return [(number, line) for number, line in enumerate(read_text(path, what).split("\n"), 1) if line.strip()]
+def read_lines(path: Path, what: str, names_of_files: bool = True) -> list[tuple[int, str]]:
+    """The lines of a list that are not blank, each with its number. Args, Raises: as read_text."""
+    lines = read_text(path, what, names_of_files).split("\n")
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _is_utf8(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _encoding(content: bytes) -> str:
@@ -57,9 +63,8 @@ def _encoding(content: bytes) -> str:
         if content.startswith(mark):
             return name
     start = content[:4096]
-    if start and 4 * start[1::2].count(0) > len(
-        start
-    ):  # without a mark, as some editors save it: every other byte is 0
+    # without a mark, as some editors save it: every other byte is 0
+    if start and 4 * start[1::2].count(0) > len(start):
         return "utf-16-le"
     return "utf-16-be" if start and 4 * start[::2].count(0) > len(start) else "utf-8"
 

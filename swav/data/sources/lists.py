@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from swav.data.images import Images
-from swav.data.sources.decode import printable, reason_of
+from swav.data.sources.decode import reason_of
 from swav.data.sources.header_index import check_headers
 from swav.data.sources.list_text import as_name, best_reading, read_lines, sampled, without_label
 from swav.data.sources.walk import any_there, look_up, subfolders
 from swav.data.storage import Files
 from swav.data.targets import ClassLabels, Targets
-from swav.errors import DataError
+from swav.errors import DataError, printable
 from swav.files import visible
 
 Rows = tuple[list[bytes], list[str]]  # names below the folder of images, and labels

@@ -12,12 +12,12 @@ from jaxtyping import Int16, UInt8
 from swav.data.images import Images
 from swav.data.sources.annotated import fitted
 from swav.data.sources.damage import check_size
-from swav.data.sources.decode import READERS, Unreadable, printable, read_file, reason_of
+from swav.data.sources.decode import READERS, Unreadable, read_file, reason_of
 from swav.data.sources.header_index import check_headers
 from swav.data.sources.lists import listed_split
 from swav.data.sources.walk import look_up, path_of
 from swav.data.targets import VOID, LabelMaps
-from swav.errors import DataError, counted
+from swav.errors import DataError, counted, printable
 
 Pair = tuple[str, str]  # names of an image and of its map
 UNKNOWN = -1

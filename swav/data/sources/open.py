@@ -23,8 +23,7 @@ from swav.data.folds import group_folds
 from swav.data.images import Images
 from swav.data.overlap import refuse_doubled, refuse_same_folder, refuse_shared
 from swav.data.sources import cifar
-from swav.data.sources.decode import printable
-from swav.data.sources.header_index import ProgressCallback, check_headers
+from swav.data.sources.header_index import check_headers
 from swav.data.sources.layouts import (
     NAMES,
     DataLayout,
@@ -48,7 +47,7 @@ from swav.data.sources.walk import (
 )
 from swav.data.storage import Files, InMemory, joined
 from swav.data.targets import ClassLabels
-from swav.errors import DataError, counted
+from swav.errors import DataError, counted, printable
 from swav.files import warn_once
 
 __all__ = ["DataLayout", "find_layout", "open_images"]
@@ -63,7 +62,6 @@ def open_images(
     path: str | Path | DataLayout,
     split: Split = "train",
     cache: Path | None = None,
-    progress: ProgressCallback | None = None,
 ) -> Images:
     """Find the images under a path and read their headers.
 
@@ -71,15 +69,14 @@ def open_images(
         path: or what find_layout found it to be.
         split: "train": what pre-training reads. "val": what is scored. "all": both.
         cache: folder for the index of headers; None: the user's cache folder.
-        progress: is called as progress(done, total) while headers are read.
 
     Raises:
         DataError: there is no path, no image, no readable image, or (of "val") no label to split by.
     """
     layout = path if isinstance(path, DataLayout) else find_layout(path)
     if split == "val" and not layout.val:
-        return labelled_splits(layout, cache, progress)[1]
-    images = _open(layout, split, cache, progress)
+        return labelled_splits(layout, cache)[1]
+    images = _open(layout, split, cache)
     images.warnings += layout.warnings
     if not len(images):
         cause = "" if layout.listing is None else likely_cause(layout.root.parent, [name for name, _ in images.bad])
@@ -87,7 +84,7 @@ def open_images(
     return images
 
 
-def open_any(path: str | Path, cache: Path | None = None, progress: ProgressCallback | None = None) -> Images:
+def open_any(path: str | Path, cache: Path | None = None) -> Images:
     """Find images that need no label: all those of a folder or a list, or one image file.
 
     Raises:
@@ -95,9 +92,9 @@ def open_any(path: str | Path, cache: Path | None = None, progress: ProgressCall
     """
     place = Path(path).expanduser()
     if not place.is_file() or place.suffix.lower() in (".txt", ".csv"):
-        return open_images(path, "all", cache, progress)
+        return open_images(path, "all", cache)
     found, _ = look_up(place.parent, [os.fsencode(place.name)])
-    images = _checked(place.parent, found, None, printable(str(path)), cache, "", progress)
+    images = _checked(place.parent, found, None, printable(str(path)), cache, "")
     if not len(images):
         raise DataError(
             f"{printable(str(path))}: expected an image, a folder or a list (.txt, .csv), found {images.bad[0][1]}; check the path"
@@ -126,7 +123,6 @@ def check_images(path: str | Path) -> None:
 def labelled_splits(
     path: str | Path | DataLayout,
     cache: Path | None = None,
-    progress: ProgressCallback | None = None,
     divide: bool = True,
     allow_missing: bool = False,
 ) -> tuple[Images, Images]:
@@ -149,7 +145,7 @@ def labelled_splits(
             "several classes an image; score by its own benchmarks"
         )
     if not layout.val:
-        images = _labelled(open_images(layout, "all", cache, progress), layout)
+        images = _labelled(open_images(layout, "all", cache), layout)
         if not divide:
             refuse_doubled(images)
             return images, images
@@ -161,7 +157,7 @@ def labelled_splits(
     if layout.kind == "flat-imagenet":
         train, val = imagenet_splits((layout.root / layout.train).parent, cache, allow_missing)
     else:
-        train, val = (_labelled(open_images(layout, split, cache, progress), layout) for split in ("train", "val"))
+        train, val = (_labelled(open_images(layout, split, cache), layout) for split in ("train", "val"))
     refuse_shared(train, val)
     _warn_of_shared_groups(train, val)
     only_train, only_val = _present(train) - _present(val), _present(val) - _present(train)
@@ -178,17 +174,17 @@ def labelled_splits(
     return train, val
 
 
-def _open(layout: DataLayout, split: Split, cache: Path | None, progress: ProgressCallback | None) -> Images:
+def _open(layout: DataLayout, split: Split, cache: Path | None) -> Images:
     """Open a split ("val" only where the layout has one)."""
     if layout.kind == "list":
-        return _open_list(layout, split, cache, progress)
+        return _open_list(layout, split, cache)
     if layout.kind == "voc":
-        return _open_voc(layout, split, cache, progress)
+        return _open_voc(layout, split, cache)
     if layout.kind == "tree":
         note = f"{printable(str(layout.root))} (the whole of it)"
         found = walk(layout.root, maps=layout.maps)
         labels = _folder_labels([name.split(b"/") for name in found.names], nested=False)
-        images = _checked(layout.root, found, labels, note + found.left_out, cache, "", progress)
+        images = _checked(layout.root, found, labels, note + found.left_out, cache, "")
         _note_lost_folders(images, "")
         if not layout.maps and (splits := unused_splits(found.names)):
             images.warnings.append(
@@ -197,10 +193,10 @@ def _open(layout: DataLayout, split: Split, cache: Path | None, progress: Progre
             )
         return images
     folders = {"train": [layout.train], "val": [layout.val], "all": [layout.train, layout.val]}[split]
-    return _joined([_open_split(layout, folder, cache, progress) for folder in folders])
+    return _joined([_open_split(layout, folder, cache) for folder in folders])
 
 
-def _open_split(layout: DataLayout, folder: str, cache: Path | None, progress: ProgressCallback | None) -> Images:
+def _open_split(layout: DataLayout, folder: str, cache: Path | None) -> Images:
     note = f"{printable(folder)}/ of {printable(str(layout.root))}"
     if folder == layout.train:
         note += f" ({printable(layout.val)}/ is left for scoring)"
@@ -213,7 +209,6 @@ def _open_split(layout: DataLayout, folder: str, cache: Path | None, progress: P
             note + found.left_out,
             cache,
             folder,
-            progress,
         )
         if layout.kind == "splits":
             _note_lost_folders(images, folder)
@@ -241,7 +236,7 @@ def _split_labels(layout: DataLayout, folder: str, names: list[bytes]) -> list[s
     return None if None in labels else [label for label in labels if label is not None]
 
 
-def _open_voc(layout: DataLayout, split: Split, cache: Path | None, progress: ProgressCallback | None) -> Images:
+def _open_voc(layout: DataLayout, split: Split, cache: Path | None) -> Images:
     """Photographs of PASCAL VOC; of "train" without those that its lists keep for scoring."""
     scored, parts = voc_scored(layout), []
     where = f"photographs of {NAMES[layout.kind]} in {printable(str(layout.root))}"
@@ -257,13 +252,13 @@ def _open_voc(layout: DataLayout, split: Split, cache: Path | None, progress: Pr
         kept = [i for i, stem in enumerate(stems) if split == "all" or (stem in scored) is (split == "val")]
         names, rows, inodes = [found.names[i] for i in kept], found.rows[kept], found.inodes[kept]
         chosen = found._replace(names=names, rows=rows, inodes=inodes)
-        parts.append(_checked(layout.root, chosen, None, note, cache, f"{folder} {split}", progress))
+        parts.append(_checked(layout.root, chosen, None, note, cache, f"{folder} {split}"))
     images = _joined(parts)
     images.note = note
     return images
 
 
-def _open_list(layout: DataLayout, split: Split, cache: Path | None, progress: ProgressCallback | None) -> Images:
+def _open_list(layout: DataLayout, split: Split, cache: Path | None) -> Images:
     assert layout.listing is not None
     names, labels, splits, group_names = layout.listing
     groups = None if group_names is None else _numbered(group_names)
@@ -280,7 +275,7 @@ def _open_list(layout: DataLayout, split: Split, cache: Path | None, progress: P
     found, kept = look_up(layout.root.parent, names)
     texts = None if labels is None else [labels[i] for i in kept]
     kept_groups = None if groups is None else groups[kept]
-    images = _checked(layout.root.parent, found, texts, note, cache, layout.root.name, progress, kept_groups)
+    images = _checked(layout.root.parent, found, texts, note, cache, layout.root.name, kept_groups)
     if labels is not None:
         reasons, present = dict(images.bad), set(images.classes or [])
         for name, label in zip(map(os.fsdecode, names), labels, strict=True):
@@ -325,11 +320,10 @@ def _checked(
     note: str,
     cache: Path | None,
     part: str,
-    progress: ProgressCallback | None,
     groups: Int64[np.ndarray, " N"] | None = None,
 ) -> Images:
     """Read the headers and leave out what is unreadable."""
-    rows, reasons = check_headers(root, found.names, found.rows, cache, part, progress)
+    rows, reasons = check_headers(root, found.names, found.rows, cache, part)
     good = [i for i in range(len(rows)) if i not in reasons]
     bad = sorted(found.bad + [(os.fsdecode(found.names[i]), reason) for i, reason in reasons.items()])
     labels = None

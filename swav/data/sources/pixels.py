@@ -15,7 +15,7 @@ from swav.data.sources.damage import MAX_MEMORY
 from swav.data.sources.formats import check_mode
 
 WHITE = WHITE_LEVEL
-DECODING_DEEP = 20  # bytes per pixel that OpenCV takes for 16-bit colours, at its peak
+DECODING_DEEP = 21  # bytes per pixel that OpenCV takes for 16-bit colours, at its peak
 STRIP = 2**20  # pixels that are converted at a time
 ORIENTATION = 0x0112  # EXIF's tag
 EXCHANGES_SIDES = range(5, 9)  # the orientations by which rows become columns

@@ -3,11 +3,11 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from swav.data.sources.decode import printable
+from swav.errors import printable
 
 _MAP_FORMATS = (b"PNG", b"GIF", b"BMP", b"TIFF")
 _MAP_MODES = (b"P", b"1", b"L", b"I", b"I;16", b"I;16B")
@@ -32,15 +32,19 @@ def mask_twins(names: Sequence[bytes], rows: np.ndarray) -> str:
     maps = np.isin(rows["format"], _MAP_FORMATS) & np.isin(rows["mode"], _MAP_MODES)
     if not maps.any() or maps.all():
         return ""
-    photographs: dict[tuple[bytes, int, int], bytes] = {}
+    photographs: dict[Hashable, list[bytes]] = {}
     for i in np.flatnonzero(~maps).tolist():
-        photographs.setdefault((_stem(names[i]), *_sides(rows[i])), names[i])
+        for key in _keys(names[i], _stem(names[i]), rows[i]):
+            known = photographs.setdefault(key, [])
+            if len(known) < 2:  # more than one is none: in 1000 folders of numbered pictures each has the name of many
+                known.append(names[i])
     of_folder, twins = Counter[bytes](), Counter[bytes]()
     example: dict[bytes, tuple[bytes, bytes]] = {}
     for i in np.flatnonzero(maps).tolist():
         folder, stem = os.path.dirname(names[i]), _stem(names[i])  # noqa: PTH120
         of_folder[folder] += 1
-        other = photographs.get((stem, *_sides(rows[i]))) or photographs.get((_ENDING.sub(b"", stem), *_sides(rows[i])))
+        keys = [key for each in {stem: 0, _ENDING.sub(b"", stem): 0} for key in _keys(names[i], each, rows[i])]
+        other = next((known[0] for key in keys if len(known := photographs.get(key, [])) == 1), None)
         if other is not None:
             twins[folder] += 1
             example.setdefault(folder, (names[i], other))
@@ -57,6 +61,14 @@ def mask_twins(names: Sequence[bytes], rows: np.ndarray) -> str:
 
 def _stem(name: bytes) -> bytes:
     return os.path.splitext(os.path.basename(name))[0].lower()  # noqa: PTH119, PTH122
+
+
+def _keys(name: bytes, stem: bytes, row: np.void) -> list[Hashable]:
+    """What a mask and its photograph have in common: the stem and the size, and where these are not of one photograph alone, the folder
+    above theirs (a/photos and a/masks) or the name of theirs (photos/a and masks/a)."""
+    folder = os.path.dirname(name)  # noqa: PTH120
+    common = (stem, *_sides(row))
+    return [common, (*common, "above", os.path.dirname(folder)), (*common, "own", os.path.basename(folder))]  # noqa: PTH119, PTH120
 
 
 def _sides(row: np.void) -> tuple[int, int]:

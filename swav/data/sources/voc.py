@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from swav.data.images import Images
-from swav.data.sources.decode import printable, reason_of
+from swav.data.sources.list_text import read_lines
 from swav.data.sources.lists import listed_split
 from swav.data.targets import MultiLabels
-from swav.errors import DataError
+from swav.errors import DataError, printable
 from swav.files import visible
 
 TRAIN, VAL = "trainval", "test"
@@ -109,16 +109,9 @@ def _split(home: Path, split: str, classes: Sequence[str], cache: Path | None, a
 
 def _read_labels(path: Path) -> dict[str, int]:
     """Read {id: label} of a class list: 1 present, 0 difficult, -1 absent."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        reason = reason_of(error) if isinstance(error, OSError) else "bytes that are no text"
-        raise DataError(f"{printable(str(path))}: expected a list of ids and labels, found {reason}") from None
     labels: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in read_lines(path, "a list of ids and labels", names_of_files=False):
         match line.split():
-            case []:
-                continue
             case [image, ("1" | "0" | "-1") as label] if image not in labels:
                 labels[image] = int(label)
             case _:

@@ -16,11 +16,11 @@ import numpy as np
 from swav.data.images import Images
 from swav.data.sources import voc
 from swav.data.sources.annotated import dropped_note, fitted, read_ids, upright_size
-from swav.data.sources.decode import Unreadable, printable, read_file
+from swav.data.sources.decode import Unreadable, read_file
 from swav.data.sources.lists import listed_split
 from swav.data.sources.walk import path_of
 from swav.data.targets import Objects, ObjectSets
-from swav.errors import DataError
+from swav.errors import DataError, printable
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

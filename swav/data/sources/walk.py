@@ -21,9 +21,9 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from swav.data.sources.decode import patiently, printable, reason_of
+from swav.data.sources.decode import patiently, reason_of
 from swav.data.sources.list_text import DELIMITERS, as_name, best_reading, read_lines, read_text, without_label
-from swav.errors import DataError, counted, did_you_mean
+from swav.errors import DataError, counted, did_you_mean, printable
 from swav.files import CHECKPOINTS, CONFIG, is_run
 from swav.progress import FIRST_SECONDS, Progress
 

@@ -30,9 +30,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from swav.data.augment.crops import to_input
 from swav.data.images import Images
-from swav.data.sources.decode import printable
 from swav.data.sources.list_text import read_lines, without_label
-from swav.errors import DataError
+from swav.data.sources.lists import likely_cause
+from swav.errors import DataError, printable
 from swav.evaluation import classification, supervised
 from swav.evaluation.settings import SemisupSettings
 from swav.evaluation.task import ResourceEstimate, Score, Task
@@ -191,16 +191,28 @@ def listed(images: Images, path: Path, protocol: str) -> Images:
         lines = [line.strip() for _, line in read_lines(path.expanduser(), "a list of images")]
     except DataError as error:
         raise DataError(f"semisup.list: {error}") from error
+    bare = {line: (without_label(line) or (line,))[0] for line in lines}
+    asked = {*bare, *bare.values()}
     places: dict[str, int] = {}
+    several = set[str]()  # ends of paths that are of more than one image
     for i in range(len(images)):
         parts = [images.root.name, *images.name(i).split("/")]
         for depth in range(len(parts)):
-            places.setdefault("/".join(parts[depth:]), i)
-    places |= {images.name(i): i for i in range(len(images))}
-    wanted = [line if line in places else (without_label(line) or (line,))[0] for line in lines]
+            end = "/".join(parts[depth:])
+            if end in asked and places.setdefault(end, i) != i:
+                several.add(end)
+    whole = {images.name(i): i for i in range(len(images))}
+    places |= whole
+    wanted = [line if line in places else bare[line] for line in lines]
+    if doubtful := [name for name in wanted if name in several and name not in whole]:
+        raise DataError(
+            f"{where}: expected names that one image of {images.root} has, found {printable(doubtful[0])}, which several have; write "
+            "the paths from the data set's folder"
+        )
     missing = [name for name in wanted if name not in places]
     if not wanted or len(missing) == len(wanted) or (missing and protocol == "published"):
         found = f"no such image as {printable(missing[0])} ({len(missing)} of {len(wanted)})" if missing else "no line"
+        found += likely_cause(images.root, missing)
         raise DataError(f"{where}: expected names of images of {images.root}, found {found}; fix the list")
     chosen = np.unique([places[name] for name in wanted if name in places])
     lacking = f", {len(missing)} of them missing" if missing else ""

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from swav.data.sources.annotated import find_one, fitted, read_ids, upright_size
-from swav.data.sources.decode import ORIENTATION, decode, orientation_of
+from swav.data.sources.decode import decode, orientation_of
 from swav.data.sources.open import open_images
+from swav.data.sources.pixels import ORIENTATION
 from swav.data.storage import Files, joined
 from swav.errors import DataError
 
@@ -114,7 +115,7 @@ def test_lists_of_ids_are_checked(tmp_path):
     path.write_text("a\nb\na\n")
     with pytest.raises(DataError, match="expected each image once, found a twice"):
         read_ids(path, "how")
-    path.write_bytes(b"\xff\xfe\x00")
+    path.write_bytes(b"\xff\xfa")
     with pytest.raises(DataError, match="bytes that are no text"):
         read_ids(path, "how")
     with pytest.raises(DataError, match="No such file or directory\nhow"):

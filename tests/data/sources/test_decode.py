@@ -20,7 +20,8 @@ from PIL import Image, ImageOps
 
 from swav.data.sources import decode as decoding
 from swav.data.sources.damage import MAX_PIXELS
-from swav.data.sources.decode import Unreadable, decode, printable, read_file, read_header
+from swav.data.sources.decode import Unreadable, decode, read_file, read_header
+from swav.errors import printable
 from tests.data.memory import require_at_most
 
 LOSSLESS: dict[str, dict[str, Any]] = {

@@ -212,6 +212,24 @@ def test_masks_in_other_places_are_warned_of_in_scan_and_run(tmp_path):
     assert not open_images(tmp_path).warnings
 
 
+@pytest.mark.parametrize("places", ["{seq}/{kind}", "{kind}/{seq}"])
+def test_masks_of_many_sequences_with_the_same_numbers_are_noticed(tmp_path, places):
+    for seq in "abc":
+        for i in range(3):
+            put(tmp_path / places.format(seq=seq, kind="video") / f"{i}.jpg")
+            put_mask(tmp_path / places.format(seq=seq, kind="truth") / f"{i}.png")
+    assert "9 of the images seem to be masks" in open_images(tmp_path).warnings[0]
+
+
+def test_grey_pictures_with_numbers_for_names_are_no_masks(tmp_path):
+    for name in "abcd":
+        for i in range(3):
+            put(tmp_path / name / f"{i}.jpg")
+    for i in range(3):
+        put_mask(tmp_path / f"grey/{i}.png", mode="L")
+    assert not open_images(tmp_path).warnings
+
+
 # -- flat ImageNet
 
 

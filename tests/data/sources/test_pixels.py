@@ -5,6 +5,7 @@ Run: pytest tests/data/sources/test_pixels.py
 """
 
 import io
+from typing import Any
 
 import cv2
 import numpy as np
@@ -103,7 +104,7 @@ def test_an_alpha_that_is_ignored_leaves_the_stored_colours(mode):
     image = Image.fromarray(smooth())
     rgba = image.convert("RGBA")
     rgba.putalpha(0)
-    expected, options = smooth(), {}
+    expected, options = smooth(), dict[str, Any]()
     if mode == "LA":
         rgba, expected = rgba.convert("LA"), np.asarray(image.convert("L").convert("RGB"))
     if mode == "P":

@@ -68,11 +68,12 @@ def test_training_crops_are_windows_of_the_resized_centre_square(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "home"), [("places205", "Places205"), ("inat18", "iNaturalist2018")])
 def test_the_whole_way_on_shapes(name, home, tmp_path):
-    write_shapes(tmp_path / home, name, train=60, val=30, size=32)
+    root = tmp_path / "data"
+    write_shapes(root / home, name, train=60, val=30, size=32)
     overrides: dict[str, Any] = {"protocol": "smoke", f"{name}.size": 32, f"{name}.batch": 20, "workers": 0}
-    results = bench([name], weights=["random:tiny"], data=tmp_path, out=tmp_path / "out", **overrides).results
+    results = bench([name], weights=["random:tiny"], data=root, out=tmp_path / "out", **overrides).results
     assert len(results) == 12 and all(row.n == 30 and not row.comparable for row in results)
-    again = bench([name], weights=["random:tiny"], data=tmp_path, out=tmp_path / "out", **overrides).results
+    again = bench([name], weights=["random:tiny"], data=root, out=tmp_path / "out", **overrides).results
     assert [row.value for row in again] == [row.value for row in results]
 
 

@@ -162,6 +162,24 @@ def test_a_list_names_the_images_and_a_missing_one_is_named(task, tmp_path):
     assert "1 of them missing" in semisup.listed(task.train, tmp_path / "list.txt", "smoke").note
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("line", ["{} \r\n", "{}\t3\n", "{},n01\n"])
+def test_a_list_may_have_been_saved_by_any_editor_and_name_images_below_the_split(task, tmp_path, encoding, line):
+    names = [task.train.name(i) for i in (0, 9, 20)]
+    for start in (0, 1):  # train/CLASS/NAME, CLASS/NAME
+        short = ["/".join(name.split("/")[start:]) for name in names]
+        (tmp_path / "list.txt").write_text("".join(line.format(name) for name in short), encoding=encoding, newline="")
+        chosen = semisup.listed(task.train, tmp_path / "list.txt", "published")
+        assert [chosen.name(i) for i in range(len(chosen))] == names
+
+
+def test_a_name_that_several_images_have_is_refused(task, tmp_path):
+    name = task.train.name(0).rpartition("/")[2]
+    (tmp_path / "list.txt").write_text(f"{name}\n")
+    with pytest.raises(DataError, match=rf"found {name}, which several have"):
+        semisup.listed(task.train, tmp_path / "list.txt", "smoke")
+
+
 def test_all_labels_are_marked_as_ours(task):
     scores = semisup.run(with_settings(task, fraction=(1.0,), epochs=1))
     assert all("a recipe of ours" in score.deviations for score in scores)

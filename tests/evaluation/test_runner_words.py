@@ -1,6 +1,6 @@
-"""Attacks: a benchmark of several that does not say which is measured, or that leaves no report behind.
+"""Attacks: a bench that leaves its reader without a word of what it does, or an end by a signal without a report.
 
-Run: pytest tests/evaluation/test_bench_talk.py
+Run: pytest tests/evaluation/test_runner_words.py
 """
 
 import os
