@@ -66,7 +66,8 @@ def test_the_column_group_is_kept_and_whole_in_drawn_splits(listed, tmp_path):
     images = open_images(path, "all", tmp_path / "cache")
     assert images.groups is not None and images.groups_fingerprint
     assert [int(name.partition(".")[0]) // 4 for name in map(images.name, range(22))] == images.groups.tolist()
-    assert images.select([5, 0]).groups.tolist() == [images.groups[5], images.groups[0]]
+    chosen = images.select([5, 0]).groups
+    assert chosen is not None and chosen.tolist() == [images.groups[5], images.groups[0]]
     train, val = labelled_splits(path, tmp_path / "cache")
     patients = [{int(split.name(i).partition(".")[0]) // 4 for i in range(len(split))} for split in (train, val)]
     assert patients[1] and not patients[0] & patients[1] and patients[0] | patients[1] == set(range(6))
@@ -75,9 +76,8 @@ def test_the_column_group_is_kept_and_whole_in_drawn_splits(listed, tmp_path):
 
 def test_an_image_without_a_group_is_alone_and_a_list_without_the_column_has_none(listed, tmp_path):
     path = listed("path,label,group", lambda i: f"{i}.png,{'ab'[i % 2]},{'p' if i < 4 else ''}")
-    assert (
-        np.unique(open_images(path, "all", tmp_path / "cache").groups, return_counts=True)[1].tolist() == [4] + [1] * 20
-    )
+    groups = open_images(path, "all", tmp_path / "cache").groups
+    assert groups is not None and np.unique(groups, return_counts=True)[1].tolist() == [4] + [1] * 20
     path = listed("path,label", lambda i: f"{i}.png,{'ab'[i % 2]}")
     images = open_images(path, "all", tmp_path / "cache")
     assert images.groups is None and not images.groups_fingerprint and images.select([1]).groups is None

@@ -46,7 +46,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def tree(colours, tmp_path) -> Path:
+def tree(colours: Path, tmp_path: Path) -> Path:
     """Class folders, 8 images each."""
     shutil.copytree(colours / "train", tmp_path / "set")
     return tmp_path / "set"
