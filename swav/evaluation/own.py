@@ -21,7 +21,7 @@ from swav.evaluation.near_duplicates import Copies, near_duplicates
 from swav.evaluation.stages import write_log
 from swav.evaluation.task import Score, Task
 from swav.files import warn_once
-from swav.results.intervals import Interval, of_groups, wilson
+from swav.results.intervals import of_share
 from swav.results.paired import answers
 
 FOLDS = 5
@@ -59,7 +59,7 @@ class LabelledFeatures:
         folds: of each of them its number.
         asked, truth: to be scored; in folds the same images.
         names: of those that are scored.
-        groups: of those to learn from; None: there are none.
+        groups, asked_groups: of those to learn from, and of those that are scored; None: there are none.
         places, asked_places: in their splits.
         copies: near-duplicates of scored images among those to learn from in other folds.
     """
@@ -71,6 +71,7 @@ class LabelledFeatures:
     truth: Int64[np.ndarray, " M"]
     names: list[str]
     groups: Groups
+    asked_groups: Groups
     places: Int64[np.ndarray, " N"]
     asked_places: Int64[np.ndarray, " M"]
     copies: Copies
@@ -177,6 +178,7 @@ def labelled_features(task: Task[Any], bench: str) -> LabelledFeatures:
         truth=task.val.labels[queries.kept],
         names=[task.val.name(i) for i in queries.kept],
         groups=groups,
+        asked_groups=None if task.val.groups is None else task.val.groups[queries.kept],
         places=bank.kept,
         asked_places=queries.kept,
         copies=_found[key],
@@ -276,7 +278,7 @@ def scores(task: Task[Any], bench: str, data: LabelledFeatures, learn: Learn[Any
             "models": [model.described() for model in ([whole] if whole is not None else models)],
             "parts": values,
             "near_duplicates": near_duplicates_of(task, data),
-            **answers(of, data.names, right),
+            **answers(of, data.names, right, data.asked_groups),
         },
     )
     whole_groups = " of whole groups" if data.groups is not None else ""
@@ -287,18 +289,11 @@ def scores(task: Task[Any], bench: str, data: LabelledFeatures, learn: Learn[Any
     deviations = task.deviations(len(data.labels), len(truth), *folds, *more)
     found = []
     for metric, its in right.items():
-        low, high = interval_of(task, data, its)
+        low, high = of_share(its, data.asked_groups)
         spread = statistics.stdev(values[metric])
         interval = (100 * low, 100 * high)
         found.append(Score(metric, 100 * float(its.mean()), len(its), deviations, log, spread, interval))
     return found
-
-
-def interval_of(task: Task[Any], data: LabelledFeatures, right: Bool[np.ndarray, " M"]) -> Interval:
-    """The 95 % interval of a share of right answers, 0..1; of groups those are what is drawn, not the images in them."""
-    if task.val.groups is None:
-        return wilson(int(right.sum()), len(right))
-    return of_groups(right, task.val.groups[data.asked_places])
 
 
 def near_duplicates_of(task: Task[Any], data: LabelledFeatures) -> dict[str, Any]:

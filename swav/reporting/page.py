@@ -19,7 +19,7 @@ from swav.files import PREDICTIONS, REPORT, expand_home
 from swav.reporting.curves import Chart, line_chart, number
 from swav.reporting.run_folder import RunFolder, read_folder, seconds_trained
 from swav.results.console import not_shown
-from swav.results.intervals import Interval, unpaired
+from swav.results.intervals import Interval, unpaired, wilson
 from swav.results.paired import paired_difference
 from swav.results.render import html_templates, write_tables
 from swav.results.results import Result, Results, read_damaged_results, summary
@@ -289,15 +289,19 @@ def _interval(random: Result, trained: Result, folders: Sequence[Path]) -> tuple
             return paired_difference(random, trained, folders[0]).interval, True
         except DataError:
             pass  # protocols but own keep no such log
-    counts = [_right(row) for row in (random, trained)]
-    return None if counts[0] is None or counts[1] is None else (unpaired(counts[0], counts[1]), False)
+    before, after = _share(random), _share(trained)
+    return None if before is None or after is None else (unpaired(before, after), False)
 
 
-def _right(row: Result) -> tuple[int, int] | None:
-    """How many images are right, of how many; None where the value is no share of images."""
+def _share(row: Result) -> tuple[float, Interval] | None:
+    """The share of images that are right, with its interval; None where the value is no share of images."""
     if not row.metric.startswith("top-") or row.unit != "%" or row.value is None or not row.n or row.n < 0:
         return None
-    return (round(row.value * row.n / 100), row.n) if 0 <= row.value <= 100 else None
+    if not 0 <= row.value <= 100:
+        return None
+    right = round(row.value * row.n / 100)
+    known = None if row.interval is None else (row.interval[0] / 100, row.interval[1] / 100)  # of groups a wider one
+    return right / row.n, known or wilson(right, row.n)
 
 
 def _short(weights: str, own: Mapping[str, str], num_runs: int) -> str:

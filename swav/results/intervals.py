@@ -9,12 +9,13 @@ from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 
 LEVEL = 0.95
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 Interval = tuple[float, float]
+Groups = Int64[np.ndarray, " N"] | None
 
 
 def wilson(right: float, n: float) -> Interval:
@@ -33,41 +34,48 @@ def wilson(right: float, n: float) -> Interval:
     return (max(0.0, middle - half) if right else 0.0), (min(1.0, middle + half) if right < n else 1.0)
 
 
-def of_groups(right: Bool[np.ndarray, " N"], groups: Int64[np.ndarray, " N"]) -> Interval:
-    """The interval of a share of right answers whose images come in groups, 0..1: Wilson's, of as many independent images as tell
-    as much as these (n over the design effect; where all are right or wrong, of as many as there are groups).
+def of_share(right: Bool[np.ndarray, " N"], groups: Groups = None) -> Interval:
+    """The interval of a share of right answers, 0..1; where images come in groups, as of images that are drawn by groups.
+
+    Of groups it is Wilson's, of n over the design effect: as many independent images as say as much as these do.
 
     Raises:
         ValueError: there is no image.
 
     Source: Korn and Graubard 1998 (Survey Methodology 24, 193), with Wilson's interval in the place of the exact one.
     """
-    n, numbers = len(right), np.unique(groups, return_inverse=True)[1]
-    share, count = float(right.mean()) if n else 0.0, int(numbers.max(initial=-1)) + 1
-    if share in (0.0, 1.0) or count < 2:
-        effective = float(count)
-    else:
-        sums = np.bincount(numbers, weights=right - share)
-        effect = float((sums**2).sum()) * count / (count - 1) / (n * share * (1 - share))
-        effective = n / max(1.0, effect)
-    return wilson(share * effective, effective)
+    effect = 1.0 if groups is None else design_effect(right.astype(float), groups)
+    return wilson(float(right.sum()) / effect, len(right) / effect)
 
 
-def unpaired(first: tuple[int, int], second: tuple[int, int]) -> Interval:
+def design_effect(values: Float[np.ndarray, " N"], groups: Int64[np.ndarray, " N"]) -> float:
+    """How many times larger the variance of a mean is than that of as many independent values: at least 1, with few groups more, as a
+    variance that is estimated from few is uncertain (the quantile of Student's distribution, of groups - 1, in the place of the
+    normal one). Where all values are equal, or there is one group only, as if each group were one value.
+    """
+    n, numbers = len(values), np.unique(groups, return_inverse=True)[1]
+    count = int(numbers.max(initial=-1)) + 1
+    residuals = values - values.mean() if n else values
+    squares = float((residuals**2).sum())
+    if count < 2 or not squares:
+        return max(1.0, n / max(1, count))
+    from scipy.special import stdtrit  # half a second, which data without groups need not pay
+
+    between = float((np.bincount(numbers, weights=residuals) ** 2).sum()) * count / (count - 1)
+    return max(1.0, between / squares * (float(stdtrit(count - 1, (1 + LEVEL) / 2)) / Z) ** 2)
+
+
+def unpaired(first: tuple[float, Interval], second: tuple[float, Interval]) -> Interval:
     """The interval of the difference of two shares of right answers, second - first, as of independent images.
 
     Of the same images it is as a rule too wide: PairedDifference is for them, where it is known which are right.
 
     Args:
-        first, second: how many are right, of how many.
-
-    Raises:
-        ValueError: as wilson.
+        first, second: a share, 0..1, and its interval.
 
     Source: Newcombe 1998 (Statistics in Medicine 17, 873), method 10.
     """
-    (low, high), (its_low, its_high) = wilson(*first), wilson(*second)
-    share, its_share = first[0] / first[1], second[0] / second[1]
+    (share, (low, high)), (its_share, (its_low, its_high)) = first, second
     difference = its_share - share
     return (
         difference - math.hypot(its_share - its_low, high - share),
@@ -82,11 +90,21 @@ class PairedDifference:
     Attributes:
         only_first, only_second: images that one of them alone has right (c and b of McNemar's table).
         n: images.
+        effect: design effect of the difference, where images come in groups (Rao and Scott 1992, Biometrics 48, 577).
     """
 
     only_first: int
     only_second: int
     n: int
+    effect: float = 1.0
+
+    @classmethod
+    def of(
+        cls, first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"], groups: Groups = None
+    ) -> "PairedDifference":
+        """Compare which answers are right."""
+        effect = 1.0 if groups is None else design_effect(second.astype(float) - first, groups)
+        return cls(int((first & ~second).sum()), int((second & ~first).sum()), len(first), effect)
 
     def __post_init__(self) -> None:
         """Refuse counts that are none.
@@ -123,13 +141,19 @@ class PairedDifference:
 
     @property
     def p_value(self) -> float:
-        """Exact two-sided McNemar test: how likely a split at least as uneven is, where neither is better."""
+        """Exact two-sided McNemar test: how likely a split at least as uneven is, where neither is better. Of groups not below that
+        of the score test with their design effect.
+        """
         differing, fewer = self.only_first + self.only_second, min(self.only_first, self.only_second)
         tail = term = 1  # whole numbers: no rounding, whatever their size
         for i in range(fewer):
             term = term * (differing - i) // (i + 1)
             tail += term
-        return min(1.0, 2 * tail / (1 << differing))
+        exact = min(1.0, 2 * tail / (1 << differing))
+        if self.effect == 1:
+            return exact
+        distance = (differing - 2 * fewer) / math.sqrt(max(1, differing) * self.effect)
+        return max(exact, math.erfc(distance / math.sqrt(2)))
 
     def _score(self, difference: float) -> float:
         """Distance of the observed difference from this one, in its standard error where this one is true."""
@@ -137,7 +161,7 @@ class PairedDifference:
         # the likeliest share of images that the first alone has right, given the difference: root of 2n q^2 + p q + r
         p, r = (2 * n - b + c) * difference - b - c, -c * difference * (1 - difference)
         q = (math.sqrt(max(0.0, p * p - 8 * n * r)) - p) / (4 * n)
-        variance = n * (2 * q + difference * (1 - difference))
+        variance = self.effect * n * (2 * q + difference * (1 - difference))
         distance = b - c - n * difference
         return (
             distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance) if distance else 0.0

@@ -14,7 +14,8 @@ from PIL import Image
 from swav.errors import DataError
 from swav.evaluation import own, runner
 from swav.evaluation.protocols import linear_own
-from swav.results.intervals import of_groups, wilson
+from swav.results.intervals import PairedDifference, of_share
+from swav.results.paired import paired_difference
 
 QUICK: dict[str, Any] = {"protocol": "own", "size": 16, "workers": 0, "device": "cpu", "linear.costs": [0.01, 1.0]}
 
@@ -90,17 +91,16 @@ def test_other_groups_are_another_log_and_without_the_column_nothing_changes(col
     assert logs[0]["answers"]["of"]["groups"] != logs[1]["answers"]["of"]["groups"]
 
 
-def test_the_interval_is_that_of_groups():
-    rng = np.random.default_rng(0)
-    groups = np.repeat(np.arange(30), 10)
-    alike, apart = np.repeat(rng.random(30) < 0.7, 10), rng.random(300) < 0.7
-    low, high = of_groups(alike, groups)
-    few = wilson(int(alike[::10].sum()), 30)
-    assert (low, high) == pytest.approx(few, abs=0.01)  # as of 30 images, each ten times there
-    share = int(apart.sum())
-    assert of_groups(apart, np.arange(300)) == pytest.approx(wilson(share, 300), abs=1e-3)
-    assert of_groups(apart, np.arange(300) // 1)[0] >= of_groups(apart, groups)[0] - 0.02
-    assert of_groups(np.ones(300, bool), groups) == wilson(30, 30)
+def test_intervals_of_a_row_and_of_a_gain_are_those_of_its_groups(colours, tmp_path):
+    path = write_list(colours, tmp_path / "l.csv", lambda i: f"g{i % 8}")
+    found = runner.bench(["linear"], weights=["random:tiny", "random:cifar10"], data=path, out=tmp_path / "out", **QUICK)
+    logs = [json.loads((tmp_path / "out" / row.log).read_text())["answers"] for row in found.results]
+    groups = np.array([i % 8 for i in range(24)])
+    rights = [np.array([mark == "1" for mark in log["right"]["top-1"]]) for log in logs]
+    for row, right in zip(found.results, rights, strict=True):
+        assert row.interval == pytest.approx([100 * end for end in of_share(right, groups)])
+    gain = paired_difference(*found.results, tmp_path / "out")
+    assert gain == PairedDifference.of(*rights, groups)
 
 
 def test_copies_in_other_folds_are_counted_warned_of_and_in_the_row(colours, tmp_path, capsys):

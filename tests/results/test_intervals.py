@@ -12,7 +12,7 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binomtest, norm
 
 from swav.results import intervals
-from swav.results.intervals import PairedDifference, wilson
+from swav.results.intervals import PairedDifference, of_share, wilson
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,9 @@ def test_wilsons_interval_is_scipys(right, n):
     ],
 )
 def test_the_unpaired_interval_is_the_printed_one(first, second, low, high):
-    assert intervals.unpaired(first, second) == pytest.approx((low, high), abs=6e-5)
-    assert intervals.unpaired(second, first) == pytest.approx((-high, -low), abs=6e-5)
+    one, other = ((right / n, wilson(right, n)) for right, n in (first, second))
+    assert intervals.unpaired(one, other) == pytest.approx((low, high), abs=6e-5)
+    assert intervals.unpaired(other, one) == pytest.approx((-high, -low), abs=6e-5)
 
 
 def test_the_paired_interval_is_the_printed_one(monkeypatch):
@@ -116,3 +117,65 @@ def test_counts_that_are_none_are_refused(counts):
 def test_a_share_of_none_is_refused(right, n):
     with pytest.raises(ValueError, match="expected 0 <= right"):
         wilson(right, n)
+
+
+def test_an_interval_of_groups_counts_groups_and_of_few_is_wider():
+    """An oracle of its own: sums over groups, in plain Python, and Student's quantile from a table."""
+    right = [[1, 1, 1, 0], [1, 0], [0, 0, 0], [1, 1, 1, 1, 1], [0, 1]]
+    values = np.array([value for group in right for value in group], bool)
+    groups = np.array([10 * k for k, group in enumerate(right) for _ in group])
+    n, share, student = 16, 10 / 16, 2.776445  # of 4 degrees of freedom
+    between = sum(sum(value - share for value in group) ** 2 for group in right) * 5 / 4
+    effect = between / (n * share * (1 - share)) * (student / 1.959964) ** 2
+    assert effect > 2
+    assert of_share(values, groups) == pytest.approx(wilson(10 / effect, 16 / effect), abs=1e-6)
+    shuffled = np.random.default_rng(0).permutation(16)
+    assert of_share(values[shuffled], groups[shuffled]) == pytest.approx(of_share(values, groups))
+    assert of_share(values) == wilson(10, 16)
+
+
+def test_groups_that_are_all_alike_are_as_many_images_as_groups_and_never_more_than_there_are():
+    groups = np.repeat(np.arange(30), 10)
+    assert of_share(np.ones(300, bool), groups) == pytest.approx(wilson(30, 30))
+    assert of_share(np.arange(300) < 90, np.zeros(300, np.int64)) == pytest.approx(wilson(0.3, 1))
+    every_other = np.arange(300) % 2 == 0  # each group has exactly the share of all: it says no more than 300 images
+    assert of_share(every_other, groups) == wilson(150, 300)
+    with pytest.raises(ValueError, match="n > 0"):
+        of_share(np.zeros(0, bool), np.zeros(0, np.int64))
+
+
+def test_an_interval_of_groups_holds_the_truth_as_often_as_it_says():
+    """8 groups of 3 to 19 images, alike within: Wilson's of the images would hold it in half of 400 draws."""
+    rng, held, of_images = np.random.default_rng(0), 0, 0
+    for _ in range(400):
+        sizes = rng.integers(3, 20, 8)
+        right = np.concatenate([rng.random(size) < share for size, share in zip(sizes, rng.beta(2, 2, 8), strict=True)])
+        low, high = of_share(right, np.repeat(np.arange(8), sizes))
+        held += low <= 0.5 <= high
+        low, high = of_share(right)
+        of_images += low <= 0.5 <= high
+    assert 0.92 <= held / 400 <= 0.99 and of_images / 400 < 0.75
+
+
+def test_a_paired_difference_of_groups_is_that_of_its_groups():
+    rng = np.random.default_rng(0)
+    first = rng.random(40) < 0.5
+    second = first ^ (rng.random(40) < 0.4)
+    alone = PairedDifference.of(first, second)
+    assert alone == PairedDifference(int((first & ~second).sum()), int((second & ~first).sum()), 40)
+    tenfold, groups = (np.repeat(each, 10) for each in (first, second)), np.repeat(np.arange(40), 10)
+    found = PairedDifference.of(*tenfold, groups)
+    assert found.n == 400 and found.difference == pytest.approx(alone.difference)
+    assert found.effect == pytest.approx(10 * 40 / 39 * (2.022691 / 1.959964) ** 2, rel=1e-5)  # Student's, of 39
+    scaled = PairedDifference(alone.only_first, alone.only_second, 40, found.effect / 10)
+    assert found.interval == pytest.approx(scaled.interval, abs=1e-9)  # ten copies of an image say what one says
+    low, high = alone.interval
+    assert found.interval[0] < low < high < found.interval[1]
+
+
+def test_the_p_value_of_groups_is_that_of_the_score_and_never_below_the_exact_one():
+    for effect, first, second in [(4.0, 30, 80), (1.0001, 1, 7), (9.0, 0, 0)]:
+        found, exact = PairedDifference(first, second, 200, effect), PairedDifference(first, second, 200).p_value
+        score = 2 * norm.sf(abs(second - first) / math.sqrt(max(1, first + second) * effect))
+        assert found.p_value == pytest.approx(max(score, exact))
+    assert PairedDifference(30, 80, 200, 4.0).p_value > 1000 * PairedDifference(30, 80, 200).p_value

@@ -11,6 +11,7 @@ import pytest
 
 from swav.errors import DataError
 from swav.results.console import format_differences, format_results
+from swav.results.intervals import PairedDifference
 from swav.results.paired import answers, paired_difference
 from swav.results.published import read_published
 from swav.results.render import write_tables
@@ -21,13 +22,13 @@ from tests.results.example import row
 OF = {"train": "a", "score": "b", "labels": "c"}
 
 
-def own(folder, metric, right, weights="runs/a", of=OF, images=None, bench="knn", **changed):
+def own(folder, metric, right, weights="runs/a", of=OF, images=None, bench="knn", groups=None, **changed):
     """A row of protocol own, and its log."""
     right = np.array(right, bool)
     log = f"{bench}/{weights.replace('/', '-')}-{metric}.json"
     (folder / bench).mkdir(exist_ok=True)
     images = [f"{i}.png" for i in range(len(right))] if images is None else images
-    (folder / log).write_text(json.dumps(answers(of, images, {metric: right})))
+    (folder / log).write_text(json.dumps(answers(of, images, {metric: right}, groups)))
     fields = {"protocol": "own", "comparable": False, "difference": "protocol own; 3 classes", "n": len(right)}
     fields |= {"log": log, "spread": 1.25, "interval": (20.5, 60.25)}
     return Result(**row(bench, metric, 100 * float(right.mean()), weights, **fields | changed))
@@ -40,6 +41,19 @@ def test_a_difference_is_the_second_minus_the_first_over_the_same_images(tmp_pat
     rows = own(tmp_path, "top-1 k=20", FIRST), own(tmp_path, "top-1 k=20", SECOND, "random:runs/a")
     found = paired_difference(*rows, tmp_path)
     assert (found.only_first, found.only_second, found.n, found.difference) == (5, 30, 100, 0.25)
+
+
+def test_a_difference_of_groups_has_their_interval_and_a_log_whose_groups_do_not_fit_is_refused(tmp_path):
+    groups = np.arange(100) // 5
+    rows = [own(tmp_path, "top-1", right, name, groups=groups) for right, name in ((FIRST, "a"), (SECOND, "b"))]
+    found = paired_difference(*rows, tmp_path)
+    assert found == PairedDifference.of(np.array(FIRST, bool), np.array(SECOND, bool), groups)
+    assert found.effect > 2 and found.difference == 0.25 and found.is_none  # images alone: 13.5 to 36.0
+    assert not PairedDifference(5, 30, 100).is_none
+    log = tmp_path / rows[0].log
+    log.write_text(log.read_text().replace('"groups": [0, ', '"groups": ['))
+    with pytest.raises(DataError, match="images and groups do not agree"):
+        paired_difference(*rows, tmp_path)
 
 
 @pytest.mark.parametrize(
