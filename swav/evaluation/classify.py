@@ -6,37 +6,33 @@ that very layer scores it; else, how layers that were made alike score the fold 
 """
 
 import csv
-import io
 import json
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
-from PIL import Image
 
 from swav import signals
-from swav.data.images import Images, Unreadable
+from swav.data.images import Images
 from swav.data.sources.open import open_any
 from swav.data.sources.pixels import decoding_of
 from swav.errors import counted, printable
 from swav.evaluation import own
 from swav.evaluation.classifier import Classifier, read_classifier
+from swav.evaluation.classify_content import answers_of, confused, worth
 from swav.evaluation.classify_request import (
     BENCH,
     check_classify_places,
     read_classify_request,
     refuse_joined_labels,
 )
-from swav.evaluation.logistic import LogisticLayer
 from swav.evaluation.places import open_data
 from swav.evaluation.protocols import linear_own
 from swav.evaluation.request import Request, refuse
 from swav.evaluation.resources import dry_run_row, format_rows
-from swav.evaluation.runner import check_size, compare_decoding, task_of
+from swav.evaluation.runner import announce_inputs, check_size, compare_decoding, task_of
 from swav.evaluation.settings import LinearOwnSettings
 from swav.evaluation.task import Task
 from swav.feature_store import FeatureStore
@@ -47,27 +43,19 @@ from swav.files import (
     make_below,
     out_folder,
     remove_leftovers,
+    replaced_durably,
     warn,
-    write_durably,
     write_text_durably,
 )
-from swav.output import deliver, say
+from swav.output import deliver, print_path, say
 from swav.progress import Progress
 from swav.reporting.classify_page import CONTENT, FORMAT, PAGE, PICTURES, format_classified, write_classify_page
-from swav.results import confusion
-from swav.results.intervals import wilson
 from swav.system import environment_errors, pick_device, versions
 from swav.weights import encoder
 from swav.weights.sources import expanded
 
 PREDICTIONS, SCORED = "predictions.csv", "scored.csv"
-PAIRS, EXAMPLES = 10, 6  # of classes that are confused, and of pictures of each, on the page
-PICTURE_SIDE = 160  # of such a picture, the longer one [pixels]
-METRICS: dict[str, Callable[[confusion.Counts], float]] = {
-    "top-1": confusion.top1,
-    "balanced accuracy": confusion.balanced_accuracy,
-    "macro-F1": confusion.macro_f1,
-}
+MOST_COLUMNS = 100  # classes up to which each has a column in PREDICTIONS
 
 
 def classify(
@@ -88,7 +76,8 @@ def classify(
         weights: a source that swav.load takes.
         out: folder for classifier.safetensors and classifier.json, classify.json, classify.html, scored.csv, predictions.csv, and the
             features.
-        predict: a folder, a list or one image, whose classes go to predictions.csv (path, label, confidence).
+        predict: a folder, a list or one image, whose classes go to predictions.csv (path, label, confidence; of at most 100 classes the
+            probability of each too).
         dry_run: say what would be done; write nothing.
         settings: of `linear` under protocol own (`size`, `precision`, `linear={"costs": [0.1]}` ...), and what weight files of other
             projects do not say (see swav.config.WeightOptions).
@@ -120,10 +109,12 @@ def classify(
         with guard.explaining():
             task.encoder.to(task.device)
             classifier, content = _there(task) or _made(task, str(data), few, began)
-            predicted = "" if new is None else _predicted(task, classifier, new, out, predict)
+            predicted = None if new is None else _predicted(task, classifier, new, out, predict)
             guard.check()
-    lines = [format_classified(content), str(out / PAGE), predicted]
-    deliver("\n".join(filter(None, lines)))
+    deliver(format_classified(content))
+    print_path(out / PAGE)
+    if predicted is not None:
+        print_path(predicted)
     return content
 
 
@@ -142,10 +133,7 @@ def _opened(
         new = open_any(predict, cache).decoded(decoding_of(chosen.settings)).reading_as_pillow()
     (source,) = request.labels
     network = encoder.load(source, **request.options)
-    if network.provenance:
-        say(network.provenance)
-    for note in dict.fromkeys(split.note for split in (train, val) if split.left_out):
-        say(f"data: {note}")
+    announce_inputs([network], [train, val] if new is None else [train, val, new])
     task = task_of(network, (train, val), chosen, pick_device(chosen.settings.device), out)
     compare_decoding([network], [task.settings])
     check_size(BENCH, task)
@@ -187,6 +175,8 @@ def _there(task: Task[Any]) -> tuple[Classifier, dict[str, Any]] | None:
         content = json.loads((task.out / CONTENT).read_text(encoding="utf-8", errors="surrogateescape"))
         if content["format"] != FORMAT or content["of"] != found.of:
             return None
+        if not all((task.out / name).is_file() for name in (PAGE, SCORED)):
+            return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     say(f"classify: the classifier in {task.out} is of the same weights, images and settings; used as it is")
@@ -208,16 +198,31 @@ def _made(task: Task[LinearOwnSettings], data: str, few: str, began: float) -> t
         fitted = own.learned(task, known, learn_and_say)
         kept = fitted.whole or learn_and_say(known.features, known.labels, known.groups, None)
         progress.update(steps)
-    parts = [_answers(model.layer, known, here) for model, here in zip(fitted.models, fitted.parts, strict=True)]
-    if fitted.whole is not None:
-        said, confidence = fitted.whole.layer.answers(known.asked)
-    else:
-        said, confidence = np.zeros(len(known.truth), np.int64), np.zeros(len(known.truth))
-        for here, (its, likely) in zip(fitted.parts, parts, strict=True):
-            said[here], confidence[here] = its, likely
-    of = json.loads(json.dumps(_identity(task)))
     assert task.train.classes is not None
-    view = {
+    of, view = json.loads(json.dumps(_identity(task))), _view(task)
+    classifier = Classifier(kept.layer, task.train.classes, of, view)
+    answers = answers_of(fitted, known, task.num_classes)
+    content = {"format": FORMAT, "data": data, "view": view, "of": of, "few": few, "versions": versions()}
+    content |= worth(task, known, fitted, answers) | {"cost": kept.described()}
+    make_below(task.out, task.out / PICTURES)
+    with _lock(task.out, "classifier"):
+        (task.out / PAGE).unlink(missing_ok=True)  # without it nothing is complete, should this be killed
+        content["confused"] = confused(task, known, answers)
+        content["seconds"] = round(time.monotonic() - began, 1)
+        names, rows = task.train.classes, zip(known.names, known.truth, answers.said, answers.confidence, strict=True)
+        table = ([name, names[true], names[its], f"{likely:.4f}"] for name, true, its, likely in rows)
+        _write_csv(task.out / SCORED, ["path", "label", "predicted", "confidence"], table)
+        classifier.save(task.out)
+        remove_leftovers(task.out / CONTENT)
+        write_text_durably(task.out / CONTENT, json.dumps(content, indent=1) + "\n")
+        write_classify_page(task.out)
+    signals.note_saved()
+    return classifier, content
+
+
+def _view(task: Task[Any]) -> dict[str, Any]:
+    """What the classifier takes features of."""
+    return {
         "weights": task.encoder.name,
         "weights_sha256": task.encoder.sha256,
         "network": task.encoder.architecture,
@@ -228,149 +233,13 @@ def _made(task: Task[LinearOwnSettings], data: str, few: str, began: float) -> t
         "std": list(task.encoder.std),
         "precision": task.settings.precision,
     }
-    classifier = Classifier(kept.layer, task.train.classes, of, view)
-    counts = confusion.confusion(known.truth, said, task.num_classes)
-    numbers = [
-        confusion.confusion(known.truth[here], its, task.num_classes)
-        for here, (its, _) in zip(fitted.parts, parts, strict=True)
-    ]
-    content = {
-        "format": FORMAT,
-        "data": data,
-        "notes": [task.train.note] if task.in_folds else [task.train.note, task.val.note],
-        "view": view,
-        "scored": f"in {len(fitted.models)} folds" if task.in_folds else "on the split for scoring",
-        "images": {"learned": len(known.labels), "scored": len(known.truth), "unreadable": _unreadable(task, known)},
-        "classes": task.train.classes,
-        "groups": None if known.groups is None else len(np.unique(known.groups)),
-        "most frequent class": 100 * float(np.bincount(known.truth).max() / len(known.truth)),
-        "metrics": _metrics(task, known, said == known.truth, counts, numbers),
-        "cost": kept.described(),
-        "costs of the folds": [model.layer.cost for model in fitted.models],
-        "per class": _per_class(task.train.classes, known.labels, counts),
-        "confusion": counts.tolist(),
-        "few": few,
-        "near-duplicates": own.near_duplicates_of(task, known)
-        | {"said": own.described_copies(task, known) if known.copies.pairs else ""},
-        "versions": versions(),
-        "of": of,
-    }
-    make_below(task.out, task.out / PICTURES)
-    with FileLock(task.out / PICTURES / ".lock", waiting_for=f"the classifier in {task.out}", base=task.out):
-        content["confused"] = _confused(task, known, said, confidence, counts)
-        content["seconds"] = round(time.monotonic() - began, 1)
-        rows = zip(known.names, known.truth.tolist(), said.tolist(), confidence.tolist(), strict=True)
-        names = task.train.classes
-        table = [[name, names[true], names[its], f"{likely:.4f}"] for name, true, its, likely in rows]
-        _write_csv(task.out / SCORED, ["path", "label", "predicted", "confidence"], table)
-        classifier.save(task.out)
-        remove_leftovers(task.out / CONTENT)
-        write_text_durably(task.out / CONTENT, json.dumps(content, indent=1) + "\n")
-        write_classify_page(task.out)
-    signals.note_saved()
-    return classifier, content
 
 
-def _answers(
-    layer: LogisticLayer, known: own.LabelledFeatures, here: Bool[np.ndarray, " M"]
-) -> tuple[Int64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
-    return layer.answers(known.asked[here])
+def _lock(out: Path, what: str) -> FileLock:
+    return FileLock(out / PICTURES / ".lock", waiting_for=f"the {what} in {out}", base=out)
 
 
-def _unreadable(task: Task[Any], known: own.LabelledFeatures) -> int:
-    """Images of both splits that were left out."""
-    splits = {id(split): split for split in (task.train, task.val)}.values()
-    read = len(known.places) + (0 if task.in_folds else len(known.asked_places))
-    return sum(map(len, splits)) - read
-
-
-def _metrics(
-    task: Task[Any],
-    known: own.LabelledFeatures,
-    right: Bool[np.ndarray, " M"],
-    counts: confusion.Counts,
-    parts: list[confusion.Counts],
-) -> dict[str, dict[str, Any]]:
-    """Value, its mean and spread over the parts [%]; of top-1 the 95 % interval too."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, metric in METRICS.items():
-        values = [100 * metric(part) for part in parts]
-        found[name] = {
-            "value": 100 * metric(counts),
-            "mean": statistics.fmean(values),
-            "spread": statistics.stdev(values),
-            "parts": values,
-        }
-    found["top-1"]["interval"] = [100 * end for end in own.interval_of(task, known, right)]
-    return found
-
-
-def _per_class(classes: list[str], labels: Int64[np.ndarray, " N"], counts: confusion.Counts) -> list[dict[str, Any]]:
-    """Numbers of each class [%]; None of one that was not scored, or that nothing was taken for."""
-
-    def percent(share: float) -> float | None:
-        return None if np.isnan(share) else 100 * float(share)
-
-    recall, precision, f1 = confusion.recall(counts), confusion.precision(counts), confusion.f1(counts)
-    rows = []
-    for k, name in enumerate(classes):
-        scored, right = int(counts[k].sum()), int(counts[k, k])
-        rows.append(
-            {
-                "class": name,
-                "learned": int((labels == k).sum()),
-                "scored": scored,
-                "right": right,
-                "recall": percent(recall[k]),
-                "interval": [100 * end for end in wilson(right, scored)] if scored else None,
-                "precision": percent(precision[k]),
-                "F1": percent(f1[k]),
-            }
-        )
-    return rows
-
-
-def _confused(
-    task: Task[Any],
-    known: own.LabelledFeatures,
-    said: Int64[np.ndarray, " M"],
-    confidence: Float64[np.ndarray, " M"],
-    counts: confusion.Counts,
-) -> list[dict[str, Any]]:
-    """The most confused pairs with their surest images, whose pictures are written."""
-    folder, classes = task.out / PICTURES, task.train.classes or []
-    for old in folder.glob("*.jpg"):
-        old.unlink(missing_ok=True)
-    rows = []
-    for number, (truth, wrong, count) in enumerate(confusion.most_confused(counts, PAIRS), start=1):
-        members = np.flatnonzero((known.truth == truth) & (said == wrong))
-        examples = []
-        for place, i in enumerate(
-            members[np.argsort(-confidence[members], kind="stable")][:EXAMPLES].tolist(), start=1
-        ):
-            example = {"path": known.names[i], "confidence": float(confidence[i]), "picture": None}
-            picture = f"{number:02}-{place}.jpg"
-            if _write_picture(task.val, int(known.asked_places[i]), folder / picture):
-                example["picture"] = f"{PICTURES}/{picture}"
-            examples.append(example)
-        rows.append({"class": classes[truth], "taken for": classes[wrong], "count": count, "examples": examples})
-    return rows
-
-
-def _write_picture(images: Images, place: int, path: Path) -> bool:
-    """Write a small picture of an image; False where it cannot be read any more."""
-    try:
-        picture = Image.fromarray(images.read(place))
-    except Unreadable:
-        return False
-    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    written = io.BytesIO()
-    picture.save(written, "JPEG", quality=85)
-    write_durably(path, written.getvalue())
-    return True
-
-
-def _predicted(task: Task[Any], classifier: Classifier, images: Images, out: Path, predict: str | Path | None) -> str:
+def _predicted(task: Task[Any], classifier: Classifier, images: Images, out: Path, predict: str | Path | None) -> Path:
     """Write predictions.csv; returns its path."""
     with Progress("predict: features", len(images)) as progress:
         features = FeatureStore(
@@ -383,14 +252,17 @@ def _predicted(task: Task[Any], classifier: Classifier, images: Images, out: Pat
             precision=task.settings.precision,
         ).get(progress=progress)
     assert features.pooled is not None
-    said, confidence = classifier.layer.answers(features.pooled.numpy())
-    names = [images.name(i) for i in features.kept]
-    rows = [
-        [name, classifier.classes[its], f"{likely:.4f}"]
-        for name, its, likely in zip(names, said.tolist(), confidence.tolist(), strict=True)
-    ]
-    with FileLock(out / PICTURES / ".lock", waiting_for=f"the predictions in {out}", base=out):
-        _write_csv(out / PREDICTIONS, ["path", "label", "confidence"], rows)
+    layer, classes = classifier.layer, classifier.classes
+    likely = layer.probabilities(features.pooled.numpy())
+    best = likely.argmax(axis=1)
+    columns = range(len(layer.classes) if len(layer.classes) <= MOST_COLUMNS else 0)
+    rows = (
+        [images.name(i), classes[layer.classes[its]], f"{each[its]:.4f}", *(f"{each[k]:.4f}" for k in columns)]
+        for i, its, each in zip(features.kept, best, likely, strict=True)
+    )
+    header = ["path", "label", "confidence", *(f"p({classes[layer.classes[k]]})" for k in columns)]
+    with _lock(out, "predictions"):
+        _write_csv(out / PREDICTIONS, header, rows)
     unread = set(range(len(images))) - set(features.kept.tolist())
     bad = images.bad + [(images.name(i), "cannot be decoded") for i in sorted(unread)]
     if bad:
@@ -398,15 +270,19 @@ def _predicted(task: Task[Any], classifier: Classifier, images: Images, out: Pat
         warn(
             f"{printable(str(predict))}: {counted(len(bad), 'file')} without a prediction, as it cannot be read: {first}"
         )
-    return str(out / PREDICTIONS)
+    return out / PREDICTIONS
 
 
-def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
-    written = io.StringIO(newline="")
-    writer = csv.writer(written, lineterminator="\n")
-    writer.writerows([header, *rows])
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Replace a table in one step, row by row: it may be too long for the memory. Only for the holder of the folder's lock."""
     remove_leftovers(path)
-    write_text_durably(path, written.getvalue())
+    with (
+        replaced_durably(path) as beside,
+        beside.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def _foretell(task: Task[LinearOwnSettings], new: Images | None, predict: str | Path | None) -> None:

@@ -48,11 +48,16 @@ class LogisticLayer:
     def answers(
         self, features: Float32[np.ndarray, "M F"]
     ) -> tuple[Int64[np.ndarray, " M"], Float64[np.ndarray, " M"]]:
-        """The likeliest class of each, as `ranked` has it, and how likely it is (softmax), 0..1."""
+        """The likeliest class of each, as `ranked` has it, and how likely it is, 0..1."""
+        likely = self.probabilities(features)
+        return self.classes[likely.argmax(axis=1)], likely.max(axis=1)
+
+    def probabilities(self, features: Float32[np.ndarray, "M F"]) -> Float64[np.ndarray, "M C"]:
+        """How likely each of `classes` is (softmax), 0..1."""
         scores = self._scores(features).astype(np.float64)
-        best = scores.argmax(axis=1)
-        likely = 1 / np.exp(scores - scores.max(axis=1, keepdims=True)).sum(axis=1)
-        return self.classes[best], likely
+        odds = np.exp(scores - scores.max(axis=1, keepdims=True))
+        likely: Float64[np.ndarray, "M C"] = odds / odds.sum(axis=1, keepdims=True)
+        return likely
 
     def _scores(self, features: Float32[np.ndarray, "M F"]) -> Float32[np.ndarray, "M C"]:
         scores: Float32[np.ndarray, "M C"] = (features - self.mean) / self.scale @ self.weight.T + self.bias

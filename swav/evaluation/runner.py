@@ -16,6 +16,7 @@ from torch import nn
 
 from swav import dist, signals
 from swav.agreement import code, require_agreement, seen
+from swav.data.images import Images
 from swav.data.sources.catalog import DATASETS, Splits, as_pillow
 from swav.data.sources.pixels import decoding_of
 from swav.errors import ConfigError, DataError, NumericsError, Stopped, printable
@@ -196,20 +197,23 @@ def _shared_settings(request: Request) -> dict[str, Any]:
 
 
 def _announce(encoders: Sequence[Encoder], request: Request, opened: Opened, fixed: Sequence[str]) -> None:
-    """Say how weight files were read, what was left out of the data, which protocols the data decided, and which benchmarks no
-    other seed would change.
-    """
-    for network in encoders:
-        if network.provenance:
-            say(network.provenance)
-    for note in dict.fromkeys(split.note for both in opened.splits.values() for split in both if split.left_out):
-        say(f"data: {note}")
-    for warning in dict.fromkeys(text for both in opened.splits.values() for split in both for text in split.warnings):
-        say(f"warning: {warning}")
+    """Say how weights and data were read, which protocols the data decided, and which benchmarks no other seed would change."""
+    announce_inputs(encoders, [split for both in opened.splits.values() for split in both])
     for line in protocols_chosen(request, opened):
         say(line)
     if fixed:
         say(f"run once (deterministic): {', '.join(fixed)}")
+
+
+def announce_inputs(encoders: Sequence[Encoder], splits: Sequence[Images]) -> None:
+    """Say how weight files were read, what was left out of the data, and what is odd about them."""
+    for network in encoders:
+        if network.provenance:
+            say(network.provenance)
+    for note in dict.fromkeys(split.note for split in splits if split.left_out):
+        say(f"data: {note}")
+    for warning in dict.fromkeys(text for split in splits for text in split.warnings):
+        say(f"warning: {warning}")
 
 
 def compare_decoding(encoders: Sequence[Encoder], settings: Sequence[BenchSettings]) -> None:

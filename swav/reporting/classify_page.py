@@ -38,7 +38,7 @@ def format_classified(content: Mapping[str, Any]) -> str:
     hidden = len(content["per class"]) - CLASSES
     lines += [f"and {counted(hidden, 'class')} of higher recall, in {CONTENT}"] if hidden > 0 else []
     lines += [
-        f"{pair['count']} of {printable(pair['class'])} taken for {printable(pair['taken for'])}"
+        f"{printable(pair['class'])} taken for {printable(pair['taken for'])}: {pair['count']} of {pair['of']}"
         for pair in content["confused"][:CONFUSED]
     ]
     return "\n".join(lines)
@@ -107,6 +107,9 @@ def _shown(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "beats": top["interval"][0] > content["most frequent class"],
         "facts": facts,
         "warnings": [words for words in (content["few"], content["near-duplicates"]["said"]) if words],
+        "parts": f"the {counted(len(top['parts']), 'fold')}"
+        if content["scored"].startswith("in ")
+        else f"{len(top['parts'])} layers that each lack one of as many parts of the images to learn from",
         "metrics": [
             {"name": name, "interval": _interval(its)} | {key: f"{its[key]:.1f}" for key in ("value", "mean", "spread")}
             for name, its in content["metrics"].items()
@@ -155,6 +158,6 @@ def _examples(examples: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[
         source = ""
         name = example["picture"]
         if isinstance(name, str) and (path := folder / PICTURES / Path(name).name).is_file():
-            source = "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+            source = "data:image/webp;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
         found.append({"source": source, "path": example["path"], "confidence": f"{100 * example['confidence']:.0f}"})
     return found

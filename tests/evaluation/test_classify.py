@@ -25,7 +25,7 @@ from swav.data.overlap import SharedImages
 from swav.data.synthetic.writers import write_shapes
 from swav.errors import ConfigError, DataError
 from swav.evaluation import classify as module
-from swav.evaluation import runner
+from swav.evaluation import classify_content, runner
 from swav.evaluation.classify import classify
 from swav.evaluation.classify_request import refuse_joined_labels
 from swav.reporting.classify_page import write_classify_page
@@ -71,11 +71,12 @@ def test_the_numbers_are_those_of_the_bench(colours, tree, tmp_path, whole):
     assert right == log["answers"]["right"]["top-1"]
     assert np.sum(content["confusion"]) == len(scored) and np.trace(content["confusion"]) == right.count("1")
     for its in content["per class"]:
+        assert its["recall"] == pytest.approx(100 * its["right"] / its["scored"])
         assert its["interval"] == pytest.approx([100 * end for end in wilson(its["right"], its["scored"])])
     assert content == json.loads((tmp_path / "out" / "classify.json").read_text())
 
 
-def test_the_files_alone_predict_what_predictions_says(tree, tmp_path, capsys):
+def test_the_files_alone_predict_what_predictions_says(tree, tmp_path, capsys, monkeypatch):
     new = tmp_path / "new"
     shutil.copytree(tree / "red", new)
     (new / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
@@ -97,6 +98,12 @@ def test_the_files_alone_predict_what_predictions_says(tree, tmp_path, capsys):
     for row, its in zip(rows, likely, strict=True):
         assert row["label"] == description["classes"][layer["classes"][its.argmax()]]
         assert float(row["confidence"]) == pytest.approx(its.max(), abs=1e-3)
+        columns = [f"p({description['classes'][k]})" for k in layer["classes"]]
+        assert [*row][3:] == columns and [float(row[name]) for name in columns] == pytest.approx(its.tolist(), abs=1e-3)
+    monkeypatch.setattr(module, "MOST_COLUMNS", 2)
+    made(tree, tmp_path / "out", predict=new)
+    fewer = rows_of(tmp_path / "out" / "predictions.csv")
+    assert fewer == [{key: row[key] for key in ("path", "label", "confidence")} for row in rows]
 
 
 def test_a_later_call_uses_the_classifier_only_where_nothing_has_changed(tree, tmp_path, monkeypatch, capsys):
@@ -120,12 +127,17 @@ def test_a_later_call_uses_the_classifier_only_where_nothing_has_changed(tree, t
     os.utime(picture, ns=(1, 1))
     classify(tree, weights="random:cifar10", out=out, **QUICK | {"linear.costs": [0.1]})
     assert len(calls) == 4
+    for name in ("classify.html", "scored.csv"):  # as after a kill
+        (out / name).unlink()
+        classify(tree, weights="random:cifar10", out=out, **QUICK | {"linear.costs": [0.1]})
+        assert (out / name).is_file()
+    assert len(calls) == 6
     tensors = out / "classifier.safetensors"
     content = bytearray(tensors.read_bytes())
     content[-1] ^= 1
     tensors.write_bytes(content)
     classify(tree, weights="random:cifar10", out=out, **QUICK | {"linear.costs": [0.1]})
-    assert len(calls) == 5 and "the tensors are not those that it describes" in capsys.readouterr().err
+    assert len(calls) == 7 and "the tensors are not those that it describes" in capsys.readouterr().err
 
 
 def test_the_command_says_what_it_has_written_and_a_dry_run_writes_nothing(tree, tmp_path):
@@ -169,7 +181,7 @@ def test_names_of_users_do_no_harm(colours, tmp_path):
     assert not page.unbalanced and not page.open and not page.all("script")
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     pictures = page.all("img")
-    assert pictures and all(str(each["src"]).startswith("data:image/jpeg;base64,") for each in pictures)
+    assert pictures and all(str(each["src"]).startswith("data:image/webp;base64,") for each in pictures)
     assert "http" not in page.source and "<script>alert" in page.text
     for name in ("scored.csv", "predictions.csv"):
         assert {row["label"] for row in rows_of(tmp_path / "out" / name)} <= set(strange)
@@ -243,7 +255,7 @@ def test_what_is_missing_is_named(tree, tmp_path, monkeypatch):
 def test_an_image_that_is_lost_later_has_no_picture_and_the_page_is_there(tree, tmp_path, monkeypatch):
     for i in range(3):
         Image.new("RGB", (20, 20), (190, 60, 60)).save(tree / "blue" / f"wrong{i}.png")
-    monkeypatch.setattr(module, "_write_picture", lambda *_: False)
+    monkeypatch.setattr(classify_content, "_keep_picture", lambda *_: False)
     content = made(tree, tmp_path / "out")
     assert content["confused"] and all(
         each["picture"] is None for pair in content["confused"] for each in pair["examples"]

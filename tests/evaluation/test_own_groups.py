@@ -93,14 +93,16 @@ def test_other_groups_are_another_log_and_without_the_column_nothing_changes(col
 
 def test_intervals_of_a_row_and_of_a_gain_are_those_of_its_groups(colours, tmp_path):
     path = write_list(colours, tmp_path / "l.csv", lambda i: f"g{i % 8}")
-    found = runner.bench(["linear"], weights=["random:tiny", "random:cifar10"], data=path, out=tmp_path / "out", **QUICK)
+    found = runner.bench(
+        ["linear"], weights=["random:tiny", "random:cifar10"], data=path, out=tmp_path / "out", **QUICK
+    )
     logs = [json.loads((tmp_path / "out" / row.log).read_text())["answers"] for row in found.results]
     groups = np.array([i % 8 for i in range(24)])
     rights = [np.array([mark == "1" for mark in log["right"]["top-1"]]) for log in logs]
     for row, right in zip(found.results, rights, strict=True):
         assert row.interval == pytest.approx([100 * end for end in of_share(right, groups)])
-    gain = paired_difference(*found.results, tmp_path / "out")
-    assert gain == PairedDifference.of(*rights, groups)
+    (one, other), (first, second) = found.results, rights
+    assert paired_difference(one, other, tmp_path / "out") == PairedDifference.of(first, second, groups)
 
 
 def test_copies_in_other_folds_are_counted_warned_of_and_in_the_row(colours, tmp_path, capsys):

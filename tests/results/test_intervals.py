@@ -163,8 +163,7 @@ def test_a_paired_difference_of_groups_is_that_of_its_groups():
     second = first ^ (rng.random(40) < 0.4)
     alone = PairedDifference.of(first, second)
     assert alone == PairedDifference(int((first & ~second).sum()), int((second & ~first).sum()), 40)
-    tenfold, groups = (np.repeat(each, 10) for each in (first, second)), np.repeat(np.arange(40), 10)
-    found = PairedDifference.of(*tenfold, groups)
+    found = PairedDifference.of(np.repeat(first, 10), np.repeat(second, 10), np.repeat(np.arange(40), 10))
     assert found.n == 400 and found.difference == pytest.approx(alone.difference)
     assert found.effect == pytest.approx(10 * 40 / 39 * (2.022691 / 1.959964) ** 2, rel=1e-5)  # Student's, of 39
     scaled = PairedDifference(alone.only_first, alone.only_second, 40, found.effect / 10)

@@ -45,15 +45,15 @@ def test_a_difference_is_the_second_minus_the_first_over_the_same_images(tmp_pat
 
 def test_a_difference_of_groups_has_their_interval_and_a_log_whose_groups_do_not_fit_is_refused(tmp_path):
     groups = np.arange(100) // 5
-    rows = [own(tmp_path, "top-1", right, name, groups=groups) for right, name in ((FIRST, "a"), (SECOND, "b"))]
-    found = paired_difference(*rows, tmp_path)
+    one, other = (own(tmp_path, "top-1", right, name, groups=groups) for right, name in ((FIRST, "a"), (SECOND, "b")))
+    found = paired_difference(one, other, tmp_path)
     assert found == PairedDifference.of(np.array(FIRST, bool), np.array(SECOND, bool), groups)
     assert found.effect > 2 and found.difference == 0.25 and found.is_none  # images alone: 13.5 to 36.0
     assert not PairedDifference(5, 30, 100).is_none
-    log = tmp_path / rows[0].log
+    log = tmp_path / one.log
     log.write_text(log.read_text().replace('"groups": [0, ', '"groups": ['))
     with pytest.raises(DataError, match="images and groups do not agree"):
-        paired_difference(*rows, tmp_path)
+        paired_difference(one, other, tmp_path)
 
 
 @pytest.mark.parametrize(
