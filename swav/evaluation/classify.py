@@ -263,13 +263,9 @@ def _predicted(task: Task[Any], classifier: Classifier, images: Images, out: Pat
     header = ["path", "label", "confidence", *(f"p({classes[layer.classes[k]]})" for k in columns)]
     with _lock(out, "predictions"):
         _write_csv(out / PREDICTIONS, header, rows)
-    unread = set(range(len(images))) - set(features.kept.tolist())
-    bad = images.bad + [(images.name(i), "cannot be decoded") for i in sorted(unread)]
-    if bad:
-        first = "; ".join(f"{printable(name)}: {reason}" for name, reason in bad[:3])
-        warn(
-            f"{printable(str(predict))}: {counted(len(bad), 'file')} without a prediction, as it cannot be read: {first}"
-        )
+    if bad := own.unreadable(images, features.kept):
+        count = counted(len(bad), "file")
+        warn(f"{printable(str(predict))}: {count} without a prediction, as they cannot be read: {own.examples_of(bad)}")
     return out / PREDICTIONS
 
 

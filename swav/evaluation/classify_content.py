@@ -62,10 +62,13 @@ def worth(task: Task[Any], known: own.LabelledFeatures, fitted: own.Learned[Laye
     """Everything of classify.json that follows from the answers, but pictures."""
     classes = task.train.classes
     assert classes is not None
+    lost = own.unreadable(task.val, known.asked_places)
+    if not task.in_folds:
+        lost += own.unreadable(task.train, known.places)
     return {
         "notes": [task.train.note] if task.in_folds else [task.train.note, task.val.note],
         "scored": f"in {len(fitted.models)} folds" if task.in_folds else "on the split for scoring",
-        "images": {"learned": len(known.labels), "scored": len(known.truth), "unreadable": _unreadable(task, known)},
+        "images": {"learned": len(known.labels), "scored": len(known.truth), "unreadable": len(lost)},
         "classes": classes,
         "groups": None if known.groups is None else len(np.unique(known.groups)),
         "most frequent class": 100 * float(np.bincount(known.truth).max() / len(known.truth)),
@@ -76,13 +79,6 @@ def worth(task: Task[Any], known: own.LabelledFeatures, fitted: own.Learned[Laye
         "near-duplicates": own.near_duplicates_of(task, known)
         | {"said": own.described_copies(task, known) if known.copies.pairs else ""},
     }
-
-
-def _unreadable(task: Task[Any], known: own.LabelledFeatures) -> int:
-    """Images of both splits that were left out."""
-    splits = {id(split): split for split in (task.train, task.val)}.values()
-    read = len(known.places) + (0 if task.in_folds else len(known.asked_places))
-    return sum(len(split) + len(split.bad) for split in splits) - read
 
 
 def _metrics(known: own.LabelledFeatures, answers: Answers) -> dict[str, dict[str, Any]]:

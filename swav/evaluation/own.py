@@ -8,7 +8,7 @@ group (a CSV's column `group`) are in one fold.
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -160,6 +160,10 @@ def labelled_features(task: Task[Any], bench: str) -> LabelledFeatures:
     labels = task.train.labels[bank.kept]
     groups = None if task.train.groups is None else task.train.groups[bank.kept]
     seed = task.settings.seed
+    for split, found in [(task.train, bank)] if task.in_folds else [(task.train, bank), (task.val, queries)]:
+        if bad := unreadable(split, found.kept):
+            count = counted(len(bad), "labelled image")
+            warn_once(f"{printable(str(split.root))}: {count} left out, as they cannot be read: {examples_of(bad)}")
     require_labels(task.train, labels, task.in_folds, groups, seed)
     features, asked = bank.pooled.numpy(), queries.pooled.numpy()
     folds = folds_of(labels, seed, groups)
@@ -186,6 +190,22 @@ def labelled_features(task: Task[Any], bench: str) -> LabelledFeatures:
     if data.copies.pairs:
         warn_once(f"{printable(str(task.val.root))}: {described_copies(task, data)}")
     return data
+
+
+def unreadable(images: Images, kept: Int64[np.ndarray, " K"]) -> list[tuple[str, str]]:
+    """Names of images that have no features, and why.
+
+    Args:
+        kept: places of those that have.
+    """
+    lost = np.setdiff1d(np.arange(len(images)), kept)
+    return images.bad + [(images.name(i), "cannot be decoded") for i in lost.tolist()]
+
+
+def examples_of(bad: Sequence[tuple[str, str]]) -> str:
+    """Name the first of some files that cannot be read, each with the reason."""
+    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+    return "; ".join(f"{printable(name)}: {reason}" for name, reason in bad[:3]) + more
 
 
 def described_copies(task: Task[Any], data: LabelledFeatures) -> str:

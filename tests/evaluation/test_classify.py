@@ -29,7 +29,7 @@ from swav.evaluation import classify_content, runner
 from swav.evaluation.classify import classify
 from swav.evaluation.classify_request import refuse_joined_labels
 from swav.reporting.classify_page import write_classify_page
-from swav.results.intervals import wilson
+from swav.results.intervals import of_share, wilson
 from tests.reporting.test_page import NASTY, Page
 
 QUICK: dict[str, Any] = {"size": 16, "workers": 0, "device": "cpu", "linear.costs": [0.01, 1.0]}
@@ -165,6 +165,23 @@ def test_rare_classes_and_groups_are_said(tree, tmp_path, capsys):
     content = made(tmp_path / "list.csv", tmp_path / "out")
     assert content["groups"] == 4 and content["scored"] == "in 4 folds"
     assert "3 classes with fewer groups to learn from" in content["few"]
+    scored = rows_of(tmp_path / "out" / "scored.csv")
+    for its in [{"class": None, "interval": content["metrics"]["top-1"]["interval"]}, *content["per class"]]:
+        members = [i for i, row in enumerate(scored) if its["class"] in (None, row["label"])]
+        right = np.array([scored[i]["label"] == scored[i]["predicted"] for i in members])
+        assert its["interval"] == pytest.approx([100 * end for end in of_share(right, np.array(members) % 4)])
+
+
+def test_labelled_images_that_cannot_be_read_are_counted_and_named(tree, tmp_path, capsys):
+    (tree / "red" / "text.png").write_bytes(b"text")
+    content = bytearray((tree / "red" / "7.png").read_bytes())
+    content[content.index(b"IDAT") + 20] ^= 255  # its header is sound
+    (tree / "red" / "7.png").write_bytes(content)
+    found = made(tree, tmp_path / "out")
+    assert found["images"] == {"learned": 23, "scored": 23, "unreadable": 2}
+    said = capsys.readouterr().err
+    assert "set: 2 labelled images left out, as they cannot be read: red/text.png: not an image" in said
+    assert "red/7.png: cannot be decoded" in said and ", 2 could not be read" in Page(tmp_path / "out/classify.html").text
 
 
 def test_names_of_users_do_no_harm(colours, tmp_path):
