@@ -345,7 +345,10 @@ def test_a_benchmark_is_one_line_and_its_other_metrics_are_folded(run):
     rows += [result(run, 60.0 + at, "linear-stages", metric=f"top-1 feature{at}") for at in (1, 5)]
     (run / "results.json").write_text(json.dumps({"results": rows}))
     open_part, folded = report(run).read_text().split("<summary>All 5 metrics</summary>")
-    assert {value for value in ("41.00", "42.00", "80.00", "61.00", "65.00") if value in open_part} == {"42.00", "65.00"}
+    assert {value for value in ("41.00", "42.00", "80.00", "61.00", "65.00") if value in open_part} == {
+        "42.00",
+        "65.00",
+    }
     assert all(value in folded for value in ("41.00", "42.00", "80.00", "61.00", "65.00"))
 
 
