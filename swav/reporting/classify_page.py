@@ -95,7 +95,7 @@ def _shown(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         ("Weights", f"{view['weights']}, SHA-256 {view['weights_sha256'][:12]}…"),
         ("View", f"{view['size']} pixels, {view['transform']}"),
         ("Layer", "logistic regression on standardised features"),
-        ("Cost", f"C={content['cost']['cost']:g}, chosen by folds; without a fold " + _costs(costs)),
+        ("Cost", f"C={content['cost']['cost']:g}, chosen by folds; of the layers that each lack one: " + _costs(costs)),
         ("Learned", f"{images['learned']:,} images" + _groups(content["groups"])),
         ("Scored", f"{images['scored']:,} images, {content['scored']}"),
     ]
