@@ -28,6 +28,10 @@ from swav.evaluation import classify as module
 from swav.evaluation import classify_content, runner
 from swav.evaluation.classify import classify
 from swav.evaluation.classify_request import refuse_joined_labels
+from swav.evaluation.logistic import LogisticLayer
+from swav.evaluation.near_duplicates import Copies
+from swav.evaluation.own import LabelledFeatures, Learned
+from swav.evaluation.protocols.linear_own import Layer
 from swav.reporting.classify_page import write_classify_page
 from swav.results.intervals import of_share, wilson
 from tests.reporting.test_page import NASTY, Page
@@ -74,6 +78,29 @@ def test_the_numbers_are_those_of_the_bench(colours, tree, tmp_path, whole):
         assert its["recall"] == pytest.approx(100 * its["right"] / its["scored"])
         assert its["interval"] == pytest.approx([100 * end for end in wilson(its["right"], its["scored"])])
     assert content == json.loads((tmp_path / "out" / "classify.json").read_text())
+
+
+def always(said: int) -> Layer:
+    """A layer that says one class of three, whatever it sees."""
+    bias = np.where(np.arange(3) == said, 2.0, 0.0).astype(np.float32)
+    flat, classes = np.zeros(1, np.float32), np.arange(3)
+    return Layer(LogisticLayer(flat, flat + 1, np.zeros((3, 1), np.float32), bias, classes, 1.0, 1, True), {})
+
+
+def test_an_image_is_answered_by_the_layer_that_lacks_it_or_by_that_of_all():
+    folds = np.array([1, 0, 2, 0, 2, 1, 1])
+    features, truth = np.zeros((7, 1), np.float32), np.array([1, 1, 2, 0, 0, 1, 2])
+    names, places, copies = [*"abcdefg"], np.arange(7), Copies([], 7, True)
+    known = LabelledFeatures(
+        features, truth, folds, features, truth, names, None, None, places, asked_places=places, copies=copies
+    )
+    models, parts = [always(k) for k in range(3)], [folds == k for k in range(3)]
+    found = classify_content.answers_of(Learned(None, models, parts), known, 3)
+    assert found.said.tolist() == folds.tolist() and found.counts.tolist() == [[1, 0, 1], [1, 2, 0], [0, 1, 1]]
+    assert [part.sum(axis=0).tolist() for part in found.parts] == [[2, 0, 0], [0, 3, 0], [0, 0, 2]]
+    assert found.confidence == pytest.approx(np.e**2 / (np.e**2 + 2))
+    whole = classify_content.answers_of(Learned(always(2), models, [np.ones(7, bool)] * 3), known, 3)
+    assert whole.said.tolist() == [2] * 7 and [part.sum(axis=0).tolist() for part in whole.parts][0] == [7, 0, 0]
 
 
 def test_the_files_alone_predict_what_predictions_says(tree, tmp_path, capsys, monkeypatch):
@@ -181,7 +208,9 @@ def test_labelled_images_that_cannot_be_read_are_counted_and_named(tree, tmp_pat
     assert found["images"] == {"learned": 23, "scored": 23, "unreadable": 2}
     said = capsys.readouterr().err
     assert "set: 2 labelled images left out, as they cannot be read: red/text.png: not an image" in said
-    assert "red/7.png: cannot be decoded" in said and ", 2 could not be read" in Page(tmp_path / "out/classify.html").text
+    assert (
+        "red/7.png: cannot be decoded" in said and ", 2 could not be read" in Page(tmp_path / "out/classify.html").text
+    )
 
 
 def test_names_of_users_do_no_harm(colours, tmp_path):
