@@ -207,7 +207,7 @@ def test_commands_whose_data_are_here_run(at_work, tmp_path, capsys):
         except Exception as error:
             raise AssertionError(f"{place}: swav {' '.join(words)}: {error}") from error
     ran = Counter(words[0] for words in chosen)
-    assert set(ran) == {"bench", "compare", "data", "pretrain", "recipes", "report"} and ran["pretrain"] >= 2
+    assert set(ran) == {"bench", "compare", "data", "doctor", "pretrain", "recipes", "report"} and ran["pretrain"] >= 2
     assert "prototypes = " in capsys.readouterr().out
 
 
