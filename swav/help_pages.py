@@ -40,6 +40,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "swav classify --weights run --data labelled/ --out kinds",
         "swav classify --weights run --data labelled/ --out kinds --predict photos/",
     ),
+    "doctor": ("swav doctor", "swav doctor --data photos/ --out runs/"),
     "report": ("swav report run", "swav report run other-run"),
     "recipes": ("swav recipes", "swav recipes auto"),
     "data": ("swav data scan photos/", "swav data shapes drawn/"),

@@ -100,7 +100,7 @@ def test_an_image_is_answered_by_the_layer_that_lacks_it_or_by_that_of_all():
     assert [part.sum(axis=0).tolist() for part in found.parts] == [[2, 0, 0], [0, 3, 0], [0, 0, 2]]
     assert found.confidence == pytest.approx(np.e**2 / (np.e**2 + 2))
     whole = classify_content.answers_of(Learned(always(2), models, [np.ones(7, bool)] * 3), known, 3)
-    assert whole.said.tolist() == [2] * 7 and [part.sum(axis=0).tolist() for part in whole.parts][0] == [7, 0, 0]
+    assert whole.said.tolist() == [2] * 7 and whole.parts[0].sum(axis=0).tolist() == [7, 0, 0]
 
 
 def test_the_files_alone_predict_what_predictions_says(tree, tmp_path, capsys, monkeypatch):
