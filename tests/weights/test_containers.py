@@ -6,7 +6,10 @@ Run: pytest tests/weights/test_containers.py
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +215,61 @@ def test_a_storage_that_many_tensors_share_is_read_once(form, tmp_path):
     read = file.tensors(file.tree)
     assert len({tensor.untyped_storage().data_ptr() for tensor in read.values()}) == 1
     assert all(torch.equal(read[name], view) for name, view in views.items())
+
+
+def peak_of(read: Callable[[], object]) -> tuple[Any, int]:
+    """What a call returns, and the bytes that Python held at its peak beyond those of before."""
+    tracemalloc.start()
+    try:
+        result = read()
+        return result, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_of_a_storage_only_what_is_wanted_is_held(form, tmp_path):
+    """A network of 1 MB among 32 MB of what an optimiser or other networks flattened into the same storage."""
+    flat = torch.randn(8_000_000)
+    views = {str(i): flat[100_000 * i : 100_000 * (i + 1)].view(100, 1000) for i in range(80)}
+    file = open_weights(
+        write(tmp_path / "w", form, views | {"a column": flat.view(8000, 1000)[:40, 3], "twice": views["7"].T})
+    )
+    expected = views | {"a column": flat[3 : 3 + 40_000 : 1000], "twice": views["7"].T}
+    for names in (["7", "twice"], ["3", "79"], ["a column"], ["0", "1"]):
+        wanted = {name: file.tree[name] for name in names}
+        read, peak = peak_of(partial(file.tensors, wanted))
+        assert all(torch.equal(read[name], expected[name]) for name in names)
+        assert peak < 800_000 + 3_000_000  # and a chunk of a megabyte, twice
+    everything, peak = peak_of(lambda: file.tensors(file.tree))
+    assert peak < flat.nbytes + 3_000_000 and torch.equal(everything["40"], views["40"])
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_parts_of_a_storage_of_any_type_and_place_are_read(form, tmp_path):
+    """They begin at any number, overlap, and touch."""
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randint(0, 255, (4096,), dtype=torch.uint8, generator=generator)
+    made = {}
+    for dtype in (torch.uint8, torch.float16, torch.int32, torch.int64):
+        flat = raw.clone().view(dtype)
+        for place in torch.randint(len(flat) - 30, (25,), generator=generator).tolist():
+            made[f"{dtype} {place}"] = flat[place : place + 29 : 3]
+    file = open_weights(write(tmp_path / "w", form, made))
+    for names in (list(made), list(made)[::7], list(made)[40:43]):
+        read = file.tensors({name: file.tree[name] for name in names})
+        assert all(
+            torch.equal(read[name].contiguous().view(torch.uint8), made[name].contiguous().view(torch.uint8))
+            for name in names
+        )
+
+
+def test_damage_in_a_part_that_is_not_wanted_is_found_by_the_checksum(tmp_path):
+    flat = torch.full((1_000_000,), 3.0)
+    path = write(tmp_path / "w", "zip", {"first": flat[:10], "last": flat[-10:]})
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.write_bytes(whole)
+    file = open_weights(path)
+    with pytest.raises(CheckpointError, match="damaged"):
+        file.tensors({"first": file.tree["first"]})
