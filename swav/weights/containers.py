@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from swav.errors import CheckpointError
+from swav.weights.file_kinds import what_zip_it_is
 from swav.weights.pickle_vm import FormatError, PickleVM, TensorRef, shown
 from swav.weights.sources import format_of
 
@@ -90,7 +91,7 @@ def _open_zip(path: Path) -> WeightFile:
             entries = {info.filename: info for info in archive.infolist()}
             roots = [name.removesuffix("data.pkl") for name in entries if name.count("/") == 1 and "/data.pkl" in name]
             if len(roots) != 1:
-                raise FormatError("a zip file without data.pkl; unpack it, and give the file in it")
+                raise FormatError(what_zip_it_is(archive.infolist()))
             root = roots[0]
             if f"{root}constants.pkl" in entries:
                 raise FormatError("a TorchScript program; save its state_dict()")
@@ -127,7 +128,12 @@ def _open_legacy(path: Path) -> WeightFile:
     machine = PickleVM()
     places: dict[str, int] = {}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if PickleVM().run(content) != LEGACY_MAGIC:
+        first = PickleVM()
+        if first.run(content) != LEGACY_MAGIC:
+            if any(name.startswith("numpy.") for name in first.inert):
+                raise FormatError(
+                    "a pickle of NumPy arrays, as Detectron2 writes; save them as tensors, with torch.save"
+                )
             raise FormatError("a pickle that torch.save did not write")
         PickleVM().run(content)
         system = PickleVM().run(content)

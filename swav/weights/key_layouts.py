@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 from torch import nn
 
 from swav.errors import CheckpointError
-from swav.weights.containers import WeightFile
 from swav.weights.pickle_vm import TensorRef, shown
+from swav.weights.transformers import transformers
 
 Triple = tuple[float, float, float]
 Shape = tuple[int, ...]
@@ -39,6 +39,7 @@ class KeyLayout:
         beside: a name beside the state_dict that does.
         std: that images were divided by, where that is known. (All subtract the same mean.)
         padding: of a 3x3 first convolution, which no tensor shows.
+        needs: names that all must be there.
     """
 
     name: str
@@ -49,6 +50,13 @@ class KeyLayout:
     beside: str = ""
     std: Triple | None = None
     padding: int = 1
+    needs: tuple[str, ...] = ()
+
+    def behind(self, outer: str) -> "KeyLayout":
+        """The layout in a module that wraps the network."""
+        parts = {key: outer + value for key in ("head", "prototypes") if (value := getattr(self, key))}
+        marks, needs = (tuple(outer + name for name in names) for names in (self.marks, self.needs))
+        return dataclasses.replace(self, trunk=outer + self.trunk, marks=marks, needs=needs, **parts)
 
 
 def _marked_by_its_head(
@@ -85,67 +93,26 @@ LAYOUTS = (
     _marked_by_its_head("solo-learn", "backbone.", "projector.", "prototypes.", None, 2),
     _marked_by_its_head("solo-learn", "encoder.", "projector.", "prototypes.", None, 2),
     KeyLayout("DINO", "teacher.backbone.", std=STD),  # with `student.` beside it; the teacher is what they evaluate
+    KeyLayout("DINOv2", "", needs=("mask_token", "blocks.0.ls1.gamma"), std=STD),
     KeyLayout("torchvision or timm", "", marks=("fc.",), std=STD),
 )
-
-# Names under which projects put the state_dict in a file. VISSL's is three dicts deep.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
-VISSL_PLACE = ("classy_state_dict", "base_model", "model")
-
-
-def tensors_by_name(file: WeightFile) -> dict[str, TensorRef]:
-    """The state_dict of a file, wherever it lies in it.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    tree = file.tree if isinstance(file.tree, dict) else {}
-    vissl: Any = tree
-    for name in VISSL_PLACE:
-        vissl = vissl.get(name) if isinstance(vissl, dict) else None
-    found = [
-        _joined(vissl),
-        *(_own(tree.get(name)) for name in WRAPPERS),
-        _own(tree),
-        _joined(tree),
-    ]
-    for tensors in found:
-        if tensors:
-            return tensors
-    holds = ", ".join(shown(str(name)) for name in list(tree)[:6]) or "nothing by name"
-    objects = f", and objects of {', '.join(shown(name) for name in sorted(file.inert)[:3])}" if file.inert else ""
-    raise CheckpointError(
-        f"{file.path}: expected tensors by name (a state_dict), found {holds}{objects}; "
-        "of a whole pickled model, save the state_dict()"
-    )
-
-
-def _own(value: Any) -> dict[str, TensorRef]:
-    if not isinstance(value, dict):
-        return {}
-    return {name: stored for name, stored in value.items() if isinstance(name, str) and isinstance(stored, TensorRef)}
-
-
-def _joined(value: Any) -> dict[str, TensorRef]:
-    """Of dicts in a dict, as in {"trunk": {...}, "heads": {...}}."""
-    if not isinstance(value, dict):
-        return {}
-    return {
-        f"{outer}.{name}": stored
-        for outer, inner in value.items()
-        if isinstance(outer, str)
-        for name, stored in _own(inner).items()
-    }
+_KNOWN = {layout.name for layout in LAYOUTS}
+_WRAPPER = re.compile(r"(module|model|net|network|learner|method|lit_model|ema|ema_model|state_dict)\.")
 
 
 def layout_of(prefix: str, tensors: Tensors, tree: Any) -> KeyLayout:
-    """The layout of a file whose backbone has this prefix."""
-    for layout in LAYOUTS:
-        marked = not layout.marks or any(name.startswith(layout.marks) for name in tensors)
-        beside = not layout.beside or (isinstance(tree, dict) and layout.beside in tree)
-        if layout.trunk == prefix and marked and beside:
-            return layout
-    return KeyLayout(f"names that begin with '{shown(prefix)}'" if prefix else "plain names", prefix)
+    """The layout of a file whose backbone has this prefix, as it is or in modules that wrap it (DDP's, Lightning's)."""
+    outer = ""
+    while True:
+        for layout in LAYOUTS:
+            layout = layout.behind(outer)
+            marked = not layout.marks or any(name.startswith(layout.marks) for name in tensors)
+            beside = not layout.beside or (isinstance(tree, dict) and layout.beside in tree)
+            if layout.trunk == prefix and marked and beside and all(name in tensors for name in layout.needs):
+                return layout
+        if (wrapper := _WRAPPER.match(prefix, len(outer))) is None:
+            return KeyLayout(f"names that begin with '{shown(prefix)}'" if prefix else "plain names", prefix)
+        outer += wrapper[0]
 
 
 # -- the backbone
@@ -160,12 +127,14 @@ class Model:
         shapes: of its tensors, by our names.
         settings: of a recipe, that build it.
         backbone: the network itself, where no recipe can build it.
+        note: on it, for whoever uses it.
     """
 
     name: str
     shapes: Mapping[str, Shape]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     trunk: nn.Module | None = None
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +180,7 @@ def find_trunk(
     fits = list(_fits(tensors, models, prefix))
     whole = [fit for fit in fits if fit.faults == 0]
     if len(whole) > 1:  # a project's own backbone goes before a copy that it keeps, as a momentum teacher
-        known = [fit for fit in whole if layout_of(fit.prefix, tensors, tree) in LAYOUTS]
+        known = [fit for fit in whole if layout_of(fit.prefix, tensors, tree).name in _KNOWN]
         whole = known if len(known) == 1 else whole
     if len(whole) == 1:
         return whole[0]
@@ -305,19 +274,17 @@ def _is_counter(name: str) -> bool:
 
 def _raise_no_fit(path: Path, tensors: Tensors, fits: Sequence[Fit], tree: Any) -> NoReturn:
     names = ", ".join(map(shown, list(tensors)[:4]))
-    if not fits and (layer := _lone_layer(tensors)) is not None:
-        raise CheckpointError(
-            f"{path}: expected a backbone's tensors, found a linear layer alone ({shown(layer)} {list(tensors[layer].shape)}), as an "
-            "evaluation on frozen features leaves it\ngive the weights that it was trained on; the layer is not used here"
-        )
     if not fits:
-        raise CheckpointError(
-            f"{path}: expected a backbone's tensors (layer1.0.conv1.weight behind any prefix, or children by number with "
-            f"room for activation and max-pool), found {len(tensors)} others: {names} ...\n"
-            "model=timm:NAME or module:function names another network that they are of"
-        )
+        raise CheckpointError(f"{path}: expected a backbone's tensors{_found_instead(tensors, names)}")
     near = min(fits, key=lambda fit: fit.faults)
     layout = layout_of(near.prefix, tensors, tree)
+    first = near.prefix + "conv1.weight"
+    shape = tensors[first].shape if first in tensors else ()
+    if len(shape) == 4 and shape[1] not in (1, 3):
+        raise CheckpointError(
+            f"{path}: expected a network for colour images (3 channels) or grey ones (1), found one for {shape[1]} channels "
+            f"({shown(first)} {list(shape)}); such images are not read here"
+        )
     faults = [
         f"{word} {', '.join(which[:3])}{f' and {len(which) - 3} more' if len(which) > 3 else ''}"
         for word, which in (("missing", near.missing), ("wrong shape", near.wrong), ("too many", near.surplus))
@@ -330,12 +297,50 @@ def _raise_no_fit(path: Path, tensors: Tensors, fits: Sequence[Fit], tree: Any) 
     )
 
 
+def _found_instead(tensors: Tensors, names: str) -> str:
+    """What a file holds in which no backbone of ours begins, and what to do."""
+    if (layer := _lone_layer(tensors)) is not None:
+        outputs, inputs = tensors[layer].shape
+        return (
+            f", found a linear layer alone ({shown(layer)} {[outputs, inputs]}: from {inputs} features to {outputs} classes), as an "
+            "evaluation on frozen features leaves it; give the weights that it was trained on"
+        )
+    if any(part in name for name in tensors for part in _HUGGING_FACE):
+        return (
+            f", found a network in the names of Hugging Face's transformers ({names} ...); give its file from the project or from "
+            "timm, or model=module:function"
+        )
+    if found := list(transformers(tensors)):
+        one = found[0]
+        more = f" and {len(found) - 1} more: prefix=TEXT says which" if len(found) > 1 else ""
+        which = f"model=timm:{one.timm_name}" if one.timm_name else "model=timm:NAME or module:function"
+        return (
+            f", found a vision transformer at '{shown(one.prefix)}'{more} ({one})\n{which} reads it, if its heads have 64 channels "
+            "as usual: no tensor shows that"
+        )
+    if len(tensors) < 4:
+        shapes = ", ".join(f"{shown(name)} {list(stored.shape)}" for name, stored in tensors.items())
+        return f", found {shapes}: features or part of a network, not its weights"
+    return (
+        " (layer1.0.conv1.weight behind any prefix, or children by number with "
+        f"room for activation and max-pool), found {len(tensors)} others: {names} ...\n"
+        "model=timm:NAME or module:function names another network that they are of"
+    )
+
+
+_HUGGING_FACE = (".attention.attention.query.", "embedder.embedder.convolution.")
+
+
 def _lone_layer(tensors: Tensors) -> str | None:
-    """The name of a matrix beside which there is at most its bias."""
-    matrices = [name for name, tensor in tensors.items() if len(tensor.shape) == 2]
-    if len(matrices) != 1 or set(tensors) - {matrices[0], matrices[0].removesuffix("weight") + "bias"}:
+    """The name of a matrix beside which there are at most its bias and a BatchNorm before it."""
+    matrices = [name for name, tensor in tensors.items() if len(tensor.shape) > 1]
+    if len(matrices) != 1 or len(tensors[matrices[0]].shape) != 2:
         return None
-    return matrices[0]
+    outputs, inputs = tensors[matrices[0]].shape
+    bias = matrices[0].removesuffix("weight") + "bias"
+    rest = {name: tensor.shape for name, tensor in tensors.items() if name != matrices[0]}
+    fits = all(shape == () or shape == ((outputs,) if name == bias else (inputs,)) for name, shape in rest.items())
+    return matrices[0] if fits else None
 
 
 # -- what stands on it
