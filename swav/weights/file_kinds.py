@@ -20,6 +20,7 @@ _MAGIC: dict[bytes, str] = {
     b"\xfd7zXZ\x00": "an xz archive; unpack it, and give the file in it",
     b"\x28\xb5\x2f\xfd": "a zstandard archive; unpack it, and give the file in it",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it, and give the file in it",
+    b"PK\x05\x06": "an empty zip file; fetch it again",
     b"Rar!": "a RAR archive; unpack it, and give the file in it",
     b"%PDF-": "a PDF document",
     b"\x89PNG\r\n\x1a\n": "a PNG image; images go to data=",

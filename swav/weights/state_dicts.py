@@ -30,21 +30,20 @@ def tensors_by_name(file: WeightFile, prefix: str | None = None) -> dict[str, Te
     vissl: Any = tree
     for name in VISSL_PLACE:
         vissl = vissl.get(name) if isinstance(vissl, dict) else None
-    own, nested = _own(tree), dict(_joined(tree, depth=2))
+    everything = _plain(dict(_joined(file.tree)))
+    flat = (_own(tree), dict(_joined(tree, depth=2)))
     found = [
         dict(_joined(vissl, depth=2)),
         *(_unwrapped(tree.get(name)) for name in WRAPPERS),
-        own if 2 * len(own) >= len(nested) else nested,  # a queue beside the networks is none
-        everything := _plain(dict(_joined(file.tree))),
+        *(tensors for tensors in flat if 2 * len(tensors) >= len(everything)),  # a queue beside the networks is none
+        everything,
     ]
     tensors = _plain(next(filter(None, found), {}))
     if prefix and not any(name.startswith(prefix) for name in tensors):
         tensors = {name: stored for name, stored in everything.items() if name.startswith(prefix)} or tensors
     if tensors:
         return tensors
-    raise CheckpointError(
-        f"{file.path}: expected a network's tensors by name (a state_dict), found {_what_it_is(file)}"
-    )
+    raise CheckpointError(f"{file.path}: expected tensors by name (a state_dict), found {_what_it_is(file)}")
 
 
 def averages_beside(file: WeightFile, taken: Mapping[str, TensorRef]) -> str:

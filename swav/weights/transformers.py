@@ -20,7 +20,7 @@ _SIZES = {  # {(channels, blocks): timm's word}; all have 64 channels a head, hu
     (768, 12): "base",
     (1024, 24): "large",
     (1280, 32): "huge",
-    (1536, 40): "giant",
+    (1536, 40): "giant",  # DINOv2's; others that bear this word are narrower
 }
 LARGEST = 224  # of images, where a transformer takes any: what the benchmarks are made for [pixels]
 
@@ -49,12 +49,13 @@ class Transformer:
     @property
     def timm_name(self) -> str | None:
         """The model of timm's that has these shapes; None: none of the usual ones."""
+        import timm
+
         word = _SIZES.get((self.channels, self.blocks))
-        if word is None:
-            return None
-        if self.of_dinov2:
-            return f"vit_{word}_patch{self.patch}{'_reg4' if self.registers else ''}_dinov2"
-        return f"vit_{word}_patch{self.patch}_224"
+        registers = f"_reg{self.registers}" if self.registers else ""
+        name = f"vit_{word}_patch{self.patch}{f'{registers}_dinov2' if self.of_dinov2 else '_224'}"
+        usual = word is not None and (word != "giant" or self.of_dinov2)
+        return name if usual and timm.is_model(name) else None
 
     def __str__(self) -> str:
         side = math.isqrt(self.positions) * self.patch

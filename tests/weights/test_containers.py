@@ -167,7 +167,7 @@ def zipped(path: Path, entries: dict[str, bytes], compression: int = zipfile.ZIP
 
 def test_another_kind_of_zip_is_named(tmp_path):
     path = tmp_path / "w"
-    with pytest.raises(CheckpointError, match=r"without data\.pkl"):
+    with pytest.raises(CheckpointError, match=r"a zip file that holds readme\.txt; unpack it"):
         open_weights(zipped(path, {"readme.txt": b"hello"}))
     with pytest.raises(CheckpointError, match="TorchScript"):
         open_weights(zipped(path, {"a/data.pkl": b"N.", "a/constants.pkl": b"N."}))

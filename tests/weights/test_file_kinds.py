@@ -33,7 +33,10 @@ def arrays() -> bytes:
     return buffer.getvalue()
 
 
-INDEX = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+INDEX = {
+    "metadata": {},
+    "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"},
+}
 KINDS = [
     ("model.safetensors.index.json", json.dumps(INDEX, indent=2).encode(), "the index of weights in 2 files (model-00001"),
     ("one.index.json", b'{"weight_map": {"a": "one.safetensors"}}', "in 1 file (one.safetensors); give that one"),
@@ -52,7 +55,7 @@ KINDS = [
     ("tf.zip", zipped("export/saved_model.pb", "export/variables/v.index"), "a zip file with a model of TensorFlow"),
     ("w.zip", zipped("weights/readme.txt", "weights/w.pth"), "a zip file that holds weights/w.pth; unpack it"),
     ("w.zip", zipped("a.txt", "b.txt", "c.txt", "d.txt"), "a zip file that holds a.txt, b.txt, c.txt and 1 more"),
-    ("w.zip", zipped(), "zip file"),
+    ("w.zip", zipped(), "an empty zip file"),
     ("f.npz", arrays(), "NumPy arrays (.npz)"),
     ("f.npy", b"\x93NUMPY\x01\x00" + bytes(90), "a NumPy array"),
     ("d2.pkl", pickle.dumps({"conv1": np.ones(3, dtype=np.float32)}), "a pickle of NumPy arrays, as Detectron2 writes"),
@@ -81,7 +84,9 @@ def test_what_is_no_weights_is_named_in_a_line(name, content, words, tmp_path):
 
 
 def test_a_name_in_a_zip_or_a_page_cannot_write_to_the_terminal(tmp_path):
-    for number, content in enumerate((zipped("\x1b[31mred"), b"<html><title>\x1b[31mred</title>", b'{"error": "\x1b[31mred"}')):
+    for number, content in enumerate(
+        (zipped("\x1b[31mred"), b"<html><title>\x1b[31mred</title>", b'{"error": "\x1b[31mred"}')
+    ):
         path = tmp_path / f"{number}.pth"
         path.write_bytes(content)
         with pytest.raises(CheckpointError) as caught:
