@@ -6,8 +6,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from swav.data.sources.decode import printable
-from swav.errors import counted
+from swav.errors import counted, printable
 
 # {how a file begins: what it is}
 _MAGIC: dict[bytes, str] = {

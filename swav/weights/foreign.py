@@ -22,13 +22,10 @@ from swav.network.heads import SwavNetwork
 from swav.recipe_files import load_recipe
 from swav.tensors import require_sound, some
 from swav.weights.containers import WeightFile, open_weights
+from swav.weights.fits import Fit, Model, Shape, Tensors
 from swav.weights.key_layouts import (
     STD,
-    Fit,
     KeyLayout,
-    Model,
-    Shape,
-    Tensors,
     Triple,
     find_trunk,
     head_places,
@@ -39,6 +36,7 @@ from swav.weights.pickle_vm import shown
 from swav.weights.state_dicts import averages_beside, tensors_by_name, unwrapped_name
 from swav.weights.transformers import (
     Transformer,
+    channels_of_images,
     converted,
     file_shapes,
     image_size,
@@ -176,7 +174,7 @@ def _backbone(name: str, base: int, stem: str, in_channels: int) -> Model:
 
 
 def _made(name: str, tensors: Tensors, prefix: str | None) -> Model:
-    """What the user's module:function returns: images [N, 3, H, W] to features [N, F]."""
+    """What the user's module:function returns: images [N, C, H, W] to features [N, F]."""
     module, _, function = name.partition(":")
     try:
         if module == "timm":
@@ -184,8 +182,9 @@ def _made(name: str, tensors: Tensors, prefix: str | None) -> Model:
         else:
             trunk = getattr(importlib.import_module(module), function)()
             size = getattr(trunk, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[-1]  # timm's models say it
+        channels = channels_of_images(trunk)
         with torch.no_grad():
-            features = trunk.eval()(torch.zeros(1, 3, size, size))
+            features = trunk.eval()(torch.zeros(1, channels, size, size))
     except Exception as error:  # it is not our code
         raise ConfigError(f"model={name}: cannot be made ({type(error).__name__}: {error})") from None
     if not isinstance(trunk, nn.Module) or not isinstance(features, Tensor) or features.ndim != 2:
@@ -195,7 +194,7 @@ def _made(name: str, tensors: Tensors, prefix: str | None) -> Model:
     if takes_any_size(trunk):
         note = f"positions for {size} pixels, interpolated at other sizes"
         size = image_size(size, trunk.patch_embed.patch_size[0])  # type: ignore[union-attr, index, arg-type]
-    return Model(name, file_shapes(trunk, tensors), {"eval_size": size}, trunk, note)
+    return Model(name, file_shapes(trunk, tensors), {"eval_size": size, "in_channels": channels}, trunk, note)
 
 
 def _shapes(module: nn.Module) -> dict[str, Shape]:
@@ -338,11 +337,9 @@ def _story(
         words[-1] += " (their biases left out: SwAV's have none)"
     if parts.prototypes and max(abs(length - 1) for length in lengths) > 0.01:
         words[-1] += f" (their lengths, {lengths[0]:.2g} to {lengths[1]:.2g}, left out: SwAV's are 1)"
-    if layout.name == "DINO":
-        key = next(iter(fit.places))
-        students = [
-            name.removesuffix(key) for name in tensors if name.startswith("student.") and name.endswith(f".{key}")
-        ]
+    if "teacher" in layout.trunk and layout.name.startswith("DINO"):
+        key = next(iter(fit.places.values())).removeprefix(fit.prefix)
+        students = [start for name in tensors if (start := name.removesuffix(key)) != name and "student" in start]
         words.append(
             "the teacher's weights, as DINO scores them"
             + (f" (prefix={shown(students[0])} takes the student's)" if students else "")

@@ -3,15 +3,14 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from swav.network.backbone import timm_options
+from swav.weights.fits import Tensors
 from swav.weights.pickle_vm import TensorRef
-
-Tensors = Mapping[str, TensorRef]
 
 _PATCHES = "patch_embed.proj.weight"
 _SIZES = {  # {(channels, blocks): timm's word}; all have 64 channels a head, huge 80
@@ -33,7 +32,7 @@ class Transformer:
         prefix: of its names.
         channels, blocks: of its tokens, and how many.
         patch: side of the patches [pixels].
-        positions: tokens that have one.
+        positions: tokens that have one; 0: they are not in a list.
         registers: tokens beside class and patches.
         of_dinov2: whether it is built as DINOv2's are.
     """
@@ -48,19 +47,29 @@ class Transformer:
 
     @property
     def timm_name(self) -> str | None:
-        """The model of timm's that has these shapes; None: none of the usual ones."""
+        """The plain vision transformer of timm's that has so many blocks and channels; None: none of the usual ones."""
+        registers = f"_reg{self.registers}" if self.registers else ""
+        return self._in_timm("vit", f"{registers}_dinov2" if self.of_dinov2 else "_224")
+
+    @property
+    def timm_names(self) -> list[str]:
+        """That, and others that have as many: with a token for distillation, with relative positions."""
+        names = (self.timm_name, self._in_timm("deit", "_224", "_distilled"), self._in_timm("beit", "_224"))
+        return [name for name in names if name is not None]
+
+    def _in_timm(self, family: str, ending: str, kind: str = "") -> str | None:
         import timm
 
         word = _SIZES.get((self.channels, self.blocks))
-        registers = f"_reg{self.registers}" if self.registers else ""
-        name = f"vit_{word}_patch{self.patch}{f'{registers}_dinov2' if self.of_dinov2 else '_224'}"
+        name = f"{family}_{word}{kind}_patch{self.patch}{ending}"
         usual = word is not None and (word != "giant" or self.of_dinov2)
         return name if usual and timm.is_model(name) else None
 
     def __str__(self) -> str:
         side = math.isqrt(self.positions) * self.patch
         made = f", made for images of {side} pixels" if side else ""
-        return f"{self.blocks} blocks of {self.channels} channels, patches of {self.patch} pixels{made}"
+        blocks = f"{self.blocks} blocks of " if self.blocks else ""  # where there are stages, they are not counted
+        return f"{blocks}{self.channels} channels, patches of {self.patch} pixels{made}"
 
 
 def transformers(tensors: Tensors) -> Iterator[Transformer]:
@@ -77,7 +86,7 @@ def transformers(tensors: Tensors) -> Iterator[Transformer]:
             channels=stored.shape[0],
             blocks=len(numbers),
             patch=stored.shape[-1],
-            positions=own.get("pos_embed", (1, 0))[1],
+            positions=own["pos_embed"][1] if len(own.get("pos_embed", ())) == 3 else 0,
             registers=registers,
             of_dinov2="mask_token" in own and "blocks.0.ls1.gamma" in own,
         )
@@ -110,6 +119,9 @@ def timm_model(name: str, tensors: Tensors, prefix: str | None) -> tuple[nn.Modu
 
     options = timm_options(name.partition(".")[0], 3)
     model: nn.Module = timm.create_model(name, pretrained=False, **options)
+    if _is_for_grey(model, tensors, prefix):
+        options = timm_options(name.partition(".")[0], 1)
+        model = timm.create_model(name, pretrained=False, **options)
     size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[-1]
     if not takes_any_size(model):
         return model, size
@@ -124,6 +136,23 @@ def timm_model(name: str, tensors: Tensors, prefix: str | None) -> tuple[nn.Modu
         (size,) = sizes
         model = timm.create_model(name, pretrained=False, img_size=size, **options)
     return model, size
+
+
+def channels_of_images(model: nn.Module) -> int:
+    """C of the images that a network is for: 1 where its first convolution takes one channel, 3 otherwise."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return 1 if first is not None and first.in_channels == 1 else 3
+
+
+def _is_for_grey(model: nn.Module, tensors: Tensors, prefix: str | None) -> bool:
+    """Whether a file has the first convolution of a model for colour images with one channel instead."""
+    found = next(((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), None)
+    if found is None:
+        return False
+    name, convolution = found
+    out, _, *kernel = convolution.weight.shape
+    given = [stored.shape for key, stored in tensors.items() if key.endswith(f"{prefix or ''}{name}.weight")]
+    return bool(given) and all(shape == (out, 1, *kernel) for shape in given)
 
 
 def takes_any_size(model: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 Run: pytest tests/weights/test_containers.py
 """
 
+import gc
 import io
 import os
 import pickle
@@ -20,7 +21,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from swav.errors import CheckpointError
+from swav.network.backbone import BACKBONES
 from swav.weights.containers import open_weights
+from swav.weights.encoder import load
 
 FORMS = ("zip", "legacy", "safetensors")
 
@@ -273,3 +276,32 @@ def test_damage_in_a_part_that_is_not_wanted_is_found_by_the_checksum(tmp_path):
     file = open_weights(path)
     with pytest.raises(CheckpointError, match="damaged"):
         file.tensors({"first": file.tree["first"]})
+
+
+def memory_of(what: str) -> int:
+    """Bytes of this process's memory, as Linux counts them: VmRSS, now, or VmHWM, at the most since it was last reset."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory is reset by Linux's /proc"
+)
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_loading_a_network_from_a_shared_storage_takes_memory_for_the_network(form, tmp_path):
+    """From the file to the encoder: 120 tensors are views of 96 MB, of which they need less than one."""
+    state = BACKBONES["resnet18"](width=0.125).state_dict()
+    flat, views, start = torch.randn(24_000_000), {}, 0
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            views[name] = flat[start : start + tensor.numel()].copy_(tensor.flatten()).view(tensor.shape)
+            start += tensor.numel() + 1000
+    path = write(tmp_path / "w", form, state | views)
+    del flat, views
+    small = write(tmp_path / "small", form, state)
+    expected = load(small).sha256  # once before, so that what is imported and cached is there
+    gc.collect()
+    before = memory_of("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    encoder = load(path)
+    assert memory_of("VmHWM") - before < 40_000_000 and encoder.sha256 == expected

@@ -292,7 +292,7 @@ def test_a_classifier_without_its_trunk_is_said_to_be_one(tmp_path):
     with pytest.raises(CheckpointError, match=r"found a linear layer alone \(module.linear.weight \[10, 64\]"):
         load(foreign.write(tmp_path / "w.pth", {"epoch": 100, "state_dict": layer}))
     more = {f"other.{i}": torch.zeros(2) for i in range(3)}
-    with pytest.raises(CheckpointError, match=r"expected a backbone's tensors .* found 5 others"):
+    with pytest.raises(CheckpointError, match=r"found 5 without a convolution among them .* heads on features"):
         load(foreign.write(tmp_path / "w.pth", layer | more))
 
 

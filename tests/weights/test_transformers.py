@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from swav.errors import CheckpointError, ConfigError
@@ -25,9 +26,7 @@ def model(name: str, size: int | None = None) -> Any:
     """A network of timm's, but shallow and narrow."""
     torch.manual_seed(0)
     options: dict[str, Any] = SMALL if "dinov2" in name or name == "vit_tiny_patch16_224" else {}
-    made = timm.create_model(
-        name, num_classes=0, pretrained=False, **options, **({"img_size": size} if size else {})
-    ).eval()
+    made = CREATE(name, num_classes=0, pretrained=False, **options, **({"img_size": size} if size else {})).eval()
     for parameter in made.parameters():
         parameter.data.normal_(0, 0.05)
     return made
@@ -46,9 +45,13 @@ def small(monkeypatch):
     monkeypatch.setitem(transformers._SIZES, (192, 2), "tiny")
 
 
-def dinov2(made: nn.Module, chunk: int = 0) -> dict[str, Tensor]:
+def dinov2(made: nn.Module, chunk: int = 0, gated: bool = False) -> dict[str, Tensor]:
     """As facebookresearch/dinov2 names its tensors; in training in chunks of blocks."""
     state = dict(made.state_dict())
+    if gated:
+        state = {
+            name.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): value for name, value in state.items()
+        }
     channels = state["cls_token"].shape[-1]
     if "reg_token" in state:
         state["register_tokens"] = state.pop("reg_token")
@@ -82,6 +85,21 @@ def test_a_dinov2_is_scored_at_224_whatever_it_was_made_for(name, native, tmp_pa
     assert f"positions for {native} pixels" in encoder.provenance
 
 
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch14_dinov2", "vit_base_patch14_reg4_dinov2", "vit_giant_patch14_reg4_dinov2"]
+)
+def test_a_dinov2_is_read_as_timms_own_conversion_reads_it(name, tmp_path):
+    """An oracle: which tensor goes where, also of the giant's gated layers, which timm packs."""
+    published = dinov2(model(name), gated="giant" in name)
+    torch.save(published, tmp_path / "w.pth")
+    encoder = load(tmp_path / "w.pth", model=f"timm:{name}")
+    reference = model(name)
+    reference.load_state_dict(checkpoint_filter_fn(dict(published), reference))
+    reference.set_input_size(img_size=70)
+    same_features(encoder, reference, 70)
+    assert not torch.equal(encoder(torch.zeros(1, 3, 70, 70)), encoder(torch.ones(1, 3, 70, 70)))
+
+
 def test_a_dinov2_is_recognised_by_its_tensors(tmp_path, monkeypatch):
     monkeypatch.setattr(transformers.Transformer, "timm_name", "vit_small_patch14_dinov2")
     made = model("vit_small_patch14_dinov2", 224)
@@ -99,25 +117,27 @@ def test_a_dinov2_is_recognised_by_its_tensors(tmp_path, monkeypatch):
         same_features(encoder, made, 224)
 
 
-def test_the_usual_transformers_are_timms_of_these_shapes():
-    """All that are named exist there, with so many channels and heads."""
+@pytest.mark.parametrize(("channels", "blocks"), SIZES, ids=SIZES.values())
+def test_the_usual_transformers_are_timms_of_these_shapes(channels, blocks):
+    """Those that are named exist there, with so many channels and heads."""
     named = [
-        (name, channels, blocks)
-        for channels, blocks in SIZES
+        name
         for patch, of_dinov2, registers in ((8, False, 0), (16, False, 0), (14, False, 0), (14, True, 0), (14, True, 4))
         if (name := transformers.Transformer("", channels, blocks, patch, 197, registers, of_dinov2).timm_name) is not None
     ]  # fmt: skip
-    assert {"vit_small_patch16_224", "vit_base_patch8_224", "vit_giant_patch14_reg4_dinov2"} <= {
-        name for name, *_ in named
-    }
-    for name, channels, blocks in named:
-        with torch.device("meta"):
-            made: Any = CREATE(name, num_classes=0)
-        assert made.embed_dim == channels and len(made.blocks) == blocks
-        assert channels // made.blocks[0].attn.num_heads == (80 if "huge" in name else 64)
+    assert named and all(timm.is_model(name) for name in named)
+    with torch.device("meta"):
+        made: Any = CREATE(named[-1], num_classes=0)
+    assert made.embed_dim == channels and len(made.blocks) == blocks
+    assert channels // made.blocks[0].attn.num_heads == (80 if "huge" in named[0] else 64)
+
+
+def test_a_transformers_name_says_patches_registers_and_whose_it_is():
     known = [transformers.Transformer("", 384, 12, 14, 1370, n, True).timm_name for n in (0, 4)]
     assert known == ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"]
+    assert transformers.Transformer("", 768, 12, 8, 785, 0, False).timm_name == "vit_base_patch8_224"
     assert transformers.Transformer("", 384, 7, 14, 1370, 0, True).timm_name is None
+    assert transformers.Transformer("", 1536, 40, 14, 257, 0, False).timm_name is None  # timm's other giant is narrower
 
 
 def test_of_dinos_whole_checkpoint_the_teacher_is_scored_and_said(tmp_path):
@@ -146,10 +166,10 @@ def test_a_transformer_whose_heads_nobody_tells_is_named_with_the_model_that_rea
     state = made.state_dict()
     torch.save(dict(state), tmp_path / "w.pth")
     with pytest.raises(
-        CheckpointError, match=r"found a vision transformer at '' \(2 blocks of 192 channels, patches of 16 pixels"
+        CheckpointError, match=r"found a vision transformer at '': 2 blocks of 192 channels, patches of 16 pixels"
     ) as caught:
         load(tmp_path / "w.pth")
-    assert "model=timm:vit_tiny_patch16_224 reads it" in str(caught.value) and len(str(caught.value).splitlines()) == 2
+    assert "model=timm:vit_tiny_patch16_224 reads it" in str(caught.value) and len(str(caught.value).splitlines()) == 1
     same_features(load(tmp_path / "w.pth", model="timm:vit_tiny_patch16_224"), made, 224)
     both = {
         f"module.{which}.{name}": value
@@ -157,7 +177,7 @@ def test_a_transformer_whose_heads_nobody_tells_is_named_with_the_model_that_rea
         for name, value in state.items()
     }
     torch.save({"state_dict": both}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"'module\.base_encoder\.' and 1 more: prefix=TEXT says which"):
+    with pytest.raises(CheckpointError, match=r"'module\.base_encoder\.' and 1 more \(prefix=TEXT says which\)"):
         load(tmp_path / "w.pth")
 
 
