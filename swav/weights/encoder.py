@@ -24,7 +24,7 @@ from swav.data.sources.decode import as_pixels, reason_of
 from swav.data.sources.pixels import decoding_of
 from swav.errors import CheckpointError, ConfigError
 from swav.files import CHECKPOINTS
-from swav.network.backbone import BACKBONES, ResNet, check_backbone, in_channels_last
+from swav.network.backbone import BACKBONES, check_backbone, in_channels_last
 from swav.network.heads import SwavNetwork, build_network
 from swav.recipe_files import load_recipe, stored, validated
 from swav.tensors import require_same_form, require_sound
@@ -92,19 +92,9 @@ class Encoder(nn.Module):
 
         Raises:
             ValueError: images of another shape or type.
-        ConfigError: a transformer that does not take images of this size.
         """
         self._check(images)
-        try:
-            return self.trunk(images)  # type: ignore[no-any-return]
-        except (AssertionError, RuntimeError, ValueError) as error:
-            if isinstance(error, torch.OutOfMemoryError) or not self._is_of_another_size(images):
-                raise
-            side = images.shape[-1]
-            raise ConfigError(
-                f"{self.name}: expected images of {self.size} pixels, as {self.settings['backbone']} is made for, found {side}, which it "
-                f"does not take ({reason_of(error)}); use size={self.size}"
-            ) from error
+        return self.trunk(images)  # type: ignore[no-any-return]
 
     def stages(self, images: Float[Tensor, "N C H W"]) -> list[Tensor]:
         """Feature maps: of a ResNet feature1 (after the stem, before max-pool) and feature2..5 (layer1..4); of a timm model
@@ -139,10 +129,6 @@ class Encoder(nn.Module):
         """
         view = torch.from_numpy(val_view(as_pixels(image, self.decoding), size or self.size))
         return to_input(view[None], self.mean, self.std, self.in_channels)[0]
-
-    def _is_of_another_size(self, images: Tensor) -> bool:
-        """Whether images are not of the size that a network of others is made for: it may take no other."""
-        return not isinstance(self.trunk, ResNet) and images.shape[-2:] != (self.size, self.size)
 
     def _check(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != self.in_channels or not images.is_floating_point():

@@ -124,7 +124,8 @@ def load_foreign(path: Path, options: WeightOptions) -> ForeignWeights:
         provenance += f"\n{path}: taken for {fit.model.name} by its shapes ({known}), as {layout.name} builds it; model= says otherwise"
     if beside := averages_beside(file, taken):
         provenance += f"\n{path}: a copy averaged over the training is there too: prefix={shown(beside)}. takes it"
-    provenance += f"\n{path}: images normalised by mean {list(mean)}, std {list(std)}, channels {channels} ({source})"
+    seen = f"channels {channels}" if recipe.in_channels == 3 else "of which the network sees the luma"
+    provenance += f"\n{path}: images normalised by mean {list(mean)}, std {list(std)}, {seen} ({source})"
     return ForeignWeights(network, recipe, bool(parts.head), bool(parts.prototypes), found, provenance)
 
 
