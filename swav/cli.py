@@ -221,6 +221,21 @@ def compare(
     comparison.compare(data, out=out, labelled=labelled, init=init, hours=hours, dry_run=dry_run, **overrides)
 
 
+@app.command(cls=Command, short_help="What this machine has for training, what it lacks, what to do.")
+def doctor(
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="PATH", help="Images: how fast they are made ready is measured.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="A folder for runs: is it fast, and is there room?")
+    ] = None,
+) -> None:
+    """Check versions, devices, memory, disk and limits of this machine, and say what to do about each. Changes nothing."""
+    from swav import doctor as doctor_module
+
+    doctor_module.doctor(data, out)
+
+
 @app.command(cls=Command)
 def report(
     folder: Path,

@@ -393,6 +393,8 @@ class WeightOptions(Settings):
     mean: tuple[float, float, float] | None = Field(None, description="subtracted, in the order of `channels`")
     std: tuple[Positive, Positive, Positive] | None = Field(None, description="divides, in the order of `channels`")
     channels: Literal["rgb", "bgr"] | None = Field(None, description="order in which the network saw them")
+    pretrain_epochs: Count | None = Field(None, description="of the pre-training, for tables; changes no number")
+    pretrain_batch: Count | None = Field(None, description="images per step of the pre-training, for tables")
 
 
 # Names that settings had before 0.1.0. In files that a run wrote they are read as the new ones; what a user types is refused.

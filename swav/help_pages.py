@@ -36,6 +36,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "swav compare --data photos/ --labelled labelled/ --hours 2 --out worth",
         "swav compare --data photos/ --labelled labelled/ --init weights.pth --out worth",
     ),
+    "doctor": ("swav doctor", "swav doctor --data photos/ --out runs/"),
     "report": ("swav report run", "swav report run other-run"),
     "recipes": ("swav recipes", "swav recipes auto"),
     "data": ("swav data scan photos/", "swav data shapes drawn/"),

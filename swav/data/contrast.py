@@ -69,6 +69,7 @@ class Finding(NamedTuple):
         text: for people, with what to do.
         setting: that helps, as {"white_level": 4095}; empty where none does.
         example: name of one of them.
+        flat: how many of them are nearly one colour.
     """
 
     cause: Cause
@@ -77,10 +78,16 @@ class Finding(NamedTuple):
     text: str
     setting: Mapping[str, Any]
     example: str
+    flat: int = 0
 
     @property
     def is_common(self) -> bool:
         return self.images >= WARNED_SHARE * self.of
+
+    @property
+    def is_of_most(self) -> bool:
+        """Whether most of the images show next to nothing, as they are read."""
+        return 2 * self.flat > self.of
 
 
 def look_at(images: Images, i: int) -> Look:
@@ -145,7 +152,11 @@ def findings(looks: Sequence[Look], how: Decoding, looked_at: str = " looked at"
         others = sum(look.cause is None for look in looks)
         if cause == "white_level" and others >= WARNED_SHARE * len(looks):
             text += f" (it holds for all: if the {others} others have more than 8 bits too, convert these)"
-        found.append(Finding(cause, len(its), len(looks), f"{subject} {text}", setting, its[0].name))
+        found.append(
+            Finding(
+                cause, len(its), len(looks), f"{subject} {text}", setting, its[0].name, sum(look.flat for look in its)
+            )
+        )
     return sorted(found, key=lambda finding: -finding.images)
 
 

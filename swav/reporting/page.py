@@ -23,7 +23,7 @@ from swav.results.intervals import Interval, unpaired
 from swav.results.paired import paired_difference
 from swav.results.render import html_templates, write_tables
 from swav.results.results import Result, Results, read_damaged_results, summary
-from swav.results.units import decimals_of, known_metric
+from swav.results.units import decimals_of, headline_of, known_metric
 from swav.version import swav_version
 from swav.weights.exported import FOLDER, RIGHTS, WEIGHTS, usage, which
 
@@ -206,7 +206,8 @@ def _points(metrics: Sequence[Mapping[str, Any]], key: str, factor: float) -> li
 
 
 def results_table(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
-    """One row per benchmark, metric and protocol, one column per weights, random weights first; mean and std over seeds.
+    """One row per benchmark, metric and protocol, one column per weights, random weights first; mean and std over seeds. One
+    row of each benchmark and protocol is its headline.
 
     Where there are random weights and one other, the last column is its gain, with an interval where one is known.
     """
@@ -220,6 +221,9 @@ def results_table(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
         groups.setdefault((row.bench, row.metric, row.protocol, row.unit), {}).setdefault(row.weights, []).append(row)
     gains = len(weights) == 2 and weights[0].startswith("random:") and not weights[1].startswith("random:")
     remarks = sorted({row.remark for row in results if row.comparable is False})
+    scores: dict[tuple[str, str], list[str]] = {}
+    for bench, metric, protocol, _ in groups:
+        scores.setdefault((bench, protocol), []).append(metric)
     rows = []
     for (bench, metric, protocol, unit), by_weights in groups.items():
         alike = [row for found in by_weights.values() for row in found]
@@ -234,6 +238,7 @@ def results_table(runs: Sequence[RunFolder]) -> dict[str, Any] | None:
             {
                 "bench": bench,
                 "metric": metric,
+                "headline": metric == headline_of(scores[bench, protocol]),
                 "protocol": protocol,
                 "unit": unit,
                 "n": " / ".join(sorted({f"{row.n:,}" for row in alike if row.n is not None})),

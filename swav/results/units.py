@@ -4,6 +4,7 @@ A score is named by its metric and what it is of: `top-1 k=20`, `mAP best layer`
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 PERCENT = "%"
 
@@ -33,6 +34,14 @@ METRICS: dict[str, Metric] = {
     "AP75": Metric(),
     "mIoU": Metric(),
 }
+
+# The score that stands for a benchmark where there is room for one: the first of these that it has, else its first.
+HEADLINES = ("mAP best layer", "top-1 best layer", "top-1 feature5", "top-1 k=20", "top-1 10%", "mAP k=16", "box AP")
+
+
+def headline_of(scores: Sequence[str]) -> str:
+    """The score of a benchmark that stands for all of them."""
+    return next((name for name in HEADLINES if name in scores), scores[0])
 
 
 def known_metric(score: str) -> Metric | None:

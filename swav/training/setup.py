@@ -54,6 +54,7 @@ class RunSetup:
     warnings: list[str] = dataclasses.field(
         default_factory=list
     )  # about the images; what they show, of a fresh run only
+    flat: str = ""  # what is said of the images where most of them are nearly one colour
 
     @property
     def steps_per_epoch(self) -> int:
@@ -67,7 +68,8 @@ class RunSetup:
             used = recipe.queue_start_epoch * self.steps_per_epoch + -(-recipe.queue_length // recipe.batch)
             unsettled = used, used + self.steps_per_epoch
         start = RANDOM if recipe.init is None else recipe.init
-        return HealthFacts(recipe.log_prototypes, len(self.images), max(recipe.prototype_sets), start, unsettled)
+        most = max(recipe.prototype_sets)
+        return HealthFacts(recipe.log_prototypes, len(self.images), most, start, unsettled, self.flat)
 
     @property
     def total_steps(self) -> int:
@@ -153,8 +155,10 @@ def prepare(
         )
     run = RunSetup(out, recipe, reasons, images, labelled, unlabelled, device, kept, speeds[0] if speeds else None)
     run.warnings += images.warnings
+    found = dist.on_rank0(lambda: faults(images))
+    run.flat = next((finding.text for finding in found if finding.is_of_most), "")
     if before is None:
-        run.warnings += dist.on_rank0(lambda: [finding.text for finding in faults(images)])
+        run.warnings += [finding.text for finding in found]
     if wanted.hours is not None:
         scored, views = sum(map(len, labelled)) if labelled else 0, 0
         due = [max(1, round(recipe.knn_every_epochs))] if scored else []

@@ -38,6 +38,7 @@ class HealthFacts(NamedTuple):
         start: what the weights at the start are called.
         unsettled: steps (after, up to) in which the queue joins the codes. The loss jumps there, and what was before is no measure
             of what comes after.
+        flat: what is said of the images where most of them are nearly one colour; else empty.
     """
 
     ln_k: float
@@ -45,6 +46,7 @@ class HealthFacts(NamedTuple):
     prototypes: int
     start: str = RANDOM
     unsettled: tuple[int, int] = (0, 0)
+    flat: str = ""
 
 
 class HealthCheck:
@@ -98,10 +100,12 @@ def verdict(history: History, facts: HealthFacts, ended: bool = False, harm: str
         harm: why the weights at the start are better than the last, where they are given ones and it is so.
 
     Returns:
-        One of healthy, diverging, collapsing, too few images, prototypes dying, did harm, not learning, data-bound, too early; and
+        One of healthy, images of one colour, diverging, collapsing, too few images, prototypes dying, did harm, not learning, data-bound, too early; and
         the evidence, or what to do.
     """
     knows, evidence = learned(history, facts.start)
+    if facts.flat and not knows:  # before all else: no setting of the training helps
+        return "images of one colour", f"{facts.flat}; {evidence}" if ended and evidence else facts.flat
     if harm is not None:
         return (
             "did harm",

@@ -56,7 +56,8 @@ class Encoder(nn.Module):
         in_channels: C, 3 or 1.
         size: side of images that the network was made for [pixels].
         decoding: how the stored values of the images became RGB that it was trained on.
-        settings: what built the network, for results; of a run's weights also the epochs behind them and the batch.
+        settings: what built the network, for results; of a run's weights also the epochs behind them and the batch, of
+            others where the user says them.
         provenance: what was found in another project's file, as text; empty for our own.
         num_features: F.
         stage_names, stage_channels: of the maps that `stages` gives; empty where the backbone has no stages.
@@ -195,13 +196,13 @@ def of_module(module: nn.Module, name: str, size: int, options: Mapping[str, Any
             `stage_channels`, it has stages.
         name: the weight source, in results.
         size: S [pixels].
-        options: `mean` and `std`, where they are not ImageNet's usual ones.
+        options: `mean` and `std`, where they are not ImageNet's usual ones; `pretrain_epochs` and `pretrain_batch`, for tables.
 
     Raises:
         ConfigError: an option that it has no use for, or a module that cannot be copied or gives something else.
     """
     wanted = validated(WeightOptions, options, "weights")
-    takes = () if isinstance(module, Encoder) else ("mean", "std")
+    takes = () if isinstance(module, Encoder) else ("mean", "std", "pretrain_epochs", "pretrain_batch")
     if idle := [key for key, value in wanted if value is not None and key not in takes]:
         kind = (
             "an Encoder, which says itself what it is"
@@ -225,7 +226,14 @@ def of_module(module: nn.Module, name: str, size: int, options: Mapping[str, Any
     encoder.settings = {"backbone": type(module).__qualname__, "response": response} | {
         key: encoder.settings[key] for key in ("in_channels", "mean", "std")
     }
+    encoder.settings |= _pretraining(wanted)
     return _frozen(encoder)
+
+
+def _pretraining(options: WeightOptions) -> dict[str, int]:
+    """Length and batch of the pre-training, as far as the user says them, by their names in results."""
+    said = {"epochs": options.pretrain_epochs, "batch": options.pretrain_batch}
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def _response(module: nn.Module, name: str, size: int) -> tuple[int, list[str]]:
@@ -287,7 +295,9 @@ def _of_another_project(source: str, options: WeightOptions) -> Encoder:
         architecture = name.partition(".")[0]
         options = options.model_copy(update={"model": architecture if architecture in BACKBONES else source})
     foreign = load_foreign(path, options)
-    return _frozen(Encoder(foreign.network, foreign.recipe, source, foreign))
+    encoder = Encoder(foreign.network, foreign.recipe, source, foreign)
+    encoder.settings |= _pretraining(options)
+    return _frozen(encoder)
 
 
 def _frozen(encoder: Encoder) -> Encoder:

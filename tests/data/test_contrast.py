@@ -117,6 +117,18 @@ def test_a_few_of_many_are_not_warned_of_at_a_start_and_are_listed_by_a_scan(tmp
     assert [finding["images"] for finding in scan(tmp_path)["faults"]] == [1]
 
 
+@pytest.mark.parametrize(("flat", "whole", "most"), [(5, 5, False), (6, 5, True)])
+def test_a_finding_is_of_most_images_only_where_more_than_half_are_flat(tmp_path, flat, whole, most):
+    saved(tmp_path, *[np.zeros((40, 60, 3), np.uint8)] * flat, *[smooth(40, 60)] * whole)
+    (finding,) = faults(open_images(tmp_path))
+    assert finding.is_of_most == most
+
+
+def test_dark_images_that_show_something_are_not_called_flat(tmp_path):
+    (finding,) = faults(saved(tmp_path, np.uint16(GREY * 60)))
+    assert finding.cause == "white_level" and not finding.is_of_most
+
+
 def test_others_that_use_all_of_their_bits_are_mentioned(tmp_path):
     images = saved(tmp_path, np.uint16(GREY * 16), np.uint16(GREY * 257))
     assert "the 1 others have more than 8 bits" in only(images).text

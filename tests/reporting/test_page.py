@@ -339,6 +339,23 @@ def test_seeds_become_mean_and_spread_and_remarks_are_numbered(run):
     assert "51.00 ± 1.41" in text and "not comparable with published numbers: other images" in text
 
 
+def test_a_benchmark_is_one_line_and_its_other_metrics_are_folded(run):
+    scores = {"top-1 k=10": 41.0, "top-1 k=20": 42.0, "top-5 k=20": 80.0}
+    rows = [result(run, value, metric=metric) for metric, value in scores.items()]
+    rows += [result(run, 60.0 + at, "linear-stages", metric=f"top-1 feature{at}") for at in (1, 5)]
+    (run / "results.json").write_text(json.dumps({"results": rows}))
+    open_part, folded = report(run).read_text().split("<summary>All 5 metrics</summary>")
+    assert {value for value in ("41.00", "42.00", "80.00", "61.00", "65.00") if value in open_part} == {
+        "42.00",
+        "65.00",
+    }
+    assert all(value in folded for value in ("41.00", "42.00", "80.00", "61.00", "65.00"))
+
+
+def test_no_fold_where_there_is_nothing_to_fold(run):
+    assert "metrics</summary>" not in report(run).read_text()
+
+
 def test_time_is_summed_over_sittings(run):
     lines = metrics(4)
     lines[2]["seconds"], lines[3]["seconds"] = 1.0, 3.0  # a resume after step 2, at 4 seconds

@@ -176,7 +176,7 @@ def test_a_metric_in_another_unit_needs_no_other_code(tmp_path, pixels):
     assert re.search(r"\| EPE \[px\] +\|.*\| 3\.5 ± 0\.7 \(n=2\) \|", text) and "top-1 k=10 [%]" in text
     assert "| metric [px] |" in format_results(found)
     page = report(tmp_path).read_text()
-    assert "<td>px</td>" in page and "+1.8" in page  # 5.25 to 3.5: less is better
+    assert ">px</td>" in page and "+1.8" in page  # 5.25 to 3.5: less is better
     for name in ("tables.md", "tables.html", "tables.tex"):
         shown = (tmp_path / name).read_text()
         assert "EPE" in shown and "px" in shown and "3.5" in shown

@@ -50,8 +50,9 @@ def test_a_run_says_what_is_wrong_before_its_first_step_and_nothing_with_the_set
     assert "\nwarning    24 of 24 images looked at are nearly one colour" in summary.describe(run)
     assert "set white_level=4095" in summary.describe(run)
     assert run.images.read(0).max() == 16
+    assert "set white_level=4095" in run.health_facts.flat
     run = setup.prepare(recipe(dark, white_level=4095), tmp_path, CPU, dry_run=True)
-    assert run.warnings == [] and "nearly one colour" not in summary.describe(run)
+    assert run.warnings == [] and run.health_facts.flat == "" and "nearly one colour" not in summary.describe(run)
     assert run.labelled is not None
     for images in (run.images, *run.labelled):
         assert images.read(0).max() > 250

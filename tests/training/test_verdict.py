@@ -73,6 +73,15 @@ def test_the_verdict_at_the_end_is_of_what_was_learned_however_low_the_loss(scor
     assert live == "healthy"  # on the way nothing is said of what may still be learned
 
 
+@pytest.mark.parametrize("line", [GOOD, COLLAPSED])
+def test_images_of_one_colour_are_named_unless_something_was_learned_from_them(line):
+    facts = FACTS._replace(flat="24 of 24 images are nearly one colour; set white_level=4095")
+    for ended in (True, False):
+        told, advice = verdict([line] * 60, facts, ended)
+        assert told == "images of one colour" and advice.startswith(facts.flat) and "epsilon" not in advice
+    assert verdict([*[GOOD] * 60, check(0, 0), check(30.0)], facts, ended=True)[0] == "healthy"
+
+
 def test_harm_to_given_weights_is_a_verdict_of_its_own_and_short_runs_are_told_what_was_measured():
     told, advice = verdict([GOOD] * 60, FACTS._replace(start="w.pth"), ended=True, harm="kNN is below")
     assert told == "did harm" and "keep w.pth" in advice

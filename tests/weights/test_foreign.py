@@ -15,7 +15,7 @@ import swav
 from swav.errors import CheckpointError, ConfigError
 from swav.network.backbone import BACKBONES
 from swav.network.heads import SwavNetwork
-from swav.weights.encoder import Encoder, load
+from swav.weights.encoder import Encoder, load, of_module
 from tests.network import foreign
 
 
@@ -324,6 +324,17 @@ def test_a_network_for_bgr_becomes_the_same_for_rgb(tmp_path):
     mean, std = (torch.tensor(values)[:, None, None] for values in (encoder.mean, encoder.std))
     torch.testing.assert_close(encoder((rgb - mean) / std), expected.detach(), rtol=0, atol=1e-5)
     assert encoder.settings["channels"] == "bgr"
+
+
+def test_the_length_of_the_pre_training_is_for_tables_only(tmp_path):
+    path = foreign.write(tmp_path / "w.pth", foreign.torchvision(foreign.network("basic", (2, 2, 2, 2))))
+    plain, said = load(path), load(path, pretrain_epochs=200, pretrain_batch=256)
+    assert said.settings == plain.settings | {"epochs": 200, "batch": 256}
+    assert said.architecture == plain.architecture and said.sha256 == plain.sha256
+    module = of_module(foreign.plain_cnn(), "mine", 32, {"pretrain_epochs": 3})
+    assert module.settings["epochs"] == 3 and "batch" not in module.settings
+    with pytest.raises(ConfigError, match="pretrain_epochs: is for other projects' weight files"):
+        load("random:resnet18", pretrain_epochs=1)
 
 
 def test_a_module_and_function_name_a_network_that_is_not_ours(tmp_path):
