@@ -320,9 +320,9 @@ def check_size(name: str, task: Task[Any]) -> None:
             task.encoder(task.one_image())
     except Exception as error:  # a model may raise anything at a size that it was not made for
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ConfigError(
-            f"{task.encoder.name}: does not take images of {task.settings.size} pixels ({reason}); use another {name}.size"
-        ) from None
+        size, own = task.settings.size, task.encoder.size
+        advice = f"use another {name}.size" if size == own else f"use {name}.size={own}"
+        raise ConfigError(f"{task.encoder.name}: does not take images of {size} pixels ({reason}); {advice}") from None
 
 
 def _sources(weights: Weights | Sequence[Weights], name: object) -> tuple[list[str], dict[str, nn.Module]]:

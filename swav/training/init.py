@@ -67,17 +67,23 @@ def require_fitting(start: Encoder, recipe: Recipe) -> None:
     """
     with torch.device("meta"):
         expected = build_network(recipe).trunk
-    difference = _difference(_trunk_state(start, recipe), expected.state_dict())
+    found, wanted = _trunk_state(start, recipe), expected.state_dict()
+    difference = _difference(found, wanted)
+    if difference is not None and difference.endswith("pos_embed") and {difference} <= found.keys() & wanted.keys():
+        raise ConfigError(
+            f"init={recipe.init}: expected {wanted[difference].shape[1]} positions, as {recipe.backbone} has, found "
+            f"{found[difference].shape[1]}, as for images of another size; such a file can be scored (--weights), not adapted"
+        )
     if (
         difference is None and not start.provenance and start.settings["stem"] != recipe.stem
     ):  # of equal shapes: half, small
         difference = "the stem"
     if difference is not None:
-        found = ", ".join(f"{key}={start.settings[key]}" for key in _SHAPING)
-        wanted = ", ".join(f"{key}={getattr(recipe, key)}" for key in _SHAPING)
+        theirs = ", ".join(f"{key}={start.settings[key]}" for key in _SHAPING)
+        ours = ", ".join(f"{key}={getattr(recipe, key)}" for key in _SHAPING)
         raise ConfigError(
-            f"init={recipe.init}: expected the backbone of {wanted}\n"
-            f"found another ({found}; first difference at {difference}); set these keys to what the weights are of"
+            f"init={recipe.init}: expected the backbone of {ours}\n"
+            f"found another ({theirs}; first difference at {difference}); set these keys to what the weights are of"
         )
 
 

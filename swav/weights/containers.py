@@ -11,13 +11,14 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from swav.errors import CheckpointError
+from swav.weights.file_kinds import what_zip_it_is
 from swav.weights.pickle_vm import FormatError, PickleVM, TensorRef, shown
 from swav.weights.sources import format_of
 
@@ -90,7 +91,7 @@ def _open_zip(path: Path) -> WeightFile:
             entries = {info.filename: info for info in archive.infolist()}
             roots = [name.removesuffix("data.pkl") for name in entries if name.count("/") == 1 and "/data.pkl" in name]
             if len(roots) != 1:
-                raise FormatError("a zip file without data.pkl; unpack it, and give the file in it")
+                raise FormatError(what_zip_it_is(archive.infolist()))
             root = roots[0]
             if f"{root}constants.pkl" in entries:
                 raise FormatError("a TorchScript program; save its state_dict()")
@@ -109,7 +110,12 @@ def _open_zip(path: Path) -> WeightFile:
 
     def read(wanted: Sequence[TensorRef]) -> Iterable[Tensor]:
         with zipfile.ZipFile(path) as archive:
-            yield from _tensors(wanted, lambda key: archive.read(f"{root}data/{key}"))  # reading checks the CRC
+
+            def content(key: str) -> tuple[io.BufferedIOBase, int]:  # read to its end, which checks the CRC
+                name = f"{root}data/{key}"
+                return cast(io.BufferedIOBase, archive.open(name)), entries[name].file_size
+
+            yield from _tensors(wanted, content)
 
     return WeightFile(path, tree, frozenset(machine.inert), read)
 
@@ -122,7 +128,12 @@ def _open_legacy(path: Path) -> WeightFile:
     machine = PickleVM()
     places: dict[str, int] = {}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if PickleVM().run(content) != LEGACY_MAGIC:
+        first = PickleVM()
+        if first.run(content) != LEGACY_MAGIC:
+            if any(name.startswith("numpy.") for name in first.inert):
+                raise FormatError(
+                    "a pickle of NumPy arrays, as Detectron2 writes; save them as tensors, with torch.save"
+                )
             raise FormatError("a pickle that torch.save did not write")
         PickleVM().run(content)
         system = PickleVM().run(content)
@@ -144,13 +155,12 @@ def _open_legacy(path: Path) -> WeightFile:
         raise FormatError(f"storage {missing[0]} missing; fetch it again")
 
     def read(wanted: Sequence[TensorRef]) -> Iterable[Tensor]:
-        with path.open("rb") as file:
+        def content(key: str) -> tuple[io.BufferedIOBase, int]:
+            file = path.open("rb")
+            file.seek(places[key])
+            return file, machine.storages[key].nbytes
 
-            def content(key: str) -> bytes:
-                file.seek(places[key])
-                return file.read(machine.storages[key].nbytes)
-
-            yield from _tensors(wanted, content)
+        yield from _tensors(wanted, content)
 
     return WeightFile(path, tree, frozenset(machine.inert), read)
 
@@ -178,23 +188,69 @@ def _open_safetensors(path: Path) -> WeightFile:
     return WeightFile(path, tree, frozenset(), read)
 
 
-def _tensors(wanted: Sequence[TensorRef], content: Callable[[str], bytes]) -> Iterable[Tensor]:
-    """Tensors as views of their storages, each read once: many tensors of a file may share one (flattened parameters).
+def _tensors(wanted: Sequence[TensorRef], content: Callable[[str], tuple[io.BufferedIOBase, int]]) -> Iterable[Tensor]:
+    """Tensors as views of the parts of storages that they lie in; each storage is read once, piece by piece.
+
+    Many tensors of a file may share one storage (flattened parameters), and what is wanted may be little of it.
 
     Args:
         wanted: which.
-        content: the bytes of a storage, by its key.
+        content: a storage by its key, as a stream at its beginning, and its bytes.
     """
-    storages: dict[str, bytearray] = {}
+    of_storage: dict[str, list[TensorRef]] = {}
     for stored in wanted:
-        if stored.key not in storages:
-            storages[stored.key] = bytearray(content(stored.key))  # torch warns of bytes, which it may not write to
-        yield _tensor(stored, storages[stored.key])
+        of_storage.setdefault(stored.key, []).append(stored)
+    parts = {key: _read_parts(*content(key), _parts(refs)) for key, refs in of_storage.items()}
+    for stored in wanted:
+        yield _tensor(stored, parts[stored.key])
 
 
-def _tensor(stored: TensorRef, content: bytearray) -> Tensor:
+_Part = tuple[int, int]  # [bytes], from where and up to where
+
+
+def _extent(stored: TensorRef) -> _Part:
+    """Where a tensor lies in its storage."""
+    last = stored.offset + sum((size - 1) * stride for size, stride in zip(stored.shape, stored.strides, strict=True))
+    return stored.offset * stored.dtype.itemsize, (last + 1) * stored.dtype.itemsize
+
+
+def _parts(refs: Sequence[TensorRef]) -> list[_Part]:
+    """What tensors of one storage need of it, in order. They begin where a number of any type may, and do not touch."""
+    parts: list[_Part] = []
+    for start, end in sorted(_extent(stored) for stored in refs if 0 not in stored.shape):
+        start -= start % _ALIGNED
+        if parts and start <= parts[-1][1]:
+            start, end = parts[-1][0], max(end, parts[-1][1])
+            parts.pop()
+        parts.append((start, end))
+    return parts
+
+
+_ALIGNED = 16  # bytes
+_CHUNK = 1 << 20  # bytes that are read at a time
+
+
+def _read_parts(stream: io.BufferedIOBase, size: int, parts: Sequence[_Part]) -> dict[_Part, bytearray]:
+    """Parts of a stream, which is read through; the rest is passed over. (Torch warns of bytes, which it may not write to.)"""
+    read = {part: bytearray(part[1] - part[0]) for part in parts}
+    place = 0
+    with stream:
+        while chunk := stream.read(min(_CHUNK, size - place)):
+            for (start, end), kept in read.items():
+                first, last = max(start, place), min(end, place + len(chunk))
+                if first < last:
+                    kept[first - start : last - start] = chunk[first - place : last - place]
+            place += len(chunk)
+    if place < size:
+        raise EOFError("a storage is cut short")
+    return read
+
+
+def _tensor(stored: TensorRef, parts: Mapping[_Part, bytearray]) -> Tensor:
     if 0 in stored.shape:
         return torch.empty(stored.shape, dtype=stored.dtype)
+    begin, _ = _extent(stored)
+    (start, _), content = next((part, content) for part, content in parts.items() if part[0] <= begin < part[1])
     count = len(content) // stored.dtype.itemsize
     flat = torch.frombuffer(content, dtype=stored.dtype, count=count)
-    return flat.as_strided(stored.shape, stored.strides, stored.offset)
+    return flat.as_strided(stored.shape, stored.strides, (begin - start) // stored.dtype.itemsize)

@@ -15,28 +15,36 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from swav.config import Recipe, WeightOptions
+from swav.config import TIMM, Recipe, WeightOptions
 from swav.errors import CheckpointError, ConfigError, did_you_mean
 from swav.network.backbone import BACKBONES, in_channels_last
 from swav.network.heads import SwavNetwork
 from swav.recipe_files import load_recipe
 from swav.tensors import require_sound, some
 from swav.weights.containers import WeightFile, open_weights
+from swav.weights.fits import Fit, Model, Shape, Tensors
 from swav.weights.key_layouts import (
     STD,
-    Fit,
     KeyLayout,
-    Model,
-    Shape,
-    Tensors,
     Triple,
     find_trunk,
     head_places,
     layout_of,
     prototype_places,
-    tensors_by_name,
 )
 from swav.weights.pickle_vm import shown
+from swav.weights.state_dicts import averages_beside, tensors_by_name, unwrapped_name
+from swav.weights.transformers import (
+    Transformer,
+    channels_of_images,
+    converted,
+    file_shapes,
+    image_size,
+    takes_any_size,
+    timm_model,
+    transformers,
+    with_timms_names,
+)
 
 MEAN: Triple = (0.485, 0.456, 0.406)
 
@@ -73,8 +81,14 @@ def load_foreign(path: Path, options: WeightOptions) -> ForeignWeights:
         CheckpointError: the file is damaged, or the whole backbone of one known network is not in it.
     """
     file = open_weights(path)
-    tensors = tensors_by_name(file)
-    fit = find_trunk(path, tensors, _models(options), options.prefix, file.tree)
+    prefix = None if options.prefix is None else unwrapped_name(options.prefix)
+    taken = tensors_by_name(file, prefix)
+    tensors = with_timms_names(taken)
+    known = _known_transformer(tensors, prefix, file.tree) if options.model is None else None
+    if known is not None:
+        options = options.model_copy(update={"model": f"{TIMM}{known.timm_name}"})
+        prefix = known.prefix
+    fit = find_trunk(path, tensors, _models(options, tensors, prefix), prefix, file.tree)
     layout = layout_of(fit.prefix, tensors, file.tree)
     mean, std, source = _normalisation(path, layout, options)
     settings = fit.model.settings
@@ -82,7 +96,9 @@ def load_foreign(path: Path, options: WeightOptions) -> ForeignWeights:
     if recipe.stem == "small":
         recipe = recipe.model_copy(update={"eval_size": 32})
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn on the way, and written over
-        trunk = fit.model.trunk or BACKBONES[recipe.backbone](width=recipe.width, stem=recipe.stem)
+        trunk = fit.model.trunk or BACKBONES[recipe.backbone](
+            width=recipe.width, stem=recipe.stem, in_channels=recipe.in_channels
+        )
         parts = _parts(tensors, layout, int(trunk.num_features))  # type: ignore[arg-type]
         network = SwavNetwork(trunk, parts.hidden, parts.dim, parts.count)
     lengths = _fill(network, file, tensors, fit, parts)
@@ -91,6 +107,8 @@ def load_foreign(path: Path, options: WeightOptions) -> ForeignWeights:
     if padding:
         trunk.get_submodule("conv1").padding = (padding, padding)  # type: ignore[assignment]
     channels = options.channels or "rgb"
+    if channels == "bgr" and recipe.in_channels != 3:
+        raise ConfigError(f"channels=bgr: expected a network for colour images, found one for grey ones in {path}")
     if channels == "bgr":
         recipe = recipe.model_copy(update={"mean": mean[::-1], "std": std[::-1]})
         _take_rgb(network.trunk)
@@ -102,16 +120,33 @@ def load_foreign(path: Path, options: WeightOptions) -> ForeignWeights:
         "normalisation": source,
     } | ({"padding": padding} if padding else {})
     provenance = _story(path, tensors, fit, layout, parts, lengths)
-    provenance += f"\n{path}: images normalised by mean {list(mean)}, std {list(std)}, channels {channels} ({source})"
+    if known is not None:
+        provenance += f"\n{path}: taken for {fit.model.name} by its shapes ({known}), as {layout.name} builds it; model= says otherwise"
+    if beside := averages_beside(file, taken):
+        provenance += f"\n{path}: a copy averaged over the training is there too: prefix={shown(beside)}. takes it"
+    seen = f"channels {channels}" if recipe.in_channels == 3 else "of which the network sees the luma"
+    provenance += f"\n{path}: images normalised by mean {list(mean)}, std {list(std)}, {seen} ({source})"
     return ForeignWeights(network, recipe, bool(parts.head), bool(parts.prototypes), found, provenance)
 
 
 # -- what it may be
 
 
-def _models(options: WeightOptions) -> Callable[[Shape | None], Sequence[Model]]:
+def _known_transformer(tensors: Tensors, prefix: str | None, tree: Any) -> Transformer | None:
+    """The one transformer of a file whose layout tells who built it: what its heads are, no tensor shows."""
+    found = [one for one in transformers(tensors) if prefix is None or one.prefix == prefix]
+    students = {"student.backbone.", "student.module.backbone."}  # of DINO, where they are asked for
+    known = [
+        one
+        for one in found
+        if one.timm_name and (layout_of(one.prefix, tensors, tree).name in ("DINO", "DINOv2") or prefix in students)
+    ]
+    return known[0] if len(known) == 1 else None
+
+
+def _models(options: WeightOptions, tensors: Tensors, prefix: str | None) -> Callable[[Shape | None], Sequence[Model]]:
     if options.model is not None and ":" in options.model:
-        model = _made(options.model)
+        model = _made(options.model, tensors, prefix)
         return lambda _: [model]
     if options.model is not None and options.model not in BACKBONES:
         raise ConfigError(
@@ -122,40 +157,45 @@ def _models(options: WeightOptions) -> Callable[[Shape | None], Sequence[Model]]
 
     def models(first: Shape | None) -> list[Model]:
         usual = first is None or len(first) != 4 or not 0 < first[0] <= 64 * 64
-        base, kernel = (64, 7) if usual else (first[0], first[-1])  # type: ignore[index]
+        base, channels, kernel = (64, 3, 7) if usual else (first[0], first[1], first[-1])  # type: ignore[index]
         # 3x3 is what everyone has on small images, with stride 1 and no max-pool.
-        return [_backbone(name, base, options.stem or ("imagenet" if kernel == 7 else "small")) for name in names]
+        stem = options.stem or ("imagenet" if kernel == 7 else "small")
+        return [_backbone(name, base, stem, 1 if channels == 1 else 3) for name in names]
 
     return models
 
 
 @functools.cache
-def _backbone(name: str, base: int, stem: str) -> Model:
+def _backbone(name: str, base: int, stem: str, in_channels: int) -> Model:
     """One of ours, with `base` channels in its first convolution."""
     with torch.device("meta"):
-        trunk = BACKBONES[name](width=base / 64, stem=stem)
-    return Model(name, _shapes(trunk), {"backbone": name, "width": base / 64, "stem": stem})
+        trunk = BACKBONES[name](width=base / 64, stem=stem, in_channels=in_channels)
+    settings = {"backbone": name, "width": base / 64, "stem": stem, "in_channels": in_channels}
+    return Model(name, _shapes(trunk), settings)
 
 
-def _made(name: str) -> Model:
-    """What the user's module:function returns: images [N, 3, H, W] to features [N, F]."""
+def _made(name: str, tensors: Tensors, prefix: str | None) -> Model:
+    """What the user's module:function returns: images [N, C, H, W] to features [N, F]."""
     module, _, function = name.partition(":")
     try:
         if module == "timm":
-            import timm
-
-            trunk = timm.create_model(function, num_classes=0)
+            trunk, size = timm_model(function, tensors, prefix)
         else:
             trunk = getattr(importlib.import_module(module), function)()
-        size = getattr(trunk, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[-1]  # timm's models say it
+            size = getattr(trunk, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[-1]  # timm's models say it
+        channels = channels_of_images(trunk)
         with torch.no_grad():
-            features = trunk.eval()(torch.zeros(1, 3, size, size))
+            features = trunk.eval()(torch.zeros(1, channels, size, size))
     except Exception as error:  # it is not our code
         raise ConfigError(f"model={name}: cannot be made ({type(error).__name__}: {error})") from None
     if not isinstance(trunk, nn.Module) or not isinstance(features, Tensor) or features.ndim != 2:
         raise ConfigError(f"model={name}: expected a module whose output is features [N, F]; found another")
     setattr(trunk, "num_features", features.shape[1])  # noqa: B010  # a module takes any attribute, whatever its stubs say
-    return Model(name, _shapes(trunk), {"eval_size": size}, trunk)
+    note = ""
+    if takes_any_size(trunk):
+        note = f"positions for {size} pixels, interpolated at other sizes"
+        size = image_size(size, trunk.patch_embed.patch_size[0])  # type: ignore[union-attr, index, arg-type]
+    return Model(name, file_shapes(trunk, tensors), {"eval_size": size, "in_channels": channels}, trunk, note)
 
 
 def _shapes(module: nn.Module) -> dict[str, Shape]:
@@ -261,6 +301,7 @@ def _fill(network: SwavNetwork, file: WeightFile, tensors: Tensors, fit: Fit, pa
         if magnitude:  # weight-normalised
             weight = magnitude[0].reshape(-1, 1) * nn.functional.normalize(weight, dim=1)
         read["prototypes.weight"] = weight.float()
+    read = converted(network.trunk, read, "trunk.")
     own = network.state_dict()
     if whole := [key for key, value in read.items() if own[key].is_floating_point() and not value.is_floating_point()]:
         raise CheckpointError(
@@ -284,16 +325,26 @@ def _story(
     kind = fit.model.name
     if settings.get("width", 1) != 1:
         kind += f" width {settings['width']:g}"
+    if settings.get("in_channels", 3) == 1:
+        kind += " on grey images"
     if settings.get("stem", "imagenet") != "imagenet":
         kind += f" stem {settings['stem']}" + (f" padded by {layout.padding}" if layout.padding != 1 else "")
     numbered = ", children by number" if fit.numbered else ""
     words = [f"{path}: {layout.name}: {kind}, all {len(fit.places)} backbone keys at '{shown(fit.prefix)}'{numbered}"]
     words.append(f"head to {parts.hidden} to {parts.dim}" if parts.head else "no head that fits")
     words.append(f"{parts.count} prototypes" if parts.prototypes else "no prototypes that fit")
+    words += [fit.model.note] if fit.model.note else []
     if parts.prototypes and f"{layout.prototypes}bias" in tensors:
         words[-1] += " (their biases left out: SwAV's have none)"
     if parts.prototypes and max(abs(length - 1) for length in lengths) > 0.01:
         words[-1] += f" (their lengths, {lengths[0]:.2g} to {lengths[1]:.2g}, left out: SwAV's are 1)"
+    if "teacher" in layout.trunk and layout.name.startswith("DINO"):
+        key = next(iter(fit.places.values())).removeprefix(fit.prefix)
+        students = [start for name in tensors if (start := name.removesuffix(key)) != name and "student" in start]
+        words.append(
+            "the teacher's weights, as DINO scores them"
+            + (f" (prefix={shown(students[0])} takes the student's)" if students else "")
+        )
     used = {*fit.places.values(), *parts.head.values(), *parts.prototypes}
     rest = [shown(name) for name in tensors if name not in used]
     if rest:

@@ -12,15 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from torch import nn
-
 from swav.errors import CheckpointError
-from swav.weights.containers import WeightFile
-from swav.weights.pickle_vm import TensorRef, shown
+from swav.weights.fits import Fit, Model, Shape, Tensors, compared
+from swav.weights.other_networks import found_instead, kind_of, timms_instead
+from swav.weights.pickle_vm import shown
 
 Triple = tuple[float, float, float]
-Shape = tuple[int, ...]
-Tensors = Mapping[str, TensorRef]
 
 STD: Triple = (0.229, 0.224, 0.225)
 ORIGINAL_STD: Triple = (0.228, 0.224, 0.225)  # a slip that the released runs and their evaluations share
@@ -39,6 +36,7 @@ class KeyLayout:
         beside: a name beside the state_dict that does.
         std: that images were divided by, where that is known. (All subtract the same mean.)
         padding: of a 3x3 first convolution, which no tensor shows.
+        needs: names of the backbone's that all must be there.
     """
 
     name: str
@@ -49,6 +47,13 @@ class KeyLayout:
     beside: str = ""
     std: Triple | None = None
     padding: int = 1
+    needs: tuple[str, ...] = ()
+
+    def behind(self, outer: str) -> "KeyLayout":
+        """The layout in a module that wraps the network."""
+        parts = {key: outer + value for key in ("head", "prototypes") if (value := getattr(self, key))}
+        marks = tuple(outer + name for name in self.marks)
+        return dataclasses.replace(self, trunk=outer + self.trunk, marks=marks, **parts)
 
 
 def _marked_by_its_head(
@@ -57,6 +62,7 @@ def _marked_by_its_head(
     return KeyLayout(name, trunk, head, prototypes, (head, prototypes), std=std, padding=padding)
 
 
+_OF_DINOV2 = ("mask_token", "blocks.0.ls1.gamma")
 # The first that applies is taken. lightly 1.6, solo-learn 1.0.2 (which says `encoder.`) and MMPretrain 1.2 were checked
 # against the packages, the others against descriptions of their files.
 LAYOUTS = (
@@ -84,113 +90,34 @@ LAYOUTS = (
     _marked_by_its_head("lightly", "backbone.", "projection_head.layers.", "prototypes.heads.0.", STD),
     _marked_by_its_head("solo-learn", "backbone.", "projector.", "prototypes.", None, 2),
     _marked_by_its_head("solo-learn", "encoder.", "projector.", "prototypes.", None, 2),
-    KeyLayout("DINO", "teacher.backbone.", std=STD),  # with `student.` beside it; the teacher is what they evaluate
+    KeyLayout("DINOv2", "teacher.backbone.", needs=_OF_DINOV2, std=STD),
+    KeyLayout("DINOv2", "", needs=_OF_DINOV2, std=STD),
+    # With `student.` beside it; the teacher is what they evaluate. A ResNet's is in DDP, a transformer's is not.
+    KeyLayout("DINO", "teacher.backbone.", std=STD),
+    KeyLayout("DINO", "teacher.module.backbone.", std=STD),
+    KeyLayout("DINO of lightly", "teacher_backbone.", std=STD),
     KeyLayout("torchvision or timm", "", marks=("fc.",), std=STD),
 )
-
-# Names under which projects put the state_dict in a file. VISSL's is three dicts deep.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
-VISSL_PLACE = ("classy_state_dict", "base_model", "model")
-
-
-def tensors_by_name(file: WeightFile) -> dict[str, TensorRef]:
-    """The state_dict of a file, wherever it lies in it.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    tree = file.tree if isinstance(file.tree, dict) else {}
-    vissl: Any = tree
-    for name in VISSL_PLACE:
-        vissl = vissl.get(name) if isinstance(vissl, dict) else None
-    found = [
-        _joined(vissl),
-        *(_own(tree.get(name)) for name in WRAPPERS),
-        _own(tree),
-        _joined(tree),
-    ]
-    for tensors in found:
-        if tensors:
-            return tensors
-    holds = ", ".join(shown(str(name)) for name in list(tree)[:6]) or "nothing by name"
-    objects = f", and objects of {', '.join(shown(name) for name in sorted(file.inert)[:3])}" if file.inert else ""
-    raise CheckpointError(
-        f"{file.path}: expected tensors by name (a state_dict), found {holds}{objects}; "
-        "of a whole pickled model, save the state_dict()"
-    )
-
-
-def _own(value: Any) -> dict[str, TensorRef]:
-    if not isinstance(value, dict):
-        return {}
-    return {name: stored for name, stored in value.items() if isinstance(name, str) and isinstance(stored, TensorRef)}
-
-
-def _joined(value: Any) -> dict[str, TensorRef]:
-    """Of dicts in a dict, as in {"trunk": {...}, "heads": {...}}."""
-    if not isinstance(value, dict):
-        return {}
-    return {
-        f"{outer}.{name}": stored
-        for outer, inner in value.items()
-        if isinstance(outer, str)
-        for name, stored in _own(inner).items()
-    }
+_KNOWN = {layout.name for layout in LAYOUTS}
+_WRAPPER = re.compile(r"(module|model|net|network|learner|method|lit_model|ema|ema_model|state_dict)\.")
 
 
 def layout_of(prefix: str, tensors: Tensors, tree: Any) -> KeyLayout:
-    """The layout of a file whose backbone has this prefix."""
-    for layout in LAYOUTS:
-        marked = not layout.marks or any(name.startswith(layout.marks) for name in tensors)
-        beside = not layout.beside or (isinstance(tree, dict) and layout.beside in tree)
-        if layout.trunk == prefix and marked and beside:
-            return layout
-    return KeyLayout(f"names that begin with '{shown(prefix)}'" if prefix else "plain names", prefix)
+    """The layout of a file whose backbone has this prefix, as it is or in modules that wrap it (DDP's, Lightning's)."""
+    outer = ""
+    while True:
+        for layout in LAYOUTS:
+            layout = layout.behind(outer)
+            marked = not layout.marks or any(name.startswith(layout.marks) for name in tensors)
+            beside = not layout.beside or (isinstance(tree, dict) and layout.beside in tree)
+            if layout.trunk == prefix and marked and beside and all(prefix + name in tensors for name in layout.needs):
+                return layout
+        if (wrapper := _WRAPPER.match(prefix, len(outer))) is None:
+            return KeyLayout(f"names that begin with '{shown(prefix)}'" if prefix else "plain names", prefix)
+        outer += wrapper[0]
 
 
 # -- the backbone
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A network that a file may hold.
-
-    Attributes:
-        name: of it.
-        shapes: of its tensors, by our names.
-        settings: of a recipe, that build it.
-        backbone: the network itself, where no recipe can build it.
-    """
-
-    name: str
-    shapes: Mapping[str, Shape]
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    trunk: nn.Module | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """How a file's tensors agree with a model's.
-
-    Attributes:
-        model: which.
-        prefix: of the backbone's names in the file.
-        numbered: its children have numbers for names.
-        places: {our name: the file's name}, of those that agree.
-        missing, wrong, surplus: names of those that do not.
-    """
-
-    model: Model
-    prefix: str
-    numbered: bool
-    places: Mapping[str, str]
-    missing: Sequence[str]
-    wrong: Sequence[str]
-    surplus: Sequence[str]
-
-    @property
-    def faults(self) -> int:
-        return len(self.missing) + len(self.wrong) + len(self.surplus)
 
 
 def find_trunk(
@@ -211,7 +138,7 @@ def find_trunk(
     fits = list(_fits(tensors, models, prefix))
     whole = [fit for fit in fits if fit.faults == 0]
     if len(whole) > 1:  # a project's own backbone goes before a copy that it keeps, as a momentum teacher
-        known = [fit for fit in whole if layout_of(fit.prefix, tensors, tree) in LAYOUTS]
+        known = [fit for fit in whole if layout_of(fit.prefix, tensors, tree).name in _KNOWN]
         whole = known if len(known) == 1 else whole
     if len(whole) == 1:
         return whole[0]
@@ -228,7 +155,7 @@ def _fits(tensors: Tensors, models: Callable[[Shape | None], Sequence[Model]], p
         for start in _starts(names, models(None)) if prefix is None else [prefix]:
             first = names.get(f"{start}conv1.weight")
             for model in models(tensors[first].shape if first else None):
-                yield _compared(model, start, numbered, names, tensors)
+                yield compared(model, start, numbered, names, tensors)
 
 
 def _spellings(tensors: Tensors) -> Iterator[tuple[bool, dict[str, str]]]:
@@ -275,67 +202,34 @@ def _starts(names: Mapping[str, str], models: Sequence[Model]) -> list[str]:
     return list(dict.fromkeys(name.removesuffix(end) for name in names for end in anchors if name.endswith(end)))
 
 
-def _compared(model: Model, prefix: str, numbered: bool, names: Mapping[str, str], tensors: Tensors) -> Fit:
-    there = {
-        name.removeprefix(prefix): given
-        for name, given in names.items()
-        if name.startswith(prefix) and _top(name.removeprefix(prefix)) in {_top(key) for key in model.shapes}
-    }
-    missing = [key for key in model.shapes if key not in there and not _is_counter(key)]
-    wrong = [
-        f"{shown(there[key])} {list(tensors[there[key]].shape)} instead of {list(shape)}"
-        for key, shape in model.shapes.items()
-        if key in there and tensors[there[key]].shape != shape
-    ]
-    surplus = [shown(given) for key, given in there.items() if key not in model.shapes]
-    places = {
-        key: there[key] for key, shape in model.shapes.items() if key in there and tensors[there[key]].shape == shape
-    }
-    return Fit(model, prefix, numbered, places, missing, wrong, surplus)
-
-
-def _top(name: str) -> str:
-    return name.partition(".")[0]
-
-
-def _is_counter(name: str) -> bool:
-    """BatchNorm's number of batches: torch before 0.4.1 had none, and nothing depends on it here."""
-    return name.endswith("num_batches_tracked")
-
-
 def _raise_no_fit(path: Path, tensors: Tensors, fits: Sequence[Fit], tree: Any) -> NoReturn:
-    names = ", ".join(map(shown, list(tensors)[:4]))
-    if not fits and (layer := _lone_layer(tensors)) is not None:
-        raise CheckpointError(
-            f"{path}: expected a backbone's tensors, found a linear layer alone ({shown(layer)} {list(tensors[layer].shape)}), as an "
-            "evaluation on frozen features leaves it\ngive the weights that it was trained on; the layer is not used here"
-        )
     if not fits:
-        raise CheckpointError(
-            f"{path}: expected a backbone's tensors (layer1.0.conv1.weight behind any prefix, or children by number with "
-            f"room for activation and max-pool), found {len(tensors)} others: {names} ...\n"
-            "model=timm:NAME or module:function names another network that they are of"
-        )
+        raise CheckpointError(f"{path}: expected a backbone's tensors{found_instead(tensors)}")
     near = min(fits, key=lambda fit: fit.faults)
+    if 2 * len(near.places) < len(near.model.shapes) and (kind := kind_of(tensors)):
+        raise CheckpointError(f"{path}: expected a backbone's tensors, found {kind}")
     layout = layout_of(near.prefix, tensors, tree)
+    first = near.prefix + "conv1.weight"
+    shape = tensors[first].shape if first in tensors else ()
+    if len(shape) == 4 and shape[1] not in (1, 3):
+        raise CheckpointError(
+            f"{path}: expected a network for colour images (3 channels) or grey ones (1), found one for {shape[1]} channels "
+            f"({shown(first)} {list(shape)}); such images are not read here"
+        )
     faults = [
         f"{word} {', '.join(which[:3])}{f' and {len(which) - 3} more' if len(which) > 3 else ''}"
         for word, which in (("missing", near.missing), ("wrong shape", near.wrong), ("too many", near.surplus))
         if which
     ]
+    timms = timms_instead(tensors, near.prefix) if near.prefix + "layer1.0.conv1.weight" in tensors else None
+    advice = "model=NAME or module:function names the network, prefix=TEXT its place"
+    if timms is not None:
+        advice = f"model=timm:{timms} reads it" + (f", with prefix={shown(near.prefix)}" if near.prefix else "")
     raise CheckpointError(
         f"{path}: expected the whole backbone of a known network, found none; nearest: {near.model.name} in the layout of "
         f"{layout.name}, {len(near.places)} of {len(near.model.shapes)} keys at '{shown(near.prefix)}'\n"
-        f"{'; '.join(faults)}\nmodel=NAME or module:function names the network, prefix=TEXT its place"
+        f"{'; '.join(faults)}\n{advice}"
     )
-
-
-def _lone_layer(tensors: Tensors) -> str | None:
-    """The name of a matrix beside which there is at most its bias."""
-    matrices = [name for name, tensor in tensors.items() if len(tensor.shape) == 2]
-    if len(matrices) != 1 or set(tensors) - {matrices[0], matrices[0].removesuffix("weight") + "bias"}:
-        return None
-    return matrices[0]
 
 
 # -- what stands on it

@@ -14,6 +14,7 @@ from swav.files import CHECKPOINTS, CONFIG, expand_home, is_run
 from swav.recipe_files import load_recipe, recipe_names, stored
 from swav.strict_yaml import read_yaml
 from swav.weights.exported import read_description
+from swav.weights.file_kinds import what_it_is
 
 
 def expanded(source: str) -> str:
@@ -60,20 +61,8 @@ def format_of(path: Path) -> Literal["zip", "safetensors", "pickle"]:
     if start[:1] == b"\x80":
         return "pickle"
     raise CheckpointError(
-        f"{path}: expected weights (a file of torch.save, or safetensors), found {_what_it_is(start)}"
+        f"{path}: expected weights (a file of torch.save, or safetensors), found {what_it_is(path, start)}"
     )
-
-
-def _what_it_is(start: bytes) -> str:
-    if not start:
-        return "an empty file"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer; fetch the file itself (git lfs pull)"
-    if start[257:262] == b"ustar":
-        return "a tar archive; unpack it, and give the file in it"
-    if start.lstrip()[:1] == b"<":
-        return "a web page; the download went wrong"
-    return f"another file (it begins with {start[:8]!r})"
 
 
 def is_foreign(source: str) -> bool:

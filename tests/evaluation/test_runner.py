@@ -240,7 +240,9 @@ def test_a_damaged_image_is_read_as_pillow_does_counted_and_leaves_the_row_as_it
 
 
 def test_a_size_that_a_network_does_not_take_is_refused_before_any_work(colours, tmp_path):
-    with pytest.raises(ConfigError, match=r"random:timm:test_vit: does not take images of 50 pixels .*knn\.size"):
+    with pytest.raises(
+        ConfigError, match=r"random:timm:test_vit: does not take images of 50 pixels .*; use knn\.size=224"
+    ):
         runner.bench(
             ["knn"], weights=["random:timm:test_vit"], data=colours, out=tmp_path / "out", **QUICK_KNN | {"size": 50}
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from swav.config import settings_hash
@@ -132,6 +133,14 @@ def test_weights_of_another_network_are_refused_with_the_keys_to_set(weights, tm
         assert "backbone=resnet18, width=0.125, stem=imagenet" in str(caught.value)
     with pytest.raises(ConfigError, match="fresh ones come from the seed"):
         start("random:resnet18", tmp_path / "run")
+
+
+def test_a_transformer_with_positions_for_another_size_is_refused_for_them(tmp_path):
+    """All keys agree: the message must not ask to set them."""
+    made = timm.create_model("test_vit", num_classes=0, img_size=64)
+    torch.save(made.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match=r"expected 101 positions, as timm:test_vit has, found 17, .* not adapted"):
+        start(tmp_path / "w.pth", tmp_path / "run", backbone="timm:test_vit", crops=[{"count": 2, "size": 64}])
 
 
 def test_it_is_a_path_on_the_command_line_and_shapes_the_weights():

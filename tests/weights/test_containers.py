@@ -3,10 +3,14 @@
 Run: pytest tests/weights/test_containers.py
 """
 
+import gc
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from swav.errors import CheckpointError
+from swav.network.backbone import BACKBONES
 from swav.weights.containers import open_weights
+from swav.weights.encoder import load
 
 FORMS = ("zip", "legacy", "safetensors")
 
@@ -164,7 +170,7 @@ def zipped(path: Path, entries: dict[str, bytes], compression: int = zipfile.ZIP
 
 def test_another_kind_of_zip_is_named(tmp_path):
     path = tmp_path / "w"
-    with pytest.raises(CheckpointError, match=r"without data\.pkl"):
+    with pytest.raises(CheckpointError, match=r"a zip file that holds readme\.txt; unpack it"):
         open_weights(zipped(path, {"readme.txt": b"hello"}))
     with pytest.raises(CheckpointError, match="TorchScript"):
         open_weights(zipped(path, {"a/data.pkl": b"N.", "a/constants.pkl": b"N."}))
@@ -212,3 +218,90 @@ def test_a_storage_that_many_tensors_share_is_read_once(form, tmp_path):
     read = file.tensors(file.tree)
     assert len({tensor.untyped_storage().data_ptr() for tensor in read.values()}) == 1
     assert all(torch.equal(read[name], view) for name, view in views.items())
+
+
+def peak_of(read: Callable[[], object]) -> tuple[Any, int]:
+    """What a call returns, and the bytes that Python held at its peak beyond those of before."""
+    tracemalloc.start()
+    try:
+        result = read()
+        return result, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_of_a_storage_only_what_is_wanted_is_held(form, tmp_path):
+    """A network of 1 MB among 32 MB of what an optimiser or other networks flattened into the same storage."""
+    flat = torch.randn(8_000_000)
+    views = {str(i): flat[100_000 * i : 100_000 * (i + 1)].view(100, 1000) for i in range(80)}
+    file = open_weights(
+        write(tmp_path / "w", form, views | {"a column": flat.view(8000, 1000)[:40, 3], "twice": views["7"].T})
+    )
+    expected = views | {"a column": flat[3 : 3 + 40_000 : 1000], "twice": views["7"].T}
+    for names in (["7", "twice"], ["3", "79"], ["a column"], ["0", "1"]):
+        wanted = {name: file.tree[name] for name in names}
+        read, peak = peak_of(partial(file.tensors, wanted))
+        assert all(torch.equal(read[name], expected[name]) for name in names)
+        assert peak < 800_000 + 3_000_000  # and a chunk of a megabyte, twice
+    everything, peak = peak_of(lambda: file.tensors(file.tree))
+    assert peak < flat.nbytes + 3_000_000 and torch.equal(everything["40"], views["40"])
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_parts_of_a_storage_of_any_type_and_place_are_read(form, tmp_path):
+    """They begin at any number, overlap, and touch."""
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randint(0, 255, (4096,), dtype=torch.uint8, generator=generator)
+    made = {}
+    for dtype in (torch.uint8, torch.float16, torch.int32, torch.int64):
+        flat = raw.clone().view(dtype)
+        for place in torch.randint(len(flat) - 30, (25,), generator=generator).tolist():
+            made[f"{dtype} {place}"] = flat[place : place + 29 : 3]
+    file = open_weights(write(tmp_path / "w", form, made))
+    for names in (list(made), list(made)[::7], list(made)[40:43]):
+        read = file.tensors({name: file.tree[name] for name in names})
+        assert all(
+            torch.equal(read[name].contiguous().view(torch.uint8), made[name].contiguous().view(torch.uint8))
+            for name in names
+        )
+
+
+def test_damage_in_a_part_that_is_not_wanted_is_found_by_the_checksum(tmp_path):
+    flat = torch.full((1_000_000,), 3.0)
+    path = write(tmp_path / "w", "zip", {"first": flat[:10], "last": flat[-10:]})
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.write_bytes(whole)
+    file = open_weights(path)
+    with pytest.raises(CheckpointError, match="damaged"):
+        file.tensors({"first": file.tree["first"]})
+
+
+def memory_of(what: str) -> int:
+    """Bytes of this process's memory, as Linux counts them: VmRSS, now, or VmHWM, at the most since it was last reset."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory is reset by Linux's /proc"
+)
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_loading_a_network_from_a_shared_storage_takes_memory_for_the_network(form, tmp_path):
+    """From the file to the encoder: 120 tensors are views of 96 MB, of which they need less than one."""
+    state = BACKBONES["resnet18"](width=0.125).state_dict()
+    flat, views, start = torch.randn(24_000_000), {}, 0
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            views[name] = flat[start : start + tensor.numel()].copy_(tensor.flatten()).view(tensor.shape)
+            start += tensor.numel() + 1000
+    path = write(tmp_path / "w", form, state | views)
+    del flat, views
+    small = write(tmp_path / "small", form, state)
+    expected = load(small).sha256  # once before, so that what is imported and cached is there
+    gc.collect()
+    before = memory_of("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    encoder = load(path)
+    assert memory_of("VmHWM") - before < 40_000_000 and encoder.sha256 == expected
