@@ -166,3 +166,8 @@ class Progress:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def per_second(throughput: float) -> str:
+    """Format a throughput: whole images per second, or two digits of a slow one."""
+    return f"{throughput:.0f} images/s" if throughput >= 10 else f"{throughput:.2g} images/s"

@@ -23,8 +23,8 @@ from swav.data.images import Images
 from swav.errors import CheckpointError, NumericsError, Stopped
 from swav.files import CHECKPOINTS, FileLock, FolderGuard, not_essential, remove_leftovers, write_text_durably
 from swav.network.ddp import in_parallel
-from swav.progress import Progress
-from swav.system import environment_errors, fault_point, random_state, seed_process, set_random_state
+from swav.progress import Progress, per_second
+from swav.system import environment_errors, fault_point, memory_gb, random_state, seed_process, set_random_state
 from swav.tensors import require_same_form
 
 KEPT = 2  # checkpoints, of weights and the optimiser's state
@@ -234,6 +234,7 @@ def _fit(
     if _lacks_line(plan, state):
         finish_epoch()
     made = batches(state.step) if state.step < plan.steps else iter(())
+    pace = _Pace(device)
     try:
         with Progress(plan.label, plan.steps, state.step, quiet=dist.rank() > 0) as progress:
             for batch in made:
@@ -249,15 +250,35 @@ def _fit(
                 loss, count = _step(objective, model, batch)
                 state.totals += torch.stack([loss.double() * count, torch.full_like(state.totals[0], count)])
                 state.step = batch.step + 1
-                progress.update(state.step, state.lines[-1]["text"] if state.lines else "")
+                pace.images += count * dist.world_size()  # shares of a batch differ by one at most
+                parts = [state.lines[-1]["text"]] if state.lines else []
+                progress.update(state.step, "  ".join([*parts, pace.text()]))
                 if _ends_epoch(plan, state.step):
                     finish_epoch()
+                    pace = _Pace(device)
     finally:
         if callable(close := getattr(made, "close", None)):  # a generator's loader has processes to end
             close()
     lost = sum(train.name(i) in state.unreadable for i in range(len(train))) if state.unreadable else 0
     last = state.lines[-1]
     return TrainingResult(last, len(train) - lost, last["scored"], str((plan.folder / LOG).relative_to(out)))
+
+
+class _Pace:
+    """How fast a training is since its log's last line, and the memory that it took. It is shown only: the log has no times, so
+    that trainings of the same bits have the same log.
+
+    Attributes:
+        images: of all processes, since then.
+    """
+
+    def __init__(self, device: torch.device):
+        self.images, self._since, self._device = 0, time.monotonic(), device
+
+    def text(self) -> str:
+        """Format both for the line of progress."""
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        return f"{per_second(self.images / seconds)}  {memory_gb(self._device):.1f} GB"
 
 
 def _step(objective: Objective[B], model: nn.Module, batch: B) -> tuple[Tensor, int]:

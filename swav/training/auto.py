@@ -11,6 +11,7 @@ import re
 
 from swav.config import TIMM, Crop, Recipe
 from swav.errors import ConfigError, DataError, counted
+from swav.progress import per_second
 from swav.recipe_files import validated
 from swav.training import adapting
 from swav.training.choices import Choices, MachineAndData, between
@@ -469,11 +470,6 @@ def _epochs(recipe: Recipe, facts: MachineAndData) -> tuple[int, str]:
     return max(1, fit), (
         f"{reason}; {again}: an epoch takes {in_words(pass_seconds)}, so the end may be off by half of that"
     )
-
-
-def per_second(throughput: float) -> str:
-    """Format a throughput: whole images per second, or two digits of a slow one."""
-    return f"{throughput:.0f} images/s" if throughput >= 10 else f"{throughput:.2g} images/s"
 
 
 def in_words(seconds: float) -> str:

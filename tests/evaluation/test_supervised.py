@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -319,3 +320,26 @@ def test_an_optimiser_whose_state_could_not_be_resumed_is_refused_before_the_fir
     monkeypatch.setattr("tests.evaluation.toy.torch.optim.AdamW", lambda parameters, **_: torch.optim.NAdam(parameters))
     with pytest.raises(TypeError, match="expected SGD, Adam or AdamW, found NAdam"):
         trained(task.out, task.train)
+
+
+def test_progress_says_how_fast_the_steps_are_without_evaluations_and_the_memory(task, monkeypatch):
+    clock, shown = SimpleNamespace(now=0.0), []
+
+    def takes(seconds, function):
+        def slower(*arguments):
+            clock.now += seconds
+            return function(*arguments)
+
+        return slower
+
+    def update(self, done, text=None, place=None):
+        shown.append(text)
+
+    monkeypatch.setattr(supervised, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(supervised, "_step", takes(0.25, supervised._step))
+    monkeypatch.setattr(supervised, "_line", takes(1000.0, supervised._line))
+    monkeypatch.setattr(supervised, "memory_gb", lambda device: 1.26)
+    monkeypatch.setattr(supervised.Progress, "update", update)
+    linear_stages.run(task)
+    assert len(shown) == 6 and all(text.endswith("32 images/s  1.3 GB") for text in shown)
+    assert "loss" not in shown[0] and shown[-1].startswith("loss ")

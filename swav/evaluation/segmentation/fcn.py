@@ -83,13 +83,13 @@ class Fcn(nn.Module):
             self.auxiliary = FcnHead(stage_channels[-2], channels // 2, classes, convolutions=1, concatenate=False)
 
     def forward(self, images: Float[Tensor, "N C H W"]) -> list[tuple[float, Float[Tensor, "N K h w"]]]:
-        """Return each head's weight in the loss and its logits in float32; in eval mode the first head's only."""
+        """Return each head's weight in the loss and its logits, in float32 at least; in eval mode the first head's only."""
         with autocast(images.device, self.precision):
             maps = self.trunk.stages(images)  # type: ignore[operator]
             found = [(1.0, self.head(maps[-1]))]
             if self.training:
                 found.append((AUXILIARY, self.auxiliary(maps[-2])))
-        return [(weight, logits.float()) for weight, logits in found]
+        return [(weight, logits.to(torch.promote_types(logits.dtype, torch.float32))) for weight, logits in found]
 
 
 class LinearSegmenter(nn.Module):
