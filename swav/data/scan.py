@@ -17,7 +17,7 @@ from swav.data.sources.layouts import DataLayout, find_layout
 from swav.data.sources.open import labelled_splits, open_images
 from swav.data.sources.pixels import AS_STORED, Decoding
 from swav.data.sources.walk import NOT_READ
-from swav.errors import DataError, printable
+from swav.errors import DataError, counted, printable
 from swav.progress import FIRST_SECONDS, Progress
 
 EXAMPLES = 5  # of duplicates, and of unreadable files on the terminal
@@ -210,7 +210,8 @@ def _duplicate_line(same: dict[str, Any]) -> str:
     leak = (
         f"; {same['in_both_splits']} times in both splits, which flatters the score" if same["in_both_splits"] else ""
     )
-    return f"{same['files']} files repeat the content of another{leak}"
+    count = same["files"]
+    return f"{counted(count, 'file')} {'repeats' if count == 1 else 'repeat'} the content of another{leak}"
 
 
 def _megabytes(count: int) -> str:

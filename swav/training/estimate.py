@@ -293,6 +293,7 @@ def _own_throughput(images: Images, recipe: Recipe, device: torch.device) -> flo
 
 def _short_enough(recipe: Recipe, steps: "_Steps", most: int) -> int:
     """Fewer images, where a step of `most` would take long: on a CPU its time is in proportion to them."""
+    steps.make([_random_crops(recipe, 2, torch.device("cpu"))], 2)  # the first step takes memory and builds kernels
     images, seconds = 2, 0.0
     while images < most and seconds < _CPU_STEP_SECONDS / 3:
         images = min(2 * images, most)

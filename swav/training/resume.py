@@ -17,7 +17,7 @@ from swav.recipe_files import checked_yaml, stored
 from swav.system import versions
 from swav.tensors import require_same_form
 from swav.training.setup import RunSetup, read_settings, refuse_changes, settings_of
-from swav.training.summary import kept_in_words
+from swav.training.summary import kept_in_short
 
 
 def state(run: RunSetup) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def resume(run: RunSetup) -> checkpoint.Checkpoint | None:
     if run.budget is not None:
         run.budget.resume(saved.step, saved.state["plan"])
     if run.kept:
-        dist.say(f"auto: {kept_in_words(run)}")
+        dist.say(f"auto: {kept_in_short(run)}")
     if saved.state["best_knn"] is not None and run.labelled is None and dist.rank() == 0:
         warn(f"{run.out}: was scored by kNN before, and is not from here on: {run.unlabelled}")
     if (device := saved.state["recipe"]["device"]) != run.recipe.device:

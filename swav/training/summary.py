@@ -7,10 +7,12 @@ from typing import Any
 from swav import checkpoint, dist
 from swav.config import RESNETS, Recipe
 from swav.errors import counted
-from swav.files import PLAN
+from swav.files import CONFIG, PLAN
 from swav.training.auto import DEFAULT, in_words, too_short
 from swav.training.setup import RunSetup
 from swav.training.verdict import too_few
+
+_NAMED = 5  # settings that are named one by one where a run resumes
 
 
 def describe(run: RunSetup) -> str:
@@ -194,6 +196,13 @@ def _prototypes_in_words(recipe: Recipe) -> str:
     if recipe.hard_codes:
         words += ", hard codes"
     return words + (f", KoLeo {recipe.koleo:g}" if recipe.koleo else "")
+
+
+def kept_in_short(run: RunSetup) -> str:
+    """The settings of an earlier command in one line: a resume is not the place to list thirty of them."""
+    if len(run.kept) <= _NAMED:
+        return kept_in_words(run)
+    return f"{len(run.kept)} settings as the run in {run.out} has them, in {run.out / CONFIG}"
 
 
 def kept_in_words(run: RunSetup) -> str:

@@ -37,6 +37,8 @@ def test_scan_of_a_tree_without_labels_says_that_nothing_can_be_scored(tmp_path)
     found = scan(tmp_path)
     assert found["classes"] is None and found["scored"]["images"] == 0
     assert "none: " in render_scan(found)
+    (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
+    assert "duplicates  1 file repeats the content of another\n" in render_scan(scan(tmp_path))
 
 
 def test_folders_of_runs_are_named(tmp_path):

@@ -374,7 +374,14 @@ def test_long_steps_are_probed_with_fewer_images(monkeypatch):
     clock = Clock()
     steps = timed(monkeypatch, clock, lambda _: 0.05 * steps[-1][0])
     assert estimate._short_enough(recipe(), estimate._Steps(recipe(), CPU), 64) == 8
-    assert steps == [[4], [8]]
+    assert steps == [[2], [4], [8]]
+
+
+def test_a_slow_first_step_does_not_shorten_the_ones_that_are_timed(monkeypatch):
+    """A batch of 4 in place of 32 gave 0.5 images/s where the run then made 3."""
+    clock = Clock()
+    timed(monkeypatch, clock, lambda n: 30.0 if n == 1 else 0.001)
+    assert estimate._short_enough(recipe(), estimate._Steps(recipe(), CPU), 64) == 64
 
 
 # -- forecast

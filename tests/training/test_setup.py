@@ -4,6 +4,7 @@ that slips through; settings found wrong only after the data.
 Run: pytest tests/training/test_setup.py
 """
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -60,6 +61,12 @@ def test_on_another_machine_a_run_keeps_what_it_chose_and_only_the_workers_are_c
     assert set(again.kept) >= set(AUTO) - {"workers"} and not {"workers", "device"} & set(again.kept)
     said = summary.describe(again)
     assert said.count(f"as the run in {begun} has them") == 1 and "epochs, " in said
+    short = summary.kept_in_short(again)
+    assert short.startswith(f"{len(again.kept)} settings as the run in {begun} has them") and len(short) < 80 + 2 * len(
+        str(begun)
+    )
+    few = dataclasses.replace(again, kept=["lr", "epochs"])
+    assert summary.kept_in_short(few) == f"lr, epochs: as the run in {begun} has them"
 
 
 def test_a_finished_run_that_is_to_be_longer_is_answered_with_the_command_that_trains_on(wanted, begun, monkeypatch):
