@@ -27,8 +27,9 @@ from swav.errors import MachineError, counted
 from swav.files import warn_once
 from swav.network.backbone import count_parameters
 from swav.network.heads import SwavNetwork, build_network
+from swav.progress import per_second
 from swav.system import available_memory
-from swav.training.auto import in_words, per_second, power_of_two
+from swav.training.auto import in_words, power_of_two
 from swav.training.budget import evaluation_share
 from swav.training.step import Crops, Trainer
 from swav.views import view_spec

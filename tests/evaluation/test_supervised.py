@@ -25,6 +25,7 @@ from swav.evaluation.protocols import linear_stages
 from swav.evaluation.settings import StagesSettings
 from swav.evaluation.task import Task
 from swav.network.heads import build_network
+from swav.progress import Progress
 from swav.recipe_files import load_recipe
 from swav.weights.encoder import Encoder
 from tests.evaluation.conftest import made
@@ -339,7 +340,7 @@ def test_progress_says_how_fast_the_steps_are_without_evaluations_and_the_memory
     monkeypatch.setattr(supervised, "_step", takes(0.25, supervised._step))
     monkeypatch.setattr(supervised, "_line", takes(1000.0, supervised._line))
     monkeypatch.setattr(supervised, "memory_gb", lambda device: 1.26)
-    monkeypatch.setattr(supervised.Progress, "update", update)
+    monkeypatch.setattr(Progress, "update", update)
     linear_stages.run(task)
     assert len(shown) == 6 and all(text.endswith("32 images/s  1.3 GB") for text in shown)
     assert "loss" not in shown[0] and shown[-1].startswith("loss ")
