@@ -140,7 +140,8 @@ def test_a_transformer_with_positions_for_another_size_is_refused_for_them(tmp_p
     made = timm.create_model("test_vit", num_classes=0, img_size=64)
     torch.save(made.state_dict(), tmp_path / "w.pth")
     with pytest.raises(ConfigError, match=r"expected 101 positions, as timm:test_vit has, found 17, .* not adapted"):
-        start(tmp_path / "w.pth", tmp_path / "run", backbone="timm:test_vit", crops=[{"count": 2, "size": 64}])
+        vit = {"backbone": "timm:test_vit", "width": 1.0, "crops": [{"count": 2, "size": 64, "scale": [0.2, 1.0]}]}
+        start(tmp_path / "w.pth", tmp_path / "run", **vit)
 
 
 def test_it_is_a_path_on_the_command_line_and_shapes_the_weights():
