@@ -22,6 +22,7 @@ class Model:
         settings: of a recipe, that build it.
         backbone: the network itself, where no recipe can build it.
         note: on it, for whoever uses it.
+        classifier: names of the tensors of a classifier that it is built without.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Model:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     trunk: nn.Module | None = None
     note: str = ""
+    classifier: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,9 @@ def compared(model: Model, prefix: str, numbered: bool, names: Mapping[str, str]
         for key, shape in model.shapes.items()
         if key in there and tensors[there[key]].shape != shape
     ]
-    surplus = [shown(given) for key, given in there.items() if key not in model.shapes]
+    surplus = [
+        shown(given) for key, given in there.items() if key not in model.shapes and key not in model.classifier
+    ]
     places = {
         key: there[key] for key, shape in model.shapes.items() if key in there and tensors[there[key]].shape == shape
     }

@@ -37,6 +37,7 @@ from swav.weights.state_dicts import averages_beside, tensors_by_name, unwrapped
 from swav.weights.transformers import (
     Transformer,
     channels_of_images,
+    classifier_names,
     converted,
     file_shapes,
     image_size,
@@ -177,9 +178,11 @@ def _backbone(name: str, base: int, stem: str, in_channels: int) -> Model:
 def _made(name: str, tensors: Tensors, prefix: str | None) -> Model:
     """What the user's module:function returns: images [N, C, H, W] to features [N, F]."""
     module, _, function = name.partition(":")
+    classifier = frozenset[str]()
     try:
         if module == "timm":
             trunk, size = timm_model(function, tensors, prefix)
+            classifier = classifier_names(function)
         else:
             trunk = getattr(importlib.import_module(module), function)()
             size = getattr(trunk, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[-1]  # timm's models say it
@@ -195,7 +198,8 @@ def _made(name: str, tensors: Tensors, prefix: str | None) -> Model:
     if takes_any_size(trunk):
         note = f"positions for {size} pixels, interpolated at other sizes"
         size = image_size(size, trunk.patch_embed.patch_size[0])  # type: ignore[union-attr, index, arg-type]
-    return Model(name, file_shapes(trunk, tensors), {"eval_size": size, "in_channels": channels}, trunk, note)
+    settings = {"eval_size": size, "in_channels": channels}
+    return Model(name, file_shapes(trunk, tensors), settings, trunk, note, classifier)
 
 
 def _shapes(module: nn.Module) -> dict[str, Shape]:

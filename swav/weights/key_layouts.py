@@ -162,6 +162,8 @@ def _spellings(tensors: Tensors) -> Iterator[tuple[bool, dict[str, str]]]:
     """{name as ours: the file's name}: as it is (but for lightly's word for the shortcut), and with children named."""
     plain = {name.replace(".shortcut.", ".downsample."): name for name in tensors}
     yield False, plain
+    if any(".shortcut." in name for name in tensors):
+        yield False, {name: name for name in tensors}  # some of timm's networks say so too
     children: dict[str, dict[int, dict[str, str]]] = {}  # {"backbone.": {4: {"0.conv1.weight": the file's name}}}
     for name, given in plain.items():
         if match := re.match(r"(|.*?\.)(\d{1,4})\.(.*)", name):

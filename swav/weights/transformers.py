@@ -138,6 +138,16 @@ def timm_model(name: str, tensors: Tensors, prefix: str | None) -> tuple[nn.Modu
     return model, size
 
 
+def classifier_names(name: str) -> frozenset[str]:
+    """Names of the tensors that a model of timm's has with its classifier only, which may lie in a module that features need too."""
+    import timm
+
+    options = timm_options(name.partition(".")[0], 3)
+    with torch.device("meta"):
+        own, whole = (timm.create_model(name, pretrained=False, **options | more) for more in ({}, {"num_classes": 2}))
+    return frozenset(whole.state_dict()) - frozenset(own.state_dict())
+
+
 def channels_of_images(model: nn.Module) -> int:
     """C of the images that a network is for: 1 where its first convolution takes one channel, 3 otherwise."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)

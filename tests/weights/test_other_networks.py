@@ -4,6 +4,7 @@ Run: pytest tests/weights/test_other_networks.py
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from torch import nn
 from swav.errors import CheckpointError
 from swav.weights import other_networks
 from swav.weights.encoder import load
+from swav.weights.fits import Model
+from swav.weights.key_layouts import find_trunk
 from swav.weights.other_networks import found_instead, timms_instead
 from swav.weights.pickle_vm import TensorRef
 
@@ -157,6 +160,35 @@ def test_a_resnet_of_another_depth_is_answered_with_the_line_that_reads_it(tmp_p
     encoder = load(tmp_path / "w.pth", model="timm:test_resnet", prefix="module.")
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(encoder(images), made(images).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["", "model_ema."])
+def test_a_classifier_in_a_module_that_features_need_is_left_over(tmp_path, prefix):
+    """ConvNeXt has `head.norm` beside `head.fc`: its file was refused for the latter, and so was timm:convnext_atto."""
+    torch.manual_seed(0)
+    whole = CREATE("convnext_atto").eval()
+    torch.save({prefix + name: tensor for name, tensor in whole.state_dict().items()}, tmp_path / "w.pth")
+    encoder = load(tmp_path / "w.pth", model="timm:convnext_atto")
+    whole.reset_classifier(0)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(encoder(images), whole(images).detach(), rtol=1e-4, atol=1e-5)
+    assert encoder.provenance.splitlines()[0].endswith(f"left over {prefix}head.fc.weight, {prefix}head.fc.bias")
+
+
+def test_of_a_module_that_features_need_nothing_but_the_classifier_is_left_over(tmp_path):
+    state = CREATE("convnext_atto").state_dict() | {"head.fc2.weight": torch.ones(2, 2)}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"too many head\.fc2\.weight\n"):
+        load(tmp_path / "w.pth", model="timm:convnext_atto")
+
+
+def test_a_network_of_timms_that_says_shortcut_itself_is_found():
+    """lightly's ResNets say `shortcut` for `downsample`; CLIP's in timm's names keep the word."""
+    own = on_meta(CREATE, "resnet50_clip", num_classes=0)
+    model = Model("timm:resnet50_clip", {name: tuple(each.shape) for name, each in own.state_dict().items()})
+    assert any(".shortcut." in name for name in model.shapes)
+    fit = find_trunk(Path("w.pth"), of_module(own, "visual."), lambda _: [model], None, {})
+    assert fit.prefix == "visual." and fit.faults == 0
 
 
 def test_a_backbone_of_ours_in_a_detector_is_read_and_the_rest_said(tmp_path):
