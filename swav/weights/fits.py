@@ -80,9 +80,7 @@ def compared(model: Model, prefix: str, numbered: bool, names: Mapping[str, str]
         for key, shape in model.shapes.items()
         if key in there and tensors[there[key]].shape != shape
     ]
-    surplus = [
-        shown(given) for key, given in there.items() if key not in model.shapes and key not in model.classifier
-    ]
+    surplus = [shown(given) for key, given in there.items() if key not in model.shapes and key not in model.classifier]
     places = {
         key: there[key] for key, shape in model.shapes.items() if key in there and tensors[there[key]].shape == shape
     }

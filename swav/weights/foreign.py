@@ -84,6 +84,8 @@ def load_foreign(path: Path, options: WeightOptions) -> ForeignWeights:
     file = open_weights(path)
     prefix = None if options.prefix is None else unwrapped_name(options.prefix)
     taken = tensors_by_name(file, prefix)
+    if prefix and not prefix.endswith(".") and any(name.startswith(f"{prefix}.") for name in taken):
+        prefix += "."  # messages may end with it, and a person takes it for the full stop
     tensors = with_timms_names(taken)
     known = _known_transformer(tensors, prefix, file.tree) if options.model is None else None
     if known is not None:
@@ -123,8 +125,8 @@ def load_foreign(path: Path, options: WeightOptions) -> ForeignWeights:
     provenance = _story(path, tensors, fit, layout, parts, lengths)
     if known is not None:
         provenance += f"\n{path}: taken for {fit.model.name} by its shapes ({known}), as {layout.name} builds it; model= says otherwise"
-    if beside := averages_beside(file, taken):
-        provenance += f"\n{path}: a copy averaged over the training is there too: prefix={shown(beside)}. takes it"
+    if beside := averages_beside(file, taken, [name.removeprefix(fit.prefix) for name in fit.places.values()]):
+        provenance += f"\n{path}: a copy averaged over the training is there too: prefix={shown(beside)} takes it"
     seen = f"channels {channels}" if recipe.in_channels == 3 else "of which the network sees the luma"
     provenance += f"\n{path}: images normalised by mean {list(mean)}, std {list(std)}, {seen} ({source})"
     return ForeignWeights(network, recipe, bool(parts.head), bool(parts.prototypes), found, provenance)

@@ -1,6 +1,6 @@
 """Where in a file of weights the network's tensors are: projects wrap a state_dict in dicts, and its names in prefixes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from swav.errors import CheckpointError
@@ -46,18 +46,25 @@ def tensors_by_name(file: WeightFile, prefix: str | None = None) -> dict[str, Te
     raise CheckpointError(f"{file.path}: expected tensors by name (a state_dict), found {_what_it_is(file)}")
 
 
-def averages_beside(file: WeightFile, taken: Mapping[str, TensorRef]) -> str:
-    """The place of a copy that was averaged over the training and is not among the tensors that are taken; empty: none."""
+def averages_beside(file: WeightFile, taken: Mapping[str, TensorRef], names: Sequence[str]) -> str:
+    """The prefix of a backbone that was averaged over the training and is not among the tensors that are taken; empty: none.
+
+    Args:
+        file: of weights.
+        taken: tensors, by name.
+        names: of the backbone's tensors, without a prefix.
+    """
     keys = {stored.key for stored in taken.values()}
-    for name, value in file.tree.items() if isinstance(file.tree, dict) else ():
-        inside = dict(_joined(value))
+    tensors = _plain(dict(_joined(file.tree)))
+    for name, stored in tensors.items():
+        start = name.removesuffix(names[0])
         if (
-            isinstance(name, str)
-            and any(word in name.lower() for word in _AVERAGES)
-            and inside
-            and not keys & {stored.key for stored in inside.values()}
+            start != name
+            and stored.key not in keys
+            and any(word in start.lower() for word in _AVERAGES)
+            and all(start + rest in tensors for rest in names)
         ):
-            return name
+            return start
     return ""
 
 

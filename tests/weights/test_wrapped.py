@@ -5,6 +5,7 @@ Run: pytest tests/weights/test_wrapped.py
 """
 
 import functools
+import re
 
 import pytest
 import timm
@@ -73,8 +74,30 @@ def test_a_copy_that_is_averaged_is_named_and_can_be_asked_for(tmp_path):
     asked = load(path, prefix="model_ema.")
     assert torch.equal(asked.trunk.state_dict()["conv1.weight"], trunk()["conv1.weight"] + 1)
     assert "a copy averaged" not in asked.provenance
-    torch.save({"state_dict": trunk(), "ema_decay": 0.99, "ema": {}}, path)
+    torch.save({"state_dict": trunk(), "ema_decay": 0.99, "ema": {}, "semantic_head": {"weight": torch.ones(2)}}, path)
     assert "a copy averaged" not in load(path).provenance
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: {"model": trunk(), "model_ema": {"state_dict": {f"module.{k}": v for k, v in copies().items()}}},
+        lambda: {"state_dict": put("model."), "callbacks": {"EMA": {"weights": copies()}}},
+        lambda: {
+            "model": trunk(),
+            "ema": {"w": copies() | {"bn1.num_batches_tracked": trunk()["bn1.num_batches_tracked"]}},
+        },
+    ],
+)
+def test_the_prefix_that_is_named_takes_the_copy_however_deep_it_is(made, tmp_path):
+    """The first names of the places were shown, which is no backbone's prefix where there are dicts in them."""
+    path = tmp_path / "w.pth"
+    torch.save(made(), path)
+    (prefix,) = re.findall(
+        r"a copy averaged over the training is there too: prefix=(\S+) takes it", load(path).provenance
+    )
+    for asked in (prefix, prefix.removesuffix(".")):
+        assert torch.equal(load(path, prefix=asked).trunk.state_dict()["conv1.weight"], trunk()["conv1.weight"] + 1)
 
 
 @pytest.mark.parametrize(
