@@ -288,13 +288,13 @@ def _exported(source: str) -> Encoder:
 
 
 def _of_another_project(source: str, options: WeightOptions) -> Encoder:
-    path = Path(source)
+    path, name = Path(source), None
     if source.startswith("timm:"):
         name = source.removeprefix("timm:")
         path = cached_timm_file(name)
         architecture = name.partition(".")[0]
         options = options.model_copy(update={"model": architecture if architecture in BACKBONES else source})
-    foreign = load_foreign(path, options)
+    foreign = load_foreign(path, options, pretrained=name)
     encoder = Encoder(foreign.network, foreign.recipe, source, foreign)
     encoder.settings |= _pretraining(options)
     return _frozen(encoder)

@@ -70,12 +70,13 @@ class ForeignWeights:
     provenance: str
 
 
-def load_foreign(path: Path, options: WeightOptions) -> ForeignWeights:
+def load_foreign(path: Path, options: WeightOptions, pretrained: str | None = None) -> ForeignWeights:
     """Read another project's weights into a network of ours. Nothing in the file is run.
 
     Args:
         path: of the file.
         options: what the file doesn't say, or says wrongly.
+        pretrained: the name of timm's pre-trained weights that the file holds, which says how images are normalised.
 
     Raises:
         ConfigError: `model` is unknown or cannot be made.
@@ -93,7 +94,7 @@ def load_foreign(path: Path, options: WeightOptions) -> ForeignWeights:
         prefix = known.prefix
     fit = find_trunk(path, tensors, _models(options, tensors, prefix), prefix, file.tree)
     layout = layout_of(fit.prefix, tensors, file.tree)
-    mean, std, source = _normalisation(path, layout, options)
+    mean, std, source = _normalisation(path, layout, options, pretrained)
     settings = fit.model.settings
     recipe = load_recipe("default").model_copy(update={**settings, "mean": mean, "std": std})
     if recipe.stem == "small":
@@ -243,10 +244,19 @@ def cached_timm_file(name: str) -> Path:
 # -- how its images were made
 
 
-def _normalisation(path: Path, layout: KeyLayout, options: WeightOptions) -> tuple[Triple, Triple, str]:
+def _normalisation(
+    path: Path, layout: KeyLayout, options: WeightOptions, pretrained: str | None
+) -> tuple[Triple, Triple, str]:
     """Mean and std in the file's order of channels, and where they come from."""
     mean, std = MEAN, layout.std or STD
     source = f"as {layout.name} does" if layout.std else "assumed: the file does not say; mean=, std= and channels= do"
+    if pretrained is not None:
+        import timm
+
+        config = timm.get_pretrained_cfg(pretrained)
+        if config is not None:
+            given = WeightOptions.model_validate({"mean": config.mean, "std": config.std})
+            mean, std, source = given.mean or mean, given.std or std, f"as timm says of {pretrained}"
     beside = path.with_name("config.json")  # timm's, in the cache and in exports
     if path.suffix == ".safetensors" and beside.is_file():
         try:

@@ -393,7 +393,10 @@ def test_timms_resnets_become_ours_and_others_stay_timms(tmp_path, monkeypatch):
         encoder = load(f"timm:{name}")
         assert encoder.name == f"timm:{name}"
         images = torch.randn(1, 3, encoder.size, encoder.size)
+        assert f"(as timm says of {name})" in encoder.provenance
         if name.startswith("test_vit"):
+            assert (encoder.mean, encoder.std) == ((0.5,) * 3, (0.5,) * 3)  # its weights', not ImageNet's usual ones
+            assert load(f"timm:{name}", mean=(0.1, 0.2, 0.3)).mean == (0.1, 0.2, 0.3)
             model.reset_classifier(0)
             assert encoder.size == 160
             torch.testing.assert_close(encoder(images), model(images).detach())
