@@ -64,13 +64,19 @@ def refuse_doubled(images: Images) -> None:
         numbered = np.flatnonzero(images.inodes[:, 1] != 0)
         keys += list(zip(_keys(images, numbered), numbered.tolist(), strict=True))
     seen: dict[tuple[object, ...], int] = {}
-    found = [(first, i) for key, i in keys if (first := seen.setdefault(key, i)) != i]
+    firsts = dict[int, int]()  # of each double, which its name and its file both tell, the image that it doubles
+    for key, i in keys:
+        if (first := seen.setdefault(key, i)) != i:
+            firsts.setdefault(i, first)
+    found = [(first, i) for i, first in firsts.items()]
     if not found:
         return
-    one, other = (printable(os.path.join(images.root, images.name(i))) for i in found[0])  # noqa: PTH118
-    where = f"{one} twice" if one == other else f"{one} and {other} to be one file"
     labels = images.labels
-    if one == other and labels is not None and any(labels[i] != labels[j] for i, j in found):
+    named = [(i, j) for i, j in found if images.name(i) == images.name(j)]
+    differing = [] if labels is None else [(i, j) for i, j in named if labels[i] != labels[j]]
+    one, other = (printable(os.path.join(images.root, images.name(i))) for i in (differing or found)[0])  # noqa: PTH118
+    where = f"{one} twice" if one == other else f"{one} and {other} to be one file"
+    if differing:
         where += " or more, of several classes, which is not supported here"
     more = f", and {len(found) - 1} more" if len(found) > 1 else ""
     raise SharedImages(

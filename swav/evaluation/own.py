@@ -132,6 +132,14 @@ def require_labels(
             f"{printable(str(images.root))}: expected groups enough that two classes are left to learn from without those of any "
             f"fold, found {counted(len(np.unique(groups)), 'group')}; use finer groups or more images, or drop the column group"
         )
+    if groups is not None:
+        its = np.unique(np.column_stack([labels, groups]), axis=0)[:, 0]  # a class for each group that it has
+        spread = int((np.bincount(its) >= 2).sum())
+        if spread < 2:  # else nothing that is scored has its class among what is learned from
+            raise DataError(
+                f"{printable(str(images.root))}: expected at least two classes with images in 2 groups or more, as what is scored "
+                f"learns nothing from its own group, found {spread}; is the column group the class? use finer groups, or drop it"
+            )
 
 
 def _groups_suffice(

@@ -274,6 +274,18 @@ def test_data_of_several_labels_are_refused_in_a_line(tree, tmp_path):
     assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
 
 
+def test_doubles_are_counted_once_and_the_one_of_two_classes_is_named(tree, tmp_path):
+    """Name and file both tell a double: 2 were 4, and one of a single class was said to be of several."""
+    paths = sorted(tree.rglob("*.png"))
+    rows = [f"{path},{path.parent.name}" for path in paths] + [
+        f"{paths[0]},{paths[0].parent.name}",
+        f"{paths[1]},other",
+    ]
+    (tmp_path / "twice.csv").write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(SharedImages, match=rf"found \S*{paths[1].name} twice or more, of several .*, and 1 more; list"):
+        made(tmp_path / "twice.csv", tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swav.data.sources.open import open_any
 from swav.errors import DataError
 from swav.evaluation import own, runner
 from swav.evaluation.protocols import linear_own
@@ -75,6 +76,21 @@ def test_fewer_groups_than_folds_are_folds_themselves_and_too_few_are_refused(co
         DataError, match="found 3 groups"
     ):  # a group is a class: none is learned from where it is scored
         bench(write_list(colours, tmp_path / "classes.csv", lambda i: f"g{i // 8}"), tmp_path / "none")
+
+
+def test_groups_that_are_the_classes_are_refused_however_many_there_are(colours):
+    """Of four classes three were left to learn from, and each scored image's own was not among them: 0.0 %, as a result."""
+    labels = np.repeat(np.arange(4), 5)
+    images = open_any(colours / "train", None)
+    for in_folds in (True, False):
+        with pytest.raises(
+            DataError, match=r"in 2 groups or more, .* found 0; is the column group the class"
+        ) as caught:
+            own.require_labels(images, labels, in_folds, labels + 7)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(DataError, match="found 1; is"):
+            own.require_labels(images, labels, in_folds, np.where(np.arange(20) == 0, 99, labels))
+        own.require_labels(images, labels, in_folds, labels + 10 * (np.arange(20) % 2))
 
 
 def test_other_groups_are_another_log_and_without_the_column_nothing_changes(colours, tmp_path):
