@@ -19,8 +19,7 @@ from typing import Literal, NamedTuple
 from swav.data.sources.open import check_images
 from swav.errors import MachineError, SwavError, counted, printable
 from swav.files import FileLock, check_writable, sync_file, sync_folder
-from swav.output import deliver
-from swav.progress import Progress
+from swav.output import deliver, say
 from swav.version import swav_version
 
 LOADER_SECONDS = 3.0  # of batches that are timed, after the first ones
@@ -70,12 +69,13 @@ def doctor(data: str | Path | None = None, out: str | Path | None = None) -> lis
     if data is not None:
         check_images(data)
     found: list[Finding] = []
-    for name, check in _checks(data, out):
-        with Progress(f"looking at {name}", 1, delay=1.0):
-            try:
-                found += check()
-            except SwavError as error:
-                found.append(Finding(name, "fails", str(error)))
+    checks = list(_checks(data, out))
+    say(f"looking at this machine, in some seconds: {', '.join(name for name, _ in checks)}")
+    for name, check in checks:
+        try:
+            found += check()
+        except SwavError as error:
+            found.append(Finding(name, "fails", str(error)))
         if found[-1].name == "torch" and found[-1].state == "fails":
             break  # the rest needs it
     deliver(format_findings(found))

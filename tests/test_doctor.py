@@ -39,6 +39,17 @@ def test_a_healthy_machine_has_no_fault(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []  # nothing is left
 
 
+def test_something_is_said_before_torch_is_loaded(monkeypatch, capsys, tmp_path):
+    said: list[str] = []
+    torch_check = doctor_module._torch
+    monkeypatch.setattr(doctor_module, "_torch", lambda: [said.append(capsys.readouterr().err), *torch_check()][1:])
+    found(out=tmp_path)
+    assert (
+        said[0].startswith("looking at this machine, in some seconds: python, torch,")
+        and "two processes, out" in said[0]
+    )
+
+
 def test_a_broken_torch_is_said_and_ends_it(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MachineError, match="faults: torch"):
