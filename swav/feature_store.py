@@ -40,6 +40,7 @@ BATCH = {"cpu": 64, "cuda": 256}
 NOTED_IMAGES = 2048  # after so many, what was computed is made durable
 NOTE = "cache.json"
 PART = ".part"
+_given: set[Path] = set()  # folders whose features this process has read or written: no news to who asked for them
 ADVICE = "check the weights and their normalisation, or use precision=fp32"
 
 
@@ -193,6 +194,7 @@ def _from_folder(
         with environment_errors(), FileLock(work.folder / ".lock", owner, progress.say, base=out):
             found = _there(work, kinds) or _computed(work, kinds)
     arrays, noted = found
+    _given.add(work.folder)
     progress.update(min(base + len(images), total))
     kept = np.delete(np.arange(len(images)), noted.unreadable)
     if not len(kept):
@@ -266,13 +268,14 @@ def _sound(work: _Work) -> Notes:
 
 
 def _say_what_else_there_is(work: _Work) -> None:
-    """Features that differ in one thing only from those asked for, as after a change of weights."""
+    """Features that differ in one thing only from those asked for, as after a change of weights. One command that scores
+    several weights says nothing of its own."""
     for path in (folder / NOTE for folder in visible(work.folder.parent)):
         its = read_object(path).get("of")
         if not isinstance(its, dict):
             continue
         other = {key for key in work.identity if its.get(key) != work.identity[key]}
-        if other == {"weights_sha256"}:
+        if other == {"weights_sha256"} and path.parent not in _given:
             sha = str(its.get("weights_sha256"))[:12]
             work.progress.say(f"{path.parent}: features of other weights ({sha}) are left alone")
         elif other <= {"version", "damaged"} and its.get("version", VERSION) < VERSION:

@@ -153,8 +153,13 @@ def test_packed_images_of_the_same_names_and_other_pixels_are_computed_again(enc
     assert not torch.equal(found[0].pooled, found[1].pooled) and torch.equal(found[0].pooled, found[2].pooled)
 
 
-def test_other_weights_are_computed_and_the_old_ones_left_alone_which_is_said(images, encoder, tmp_path, capsys):
+def test_other_weights_are_computed_and_the_old_ones_left_alone_which_is_said(
+    images, encoder, tmp_path, capsys, monkeypatch
+):
     old = features(encoder, images, tmp_path)
+    _, said = features(network(seed=2), images, tmp_path, capsys)
+    assert "other weights" not in said  # one command that scores both
+    monkeypatch.setattr(feature_store, "_given", set())  # the next command
     new, said = features(network(seed=1), images, tmp_path, capsys)
     assert "features of other weights" in said and encoder.sha256[:12] in said
     assert not np.array_equal(new.stages[0], old.stages[0])
