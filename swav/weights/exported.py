@@ -65,7 +65,7 @@ def is_timms(description: Mapping[str, Any]) -> bool:
 
 
 def usage(description: Mapping[str, Any], folder: Path) -> list[str]:
-    """Three lines of Python that load an exported backbone, without swav, and compute features.
+    """Four lines of Python, which run as they are, that load an exported backbone, without swav, and compute features.
 
     Args:
         description: see read_description.
@@ -77,22 +77,25 @@ def usage(description: Mapping[str, Any], folder: Path) -> list[str]:
 
 def _usage(description: Mapping[str, Any], weights: str, code: str) -> list[str]:
     name = str(description["backbone"])
+    images, features = _images_and_features(description)
     if is_timms(description):
         options = "".join(f", {key}={value!r}" for key, value in description.get("timm_options", {}).items())
         lines = [
             "import timm, torch",
+            images,
             f"model = timm.create_model({name.removeprefix(TIMM)!r}{options}, checkpoint_path={weights!r}).eval().to({LAYOUT})",
         ]
     elif fits_torchvision(description):
         lines = [
             "import safetensors.torch, torch, torchvision",
+            images,
             f"model = torchvision.models.{name}(); model.fc = torch.nn.Identity(); "
             f"model.load_state_dict(safetensors.torch.load_file({weights!r})); model.eval().to({LAYOUT})",
         ]
     else:
         # By path: a second `import backbone` would give the first run's module again, or one of the user's own.
-        lines = ["import runpy, torch", f"model = runpy.run_path({code!r})['load']()"]
-    return [*lines, _features(description)]
+        lines = ["import runpy, torch", images, f"model = runpy.run_path({code!r})['load']()"]
+    return [*lines, features]
 
 
 def how_to_use(description: Mapping[str, Any], folder: Path) -> str:
@@ -135,7 +138,8 @@ def which(description: Mapping[str, Any]) -> str:
     return f"step {step}" + ("" if best in (None, step) else f", the last; step {best} scored best")
 
 
-def _features(description: Mapping[str, Any]) -> str:
+def _images_and_features(description: Mapping[str, Any]) -> tuple[str, str]:
+    """A line that makes images of the form that is wanted, and one that takes them."""
     channels, size = description["in_channels"], description["size"]
     if channels == 1:
         mean, std = (
@@ -147,4 +151,8 @@ def _features(description: Mapping[str, Any]) -> str:
         kind = "RGB"
     said = ", ".join(f"{key}={description[key]}" for key in DECODING if key in description)
     kind += f" ({said})" if said else ""
-    return f"features = model((images - {mean}) / {std})  # images: [N, {channels}, {size}, {size}], {kind} in 0..1"
+    shape = f"{channels}, {size}, {size}"
+    return (
+        f"images = torch.rand(2, {shape})  # in place of yours: [N, {shape}], {kind} in 0..1",
+        f"features = model((images - {mean}) / {std})",
+    )

@@ -104,7 +104,7 @@ def test_weights_and_their_export_read_pictures_as_the_run_did(changes, dark, tm
     assert description is not None
     said = {key: description[key] for key in ("white_level", "alpha") if key in description}
     assert said == changes
-    line = usage(description, run / "export")[-1]
+    (line,) = (line for line in usage(description, run / "export") if line.startswith("images = "))
     assert all(
         (f"{key}={value}" in line) == (key in changes)
         for key, value in {"white_level": 4095, "alpha": "ignore"}.items()
