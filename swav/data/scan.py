@@ -117,7 +117,10 @@ def render_scan(found: dict[str, Any]) -> str:
     if found["passed_over"]:
         rows.append(("other files", _count_line(found["passed_over"])))
     rows += [("warning", finding["text"]) for finding in found["faults"]]
-    rows += [("", f"{extension} is not read: {advice}") for extension, advice in found["advice"].items()]
+    said = "\n".join(found["warnings"])
+    rows += [
+        ("", f"{ext} is not read: {advice}") for ext, advice in found["advice"].items() if f"{ext} is not" not in said
+    ]
     return "\n".join([printable(found["path"]), *(f"  {key:<12}{text}" for key, text in rows)])
 
 
@@ -161,7 +164,8 @@ def _lacking(trained_on: dict[str, Any]) -> str:
     """What cannot be read of the images to train on, as a run says it."""
     left_out, damaged = trained_on["left_out"], trained_on["damaged"]
     text = f"; {left_out} unreadable left out" if left_out else ""
-    return text + (f"; {damaged} of them damaged, in place of which others are read" if damaged else "")
+    more = " more" if left_out else ""
+    return text + (f"; {damaged}{more} damaged, in whose place others are read" if damaged else "")
 
 
 def _scored(path: DataLayout, cache: Path | None) -> dict[str, Any]:

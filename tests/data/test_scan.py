@@ -28,7 +28,11 @@ def test_scan_counts_what_is_there(tmp_path):
     assert found["passed_over"] == {".heic": 1} and "convert" in found["advice"][".heic"]
     lines = render_scan(found).splitlines()
     assert any("trained on" in line and "6 images: train/ of" in line for line in lines)
-    assert any(".heic is not read: convert" in line for line in lines)
+    assert any(
+        line.endswith("; 1 unreadable left out; 1 more damaged, in whose place others are read") for line in lines
+    )
+    (line,) = (line for line in lines if ".heic is not read" in line)
+    assert line == "  warning     .heic is not read, 1 file left out: convert to JPEG or PNG"
     assert any("train/zero.jpg: empty file" in line for line in lines)
 
 

@@ -44,6 +44,7 @@ from swav.data.sources.walk import (
     nothing_readable,
     subfolders,
     walk,
+    warn_of_foreign,
 )
 from swav.data.storage import Files, InMemory, joined
 from swav.data.targets import ClassLabels
@@ -336,6 +337,7 @@ def _checked(
     kept = None if groups is None else groups[good]
     images = Images(storage, labels, bad=bad, others=found.others, note=note, left_out=found.left_out, groups=kept)
     images.warnings += filter(None, [mask_twins([found.names[i] for i in good], rows[good])])
+    images.warnings += warn_of_foreign(found.others)
     return images
 
 

@@ -31,10 +31,11 @@ IMAGE_EXTENSIONS = frozenset(
     b".jpg .jpeg .jpe .jfif .png .webp .avif .avifs .jp2 .j2k .j2c .jpc .jpf .jpx .bmp .dib .gif .tif .tiff .ppm .pgm .pbm "
     b".pnm".split()
 )
+UNPACK = "unpack"
 NOT_READ = {  # extensions of images that are not read, for the advice
     **dict.fromkeys((".heic", ".heif", ".jxl", ".psd", ".svg"), "convert to JPEG or PNG"),
     **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"), "develop to JPEG or PNG"),
-    **dict.fromkeys((".tar", ".zip", ".tgz", ".gz"), "unpack"),
+    **dict.fromkeys((".tar", ".zip", ".tgz", ".gz"), UNPACK),
 }
 NOT_DATA = {
     b"__MACOSX",
@@ -403,6 +404,16 @@ def _rows(known: list[tuple[int, int]]) -> np.ndarray:
 
 def _inodes(known: list[tuple[int, int]]) -> NDArray[np.uint64]:
     return np.array(known, dtype=np.uint64).reshape(-1, 2)
+
+
+def warn_of_foreign(others: Mapping[str, int]) -> list[str]:
+    """A warning for each format of pictures that is not read: else a phone's HEIC would be missed without a word. Archives may
+    lie beside what was unpacked from them."""
+    return [
+        f"{ext} is not read, {counted(others[ext], 'file')} left out: {advice}"
+        for ext, advice in NOT_READ.items()
+        if ext in others and advice != UNPACK
+    ]
 
 
 def nothing_readable(where: str, bad: Sequence[tuple[str, str]], others: Mapping[str, int], left_out: str) -> str:

@@ -295,7 +295,8 @@ def test_scan_says_what_a_run_leaves_out_and_what_it_meets(tmp_path):
     images = open_images(tmp_path)
     assert (found["images"], found["left_out"], found["damaged"]) == (len(images), len(images.bad), 1) == (3, 1, 1)
     assert (
-        "3 images: train/ of" in (text := render_scan(scan(tmp_path))) and "; 1 unreadable left out; 1 of them" in text
+        "3 images: train/ of" in (text := render_scan(scan(tmp_path)))
+        and "; 1 unreadable left out; 1 more damaged" in text
     )
 
 
