@@ -20,7 +20,7 @@ from swav.data.sources.open import open_any
 from swav.data.sources.pixels import decoding_of
 from swav.errors import counted, printable
 from swav.evaluation import own
-from swav.evaluation.classifier import Classifier, read_classifier
+from swav.evaluation.classifier import DESCRIPTION, Classifier, read_classifier
 from swav.evaluation.classify_content import answers_of, confused, worth
 from swav.evaluation.classify_request import (
     BENCH,
@@ -115,6 +115,8 @@ def classify(
     print_path(out / PAGE)
     if predicted is not None:
         print_path(predicted)
+    elif _older(out / PREDICTIONS, out / DESCRIPTION):
+        warn(f"{out / PREDICTIONS}: is of an earlier classifier than the one that is there; --predict makes it anew")
     return content
 
 
@@ -141,6 +143,14 @@ def _opened(
     return task, new
 
 
+def _older(path: Path, other: Path) -> bool:
+    """Whether both files are there, and the first was written before the second."""
+    try:
+        return path.stat().st_mtime_ns < other.stat().st_mtime_ns
+    except OSError:
+        return False
+
+
 def _few(task: Task[Any]) -> str:
     """Say which classes have fewer images, or groups, to learn from than there are folds; empty where none has."""
     labels, groups, classes = task.train.labels, task.train.groups, task.train.classes
@@ -157,7 +167,11 @@ def _few(task: Task[Any]) -> str:
     more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
     return (
         f"{counted(len(lacking), 'class')} with fewer {things} to learn from than the {own.FOLDS} folds: {shown}{more}; "
-        "their numbers say little, and in a fold that holds all of a class it cannot be right"
+        + (
+            "their numbers say little, and in a fold that holds all of a class it cannot be right"
+            if task.in_folds
+            else "the choice of the cost and the spread say little of them"
+        )
     )
 
 

@@ -36,7 +36,7 @@ def format_classified(content: Mapping[str, Any]) -> str:
         table.append([name, f"{its['value']:.1f}", _interval(its), f"{its['mean']:.1f}", f"{its['spread']:.1f}"])
     lines = [head, "", *aligned(table, left=1), "", *aligned(_class_rows(content["per class"]), left=1)]
     hidden = len(content["per class"]) - CLASSES
-    lines += [f"and {counted(hidden, 'class')} of higher recall, in {CONTENT}"] if hidden > 0 else []
+    lines += [f"and {counted(hidden, 'class')} of the same or a higher recall, in {CONTENT}"] if hidden > 0 else []
     lines += [
         f"{printable(pair['class'])} taken for {printable(pair['taken for'])}: {pair['count']} of {pair['of']}"
         for pair in content["confused"][:CONFUSED]

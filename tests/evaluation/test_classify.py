@@ -32,7 +32,7 @@ from swav.evaluation.logistic import LogisticLayer
 from swav.evaluation.near_duplicates import Copies
 from swav.evaluation.own import LabelledFeatures, Learned
 from swav.evaluation.protocols.linear_own import Layer
-from swav.reporting.classify_page import write_classify_page
+from swav.reporting.classify_page import format_classified, write_classify_page
 from swav.results.intervals import of_share, wilson
 from tests.reporting.test_page import NASTY, Page
 
@@ -319,3 +319,37 @@ def test_an_image_that_is_lost_later_has_no_picture_and_the_page_is_there(tree, 
         each["picture"] is None for pair in content["confused"] for each in pair["examples"]
     )
     assert not Page(tmp_path / "out" / "classify.html").all("img")
+
+
+def test_predictions_of_an_earlier_classifier_are_told_to_be(tree, tmp_path, capsys):
+    """They stay where they are, beside the files of a classifier that did not make them."""
+    out, words = tmp_path / "out", "is of an earlier classifier"
+    made(tree, out, predict=tree / "red")
+    made(tree, out)
+    assert words not in capsys.readouterr().err
+    for _ in range(2):  # when it is made, and when it is taken
+        made(tree, out, seed=1)
+        assert (
+            f"predictions.csv: {words} than the one that is there; --predict makes it anew" in capsys.readouterr().err
+        )
+    made(tree, out, seed=1, predict=tree / "red")
+    assert words not in capsys.readouterr().err
+
+
+def test_what_small_classes_mean_is_said_of_folds_and_of_a_split_apart(colours, tmp_path, capsys):
+    for split, few in (("train", 4), ("val", 2)):
+        shutil.copytree(colours / split, tmp_path / "set" / split)
+        for image in sorted((tmp_path / "set" / split / "red").glob("*.png"))[few:]:
+            image.unlink()
+    made(tmp_path / "set", tmp_path / "a")
+    said = capsys.readouterr().err
+    assert "red (4); the choice of the cost and the spread say little of them" in said and "cannot be right" not in said
+    made(tmp_path / "set" / "train", tmp_path / "b")
+    assert "red (4); their numbers say little, and in a fold that holds all of a class" in capsys.readouterr().err
+
+
+def test_classes_that_a_terminal_leaves_out_are_of_no_lower_recall_than_those_shown(tree, tmp_path, monkeypatch):
+    content = made(tree, tmp_path / "out")
+    content["per class"] = [row | {"recall": 100.0} for row in content["per class"]]
+    monkeypatch.setattr("swav.reporting.classify_page.CLASSES", 1)
+    assert "and 2 classes of the same or a higher recall, in classify.json" in format_classified(content)
