@@ -5,6 +5,7 @@ import json
 from PIL import Image
 
 from swav.data.scan import render_scan, scan
+from swav.data.sources.open import open_images
 from tests.data.folders import put, put_all, splits
 
 
@@ -34,6 +35,14 @@ def test_scan_counts_what_is_there(tmp_path):
     (line,) = (line for line in lines if ".heic is not read" in line)
     assert line == "  warning     .heic is not read, 1 file left out: convert to JPEG or PNG"
     assert any("train/zero.jpg: empty file" in line for line in lines)
+
+
+def test_pictures_of_formats_that_are_not_read_are_warned_of_and_archives_are_not(tmp_path):
+    put_all(tmp_path, "a.png", "b.png")
+    for name in ("1.heic", "2.HEIC", "photos.zip"):
+        (tmp_path / name).write_bytes(b"x")
+    assert open_images(tmp_path).warnings == [".heic is not read, 2 files left out: convert to JPEG or PNG"]
+    assert ".zip is not read: unpack" in render_scan(scan(tmp_path))
 
 
 def test_scan_of_a_tree_without_labels_says_that_nothing_can_be_scored(tmp_path):
