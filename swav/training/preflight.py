@@ -4,11 +4,13 @@ A wrong path is then reported at once, before seconds go into the import of torc
 where it is used (setup.py).
 """
 
+import os
 from pathlib import Path
 
 from swav.config import Recipe
 from swav.data.sources.open import check_images
-from swav.errors import ConfigError
+from swav.data.sources.walk import image_among
+from swav.errors import ConfigError, printable
 from swav.files import CHECKPOINTS, check_writable, is_run, refuse_inside
 from swav.weights.sources import check_source
 
@@ -22,7 +24,8 @@ def check_pretraining(wanted: Recipe, out: Path, dry_run: bool) -> None:
         dry_run: whether nothing is going to be written.
 
     Raises:
-        ConfigError: `data` is missing, codes could not be balanced, `init` names nothing, or `out` is new and inside of the data.
+        ConfigError: `data` is missing, codes could not be balanced, `init` names nothing, or `out` is new and inside of the
+            data, or holds images.
         DataError: there are no images.
         MachineError: `out` cannot be written.
     """
@@ -32,6 +35,10 @@ def check_pretraining(wanted: Recipe, out: Path, dry_run: bool) -> None:
         require_balance(wanted, 1)
     check_images(wanted.data)
     refuse_inside(out, wanted.data, resumes=is_run(out))
+    if not is_run(out) and out.is_dir() and (image := image_among(os.fsencode(out))):
+        raise ConfigError(  # what holds a run is left out of the images
+            f"--out {out}: expected a new folder or a run's, found images in it ({printable(os.fsdecode(image))}); use another"
+        )
     if wanted.init is not None and not (out / CHECKPOINTS).exists():  # a run that resumes does not read it again
         check_source(wanted.init)
     if not dry_run:

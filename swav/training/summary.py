@@ -139,7 +139,7 @@ def resume_message(run: RunSetup, saved: checkpoint.Checkpoint) -> str:
     """Return the message of a run that resumes."""
     line = f"{run.out}: resumes from step {saved.step} of {run.total_steps}"
     if run.budget is not None:
-        line += f", with {in_words(run.budget.spent())} of {counted(run.budget.hours, 'hour')} spent"
+        line += f", with {in_words(run.budget.spent())} of {in_words(3600 * run.budget.hours)} spent"
     before, now = len(saved.locals), dist.world_size()
     if before == now:
         return line

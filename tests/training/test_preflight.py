@@ -4,6 +4,8 @@ Run: pytest tests/training/test_preflight.py
 """
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from PIL import Image
 
 from swav.config import AUTO, Recipe
 from swav.data.sources.open import check_images
-from swav.data.sources.walk import may_hold_images, walk
+from swav.data.sources.walk import image_among, may_hold_images, walk
 from swav.errors import ConfigError, DataError, MachineError
 from swav.evaluation import runner
 from swav.files import check_writable
@@ -61,6 +63,7 @@ BAD = [
     ("pretrain tiny data=texts --out run", 3, "found only 1 .txt"),
     ("pretrain tiny data=texts --out run --dry-run", 3, "found only 1 .txt"),
     ("pretrain tiny data=images init=nowhere --out run", 2, "weights 'nowhere'"),
+    ("pretrain tiny data=images --out labelled", 2, "labelled: expected a new folder or a run's, found images in it"),
     ("pretrain tiny data=images --out file/run", 4, "file/run: cannot be written"),
     ("pretrain tiny data=images --out file", 4, "file: cannot be written"),
     ("pretrain tiny data=images --out /proc/run", 4, "/proc/run: cannot be written"),
@@ -105,6 +108,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for name in ("a", "b"):
             (tmp_path / "images" / split / name).mkdir(parents=True)
             Image.new("RGB", (20, 20)).save(tmp_path / "images" / split / name / "1.png")
+    shutil.copytree(tmp_path / "images" / "val", tmp_path / "labelled")
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("none")
@@ -165,6 +169,16 @@ def test_where_nothing_is_seen_the_walk_sees_nothing_and_the_other_way_round(tmp
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "there").symlink_to(tmp_path / "deep")
     assert may_hold_images(tmp_path / "linked") and walk(tmp_path / "linked").names
+
+
+def test_images_are_found_where_class_folders_have_them_and_not_among_results(tmp_path):
+    for name in ("run/report/views.webp", "run/config.yaml", "texts/a.txt", ".cache/b.png", "a/b/c/too_deep.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert not image_among(os.fsencode(tmp_path))
+    (tmp_path / "train" / "church").mkdir(parents=True)
+    (tmp_path / "train" / "church" / "1.JPG").touch()
+    assert image_among(os.fsencode(tmp_path)) == os.fsencode(tmp_path / "train" / "church" / "1.JPG")
 
 
 def test_of_a_data_set_with_halves_the_images_of_train_are_what_counts(tmp_path):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from swav.data.sources.decode import patiently, reason_of
 from swav.data.sources.list_text import DELIMITERS, as_name, best_reading, read_lines, read_text, without_label
 from swav.errors import DataError, counted, did_you_mean, printable
-from swav.files import CHECKPOINTS, CONFIG, is_run
+from swav.files import CHECKPOINTS, CONFIG, METRICS, REPORT, is_run
 from swav.progress import FIRST_SECONDS, Progress
 
 IMAGE_EXTENSIONS = frozenset(
@@ -44,6 +44,7 @@ NOT_DATA = {
     b"$RECYCLE.BIN",
     b"System Volume Information",
 }  # beside all that begins with a dot
+OURS = {name.encode() for name in (CONFIG, METRICS, REPORT, "results.json", "classify.json")}  # of runs and results
 A_RUN_OF_OURS = {CONFIG.encode(), CHECKPOINTS.encode()}  # --out inside of the data: its report's pictures are not data
 # Folders, or values of a list's column `split`, in any case. Of several the first is taken.
 TRAIN_SPLITS = ("train", "training")
@@ -262,6 +263,21 @@ def may_hold_images(path: Path) -> bool:
         if any(os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS for name in files if not name.startswith(b".")):
             return True
     return False
+
+
+def image_among(folder: bytes, depth: int = 3) -> bytes:
+    """Return an image that lies in a folder or at most `depth` - 1 below it, as in class folders and those of a split; or nothing.
+
+    Folders in which something of ours lies are passed over: their pictures are a report's.
+    """
+    entries = [entry for entry in _entries(folder) if not entry.name.startswith(b".") and entry.name not in NOT_DATA]
+    if {entry.name for entry in entries} & OURS:
+        return b""
+    for entry in entries:
+        if os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS and entry.is_file():
+            return entry.path
+    below = (entry.path for entry in entries if depth > 1 and entry.is_dir(follow_symlinks=False))
+    return next(filter(None, (image_among(path, depth - 1) for path in below)), b"")
 
 
 def any_there(root: Path, names: list[bytes]) -> bool:
