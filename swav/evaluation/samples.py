@@ -195,9 +195,9 @@ class Scale(NamedTuple):
     short: int
 
     def of(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width after it, as MMCV rounds them."""
+        """Return height and width after it, as MMCV rounds them; of a strip, which MMCV cannot resize, at least a pixel."""
         factor = min(self.long / max(height, width), self.short / min(height, width))
-        return int(height * factor + 0.5), int(width * factor + 0.5)
+        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
     def times(self, ratio: float) -> "Scale":
         return Scale(int(self.long * ratio), int(self.short * ratio))

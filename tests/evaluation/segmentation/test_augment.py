@@ -40,6 +40,8 @@ class Fixed(np.random.Generator):
         ((2048, 512), (100, 800), (256, 2048)),  # the long side decides
         ((2049, 1025), (1024, 2048), (1025, 2049)),  # 2050 would be too long
         ((512, 128), (333, 500), (128, 192)),
+        ((1792, 224), (1, 4000), (1, 1792)),  # .448 would be none
+        ((1333, 800), (6000, 2), (1333, 1)),
     ],
 )
 def test_sizes_are_mmcvs(scale, shape, size):
