@@ -159,6 +159,11 @@ class ObjectSets:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether there is a mask of each object, be it an empty one."""
+        return len(self._mask_ends) > 1
+
     def __getitem__(self, i: int) -> Objects:
         first, end = self._ends[i], self._ends[i + 1]
         boxes, labels, difficult, crowd, area, numbers = (field[first:end] for field in self._fields)

@@ -24,6 +24,7 @@ Smoke       size 160, sides 128 and 160, long 256, batch 4, 100 iterations, 16 R
 """
 
 from swav.data.targets import ObjectSets
+from swav.errors import DataError, printable
 from swav.evaluation import dense
 from swav.evaluation.dense_settings import DetectCocoSettings
 from swav.evaluation.detection import training
@@ -42,9 +43,16 @@ def check(task: Task[DetectCocoSettings]) -> None:
 
     Raises:
         ConfigError: the backbone has no maps at strides 4, 8, 16 and 32, or the batch is too small.
-        DataError: there is no image with objects, or no object to score.
+        DataError: there is no image with objects, or no object to score, or objects have no masks.
     """
     training.check(task, BENCH)
+    for images in (task.train, task.val):
+        assert isinstance(images.targets, ObjectSets)
+        if not images.targets.has_masks:
+            raise DataError(
+                f"{printable(str(images.root))}: expected a mask of each object (segmentation) in {images.note}, found boxes only; "
+                "add polygons or run-length codes to the annotations"
+            )
     _detector(task)
 
 

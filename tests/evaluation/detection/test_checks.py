@@ -14,7 +14,7 @@ from swav.errors import ConfigError, DataError
 from swav.evaluation import dense
 from swav.evaluation.catalog import CATALOG
 from swav.evaluation.detection import training
-from swav.evaluation.protocols import detect_voc, segment_linear, segment_voc
+from swav.evaluation.protocols import detect_coco, detect_voc, segment_linear, segment_voc
 from swav.evaluation.supervised import TrainingResult
 from swav.evaluation.task import NoScore, Score
 from swav.network.backbone import TimmTrunk
@@ -42,6 +42,17 @@ def test_no_object_to_learn_from_is_said_before_the_training(tmp_path):
     crowd = objects_of([[0, 0, 9, 9]], [0], crowd=[True])
     with pytest.raises(DataError, match="expected images with objects to learn from"):
         detect_voc.check(task_of(tmp_path, train=(crowd, crowd)))
+
+
+@pytest.mark.parametrize("lacking", ["train", "val"])
+def test_objects_without_masks_are_said_before_the_training_that_needs_them(tmp_path, lacking):
+    masked = objects_of([[4, 4, 30, 30]], [0], masks=[[[4, 4, 30, 4, 30, 30, 4, 30]]])
+    task = task_of(tmp_path, **({"train": (masked, masked), "val": (masked, masked)} | {lacking: (BOX, BOX)}))
+    with pytest.raises(
+        DataError, match=r"expected a mask of each object \(segmentation\) in .*, found boxes only; add"
+    ):
+        detect_coco.check(task)
+    assert object_sets(masked).has_masks and not object_sets(BOX).has_masks
 
 
 def test_counts_of_objects_that_count():
