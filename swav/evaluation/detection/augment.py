@@ -15,6 +15,7 @@ from swav.evaluation.detection.structures import Truth
 from swav.evaluation.samples import Draw, Pixels, Sample, Scale, resize
 
 LEAST, MOST = 1, 2**31  # sides of an object or an image [pixels]
+SMALLEST = 32  # side of an image that MMDetection trains on [pixels]
 
 Boxes = Float32[np.ndarray, "n 4"]
 
@@ -120,7 +121,7 @@ def resize_as_pillow(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
-def with_objects(objects: ObjectSets, rules: DetectRules, smallest: int = 32) -> Int64[np.ndarray, " N"]:
+def with_objects(objects: ObjectSets, rules: DetectRules, smallest: int = SMALLEST) -> Int64[np.ndarray, " N"]:
     """Return the indices of images to train on: those with an object that is no crowd; by MMDetection's rules also large enough.
 
     Args:

@@ -12,7 +12,7 @@ from swav.data.targets import ObjectSets
 from swav.errors import DataError
 from swav.evaluation import dense
 from swav.evaluation.dense_settings import DetectSettings
-from swav.evaluation.detection.augment import Augmentation, Learned, with_objects
+from swav.evaluation.detection.augment import SMALLEST, Augmentation, Learned, with_objects
 from swav.evaluation.detection.detections import Detections
 from swav.evaluation.detection.models import Detector
 from swav.evaluation.detection.objective import Detection
@@ -64,9 +64,11 @@ def trained_on(task: Task[Any]) -> Images:
     assert isinstance(task.train.targets, ObjectSets)
     chosen = with_objects(task.train.targets, task.settings.rules)
     if not len(chosen):
+        small = task.train.targets.num_counting(difficult=True).any()
+        why = f"all have a side below {SMALLEST} pixels" if small else "crowds are not learned"
         raise DataError(
-            f"{task.train.root}: expected images with objects to learn from, found none (crowds are not learned); check the "
-            "annotations"
+            f"{task.train.root}: expected images with objects to learn from, found none ({why}); "
+            + ("use larger images" if small else "check the annotations")
         )
     return task.train if len(chosen) == len(task.train) else task.train.select(chosen)
 

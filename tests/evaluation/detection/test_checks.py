@@ -44,6 +44,13 @@ def test_no_object_to_learn_from_is_said_before_the_training(tmp_path):
         detect_voc.check(task_of(tmp_path, train=(crowd, crowd)))
 
 
+def test_images_that_are_all_too_small_to_learn_from_are_said_to_be(tmp_path):
+    images = in_memory(np.zeros((1, 31, 31, 3), np.uint8), object_sets(BOX, size=(31, 31)))
+    task = dense_task(CATALOG["detect-voc"].settings(**{"batch": 1}), images, images, tmp_path / "out")
+    with pytest.raises(DataError, match=r"found none \(all have a side below 32 pixels\); use larger images"):
+        detect_voc.check(task)
+
+
 @pytest.mark.parametrize("lacking", ["train", "val"])
 def test_objects_without_masks_are_said_before_the_training_that_needs_them(tmp_path, lacking):
     masked = objects_of([[4, 4, 30, 30]], [0], masks=[[[4, 4, 30, 4, 30, 30, 4, 30]]])
