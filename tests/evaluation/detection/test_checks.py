@@ -62,6 +62,21 @@ def test_objects_without_masks_are_said_before_the_training_that_needs_them(tmp_
     assert object_sets(masked).has_masks and not object_sets(BOX).has_masks
 
 
+def test_a_map_to_score_that_cannot_be_read_is_said_before_the_training(tmp_path, monkeypatch):
+    """Its replacement is another data set, whose training begins anew."""
+
+    def read(name: str) -> np.ndarray:
+        if name == "b":
+            raise DataError("b: expected indices from 0 to 1")
+        return np.zeros((40, 40), np.uint8)
+
+    first, second = (in_memory(PIXELS, LabelMaps(names, ["0", "1"], read, [b"", b""])) for names in ("ac", "ab"))
+    task = dense_task(CATALOG["segment-linear"].settings(size=32, batch=2), first, second, tmp_path / "out")
+    monkeypatch.setattr(dense, "train", lambda *_, **__: pytest.fail("it was trained"))
+    with pytest.raises(DataError, match=r"^b: expected indices"):
+        segment_linear.run(task)
+
+
 def test_counts_of_objects_that_count():
     both = objects_of([[0, 0, 9, 9]] * 3, [0] * 3, crowd=[True, False, False], difficult=[False, True, False])
     sets = object_sets(both, objects_of([], []), BOX, size=(40, 40))
