@@ -96,7 +96,7 @@ DOCSTRING = {
         "within {scale_long} x {scale_short} keeping the shape, times U({ratios}); crop of {size}",
         "no class has more than {one_class}",
         "Scoring: within {scale_long} x {scale_short}, the whole image",
-        "(the {tries} try is taken as it is); flip p {flip}",
+        "(after the {tries} try the next is taken as it is); flip p {flip}",
         "brightness +-{brightness}, contrast and saturation {contrast}, hue +-{hue} of 180, each p .5",
         "at stride 8 (dilations 1, 1, 2, 4)",
         "two 3x3 convolutions of {channels} with BatchNorm and ReLU",

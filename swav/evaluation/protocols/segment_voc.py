@@ -2,10 +2,10 @@
 
 Data        PASCAL VOC 2012: train.txt (1,464 images, SegmentationClass) and aug.txt (9,118, SegmentationClassAug or SBD's .mat)
             to learn from, 10,582 in all; val.txt (1,449) to score; 21 classes with the background, 255 (void) counts nowhere.
-Transform   training: within 2048 x 512 keeping the shape, times U(.5, 2); crop of 512 in which no class has more than 75 % (the
-            tenth try is taken as it is); flip p .5; brightness +-32, contrast and saturation .5-1.5, hue +-18 of 180, each p .5;
-            smaller crops are filled up with the mean, and void. Scoring: within 2048 x 512, the whole image, logits resized to
-            its own size.
+Transform   training: within 2048 x 512 keeping the shape, times U(.5, 2); crop of 512 in which no class has more than 75 %
+            (after the tenth try the next is taken as it is); flip p .5; brightness +-32, contrast and saturation .5-1.5, hue +-18
+            of 180, each p .5; smaller crops are filled up with the mean, and void. Scoring: within 2048 x 512, the whole image,
+            logits resized to its own size.
 Layer       the backbone at stride 8 (dilations 1, 1, 2, 4), all of it trained, BatchNorm synchronised over processes; FCN head: two
             3x3 convolutions of 512 with BatchNorm and ReLU, joined with their input, a third, dropout .1, 1x1. In training
             an auxiliary head on layer3: one convolution of 256, weight .4.
