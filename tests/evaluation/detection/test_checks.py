@@ -71,7 +71,7 @@ def test_a_map_to_score_that_cannot_be_read_is_said_before_the_training(tmp_path
         return np.zeros((40, 40), np.uint8)
 
     first, second = (in_memory(PIXELS, LabelMaps(names, ["0", "1"], read, [b"", b""])) for names in ("ac", "ab"))
-    task = dense_task(CATALOG["segment-linear"].settings(size=32, batch=2), first, second, tmp_path / "out")
+    task = dense_task(CATALOG["segment-linear"].settings(**{"size": 32, "batch": 2}), first, second, tmp_path / "out")
     monkeypatch.setattr(dense, "train", lambda *_, **__: pytest.fail("it was trained"))
     with pytest.raises(DataError, match=r"^b: expected indices"):
         segment_linear.run(task)
