@@ -62,7 +62,11 @@ def settings() -> Iterator[tuple[str, Any, Any]]:
         yield f"{name}: lr", optimizer.lr, ours.rate
         yield f"{name}: momentum", optimizer.momentum, ours.momentum
         yield f"{name}: weight decay", optimizer.weight_decay, ours.weight_decay
-        yield f"{name}: norms without weight decay", "paramwise_cfg" in optimizer, name in DETECT and not ours.decay_norms
+        yield (
+            f"{name}: norms without weight decay",
+            "paramwise_cfg" in optimizer,
+            name in DETECT and not ours.decay_norms,
+        )
         yield f"{name}: steps", theirs.runner.get("max_iters") or theirs.runner.max_epochs * EPOCH, ours.steps
         flip = step(pipeline, "RandomFlip")
         yield f"{name}: flip", flip.get("flip_ratio", flip.get("prob")), ours.flip
