@@ -16,7 +16,7 @@ from swav.data.sources.decode import Unreadable, decode
 from swav.data.sources.layouts import DataLayout, find_layout
 from swav.data.sources.open import labelled_splits, open_images
 from swav.data.sources.pixels import AS_STORED, Decoding
-from swav.data.sources.walk import NOT_READ
+from swav.data.sources.walk import NOT_READ, UNPACK, warn_of_foreign
 from swav.errors import DataError, counted, printable
 from swav.progress import FIRST_SECONDS, Progress
 
@@ -73,7 +73,11 @@ def scan(
             "note": trained_on.note,
         },
         "scored": _scored(layout, cache),
-        "warnings": trained_on.warnings,
+        # of formats that are not read, those of the whole are said
+        "warnings": [
+            *(text for text in trained_on.warnings if text not in warn_of_foreign(trained_on.others)),
+            *warn_of_foreign(images.others),
+        ],
         "classes": _classes(images),
         "formats": _counts(images, "format"),
         "modes": _counts(images, "mode"),
@@ -117,10 +121,7 @@ def render_scan(found: dict[str, Any]) -> str:
     if found["passed_over"]:
         rows.append(("other files", _count_line(found["passed_over"])))
     rows += [("warning", finding["text"]) for finding in found["faults"]]
-    said = "\n".join(found["warnings"])
-    rows += [
-        ("", f"{ext} is not read: {advice}") for ext, advice in found["advice"].items() if f"{ext} is not" not in said
-    ]
+    rows += [("", f"{ext} is not read: {advice}") for ext, advice in found["advice"].items() if advice == UNPACK]
     return "\n".join([printable(found["path"]), *(f"  {key:<12}{text}" for key, text in rows)])
 
 

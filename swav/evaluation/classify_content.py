@@ -17,9 +17,9 @@ from swav.evaluation.protocols.linear_own import Layer
 from swav.evaluation.task import Task
 from swav.reporting.classify_page import PICTURES
 from swav.results import confusion
-from swav.results.intervals import of_share
+from swav.results.intervals import Groups, of_share
 
-PAIRS, EXAMPLES = 10, 6  # of classes that are confused, and of pictures of each, on the page
+PAIRS, EXAMPLES = 10, 6  # pairs of confused classes on the page, and pictures of each
 PICTURE_SIDE = 160  # of such a picture, the longer one [pixels]
 METRICS: dict[str, Callable[[confusion.Counts], float]] = {
     "top-1": confusion.top1,
@@ -96,7 +96,7 @@ def _metrics(known: own.LabelledFeatures, answers: Answers) -> dict[str, dict[st
     return found
 
 
-def _percents(right: Bool[np.ndarray, " N"], groups: own.Groups) -> list[float]:
+def _percents(right: Bool[np.ndarray, " N"], groups: Groups) -> list[float]:
     return [100 * end for end in of_share(right, groups)]
 
 

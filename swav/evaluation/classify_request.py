@@ -51,10 +51,7 @@ def check_classify_places(request: Request, data: Path, out: Path, predict: str 
         return
     refuse_inside(out, predict, resumes=False)  # its pictures would be predicted the next time
     if not Path(predict).expanduser().is_file():
-        try:
-            check_images(predict)
-        except DataError as error:
-            raise DataError(str(error).replace("check data=", "check --predict")) from None
+        check_images(predict)
 
 
 def refuse_joined_labels(data: Path, classes: list[str]) -> None:

@@ -21,7 +21,7 @@ from swav.evaluation.near_duplicates import Copies, near_duplicates
 from swav.evaluation.stages import write_log
 from swav.evaluation.task import Score, Task
 from swav.files import warn_once
-from swav.results.intervals import of_share
+from swav.results.intervals import Groups, of_share
 from swav.results.paired import answers
 
 FOLDS = 5
@@ -46,7 +46,6 @@ class Model(Protocol):
 
 
 AnyModel = TypeVar("AnyModel", bound=Model)
-Groups = Int64[np.ndarray, " N"] | None
 Learn = Callable[[Float32[np.ndarray, "N F"], Int64[np.ndarray, " N"], Groups, AnyModel | None], AnyModel]
 
 

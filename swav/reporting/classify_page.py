@@ -1,6 +1,6 @@
 """What a classifier is worth, from OUT/classify.json: as text for the terminal, and as classify.html, one file that opens offline.
 
-No script and no link to another machine; the template escapes every value, and pictures are in the page itself.
+The page has no script and loads nothing: its pictures are in it. The template escapes every value.
 """
 
 import base64
@@ -20,8 +20,8 @@ from swav.version import swav_version
 
 CONTENT, PAGE, PICTURES = "classify.json", "classify.html", "classify"
 FORMAT = 1  # of classify.json
-CLASSES, CONFUSED = 20, 5  # that are shown on a terminal; the page shows all
-MATRIX = 60  # classes of which the page shows the whole table; of more those that are confused
+CLASSES, CONFUSED = 20, 5  # classes and confused pairs on a terminal; the page shows all
+MATRIX = 60  # classes up to which the page shows the whole table; of more it shows the most confused
 
 
 def format_classified(content: Mapping[str, Any]) -> str:

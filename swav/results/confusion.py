@@ -1,4 +1,4 @@
-"""What a classifier has right and what it takes for what: from classes that are true and classes that were said. Arrays in, numbers out."""
+"""Counts of true and predicted classes, and the numbers that are made of them. Arrays in, numbers out."""
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -7,10 +7,8 @@ Counts = Int64[np.ndarray, "C C"]
 
 
 def confusion(truth: Int64[np.ndarray, " N"], said: Int64[np.ndarray, " N"], classes: int) -> Counts:
-    """Count images by their class (row) and by what they were taken for (column)."""
-    counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (truth, said), 1)
-    return counts
+    """Count images, or pixels, by their class (row) and by what they were taken for (column). Classes are below `classes`."""
+    return np.bincount(classes * truth + said, minlength=classes**2).reshape(classes, classes)
 
 
 def recall(counts: Counts) -> Float64[np.ndarray, " C"]:

@@ -1,4 +1,4 @@
-"""What a file that holds no weights is instead, told from its first bytes, its name, and what a zip file lists. No torch."""
+"""Describe a file that holds no weights: by its first bytes, its name, and the entries of a zip file. No torch."""
 
 import json
 import re
@@ -29,7 +29,7 @@ _TENSORFLOW = "of TensorFlow; swav reads PyTorch's weights"
 
 
 def what_it_is(path: Path, start: bytes) -> str:
-    """What a file is.
+    """Describe a file.
 
     Args:
         path: of the file.
@@ -61,7 +61,7 @@ def _is_onnx(start: bytes) -> bool:
 
 
 def _text(path: Path, start: bytes) -> str:
-    """What a text is; empty for other files."""
+    """Describe a text; return an empty string for other files."""
     text = start.decode("utf-8-sig", errors="replace").lstrip()
     if text[:1] == "<":
         title = re.search(r"<(?:title|Code)>([^<]*)", text, re.IGNORECASE)
@@ -91,7 +91,7 @@ def _json(path: Path) -> str:
 
 
 def what_zip_it_is(entries: Sequence[zipfile.ZipInfo]) -> str:
-    """What a zip file is that torch.save did not write, by what it lists."""
+    """Describe a zip file that torch.save did not write, by its entries."""
     names = [info.filename for info in entries]
     if names and all(name.endswith(".npy") for name in names):
         return "NumPy arrays (.npz), of features perhaps"

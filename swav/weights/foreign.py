@@ -137,7 +137,7 @@ def load_foreign(path: Path, options: WeightOptions, pretrained: str | None = No
 
 
 def _known_transformer(tensors: Tensors, prefix: str | None, tree: Any) -> Transformer | None:
-    """The one transformer of a file whose layout tells who built it: what its heads are, no tensor shows."""
+    """Return the only transformer of a file whose layout tells which project built it, else None: no tensor shows the number of heads."""
     found = [one for one in transformers(tensors) if prefix is None or one.prefix == prefix]
     students = {"student.backbone.", "student.module.backbone."}  # of DINO, where they are asked for
     known = [

@@ -1,4 +1,4 @@
-"""What a state_dict is in which no backbone of ours is whole: told from its tensors' names, for whoever must find the right file."""
+"""Describe a state_dict that holds no whole backbone of ours, by the names of its tensors, so that the right file can be found."""
 
 import re
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ _RESNETS: dict[tuple[int, Shape], str] = {
 
 
 def found_instead(tensors: Tensors) -> str:
-    """What a file holds in which no backbone of ours begins, and what to do, as the end of a sentence."""
+    """Describe a file in which no backbone of ours begins, with what to do, as the end of a sentence."""
     if kind := kind_of(tensors):
         return f", found {kind}"
     if found := list(transformers(tensors)):
@@ -98,7 +98,7 @@ def found_instead(tensors: Tensors) -> str:
 
 
 def kind_of(tensors: Tensors) -> str:
-    """What a file is that holds no backbone, and what to do; empty: it cannot be told from its names."""
+    """Describe a file without a backbone, with what to do; return an empty string where its names do not tell."""
     if (layer := _lone_layer(tensors)) is not None:
         outputs, inputs = tensors[layer].shape
         return (

@@ -106,7 +106,7 @@ def unwrapped_name(name: str) -> str:
 
 
 def _what_it_is(file: WeightFile) -> str:
-    """What a file holds in which no tensor has a name."""
+    """Describe a file in which no tensor has a name."""
     tree = file.tree
     if isinstance(tree, TensorRef):
         return f"one tensor {list(tree.shape)}, of features perhaps"

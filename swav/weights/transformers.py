@@ -73,7 +73,7 @@ class Transformer:
 
 
 def transformers(tensors: Tensors) -> Iterator[Transformer]:
-    """Those in a file."""
+    """Yield the vision transformers in a file."""
     for name, stored in tensors.items():
         if not name.endswith(_PATCHES) or len(stored.shape) != 4:
             continue

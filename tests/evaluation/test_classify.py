@@ -299,7 +299,7 @@ def test_settings_are_checked_first(settings, words, tmp_path):
 
 
 def test_what_is_missing_is_named(tree, tmp_path, monkeypatch):
-    with pytest.raises(DataError, match=r"nowhere: .* check --predict"):
+    with pytest.raises(DataError, match=r"nowhere: .* check the path"):
         made(tree, tmp_path / "out", predict=tmp_path / "nowhere")
     (tmp_path / "text.jpg").write_text("text")
     with pytest.raises(DataError, match=r"text\.jpg: expected an image, a folder or a list"):

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from swav.config import AUTO, Recipe
+from swav.data.sources import walk as walk_module
 from swav.data.sources.open import check_images
 from swav.data.sources.walk import image_among, may_hold_images, walk
 from swav.errors import ConfigError, DataError, MachineError
@@ -179,6 +180,22 @@ def test_images_are_found_where_class_folders_have_them_and_not_among_results(tm
     (tmp_path / "train" / "church").mkdir(parents=True)
     (tmp_path / "train" / "church" / "1.JPG").touch()
     assert image_among(os.fsencode(tmp_path)) == os.fsencode(tmp_path / "train" / "church" / "1.JPG")
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over_where_images_are_looked_for(tmp_path, monkeypatch):
+    """Of a shared disk, where most folders belong to others."""
+    for name in ("a/hidden.png", "b/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    entries = walk_module._entries
+
+    def readable(folder: bytes) -> list[os.DirEntry[bytes]]:
+        if folder.endswith(b"/a"):
+            raise PermissionError(13, "Permission denied")
+        return entries(folder)
+
+    monkeypatch.setattr(walk_module, "_entries", readable)
+    assert image_among(os.fsencode(tmp_path)) == os.fsencode(tmp_path / "b" / "1.png")
 
 
 def test_of_a_data_set_with_halves_the_images_of_train_are_what_counts(tmp_path):

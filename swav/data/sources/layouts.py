@@ -84,7 +84,9 @@ def find_layout(path: str | Path, as_before: bool = False) -> DataLayout:
             return DataLayout("list", root, val, listing=listing)
         if not root.is_dir():
             found = "no such path" if not os.path.lexists(root) else "neither"
-            raise DataError(f"{where}: expected a folder of images or a list (.txt, .csv), found {found}; check data=")
+            raise DataError(
+                f"{where}: expected a folder of images or a list (.txt, .csv), found {found}; check the path"
+            )
         if binary := cifar.find_binary(root):
             return DataLayout("cifar-binary", binary[0], "test", version=binary[1])
         if cifar.has_strips(root):

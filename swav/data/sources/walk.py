@@ -268,9 +268,14 @@ def may_hold_images(path: Path) -> bool:
 def image_among(folder: bytes, depth: int = 3) -> bytes:
     """Return an image that lies in a folder or at most `depth` - 1 below it, as in class folders and those of a split; or nothing.
 
-    Folders in which something of ours lies are passed over: their pictures are a report's.
+    Folders in which something of ours lies are passed over, as their pictures are a report's, and so are those that cannot be read.
     """
-    entries = [entry for entry in _entries(folder) if not entry.name.startswith(b".") and entry.name not in NOT_DATA]
+    try:
+        entries = [
+            entry for entry in _entries(folder) if not entry.name.startswith(b".") and entry.name not in NOT_DATA
+        ]
+    except OSError:
+        return b""
     if {entry.name for entry in entries} & OURS:
         return b""
     for entry in entries:
@@ -337,7 +342,7 @@ def read_list(path: Path) -> Listing:
         raise DataError(f"{where}: expected a CSV, found {error} in line {table.line_num}") from error
     if "path" not in header:
         raise DataError(
-            f"{where}: expected a header path[,label[,split]], found '{printable(delimiter.join(header))[:80]}'"
+            f"{where}: expected a header path[,label][,split][,group], found '{printable(delimiter.join(header))[:80]}'"
             f"{did_you_mean('path', header)}; write it as the first line"
         )
     columns = {name: header.index(name) for name in ("path", "label", "split", "group") if name in header}

@@ -30,6 +30,7 @@ from swav.evaluation import logistic, own
 from swav.evaluation.settings import LinearOwnSettings
 from swav.evaluation.task import ResourceEstimate, Score, Task
 from swav.files import warn
+from swav.results.intervals import Groups
 
 # Of one core, for a search and all fits, per image and feature: measured 10 s of 5,000 x 256 and 10 classes, 17 s of 20,000 x 512 and
 # 40 (an easier set), 2 s of 800 x 256 and 28. How many steps a layer takes depends on the data.
@@ -83,11 +84,11 @@ def run(task: Task[LinearOwnSettings]) -> list[Score]:
 
 
 def learner(settings: LinearOwnSettings) -> own.Learn[Layer]:
-    """What makes a layer of features, labels and groups: it chooses a cost by folds, or takes that of a layer of all images."""
+    """Return a function that fits a layer to features, labels and groups: at a cost chosen by folds, or at that of a layer of all images."""
     costs = sorted(set(settings.costs))
 
     def learn(
-        features: Float32[np.ndarray, "N F"], labels: Int64[np.ndarray, " N"], groups: own.Groups, like: Layer | None
+        features: Float32[np.ndarray, "N F"], labels: Int64[np.ndarray, " N"], groups: Groups, like: Layer | None
     ) -> Layer:
         right = dict[float, int]()
         if like is not None:

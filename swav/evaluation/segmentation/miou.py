@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from swav.data.targets import VOID
+from swav.results.confusion import confusion as counts_of
 
 RESAMPLES = 1000  # of the images, for the interval
 
@@ -24,7 +25,7 @@ def confusion(
     right, found = truth[labelled].astype(np.int64), predicted[labelled].astype(np.int64)
     if right.size and max(right.max(), found.max()) >= classes:
         raise ValueError(f"expected classes below {classes}, found {max(right.max(), found.max())}")
-    return np.bincount(classes * right + found, minlength=classes**2).reshape(classes, classes)
+    return counts_of(right, found, classes)
 
 
 def areas(counts: Int64[np.ndarray, "C C"]) -> Areas:
